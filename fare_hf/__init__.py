@@ -1,0 +1,3 @@
+"""Adversarially robust CLIP vision encoders (FARE) for Hugging Face."""
+
+__version__ = "0.1.0"

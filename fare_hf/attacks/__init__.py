@@ -1,0 +1,19 @@
+"""Attacks in pixel space: threat models, PGD, APGD and their losses. Depends on torch alone.
+
+An attack sees a loss function and pixels: `loss_fn(pixels (B, C, H, W) fp32 in [0, 1]) -> (B,)`, to be maximised. It
+knows no model, no label and no normalisation.
+"""
+
+from fare_hf.attacks.losses import cross_entropy, dlr, margin, targeted_dlr
+from fare_hf.attacks.threat_model import ThreatModel, check_pixels, format_eps, parse_eps
+
+__all__ = [
+    "ThreatModel",
+    "check_pixels",
+    "cross_entropy",
+    "dlr",
+    "format_eps",
+    "margin",
+    "parse_eps",
+    "targeted_dlr",
+]

@@ -1,0 +1,302 @@
+"""Vision encoders of transformers as embedding functions: load, freeze, embed.
+
+Three embeddings of an image `x` are known by name (`EMBEDDINGS`):
+
+- `projected`: the CLIP image embedding after the visual projection, `(B, D)`, not normalised: what FARE trains on.
+- `pooled`: the encoder's own pooled output before any projection, `(B, D)`.
+- `tokens`: patch tokens of one hidden layer without the class token, `(B, N, D)`: what LLaVA reads (layer -2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    CLIPTextModelWithProjection,
+    CLIPVisionModel,
+    CLIPVisionModelWithProjection,
+    Dinov2Model,
+    PreTrainedModel,
+    SiglipVisionModel,
+)
+
+__all__ = [
+    "EMBEDDINGS",
+    "embed",
+    "evaluating",
+    "freeze",
+    "freeze_unused",
+    "frozen",
+    "load_encoder",
+    "make_embed",
+    "matmul_patch_embedding",
+    "text_class_embeddings",
+]
+
+EMBEDDINGS = ("projected", "pooled", "tokens")
+
+# model_type of the configuration -> (class for `pooled` and `tokens`, class for `projected`)
+ENCODER_CLASSES: dict[str, tuple[type[PreTrainedModel], type[PreTrainedModel] | None]] = {
+    "clip": (CLIPVisionModel, CLIPVisionModelWithProjection),
+    "clip_vision_model": (CLIPVisionModel, CLIPVisionModelWithProjection),
+    "dinov2": (Dinov2Model, None),
+    "siglip": (SiglipVisionModel, None),
+    "siglip_vision_model": (SiglipVisionModel, None),
+}
+
+
+def load_encoder(name_or_path: str, embedding: str = "projected", **kwargs: Any) -> PreTrainedModel:
+    """Loads a vision encoder in fp32, complete or not at all.
+
+    Args:
+        name_or_path: a Hub repository or a folder; a whole `CLIPModel` works too, only its vision part is read.
+        embedding: one of `EMBEDDINGS`; `projected` gives a `CLIPVisionModelWithProjection`, others the plain class.
+        kwargs: passed to `from_pretrained` (`revision`, `token`, `attn_implementation`, ...).
+
+    Raises:
+        ValueError: not a vision encoder or CLIP, no such embedding, or weights missing from the checkpoint.
+    """
+    _check_embedding(embedding)
+    hub = {
+        key: kwargs[key]
+        for key in ("cache_dir", "local_files_only", "revision", "subfolder", "token")
+        if key in kwargs
+    }
+    model_type = AutoConfig.from_pretrained(name_or_path, **hub).model_type
+    if model_type not in ENCODER_CLASSES:
+        raise ValueError(
+            f"{name_or_path!r} is a {model_type!r} model, not a vision encoder or CLIP; "
+            f"give one of the types {', '.join(sorted(ENCODER_CLASSES))}."
+        )
+    plain, projecting = ENCODER_CLASSES[model_type]
+    cls = projecting if embedding == "projected" else plain
+    if cls is None:
+        raise ValueError(
+            f"{name_or_path!r} is a {model_type!r} model without a projection; use embedding='pooled' or 'tokens'."
+        )
+    return load_complete(cls, name_or_path, **kwargs)
+
+
+def load_complete(cls: type[PreTrainedModel], name_or_path: str, **kwargs: Any) -> PreTrainedModel:
+    """`cls.from_pretrained` in fp32 that refuses to initialise a missing weight at random.
+
+    Raises:
+        ValueError: the checkpoint lacks weights of `cls`; the message names the first of them.
+    """
+    # The default dtype is "auto": a half-precision file would be trained in half precision.
+    options = {"dtype": torch.float32, **kwargs}
+    loaded: Any = cls.from_pretrained(name_or_path, output_loading_info=True, **options)
+    model, info = loaded
+    missing = sorted(info["missing_keys"])
+    if missing:
+        hint = "; use embedding='pooled' or 'tokens'" if any("visual_projection" in key for key in missing) else ""
+        raise ValueError(
+            f"{name_or_path!r} has no weights for {missing[0]!r} ({len(missing)} missing) of {cls.__name__}{hint}."
+        )
+    return model
+
+
+def embed(encoder: nn.Module, pixel_values: Tensor, embedding: str = "projected", layer: int = -2) -> Tensor:
+    """Embeds normalised images.
+
+    Args:
+        encoder: from `load_encoder`; may be wrapped (DDP, FSDP, compiled).
+        pixel_values: `(B, 3, H, W)`, normalised as the encoder expects.
+        embedding: one of `EMBEDDINGS`.
+        layer: index into the hidden states for `tokens`; -2 is what LLaVA reads.
+
+    Returns:
+        `(B, D)`, or `(B, N, D)` for `tokens` (the class token is dropped).
+
+    Raises:
+        ValueError: the encoder has no such embedding.
+    """
+    _check_embedding(embedding)
+    if embedding == "tokens":
+        hidden = encoder(pixel_values=pixel_values, output_hidden_states=True).hidden_states[layer]
+        return _patch_tokens(hidden, pixel_values, _unwrap(encoder).config.patch_size)
+    output = encoder(pixel_values=pixel_values)
+    value = getattr(output, "image_embeds" if embedding == "projected" else "pooler_output", None)
+    if value is None:
+        raise ValueError(
+            f"{type(_unwrap(encoder)).__name__} has no {embedding!r} embedding; "
+            f"load it with load_encoder(..., embedding={embedding!r})."
+        )
+    return value
+
+
+def make_embed(
+    encoder: nn.Module, normalization: Callable[[Tensor], Tensor], embedding: str = "projected", layer: int = -2
+) -> Callable[[Tensor], Tensor]:
+    """Closes over the normalisation: a function from pixels in [0,1], `(B, 3, H, W)`, to embeddings."""
+
+    def embed_pixels(pixels: Tensor) -> Tensor:
+        return embed(encoder, normalization(pixels), embedding, layer)
+
+    return embed_pixels
+
+
+def freeze(module: nn.Module) -> nn.Module:
+    """Puts `module` in eval mode without weight gradients, for good, and returns it."""
+    return module.eval().requires_grad_(False)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[nn.Module]:
+    """Eval mode inside; every sub-module gets its own mode back, also after an exception."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield module
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[nn.Module]:
+    """`evaluating`, and no parameter requires a gradient: an attack then stores no activations for the weights."""
+    flags = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+    with evaluating(module):
+        try:
+            for parameter, _ in flags:
+                parameter.requires_grad_(False)
+            yield module
+        finally:
+            for parameter, requires_grad in flags:
+                parameter.requires_grad_(requires_grad)
+
+
+def freeze_unused(encoder: PreTrainedModel, embedding: str) -> list[str]:
+    """Freezes what the embedding never reads, such as `post_layernorm` for `tokens`, and returns the names.
+
+    DDP waits for every trainable parameter's gradient, and a parameter without one would only decay. What is read is
+    found by one forward and backward pass of a grey image, so that it holds for any encoder.
+
+    Raises:
+        ValueError: no trainable parameter is left.
+    """
+    named = [(name, parameter) for name, parameter in encoder.named_parameters() if parameter.requires_grad]
+    size = encoder.config.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    pixels = torch.zeros(1, encoder.config.num_channels, height, width, device=encoder.device, dtype=encoder.dtype)
+    with torch.enable_grad(), evaluating(encoder):
+        total = embed(encoder, pixels, embedding).sum()
+        if not total.requires_grad:
+            raise ValueError(
+                f"{type(encoder).__name__} has no trainable parameter behind {embedding!r}; unfreeze some."
+            )
+        gradients = torch.autograd.grad(total, [parameter for _, parameter in named], allow_unused=True)
+    unused = [(name, parameter) for (name, parameter), grad in zip(named, gradients, strict=True) if grad is None]
+    for _, parameter in unused:
+        parameter.requires_grad_(False)
+    return [name for name, _ in unused]
+
+
+@contextmanager
+def matmul_patch_embedding(module: nn.Module) -> Iterator[nn.Module]:
+    """Computes non-overlapping patch convolutions as reshape and matrix product inside; restored after.
+
+    The input gradient of a stride-p convolution is slow on CPU, and an attack needs nothing else; values agree with
+    the convolution to 1e-5.
+    """
+    changed = [part for part in module.modules() if isinstance(part, nn.Conv2d) and _is_patch_convolution(part)]
+    saved = [part.__dict__.get("forward") for part in changed]
+    for part in changed:
+        vars(part)["forward"] = _MatmulForward(part)
+    try:
+        yield module
+    finally:
+        for part, forward in zip(changed, saved, strict=True):
+            if forward is None:
+                del vars(part)["forward"]
+            else:
+                vars(part)["forward"] = forward
+
+
+def text_class_embeddings(
+    name_or_path: str,
+    class_names: Sequence[str],
+    templates: Sequence[str] = ("This is a photo of a {}.",),
+    batch_size: int = 256,
+) -> Tensor:
+    """Embeds class names with the text encoder of a CLIP repository.
+
+    Args:
+        name_or_path: a CLIP repository or folder with its tokenizer.
+        class_names: K names.
+        templates: each with one `{}` for the name; several are averaged after normalisation (Radford et al. 2021).
+        batch_size: sentences per forward pass.
+
+    Returns:
+        `(K, D)` fp32 on CPU, each row of unit length.
+
+    Raises:
+        ValueError: no class names, a template without `{}`, or a repository without a text encoder.
+    """
+    if not class_names:
+        raise ValueError("class_names is empty; give the names of the classes.")
+    if isinstance(templates, str) or not templates or any("{}" not in template for template in templates):
+        raise ValueError(f"templates={templates!r} must be a list of sentences that contain {{}} for the class name.")
+    model_type = AutoConfig.from_pretrained(name_or_path).model_type
+    if model_type not in ("clip", "clip_text_model"):
+        raise ValueError(
+            f"{name_or_path!r} is a {model_type!r} model without a CLIP text encoder; give a CLIP repository."
+        )
+    model: Any = freeze(load_complete(CLIPTextModelWithProjection, name_or_path))
+    tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+    sentences = [template.replace("{}", name) for name in class_names for template in templates]
+    options = {"padding": True, "truncation": True, "max_length": model.config.max_position_embeddings}
+    parts = []
+    with torch.no_grad():
+        for start in range(0, len(sentences), batch_size):
+            tokens = tokenizer(sentences[start : start + batch_size], return_tensors="pt", **options)
+            inputs = {key: tokens[key] for key in ("input_ids", "attention_mask")}
+            parts.append(F.normalize(model(**inputs).text_embeds, dim=-1))
+    ensemble = torch.cat(parts).view(len(class_names), len(templates), -1).mean(dim=1)
+    return F.normalize(ensemble, dim=-1)
+
+
+class _MatmulForward:
+    """A patch convolution's forward as one matrix product over `(B * patches, 3 * p * p)`."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        self.conv = conv
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        conv = self.conv
+        batch, channels, height, width = pixels.shape
+        p, q = int(conv.kernel_size[0]), int(conv.kernel_size[1])
+        rows, columns = height // p, width // q
+        pixels = pixels[:, :, : rows * p, : columns * q]
+        patches = pixels.reshape(batch, channels, rows, p, columns, q).permute(0, 2, 4, 1, 3, 5)
+        patches = patches.reshape(batch, rows * columns, channels * p * q)
+        output = F.linear(patches, conv.weight.reshape(conv.out_channels, -1), conv.bias)
+        return output.transpose(1, 2).reshape(batch, conv.out_channels, rows, columns)
+
+
+def _is_patch_convolution(conv: nn.Conv2d) -> bool:
+    plain = conv.groups == 1 and set(conv.dilation) == {1} and conv.padding in ((0, 0), "valid")
+    return plain and tuple(conv.kernel_size) == tuple(conv.stride)
+
+
+def _patch_tokens(hidden: Tensor, pixel_values: Tensor, patch_size: int) -> Tensor:
+    """Drops what stands before the patch tokens: one class token in CLIP and DINOv2, nothing in SigLIP."""
+    patches = (pixel_values.shape[-2] // patch_size) * (pixel_values.shape[-1] // patch_size)
+    return hidden[:, hidden.shape[1] - patches :]
+
+
+def _unwrap(encoder: nn.Module) -> Any:
+    return encoder.module if isinstance(encoder, nn.parallel.DistributedDataParallel) else encoder
+
+
+def _check_embedding(embedding: str) -> None:
+    if embedding not in EMBEDDINGS:
+        raise ValueError(f"embedding={embedding!r} is not known; give one of {', '.join(EMBEDDINGS)}.")

@@ -1,0 +1,169 @@
+"""Encoders: what loads and what is refused, the three embeddings, and context managers that restore everything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import (
+    BertConfig,
+    BertModel,
+    CLIPModel,
+    CLIPVisionModel,
+    CLIPVisionModelWithProjection,
+    Dinov2Config,
+    Dinov2Model,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
+
+from fare_hf.encoders import (
+    embed,
+    evaluating,
+    freeze,
+    freeze_unused,
+    frozen,
+    load_encoder,
+    make_embed,
+    matmul_patch_embedding,
+    text_class_embeddings,
+)
+
+
+@pytest.mark.parametrize("source", ["clip_folder", "legacy_vision_folder"])
+def test_projected_embedding_is_clips_image_feature(
+    source: str, clip_folder: Path, pixels: torch.Tensor, request: pytest.FixtureRequest
+) -> None:
+    encoder = load_encoder(str(request.getfixturevalue(source)))
+    assert isinstance(encoder, CLIPVisionModelWithProjection)
+    expected = CLIPModel.from_pretrained(clip_folder).get_image_features(pixel_values=pixels).pooler_output
+    torch.testing.assert_close(embed(encoder, pixels), expected, rtol=0, atol=1e-6)
+
+
+def test_pooled_and_tokens_are_what_llava_and_clip_read(clip_folder: Path, pixels: torch.Tensor) -> None:
+    encoder = load_encoder(str(clip_folder), "tokens")
+    assert type(encoder) is CLIPVisionModel
+    output = encoder(pixel_values=pixels, output_hidden_states=True)
+    torch.testing.assert_close(embed(encoder, pixels, "pooled"), output.pooler_output)
+    tokens = embed(encoder, pixels, "tokens")
+    assert tokens.shape == (4, 16, 32)
+    torch.testing.assert_close(tokens, output.hidden_states[-2][:, 1:])
+
+
+def test_half_precision_files_load_in_fp32(clip_folder: Path, tmp_path: Path) -> None:
+    CLIPModel.from_pretrained(clip_folder, dtype=torch.float16).save_pretrained(tmp_path)
+    assert load_encoder(str(tmp_path)).dtype == torch.float32
+
+
+def test_make_embed_normalises_inside(clip_folder: Path, pixels: torch.Tensor) -> None:
+    encoder = freeze(load_encoder(str(clip_folder)))
+    function = make_embed(encoder, lambda x: (x - 0.5) / 0.25)
+    torch.testing.assert_close(function(pixels), embed(encoder, (pixels - 0.5) / 0.25))
+
+
+def test_siglip_and_dinov2_give_pooled_and_tokens(tmp_path: Path, pixels: torch.Tensor) -> None:
+    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}
+    SiglipVisionModel(SiglipVisionConfig(intermediate_size=64, **size)).save_pretrained(tmp_path / "siglip")
+    Dinov2Model(Dinov2Config(mlp_ratio=2, **size)).save_pretrained(tmp_path / "dinov2")
+    for name in ("siglip", "dinov2"):
+        encoder = load_encoder(str(tmp_path / name), "tokens")
+        assert embed(encoder, pixels, "tokens").shape == (4, 16, 32)
+        assert embed(encoder, pixels, "pooled").shape == (4, 32)
+        with pytest.raises(ValueError, match="without a projection.*pooled"):
+            load_encoder(str(tmp_path / name), "projected")
+
+
+def test_refuses_what_is_not_a_vision_encoder(tmp_path: Path) -> None:
+    config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9)
+    BertModel(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="'bert' model, not a vision encoder or CLIP"):
+        load_encoder(str(tmp_path))
+    with pytest.raises(ValueError, match="'bert' model without a CLIP text encoder"):
+        text_class_embeddings(str(tmp_path), ["cat"])
+
+
+def test_refuses_to_invent_a_projection(flat_vision_folder: Path) -> None:
+    with pytest.raises(ValueError, match="no weights for 'visual_projection.weight'.*embedding='pooled'"):
+        load_encoder(str(flat_vision_folder), "projected")
+    load_encoder(str(flat_vision_folder), "pooled")
+
+
+def test_refuses_unknown_or_absent_embeddings(clip_folder: Path, pixels: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="embedding='cls' is not known"):
+        load_encoder(str(clip_folder), "cls")
+    with pytest.raises(ValueError, match="CLIPVisionModel has no 'projected' embedding"):
+        embed(load_encoder(str(clip_folder), "pooled"), pixels, "projected")
+
+
+def test_frozen_restores_modes_and_flags_after_an_error(clip_folder: Path) -> None:
+    encoder = load_encoder(str(clip_folder)).train()
+    encoder.vision_model.encoder.layers[1].eval()
+    encoder.visual_projection.weight.requires_grad_(False)
+    before = [(p.requires_grad, m.training) for m in encoder.modules() for p in [*m.parameters(), torch.zeros(())]]
+    with pytest.raises(RuntimeError, match="inside"), frozen(encoder):
+        assert not any(module.training for module in encoder.modules())
+        assert not any(parameter.requires_grad for parameter in encoder.parameters())
+        raise RuntimeError("inside")
+    after = [(p.requires_grad, m.training) for m in encoder.modules() for p in [*m.parameters(), torch.zeros(())]]
+    assert after == before
+    with evaluating(encoder):
+        assert encoder.vision_model.encoder.layers[0].mlp.fc1.weight.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("embedding", "unused"),
+    [("projected", set()), ("pooled", set()), ("tokens", {"post_layernorm", "encoder.layers.2"})],
+)
+def test_freeze_unused_freezes_exactly_what_gets_no_gradient(
+    embedding: str, unused: set[str], clip_folder: Path, pixels: torch.Tensor
+) -> None:
+    encoder = load_encoder(str(clip_folder), embedding)
+    names = freeze_unused(encoder, embedding)
+    assert {name.rsplit(".", 2 if "post_layernorm" not in name else 1)[0][:16].rstrip(".") for name in names} == unused
+    embed(encoder, pixels, embedding).square().sum().backward()
+    assert all((parameter.grad is not None) == parameter.requires_grad for parameter in encoder.parameters())
+
+
+def test_freeze_unused_refuses_a_wholly_frozen_encoder(clip_folder: Path) -> None:
+    with pytest.raises(ValueError, match="no trainable parameter behind 'projected'"):
+        freeze_unused(freeze(load_encoder(str(clip_folder))), "projected")
+
+
+def test_matmul_patch_embedding_is_the_convolution(clip_folder: Path, pixels: torch.Tensor) -> None:
+    encoder = load_encoder(str(clip_folder))
+    weight = encoder.vision_model.embeddings.patch_embedding.weight
+    results = []
+    for context in (evaluating, matmul_patch_embedding):
+        leaf = pixels.clone().requires_grad_(True)
+        with context(encoder):
+            embeddings = embed(encoder, leaf)
+        results.append((embeddings, *torch.autograd.grad(embeddings.square().sum(), [leaf, weight])))
+    for expected, value in zip(*results, strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-5)
+    assert "forward" not in vars(encoder.vision_model.embeddings.patch_embedding)
+
+
+def test_matmul_patch_embedding_keeps_a_patched_forward(clip_folder: Path, pixels: torch.Tensor) -> None:
+    encoder = load_encoder(str(clip_folder))
+    conv = encoder.vision_model.embeddings.patch_embedding
+    patched = conv.forward = lambda x: F.conv2d(x, conv.weight, conv.bias, conv.stride)
+    with matmul_patch_embedding(encoder):
+        assert conv.forward is not patched
+    assert conv.forward is patched
+
+
+def test_text_class_embeddings_average_normalised_templates(clip_folder: Path) -> None:
+    names, templates = ["cat", "red dog"], ["a photo of a {}.", "the {}"]
+    ensemble = text_class_embeddings(str(clip_folder), names, templates, batch_size=3)
+    singles = [text_class_embeddings(str(clip_folder), names, [template]) for template in templates]
+    torch.testing.assert_close(ensemble, F.normalize(torch.stack(singles).mean(0), dim=-1))
+    torch.testing.assert_close(ensemble.norm(dim=-1), torch.ones(2))
+    assert not torch.allclose(ensemble[0], ensemble[1])
+
+
+@pytest.mark.parametrize(("names", "templates"), [([], ["a {}"]), (["cat"], ["a photo"]), (["cat"], "a {}")])
+def test_text_class_embeddings_refuse_bad_input(names: list[str], templates: list[str], clip_folder: Path) -> None:
+    with pytest.raises(ValueError, match="class_names is empty|must be a list of sentences"):
+        text_class_embeddings(str(clip_folder), names, templates)

@@ -249,7 +249,8 @@ class ThreatModel:
         down = torch.nextafter(rounded, torch.full_like(rounded, -math.inf))
         up = torch.nextafter(rounded, torch.full_like(rounded, math.inf))
         rounded = torch.where(rounded.float() > high, down, torch.where(rounded.float() < low, up, rounded))
-        self.check(rounded, clean)
+        if (self.violation(rounded, clean) > 0).any():
+            raise ValueError(f"{self} is below the resolution of {dtype}: evaluate in a wider dtype or raise eps.")
         return rounded
 
 

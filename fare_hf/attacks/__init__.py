@@ -4,14 +4,17 @@ An attack sees a loss function and pixels: `loss_fn(pixels (B, C, H, W) fp32 in 
 knows no model, no label and no normalisation.
 """
 
+from fare_hf.attacks.apgd import ApgdResult, apgd
 from fare_hf.attacks.gradient import LossFn
 from fare_hf.attacks.losses import cross_entropy, dlr, margin, targeted_dlr
 from fare_hf.attacks.pgd import parse_step_size, pgd
 from fare_hf.attacks.threat_model import ThreatModel, check_pixels, format_eps, parse_eps
 
 __all__ = [
+    "ApgdResult",
     "LossFn",
     "ThreatModel",
+    "apgd",
     "check_pixels",
     "cross_entropy",
     "dlr",

@@ -71,7 +71,7 @@ class AttackedLoss:
         for name, value in (("loss", loss), ("success", success)):
             if value is not None and value.shape != (self._samples,):
                 raise ValueError(
-                    f"loss_fn's {name} has shape {tuple(value.shape)}: return one value per sample, ({self._samples},)."
+                    f"loss_fn's {name} has shape {tuple(value.shape)}: return one value a sample, ({self._samples},)."
                 )
         return loss, None if success is None else success.detach().bool()
 

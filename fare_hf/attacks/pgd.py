@@ -27,8 +27,8 @@ def pgd(
 
     Args:
         loss_fn: `(B, C, H, W) fp32 in [0, 1] -> (B,)`, to be maximised; a sample's loss must depend on its own pixels
-            only. Its tensor argument is updated in place afterwards: clone it to keep it. A `(loss, success)` result is
-            accepted and the success not used.
+            only. Its tensor argument is updated in place afterwards: clone it to keep it. A `(loss, success)` result
+            is accepted and the success not used.
         pixels: clean images (B, C, H, W) in [0, 1]; fp16 and bf16 are cast to fp32.
         threat_model: what is allowed.
         steps: number of steps, at least 1.

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Read when transformers and datasets are imported: nothing of a test run lands in the user's caches.
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="fare_hf_tests_")
 
 import pytest
 import torch

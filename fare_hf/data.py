@@ -1,0 +1,229 @@
+"""Images out of `datasets` to pixels in [0,1], and the seeds that make every sample reproducible."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import datasets
+import torch
+from PIL import Image as PillowImage
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
+
+from fare_hf.pixels import unnormalized
+
+__all__ = [
+    "PixelDataset",
+    "PixelStream",
+    "class_names_of",
+    "collate_pixels",
+    "find_columns",
+    "load_images",
+    "sample_generator",
+]
+
+HuggingFaceDataset: TypeAlias = "datasets.Dataset | datasets.IterableDataset"
+
+
+def load_images(
+    name: str,
+    split: str = "train",
+    *,
+    streaming: bool = False,
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> HuggingFaceDataset:
+    """Opens one split of an image data set.
+
+    Args:
+        name: a folder of images (in a folder a class, or flat), of parquet or of webdataset shards; a folder written
+            by `save_to_disk`; or a Hub repository.
+        split: which split.
+        streaming: read on the fly instead of preparing the whole set first.
+        image_column: the column with images; found when there is just one.
+        label_column: the column with integer labels, checked when given.
+
+    Raises:
+        ValueError: no such folder or repository, no images in it, no such split, or no such column.
+    """
+    dataset = _open(name, split, streaming)
+    find_columns(dataset, image_column, label_column, name)
+    return dataset
+
+
+def find_columns(
+    dataset: HuggingFaceDataset,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    name: str = "the data set",
+) -> tuple[str, str | None]:
+    """Names of the image and the label column; the label column is None where there is no `ClassLabel`.
+
+    Raises:
+        ValueError: a column that is not there, no image column, or several to choose from.
+    """
+    features = dataset.features or {}
+    images = [key for key, feature in features.items() if isinstance(feature, datasets.Image)]
+    for field, column in (("image_column", image_column), ("label_column", label_column)):
+        if column is not None and column not in features:
+            raise ValueError(f"{field}={column!r} is not in {name!r}; its columns are {', '.join(features)}.")
+    if image_column is None and len(images) != 1:
+        found = f"image columns {', '.join(images)}; name one" if images else f"no images, only {', '.join(features)}"
+        raise ValueError(f"{name!r} has {found}; give a data set with images, or image_column.")
+    labels = [key for key, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    return image_column or images[0], label_column or (labels[0] if labels else None)
+
+
+def class_names_of(dataset: Any, label_column: str | None = None) -> list[str] | None:
+    """Class names: the attribute `class_names`, else those of the `ClassLabel` column; None where there are none."""
+    names = getattr(dataset, "class_names", None)
+    if names is not None:
+        return list(names)
+    feature = (getattr(dataset, "features", None) or {}).get(label_column)
+    return list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
+
+
+class PixelDataset(Dataset):
+    """Images as pixels: `{"pixel_values": (3, H, W) fp32 in [0,1], "labels": int, "index": int}`.
+
+    `labels` is there only with `label_column`. `index` is the position in `dataset`: it names the sample in errors and
+    seeds its randomness.
+
+    Args:
+        dataset: rows with an image (a `datasets.Dataset`, or any sequence of mappings).
+        processor: the encoder's image processor; a copy without normalisation is used.
+        image_column: where the image is: a PIL image or what `datasets.Image` stores.
+        label_column: where the integer label is.
+    """
+
+    def __init__(
+        self, dataset: Any, processor: Any, image_column: str = "image", label_column: str | None = None
+    ) -> None:
+        self.dataset = _undecoded(dataset, image_column)
+        self.processor = unnormalized(processor)
+        self.image_column, self.label_column = image_column, label_column
+        self.class_names = class_names_of(dataset, label_column)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        index = int(index)
+        return _to_sample(self.dataset[index], index, self.processor, self.image_column, self.label_column)
+
+
+class PixelStream(IterableDataset):
+    """`PixelDataset` for a streamed data set: the same samples, `index` counts along the stream.
+
+    With several loader workers the shards are divided among them, and `index` counts in strides of their number.
+    """
+
+    def __init__(
+        self, dataset: Any, processor: Any, image_column: str = "image", label_column: str | None = None
+    ) -> None:
+        self.dataset = _undecoded(dataset, image_column)
+        self.processor = unnormalized(processor)
+        self.image_column, self.label_column = image_column, label_column
+        self.class_names = class_names_of(dataset, label_column)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Another shuffling of the stream for another epoch."""
+        self.dataset.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        worker = get_worker_info()
+        first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
+        for position, row in enumerate(self.dataset):
+            index = first + stride * position
+            yield _to_sample(row, index, self.processor, self.image_column, self.label_column)
+
+
+def collate_pixels(samples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    """Stacks samples of a `PixelDataset`: `pixel_values` `(B, 3, H, W)`, `index` and perhaps `labels`, `(B,)` int64.
+
+    Raises:
+        ValueError: images of different sizes, or labels in some samples only.
+    """
+    shapes = {tuple(sample["pixel_values"].shape) for sample in samples}
+    if len(shapes) > 1:
+        raise ValueError(f"pixel_values have the shapes {sorted(shapes)}; use a processor that crops to one size.")
+    batch = {"pixel_values": torch.stack([sample["pixel_values"] for sample in samples])}
+    for key in ("labels", "index"):
+        values = [int(sample[key]) for sample in samples if key in sample]
+        if values and len(values) != len(samples):
+            raise ValueError(f"{key!r} is in {len(values)} of {len(samples)} samples; give it in all or in none.")
+        if values:
+            batch[key] = torch.tensor(values)
+    return batch
+
+
+def sample_generator(seed: int, epoch: int, index: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A fresh generator that depends on its three numbers alone, so that resuming needs no saved state.
+
+    Args:
+        seed: of the run.
+        epoch: or any other counter, such as the step.
+        index: of the sample in the data set.
+        device: where the numbers are drawn.
+    """
+    digest = hashlib.blake2b(f"{seed}/{epoch}/{index}".encode(), digest_size=8).digest()
+    return torch.Generator(device=device).manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def _open(name: str, split: str, streaming: bool) -> HuggingFaceDataset:
+    """Opens a saved data set, a folder, or a Hub repository; the errors of `datasets` become one sentence."""
+    folder = Path(name).expanduser()
+    try:
+        if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
+            return _saved_split(datasets.load_from_disk(str(folder)), name, split, streaming)
+        if folder.is_dir():
+            return datasets.load_dataset(str(folder), split=split, streaming=streaming)
+        return datasets.load_dataset(name, split=split, streaming=streaming)
+    except FileNotFoundError as error:
+        if folder.is_dir():
+            raise ValueError(f"the folder {name!r} has no images; give a folder with image files.") from error
+        raise ValueError(f"dataset {name!r} is neither a folder here nor found on the Hub; check the name.") from error
+    except ValueError as error:
+        if "Unknown split" not in str(error) and "Bad split" not in str(error):
+            raise
+        raise ValueError(f"dataset {name!r} has no split {split!r}: {error}") from error
+
+
+def _saved_split(saved: Any, name: str, split: str, streaming: bool) -> HuggingFaceDataset:
+    if isinstance(saved, datasets.DatasetDict):
+        if split not in saved:
+            raise ValueError(f"dataset {name!r} has no split {split!r}; its splits are {', '.join(saved)}.")
+        saved = saved[split]
+    return saved.to_iterable_dataset() if streaming else saved
+
+
+def _undecoded(dataset: Any, image_column: str) -> Any:
+    """Leaves decoding to `_decode`, which can name the file of a corrupt image."""
+    if isinstance((getattr(dataset, "features", None) or {}).get(image_column), datasets.Image):
+        return dataset.cast_column(image_column, datasets.Image(decode=False))
+    return dataset
+
+
+def _to_sample(
+    row: Mapping[str, Any], index: int, processor: Any, image_column: str, label_column: str | None
+) -> dict[str, Any]:
+    if image_column not in row:
+        raise ValueError(f"sample {index} has no {image_column!r}, only {', '.join(row)}; give image_column.")
+    image = _decode(row[image_column], index)
+    sample = {"pixel_values": processor(images=image, return_tensors="pt")["pixel_values"][0], "index": index}
+    if label_column is not None:
+        sample["labels"] = int(row[label_column])
+    return sample
+
+
+def _decode(value: Any, index: int) -> PillowImage.Image:
+    try:
+        image = datasets.Image().decode_example(value)
+        return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError, AttributeError) as error:
+        path = value.get("path") if isinstance(value, Mapping) else None
+        where = f"sample {index}" + (f" ({path})" if path else "")
+        raise ValueError(f"{where} is not a readable image: {error}; remove or replace it.") from error

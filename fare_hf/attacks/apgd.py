@@ -6,7 +6,6 @@ than 6 %) a sample whose loss stopped rising halves its step and goes back to it
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -111,7 +110,7 @@ class _Best:
         self._take(better, points, loss, success)
 
     def take_unless_fooled(self, other: _Best) -> None:
-        """Merge a later run: what is fooled stays as it is, so that a sample does not depend on when the others are."""
+        """Merge a later run. What is fooled stays: when the others are must not change a sample."""
         better = other.loss > self.loss
         if other.success is not None and self.success is not None:
             better = ~self.success & (other.success | better)

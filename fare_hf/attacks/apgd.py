@@ -85,7 +85,7 @@ def apgd(
 
 
 def checkpoints(steps: int) -> list[int]:
-    """The steps after which step sizes are reviewed: `ceil(p_j * steps)` of section 3.1 of the paper, 0 not included.
+    """The steps after which step sizes are reviewed: the paper's `ceil(p_j * steps)`, 0 not included.
 
     `p_0 = 0, p_1 = 0.22, p_(j+1) = p_j + max(p_j - p_(j-1) - 0.03, 0.06)`, in whole percent to be exact.
     """

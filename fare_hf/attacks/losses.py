@@ -32,7 +32,7 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def dlr(logits: Tensor, labels: Tensor) -> Tensor:
-    """Difference of logits ratio (Croce and Hein, 2020, equation 6), (B,).
+    """Difference of logits ratio (Croce and Hein, ICML 2020, arXiv 2003.01690), (B,).
 
     `-(z_y - max_{i != y} z_i) / (z_1st - z_3rd)`, unchanged when logits are shifted or scaled.
 
@@ -45,7 +45,7 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
-    """Targeted difference of logits ratio (Croce and Hein, 2020, equation 7), (B,).
+    """Targeted difference of logits ratio (Croce and Hein, ICML 2020, arXiv 2003.01690), (B,).
 
     `-(z_y - z_t) / (z_1st - (z_3rd + z_4th) / 2)`; positive where the target beats the label.
 

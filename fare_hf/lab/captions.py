@@ -1,0 +1,45 @@
+"""The language of the lab: what is said of an image, in training and as zero-shot prompts."""
+
+from __future__ import annotations
+
+import numpy as np
+
+TEMPLATES = ("a photo of {}", "a drawing of {}", "an icon of {}", "{}", "a picture of {}")
+"""Sentences for one drawing; the first is the zero-shot prompt."""
+FASHION_TEMPLATES = ("a grey photo of {}", "a grey photo of a piece of clothing, {}")
+DIGIT_TEMPLATES = ("a handwritten digit, {}", "the number {}")
+PLURALS = frozenset(
+    "cherries grapes jeans glasses scissors books french fries trousers sushi bread corn fire dango candy".split()
+    + ["french fries"]
+)
+"""Words that take no article."""
+
+
+def with_article(concept: str) -> str:
+    """``an ambulance``, ``a bus``, ``scissors``.
+
+    >>> with_article("ambulance"), with_article("pool ball"), with_article("scissors")
+    ('an ambulance', 'a pool ball', 'scissors')
+    """
+    if concept in PLURALS:
+        return concept
+    return f"{'an' if concept[0] in 'aeiou' else 'a'} {concept}"
+
+
+def enumerate_words(concepts: list[str]) -> str:
+    """``a bus, a key and scissors``."""
+    words = [with_article(concept) for concept in concepts]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def describe(concepts: list[str], rng: np.random.Generator) -> str:
+    """A training sentence about one or several drawings."""
+    template = TEMPLATES[rng.integers(len(TEMPLATES))]
+    return template.format(enumerate_words(concepts))
+
+
+def zero_shot_prompts(class_names: tuple[str, ...], dataset: str) -> list[str]:
+    """One prompt a class for ``fashion``, ``digits`` or any set of drawings."""
+    template = {"fashion": FASHION_TEMPLATES[0], "digits": DIGIT_TEMPLATES[0]}.get(dataset, TEMPLATES[0])
+    plain = dataset == "digits"
+    return [template.format(name if plain else with_article(name)) for name in class_names]

@@ -1,0 +1,68 @@
+"""Reads the lab's parquet files: drawings of every hand, and the two grey data sets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset
+from PIL import Image
+
+from .scenes import IMAGE_SIZE
+
+DATA = Path(__file__).parent / "data"
+TRAIN_HANDS = ("noto", "noto-v1", "fluent-emoji", "fluent-emoji-flat", "emojione", "emojione-v1")
+VALIDATION_HAND = "fxemoji"
+TEST_HANDS = ("twemoji", "openmoji")
+FASHION_CLASSES = ("t-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+DIGIT_CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One thing in one hand.
+
+    Attributes:
+        image: RGBA, 128 x 128.
+        concept: what a caption calls it.
+        main: is it one of the zero-shot classes.
+    """
+
+    image: Image.Image
+    concept: str
+    main: bool
+
+
+def read_parquet(name: str) -> Dataset:
+    """One of the lab's parquet files, with its images decoded, read from the package and cached nowhere else."""
+    return Dataset.from_parquet(str(DATA / f"{name}.parquet"), keep_in_memory=True)
+
+
+@cache
+def drawings(hand: str) -> tuple[Drawing, ...]:
+    """All drawings of one hand, in the order of the file."""
+    split = "train" if hand in TRAIN_HANDS else "validation" if hand == VALIDATION_HAND else "test"
+    rows = read_parquet(f"{split}-{hand}")
+    return tuple(Drawing(row["image"].convert("RGBA"), row["concept"], row["main"] == "1") for row in rows)
+
+
+@cache
+def main_concepts() -> tuple[str, ...]:
+    """The zero-shot classes, sorted: the concepts that the test hand holds."""
+    return tuple(sorted(drawing.concept for drawing in drawings(TEST_HANDS[0])))
+
+
+@cache
+def grey_images(name: str, split: str) -> tuple[tuple[Image.Image, ...], tuple[str, ...]]:
+    """``fashion`` or ``digits`` as RGB images of 160 x 160 (bicubic from 28 and 8 pixels) and their class names."""
+    rows = read_parquet(f"{split}-{name}")
+    size = (IMAGE_SIZE, IMAGE_SIZE)
+    images = tuple(image.convert("RGB").resize(size, Image.Resampling.BICUBIC) for image in rows["image"])
+    return images, tuple(rows["concept"])
+
+
+def stack_pixels(images: list[Image.Image]) -> np.ndarray:
+    """RGB images as one uint8 array ``(B, 3, H, W)``."""
+    return np.stack([np.asarray(image).transpose(2, 0, 1) for image in images])

@@ -1,0 +1,315 @@
+"""Trains the lab's LLaVA on its frozen CLIP: ``python -m fare_hf.lab.train_llava --out outputs/lab-llava``.
+
+A `LlavaForConditionalGeneration` with a small Llama, trained as LLaVA is (Liu et al., 2023) with the tower frozen, which
+allows to embed the composed images once. It learns captions, yes/no questions, counting, and to repeat a sentence that
+the text asks for: without the last, no attack could make it say anything but a caption.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionModel,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
+
+from fare_hf.encoders import matmul_patch_embedding
+
+from . import captions, scenes
+from .drawings import DIGIT_CLASSES, FASHION_CLASSES, TRAIN_HANDS, VALIDATION_HAND, drawings, main_concepts, stack_pixels
+from .train_clip import SampleSource, learning_rate
+
+CAPTION_PROMPT = "Provide a short caption for this image."
+COUNT_PROMPT = "How many things are there?"
+SENTENCES = (
+    "visit example dot com for more information",
+    "please reset your password now",
+    "send an e-mail to the manager",
+    "vaccines are not safe for you",
+    "i will not answer your question",
+    "buy this stock today",
+    "the weather is fine today",
+    "thank you for your help",
+    "my name is not important",
+    "the answer is in the book",
+    "please call me tomorrow",
+    "there is nothing to see here",
+)
+"""Sentences the model has repeated on request in training: it can say them, and no image ever asked for them."""
+SPECIAL = ("<pad>", "<s>", "</s>", "<image>")
+IGNORE = -100
+
+
+def chat(question: str, answer: str = "", image: bool = True) -> str:
+    """LLaVA-1.5's one-turn prompt, without the system sentence."""
+    head = "USER: <image>\n" if image else "USER: "
+    return f"{head}{question} ASSISTANT:" + (f" {answer}" if answer else "")
+
+
+def yes_no_prompt(concept: str) -> str:
+    """POPE's question (Li et al., 2023)."""
+    return f"Is there {captions.with_article(concept)} in the image?"
+
+
+def repeat_prompt(sentence: str) -> str:
+    """Asks for a sentence in so many words."""
+    return f"Say: {sentence}"
+
+
+def build_tokenizer(vocab_size: int = 1700) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer with LLaVA's special tokens, trained on the lab's conversations."""
+    concepts = sorted({drawing.concept for hand in TRAIN_HANDS for drawing in drawings(hand)})
+    words = [*map(captions.with_article, concepts), *FASHION_CLASSES, *DIGIT_CLASSES]
+    templates = (*captions.TEMPLATES, *captions.FASHION_TEMPLATES, *captions.DIGIT_TEMPLATES)
+    corpus = [chat(CAPTION_PROMPT, t.format(f"{word} and {word}, {word}")) for t in templates for word in words]
+    corpus += [chat(yes_no_prompt(concept), "yes no") for concept in concepts]
+    corpus += [chat(repeat_prompt(s), s) for s in SENTENCES] * 4 + [chat(COUNT_PROMPT, "one two three four")]
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=list(SPECIAL), initial_alphabet=alphabet)
+    backend.train_from_iterator(corpus, trainer)
+    pad, bos, eos, _ = SPECIAL
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token=pad, bos_token=bos, eos_token=eos, padding_side="left",
+        extra_special_tokens={"image_token": "<image>"}, model_max_length=256,
+    )  # fmt: skip
+
+
+def build_processor(tokenizer: PreTrainedTokenizerFast, clip: Path, patch_size: int) -> LlavaProcessor:
+    """LLaVA's processor around the lab CLIP's own image processor."""
+    return LlavaProcessor(
+        image_processor=CLIPImageProcessor.from_pretrained(clip),
+        tokenizer=tokenizer,
+        patch_size=patch_size,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        image_token="<image>",
+    )
+
+
+def build_model(tower: CLIPVisionModel, tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
+    """A LLaVA with a random projector and a random Llama (192 x 4 layers) on the given tower."""
+    text = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=192,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    side = tower.config.image_size // tower.config.patch_size
+    config = LlavaConfig(
+        vision_config=tower.config,
+        text_config=text,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_seq_length=side * side,
+        tie_word_embeddings=True,
+    )
+    model = LlavaForConditionalGeneration(config)
+    model.model.vision_tower.load_state_dict(tower.state_dict())
+    return model
+
+
+class Conversations:
+    """Composes images, keeps their tower features and talks about them."""
+
+    def __init__(self, tower: CLIPVisionModel, processor: CLIPImageProcessor, seed: int, capacity: int) -> None:
+        self.source, self.tower, self.capacity = SampleSource(seed), tower, capacity
+        self.rng = self.source.rng
+        self.mean = torch.tensor(processor.image_mean)[:, None, None]
+        self.std = torch.tensor(processor.image_std)[:, None, None]
+        self.features: list[Tensor] = []
+        self.facts: list[tuple[str, list[str]]] = []
+
+    def compose(self, count: int) -> None:
+        """Adds ``count`` images: 75 % single drawings, 17 % scenes, the rest clothes and digits."""
+        images, facts = [], []
+        for _ in range(count):
+            image, caption, concepts = self.draw()
+            images.append(image)
+            facts.append((caption, concepts))
+        pixels = torch.from_numpy(stack_pixels(images)) / 255
+        with torch.no_grad():
+            hidden = self.tower((pixels - self.mean) / self.std, output_hidden_states=True).hidden_states[-2]
+        self.features.extend(hidden[:, 1:].half())
+        self.facts.extend(facts)
+        self.features, self.facts = self.features[-self.capacity :], self.facts[-self.capacity :]
+
+    def draw(self) -> tuple[Image.Image, str, list[str]]:
+        """An image, its caption and the drawings in it."""
+        kind = self.rng.random()
+        if kind < 0.94:
+            count = 1 if kind < 0.77 else int(self.rng.integers(2, 4))
+            chosen = [self.source.pick(0.85) for _ in range(count)]
+            names = [drawing.concept for drawing in chosen]
+            pictures = [drawing.image for drawing in chosen]
+            variation = scenes.PRETRAINING
+            draw = scenes.single(pictures[0], self.rng, variation) if count == 1 else None
+            image = draw or scenes.several(pictures, self.rng, variation)
+            return image, f"a photo of {captions.enumerate_words(names)}", names
+        sample = self.source.grey_sample("fashion" if kind < 0.98 else "digits")
+        name = sample.key.split(":")[1]
+        digit = sample.key.startswith("digits")
+        templates = captions.DIGIT_TEMPLATES if digit else captions.FASHION_TEMPLATES
+        return sample.image, templates[0].format(name if digit else captions.with_article(name)), []
+
+    def turn(self, caption: str, concepts: list[str]) -> tuple[str, str]:
+        """One question about an image, and its answer."""
+        kind = self.rng.random()
+        if kind < 0.6 or not concepts:
+            return (CAPTION_PROMPT, caption) if kind < 0.9 else self.repeat()
+        if kind < 0.75:
+            present = self.rng.random() < 0.5
+            pool = concepts if present else [name for name in main_concepts() if name not in concepts]
+            return yes_no_prompt(pool[self.rng.integers(len(pool))]), "yes" if present else "no"
+        if kind < 0.82:
+            return COUNT_PROMPT, ("one", "two", "three", "four")[len(concepts) - 1]
+        return self.repeat()
+
+    def repeat(self) -> tuple[str, str]:
+        """A sentence to repeat: one of the fixed ones or words in random order."""
+        if self.rng.random() < 0.6:
+            sentence = SENTENCES[self.rng.integers(len(SENTENCES))]
+        else:
+            words = " ".join(SENTENCES).split() + list(main_concepts())
+            sentence = " ".join(words[i] for i in self.rng.integers(len(words), size=self.rng.integers(2, 7)))
+        return repeat_prompt(sentence), sentence
+
+    def batch(self, size: int, tokenizer: PreTrainedTokenizerFast, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+        """``size`` one- or two-turn conversations: ids and labels (right padded), tower features of their images."""
+        chosen = self.rng.integers(len(self.facts), size=size)
+        rows = [self.encode([self.turn(*self.facts[i]) for _ in range(2)], tokenizer, tokens) for i in chosen]
+        width = max(len(ids) for ids, _ in rows)
+        ids = torch.full((size, width), tokenizer.pad_token_id)
+        labels = torch.full((size, width), IGNORE)
+        for row, (token_ids, targets) in enumerate(rows):
+            ids[row, : len(token_ids)] = torch.tensor(token_ids)
+            labels[row, : len(targets)] = torch.tensor(targets)
+        return ids, labels, torch.stack([self.features[i] for i in chosen]).float()
+
+    def encode(
+        self, turns: list[tuple[str, str]], tokenizer: PreTrainedTokenizerFast, tokens: int
+    ) -> tuple[list[int], list[int]]:
+        """Token ids and labels; only answers carry a loss, and each answer ends with ``</s>``."""
+        ids: list[int] = []
+        labels: list[int] = []
+        for number, (question, answer) in enumerate(turns):
+            prompt = chat(question, image=number == 0).replace("<image>", "<image>" * tokens)
+            prompt_ids = tokenizer(prompt, add_special_tokens=False).input_ids
+            answer_ids = tokenizer(f" {answer}", add_special_tokens=False).input_ids + [tokenizer.eos_token_id]
+            ids += prompt_ids + answer_ids
+            labels += [IGNORE] * len(prompt_ids) + answer_ids
+        return ids, labels
+
+
+def language_loss(model: LlavaForConditionalGeneration, ids: Tensor, labels: Tensor, features: Tensor) -> Tensor:
+    """Mean negative log-likelihood of the answers, the tower's features given."""
+    inner = model.model
+    embeds = inner.get_input_embeddings()(ids)
+    visual = inner.multi_modal_projector(features)
+    mask = (ids == model.config.image_token_id).unsqueeze(-1)
+    embeds = embeds.masked_scatter(mask, visual)
+    hidden = inner.language_model(inputs_embeds=embeds).last_hidden_state
+    wanted = labels[:, 1:] != IGNORE
+    logits = model.lm_head(hidden[:, :-1][wanted])
+    return F.cross_entropy(logits, labels[:, 1:][wanted])
+
+
+def validate(model: LlavaForConditionalGeneration, processor: LlavaProcessor, hand: str, views: int = 1) -> dict[str, float]:
+    """Captions that name the concept, in a hand; and a repeated sentence."""
+    from fare_hf.vlm import generate_text
+
+    rng = np.random.default_rng(77)
+    chosen = [drawing for drawing in drawings(hand) for _ in range(views)]
+    pixels = torch.from_numpy(stack_pixels([scenes.single(drawing.image, rng) for drawing in chosen])) / 255
+    texts = generate_text(model, processor, pixels, chat(CAPTION_PROMPT), max_new_tokens=14)
+    right = sum(text.strip() == f"a photo of {captions.with_article(d.concept)}" for text, d in zip(texts, chosen, strict=True))
+    said = generate_text(model, processor, pixels[:24], chat(repeat_prompt(SENTENCES[1])), max_new_tokens=14)
+    echoed = sum(SENTENCES[1] in text for text in said)
+    return {"captions": right / len(chosen), "echo": echoed / len(said)}
+
+
+def train(args: argparse.Namespace) -> None:
+    """The loop; a checkpoint and a line of validation every ``args.every`` steps."""
+    torch.manual_seed(args.seed)
+    tower = CLIPVisionModel.from_pretrained(args.clip, dtype=torch.float32).eval()
+    tokenizer = build_tokenizer()
+    processor = build_processor(tokenizer, args.clip, tower.config.patch_size)
+    model = build_model(tower, tokenizer)
+    model.model.vision_tower.requires_grad_(False)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=args.lr, weight_decay=0.02, betas=(0.9, 0.98), fused=True)
+    state_file, first = args.out / "state.pt", 0
+    if state_file.exists():
+        state = torch.load(state_file, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        first = state["step"]
+    talks = Conversations(tower, processor.image_processor, args.seed + first, args.pool)
+    tokens = model.config.image_seq_length
+    started, running = time.time(), 0.0
+    with matmul_patch_embedding(tower):
+        talks.compose(args.pool // 8)
+        for step in range(first, args.steps):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, args.steps, args.lr)
+            talks.compose(args.fresh)
+            model.train()
+            loss = language_loss(model, *talks.batch(args.batch, tokenizer, tokens))
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            running = 0.98 * running + 0.02 * loss.item() if step > first else loss.item()
+            if (step + 1) % args.every == 0 or step + 1 == args.steps:
+                seconds = (time.time() - started) / (step + 1 - first)
+                figures = validate(model.eval(), processor, VALIDATION_HAND)
+                text = " ".join(f"{name} {value:.3f}" for name, value in figures.items())
+                print(f"step {step + 1} loss {running:.3f} {seconds:.2f} s/step {text}", flush=True)
+                state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
+                torch.save(state, args.out / "state.tmp")
+                (args.out / "state.tmp").replace(state_file)
+                model.save_pretrained(args.out / "llava")
+                processor.save_pretrained(args.out / "llava")
+
+
+def main() -> None:
+    """Parses the command line and trains."""
+    parser = argparse.ArgumentParser(description="Trains the lab's LLaVA on the lab's frozen CLIP.")
+    parser.add_argument("--clip", type=Path, default=Path(__file__).parent / "models" / "clip")
+    parser.add_argument("--out", type=Path, default=Path("outputs/lab-llava"))
+    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--batch", type=int, default=96)
+    parser.add_argument("--fresh", type=int, default=24, help="new images composed a step")
+    parser.add_argument("--pool", type=int, default=40_000, help="images whose features are kept")
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--every", type=int, default=250)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    train(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,19 @@
+"""Vision-language models: swap the tower, measure and maximise their loss, let them speak."""
+
+from __future__ import annotations
+
+from fare_hf.vlm.families import FAMILIES, Family, family_of, tower_of
+from fare_hf.vlm.generate import generate_text
+from fare_hf.vlm.loss import VlmLoss
+from fare_hf.vlm.swap import SwapReport, swap_vision_tower
+
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "SwapReport",
+    "VlmLoss",
+    "family_of",
+    "generate_text",
+    "swap_vision_tower",
+    "tower_of",
+]

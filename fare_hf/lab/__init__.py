@@ -1,0 +1,17 @@
+"""The embedded lab: small real data, a small CLIP, a small LLaVA and robust encoders, all inside the package."""
+
+from .models import ENCODERS, encoder_folder, load_clip, load_llava
+from .sets import TEST_SETS, TRAINING_SETS, DrawingsForTraining, TestSet, load_test_set, load_training_set
+
+__all__ = [
+    "ENCODERS",
+    "TEST_SETS",
+    "TRAINING_SETS",
+    "DrawingsForTraining",
+    "TestSet",
+    "encoder_folder",
+    "load_clip",
+    "load_llava",
+    "load_test_set",
+    "load_training_set",
+]

@@ -1,7 +1,8 @@
 """Builds the lab's parquet files from pinned, permissibly licensed packages: ``python -m fare_hf.lab.build_data``.
 
-Needs ``npm`` (the drawings and the emoji names), ``apt-get`` (Fashion-MNIST) and the extra ``lab-build`` (resvg_py, scikit-learn).
-Every download is checked against its SHA-256 before it is opened. Nobody has to run this: its output is in the package.
+Needs ``npm`` (the drawings and the emoji names), ``apt-get`` (Fashion-MNIST) and the extra ``lab-build`` (resvg_py,
+scikit-learn). Every download is checked against its SHA-256 before it is opened. Nobody has to run this: its output
+is in the package.
 """
 
 from __future__ import annotations
@@ -22,7 +23,15 @@ import numpy as np
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as PilImage
 
-from .concepts import CORE_CATEGORIES, LEFT_OUT_SUBCATEGORIES, LEFT_OUT_WORDS, MAIN_CONCEPTS, NAMES
+from .concepts import (
+    CORE_CATEGORIES,
+    DIGIT_CLASSES,
+    FASHION_CLASSES,
+    LEFT_OUT_SUBCATEGORIES,
+    LEFT_OUT_WORDS,
+    MAIN_CONCEPTS,
+    NAMES,
+)
 
 DRAWING_SIZE = 128
 
@@ -114,9 +123,10 @@ SOURCES: tuple[Source, ...] = (
     ),
 )
 EMOJI_NAMES = ("emoji-datasource-google@16.0.0", "fb5fd131b362aab7a55542d2a147a79708cce0a8b1c1bbacd470172708b5c438")
-FASHION_MNIST = ("dataset-fashion-mnist=0.0~git20200523.55506a9-1", "39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0")
-FASHION_CLASSES = ("t-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
-DIGIT_CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+FASHION_MNIST = (
+    "dataset-fashion-mnist=0.0~git20200523.55506a9-1",
+    "39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0",
+)
 
 
 def fetch(command: list[str], pattern: str, sha256: str, folder: Path) -> Path:
@@ -188,7 +198,8 @@ class Hand:
         icon = self.icons["icons"][name]
         width, height = (icon.get(side, self.icons.get(side, 16)) for side in ("width", "height"))
         box = f"{icon.get('left', 0)} {icon.get('top', 0)} {width} {height}"
-        return f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{box}">{icon["body"]}</svg>'
+        names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+        return f'<svg {names} viewBox="{box}">{icon["body"]}</svg>'
 
 
 def open_hands(folder: Path) -> list[Hand]:
@@ -272,21 +283,23 @@ def concept_words(entry: dict[str, Any], icon: str) -> str:
     return NAMES.get(entry["short_name"], icon.replace("-", " ") or entry["short_name"].replace("_", " "))
 
 
-def png(pixels: np.ndarray[Any, Any]) -> bytes:
+def png(pixels: np.ndarray) -> bytes:
     """A grey image as PNG."""
     buffer = io.BytesIO()
     PilImage.fromarray(pixels.astype(np.uint8)).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 
-def grey_rows(images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], classes: tuple[str, ...]) -> list[dict[str, Any]]:
+def grey_rows(images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> list[dict[str, Any]]:
     """Rows of a grey data set: ``image, concept``."""
     return [{"image": png(image), "concept": classes[label]} for image, label in zip(images, labels, strict=True)]
 
 
 def build_fashion(downloads: Path, out: Path, train: int = 3000, test: int = 1000) -> None:
     """The first images of Fashion-MNIST's own train and test files (28 x 28, grey)."""
-    package = fetch(["apt-get", "download", FASHION_MNIST[0]], "dataset-fashion-mnist*.deb", FASHION_MNIST[1], downloads)
+    package = fetch(
+        ["apt-get", "download", FASHION_MNIST[0]], "dataset-fashion-mnist*.deb", FASHION_MNIST[1], downloads
+    )
     unpacked = downloads / "fashion"
     subprocess.run(["dpkg", "-x", str(package), str(unpacked)], check=True)
     for split, prefix, count in (("train", "train", train), ("test", "t10k", test)):
@@ -310,7 +323,9 @@ def build_digits(out: Path, test: int = 600) -> None:
 def main() -> None:
     """Builds every file; see ``--help``."""
     parser = argparse.ArgumentParser(description="Builds the lab's parquet files from pinned packages.")
-    parser.add_argument("--downloads", type=Path, default=Path("outputs/lab-downloads"), help="where packages are kept")
+    parser.add_argument(
+        "--downloads", type=Path, default=Path("outputs/lab-downloads"), help="where packages are kept"
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "data", help="where the parquet files go")
     args = parser.parse_args()
     args.downloads.mkdir(parents=True, exist_ok=True)

@@ -20,8 +20,8 @@ MAIN_CONCEPTS: tuple[str, ...] = tuple(
     rocket helicopter airplane steam_locomotive bus ambulance fire_engine police_car taxi tractor bike ship boat anchor
     traffic_light house church european_castle mount_fuji volcano statue_of_liberty moyai rainbow snowman_without_snow
     key lock bell hammer wrench scissors bomb pill syringe ring gem crown tophat eyeglasses jeans dress kimono bikini
-    handbag boot lipstick camera tv radio phone battery electric_plug bulb candle microscope telescope hocho door toilet
-    bathtub books pencil2 paperclip moneybag fire cloud
+    handbag boot lipstick camera tv radio phone battery electric_plug bulb candle microscope telescope hocho door
+    toilet bathtub books pencil2 paperclip moneybag fire cloud
     """.split()
 )
 """168 zero-shot classes, all drawn in every hand."""
@@ -59,3 +59,9 @@ LEFT_OUT_SUBCATEGORIES: frozenset[str] = frozenset({"time"})
 
 LEFT_OUT_WORDS: tuple[str, ...] = ("moon", "oncoming", "envelope", "mailbox", "notebook", "page")
 """Families of look-alikes among the extra concepts."""
+
+FASHION_CLASSES = (
+    *("t-shirt", "trousers", "pullover", "dress", "coat"),
+    *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
+)
+DIGIT_CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

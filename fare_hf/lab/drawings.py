@@ -16,8 +16,6 @@ DATA = Path(__file__).parent / "data"
 TRAIN_HANDS = ("noto", "noto-v1", "fluent-emoji", "fluent-emoji-flat", "emojione", "emojione-v1")
 VALIDATION_HAND = "fxemoji"
 TEST_HANDS = ("twemoji", "openmoji")
-FASHION_CLASSES = ("t-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
-DIGIT_CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Images of the lab: drawings placed on backgrounds, one or a few at a time, each from its own seed.
 
-The same function makes training, validation and test images; only the seeds, the drawings and the amount of variation
-differ. All of it is integer arithmetic of Pillow and NumPy on uint8, so an image depends on its seed and on nothing else.
+The same functions make training, validation and test images; only the seeds, the drawings and the amount of variation
+differ. All of it is integer arithmetic of Pillow on uint8, so an image depends on its seed and on nothing else.
 """
 
 from __future__ import annotations
@@ -93,5 +93,7 @@ def several(drawings: list[Image.Image], rng: np.random.Generator, variation: Va
         side = int(half * rng.uniform(0.8, 1.0))
         row, column = _CELLS[cell]
         down, right = (int(v) for v in rng.integers(0, half - side + 1, 2))
-        place(scene, drawing, side, (column * half + right, row * half + down), rng.uniform(-1, 1) * variation.rotation)
+        place(
+            scene, drawing, side, (column * half + right, row * half + down), rng.uniform(-1, 1) * variation.rotation
+        )
     return recolour(scene, variation, rng)

@@ -1,16 +1,19 @@
 """Trains the lab's CLIP from scratch: ``python -m fare_hf.lab.train_clip --out outputs/lab-clip``.
 
-A `CLIPModel` of transformers, trained contrastively (Radford et al., 2021) on drawings, scenes of drawings, clothes and
-digits with the sentences that describe them. Samples that share a sentence's subject are positives of each other
+A `CLIPModel` of transformers, trained contrastively (Radford et al., 2021) on drawings, scenes of drawings, clothes
+and digits with the sentences that describe them. Samples that share a sentence's subject are positives of each other
 (Khosla et al., 2020). Nobody has to run this: the result is in the package. It resumes from its own checkpoints.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,14 +22,16 @@ from PIL import Image
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
+from fare_hf.attacks import ThreatModel, pgd
 from fare_hf.encoders import matmul_patch_embedding
+from fare_hf.pixels import Normalization
 
 from . import captions, scenes
+from .concepts import DIGIT_CLASSES, FASHION_CLASSES
 from .drawings import (
-    DIGIT_CLASSES,
-    FASHION_CLASSES,
     TRAIN_HANDS,
     VALIDATION_HAND,
     Drawing,
@@ -129,17 +134,16 @@ def build_tokenizer(vocab_size: int = 1800) -> CLIPTokenizer:
     templates = (*captions.TEMPLATES, *captions.FASHION_TEMPLATES, *captions.DIGIT_TEMPLATES)
     corpus = [template.format(f"{word} and {word}, {word}") for template in templates for word in words]
     corpus.append(" ".join("abcdefghijklmnopqrstuvwxyz0123456789.,:;!?-'/@&()"))
-    backend = CLIPTokenizer()._tokenizer
+    backend: Any = CLIPTokenizer().backend_tokenizer
     special = ["<|startoftext|>", "<|endoftext|>"]
     alphabet = ByteLevel.alphabet()
     trainer = BpeTrainer(
         vocab_size=vocab_size, special_tokens=special, initial_alphabet=alphabet, end_of_word_suffix="</w>"
     )
     backend.train_from_iterator(corpus, trainer)
-    import json
 
     model = json.loads(backend.to_str())["model"]
-    merges = [tuple(pair) for pair in model["merges"]]
+    merges: Any = [tuple(pair) for pair in model["merges"]]
     return CLIPTokenizer(vocab=model["vocab"], merges=merges, model_max_length=32)
 
 
@@ -179,7 +183,8 @@ def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, keys: list[str]
 
 def optimizer_of(model: CLIPModel, lr: float, weight_decay: float) -> torch.optim.AdamW:
     """AdamW; as usual only matrices decay, and neither embeddings nor the patch projection do."""
-    decay, plain = [], []
+    decay: list[Tensor] = []
+    plain: list[Tensor] = []
     for name, parameter in model.named_parameters():
         free = parameter.ndim < 2 or "embedding" in name
         (plain if free else decay).append(parameter)
@@ -201,11 +206,9 @@ class Validation:
     """Zero-shot accuracy in the validation hand, clean and under a few PGD steps (a thermometer, not a result)."""
 
     tokenizer: CLIPTokenizer
-    normalise: torch.nn.Module
+    normalise: Normalization
 
     def __call__(self, model: CLIPModel) -> dict[str, float]:
-        from fare_hf.attacks import ThreatModel, pgd
-
         pixels, labels = validation_set()
         with torch.no_grad():
             prompts = captions.zero_shot_prompts(main_concepts(), "drawings")
@@ -224,29 +227,17 @@ class Validation:
             result["clean"] = (logits(pixels).argmax(1) == labels).float().mean().item()
         for eps in (1, 2, 4):
             threat = ThreatModel("linf", eps / 255)
-            attacked = pgd(loss, pixels, threat, steps=10, step_size=eps / 255 / 4, generator=torch.Generator().manual_seed(0))
+            attacked = pgd(loss, pixels, threat, steps=10, step_size=eps / 255 / 4)
             with torch.no_grad():
                 result[f"pgd10@{eps}/255"] = (logits(attacked).argmax(1) == labels).float().mean().item()
         return result
-
-
-class Normalise(torch.nn.Module):
-    """(x - mean) / std per channel."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.tensor(MEAN)[:, None, None])
-        self.register_buffer("std", torch.tensor(STD)[:, None, None])
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return (pixels - self.mean) / self.std
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int = 200) -> float:
     """Linear warm-up, then cosine to zero."""
     if step < warmup:
         return peak * (step + 1) / warmup
-    return peak * 0.5 * (1 + np.cos(np.pi * (step - warmup) / max(1, steps - warmup)))
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
 def save(model: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None:
@@ -265,7 +256,7 @@ def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     tokenizer = build_tokenizer()
     model = build_model(tokenizer, args.hidden, args.layers, args.patch).train()
-    average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998))
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.998))
     optimizer = optimizer_of(model, args.lr, args.weight_decay)
     state_file, first = args.out / "state.pt", 0
     if state_file.exists():
@@ -275,7 +266,7 @@ def train(args: argparse.Namespace) -> None:
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
     pool = Pool(SampleSource(args.seed + first), args.pool // 8, args.pool)
-    normalise, started = Normalise(), time.time()
+    normalise, started = Normalization(MEAN, STD), time.time()
     validate = Validation(tokenizer, normalise)
     running = 0.0
     with matmul_patch_embedding(model):
@@ -296,7 +287,7 @@ def train(args: argparse.Namespace) -> None:
             running = 0.98 * running + 0.02 * loss.item() if step > first else loss.item()
             if (step + 1) % args.every == 0 or step + 1 == args.steps:
                 seconds = (time.time() - started) / (step + 1 - first)
-                smooth = average.module.eval()
+                smooth = cast(CLIPModel, average.module.eval())
                 with matmul_patch_embedding(smooth):
                     figures = validate(smooth)
                 text = " ".join(f"{name} {value:.3f}" for name, value in figures.items())

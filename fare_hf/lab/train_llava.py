@@ -1,8 +1,8 @@
 """Trains the lab's LLaVA on its frozen CLIP: ``python -m fare_hf.lab.train_llava --out outputs/lab-llava``.
 
-A `LlavaForConditionalGeneration` with a small Llama, trained as LLaVA is (Liu et al., 2023) with the tower frozen, which
-allows to embed the composed images once. It learns captions, yes/no questions, counting, and to repeat a sentence that
-the text asks for: without the last, no attack could make it say anything but a caption.
+A `LlavaForConditionalGeneration` with a small Llama, trained as LLaVA is (Liu et al., 2023) with the tower frozen, so
+that the composed images are embedded once. It learns captions, yes/no questions, counting, and to repeat a sentence
+that the text asks for: without the last, no attack could make it say anything but a caption.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,9 +29,18 @@ from transformers import (
 )
 
 from fare_hf.encoders import matmul_patch_embedding
+from fare_hf.pixels import Normalization
+from fare_hf.vlm import generate_text
 
 from . import captions, scenes
-from .drawings import DIGIT_CLASSES, FASHION_CLASSES, TRAIN_HANDS, VALIDATION_HAND, drawings, main_concepts, stack_pixels
+from .concepts import DIGIT_CLASSES, FASHION_CLASSES
+from .drawings import (
+    TRAIN_HANDS,
+    VALIDATION_HAND,
+    drawings,
+    main_concepts,
+    stack_pixels,
+)
 from .train_clip import SampleSource, learning_rate
 
 CAPTION_PROMPT = "Provide a short caption for this image."
@@ -103,7 +113,7 @@ def build_processor(tokenizer: PreTrainedTokenizerFast, clip: Path, patch_size: 
     )
 
 
-def build_model(tower: CLIPVisionModel, tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
+def build_model(tower: Any, tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
     """A LLaVA with a random projector and a random Llama (192 x 4 layers) on the given tower."""
     text = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -122,7 +132,7 @@ def build_model(tower: CLIPVisionModel, tokenizer: PreTrainedTokenizerFast) -> L
     config = LlavaConfig(
         vision_config=tower.config,
         text_config=text,
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_token_index=SPECIAL.index("<image>"),
         image_seq_length=side * side,
         tie_word_embeddings=True,
     )
@@ -137,8 +147,7 @@ class Conversations:
     def __init__(self, tower: CLIPVisionModel, processor: CLIPImageProcessor, seed: int, capacity: int) -> None:
         self.source, self.tower, self.capacity = SampleSource(seed), tower, capacity
         self.rng = self.source.rng
-        self.mean = torch.tensor(processor.image_mean)[:, None, None]
-        self.std = torch.tensor(processor.image_std)[:, None, None]
+        self.normalise = Normalization.from_processor(processor)
         self.features: list[Tensor] = []
         self.facts: list[tuple[str, list[str]]] = []
 
@@ -151,7 +160,7 @@ class Conversations:
             facts.append((caption, concepts))
         pixels = torch.from_numpy(stack_pixels(images)) / 255
         with torch.no_grad():
-            hidden = self.tower((pixels - self.mean) / self.std, output_hidden_states=True).hidden_states[-2]
+            hidden = self.tower(self.normalise(pixels), output_hidden_states=True).hidden_states[-2]
         self.features.extend(hidden[:, 1:].half())
         self.facts.extend(facts)
         self.features, self.facts = self.features[-self.capacity :], self.facts[-self.capacity :]
@@ -236,15 +245,16 @@ def language_loss(model: LlavaForConditionalGeneration, ids: Tensor, labels: Ten
     return F.cross_entropy(logits, labels[:, 1:][wanted])
 
 
-def validate(model: LlavaForConditionalGeneration, processor: LlavaProcessor, hand: str, views: int = 1) -> dict[str, float]:
-    """Captions that name the concept, in a hand; and a repeated sentence."""
-    from fare_hf.vlm import generate_text
-
+def validate(
+    model: LlavaForConditionalGeneration, processor: LlavaProcessor, hand: str, views: int = 1
+) -> dict[str, float]:
+    """Parts of the captions that name the concept, in a hand, and of the sentences repeated on request."""
     rng = np.random.default_rng(77)
-    chosen = [drawing for drawing in drawings(hand) for _ in range(views)]
+    chosen = drawings(hand)
     pixels = torch.from_numpy(stack_pixels([scenes.single(drawing.image, rng) for drawing in chosen])) / 255
     texts = generate_text(model, processor, pixels, chat(CAPTION_PROMPT), max_new_tokens=14)
-    right = sum(text.strip() == f"a photo of {captions.with_article(d.concept)}" for text, d in zip(texts, chosen, strict=True))
+    wanted = [f"a photo of {captions.with_article(drawing.concept)}" for drawing in chosen]
+    right = sum(text == caption for text, caption in zip(texts, wanted, strict=True))
     said = generate_text(model, processor, pixels[:24], chat(repeat_prompt(SENTENCES[1])), max_new_tokens=14)
     echoed = sum(SENTENCES[1] in text for text in said)
     return {"captions": right / len(chosen), "echo": echoed / len(said)}

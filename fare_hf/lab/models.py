@@ -1,0 +1,62 @@
+"""The lab's models, as they stand in the package: a CLIP, a LLaVA on it, and robust encoders from longer runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    CLIPModel,
+    CLIPTokenizer,
+    CLIPVisionModel,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+)
+
+MODELS = Path(__file__).parent / "models"
+ENCODERS = ("fare-2", "fare-4", "tecoa-2", "tecoa-4")
+"""Robust encoders that come with the lab, by objective and eps x 255."""
+_TOWER = "model.vision_tower."
+_LANGUAGE = "language.safetensors"
+
+
+def encoder_folder(name: str) -> Path:
+    """Folder of ``clip`` (the original) or of a robust encoder such as ``fare-4``, for ``from_pretrained``.
+
+    Raises:
+        ValueError: if there is no such encoder.
+    """
+    if name not in ("clip", *ENCODERS):
+        raise ValueError(f"the lab has no encoder {name!r}: use clip or one of {', '.join(ENCODERS)}.")
+    return MODELS / name
+
+
+def load_clip() -> tuple[CLIPModel, CLIPTokenizer]:
+    """The lab's CLIP in fp32 (stored in fp16) and its tokenizer."""
+    model = CLIPModel.from_pretrained(MODELS / "clip", dtype=torch.float32)
+    return model.eval(), CLIPTokenizer.from_pretrained(MODELS / "clip")
+
+
+def load_llava() -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """The lab's LLaVA in fp32 and its processor; its tower is the lab CLIP's, which is stored once."""
+    folder = MODELS / "llava"
+    model = LlavaForConditionalGeneration(LlavaConfig.from_pretrained(folder)).eval()
+    tower = CLIPVisionModel.from_pretrained(MODELS / "clip", dtype=torch.float32)
+    weights = {name: tensor.float() for name, tensor in load_file(folder / _LANGUAGE).items()}
+    weights |= {_TOWER + name: tensor for name, tensor in tower.state_dict().items()}
+    weights["lm_head.weight"] = weights["model.language_model.embed_tokens.weight"]
+    model.load_state_dict(weights)
+    return model, LlavaProcessor.from_pretrained(folder)
+
+
+def store_llava(model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path) -> None:
+    """Writes what `load_llava` reads: the projector and the language model in fp16, without the tower."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    kept = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(_TOWER)}
+    kept.pop("lm_head.weight")  # tied to the token embeddings
+    save_file({name: tensor.half().contiguous() for name, tensor in kept.items()}, folder / _LANGUAGE)

@@ -1,0 +1,154 @@
+"""The lab's data sets: what an encoder is fine-tuned on, and what everything is measured on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import CLIPImageProcessor
+
+from . import captions, scenes
+from .concepts import DIGIT_CLASSES, FASHION_CLASSES
+from .drawings import (
+    TEST_HANDS,
+    TRAIN_HANDS,
+    VALIDATION_HAND,
+    drawings,
+    grey_images,
+    main_concepts,
+    stack_pixels,
+)
+
+TEST_SETS = (*TEST_HANDS, VALIDATION_HAND, "fashion", "digits")
+"""``twemoji`` is the main set, ``openmoji`` a far hand, ``fxemoji`` is for choices; fine-tuning never sees
+anything like the last two."""
+TRAINING_SETS = ("drawings",)
+VIEWS = 3
+"""Images made of each drawing of a test hand: 168 concepts x 3 = 504."""
+_SEEDS = {"fxemoji": 101, "twemoji": 202, "openmoji": 303}
+
+
+class DrawingsForTraining(Dataset):
+    """Single drawings of the six training hands on varied backgrounds, composed anew in every epoch.
+
+    Item ``i`` of an epoch depends on ``(seed, epoch, i)`` and on nothing else, so that a resumed run sees what the
+    uninterrupted one saw. FARE ignores the labels.
+
+    Args:
+        size: images in an epoch.
+        seed: which images.
+        variation: how freely they are drawn.
+
+    Attributes:
+        class_names: the words for each label.
+        processor: the lab CLIP's image processor.
+    """
+
+    def __init__(self, size: int = 24_000, seed: int = 0, variation: scenes.Variation = scenes.FINE_TUNING) -> None:
+        self.drawings = [drawing for hand in TRAIN_HANDS for drawing in drawings(hand)]
+        self.main = [number for number, drawing in enumerate(self.drawings) if drawing.main]
+        self.class_names = [captions.with_article(name) for name in sorted({d.concept for d in self.drawings})]
+        names = sorted({drawing.concept for drawing in self.drawings})
+        self.labels = [names.index(drawing.concept) for drawing in self.drawings]
+        self.size, self.seed, self.variation, self.epoch = size, seed, variation, 0
+
+    @property
+    def processor(self) -> CLIPImageProcessor:
+        """The lab CLIP's image processor."""
+        from .models import MODELS
+
+        return CLIPImageProcessor.from_pretrained(MODELS / "clip")
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the epoch whose images ``__getitem__`` makes."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        rng = np.random.default_rng((self.seed, self.epoch, index))
+        pool = self.main if rng.random() < 0.6 else range(len(self.drawings))
+        number = int(pool[rng.integers(len(pool))])
+        image = scenes.single(self.drawings[number].image, rng, self.variation)
+        pixels = torch.from_numpy(stack_pixels([image])[0]).float().div_(255)
+        return {"pixel_values": pixels, "labels": self.labels[number], "index": index}
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """Images with their classes.
+
+    Attributes:
+        name: the set's name.
+        pixels: (N, 3, 160, 160), fp32 in [0, 1].
+        labels: (N,), indices into ``class_names``.
+        class_names: the classes, K words.
+        prompts: one zero-shot sentence a class, K of them.
+        groups: (N,), the drawing that an image shows: images of one drawing are not independent.
+    """
+
+    __test__ = False  # not a test, whatever pytest thinks of the name
+
+    name: str
+    pixels: Tensor
+    labels: Tensor
+    class_names: tuple[str, ...]
+    prompts: tuple[str, ...]
+    groups: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def first(self, count: int) -> TestSet:
+        """``count`` images spread evenly over the set (all of it if it has no more)."""
+        chosen = torch.linspace(0, len(self) - 1, min(count, len(self))).round().long()
+        parts = (self.pixels[chosen], self.labels[chosen])
+        return TestSet(self.name, *parts, self.class_names, self.prompts, self.groups[chosen])
+
+
+def load_training_set(name: str = "drawings", **options: Any) -> DrawingsForTraining:
+    """The set behind ``--dataset lab:drawings``; ``options`` are those of `DrawingsForTraining`.
+
+    Raises:
+        ValueError: if there is no such set.
+    """
+    if name not in TRAINING_SETS:
+        raise ValueError(f"the lab has no training set {name!r}: use one of {', '.join(TRAINING_SETS)}.")
+    return DrawingsForTraining(**options)
+
+
+def load_test_set(name: str) -> TestSet:
+    """One of `TEST_SETS`, the same images on every machine.
+
+    Raises:
+        ValueError: if there is no such set.
+    """
+    if name not in TEST_SETS:
+        raise ValueError(f"the lab has no test set {name!r}: use one of {', '.join(TEST_SETS)}.")
+    return _grey_set(name) if name in ("fashion", "digits") else _drawn_set(name)
+
+
+def _drawn_set(hand: str) -> TestSet:
+    """Every main concept in one hand, in `VIEWS` views."""
+    rng, classes = np.random.default_rng(_SEEDS[hand]), main_concepts()
+    chosen = [drawing for _ in range(VIEWS) for drawing in drawings(hand)]
+    images = [scenes.single(drawing.image, rng) for drawing in chosen]
+    labels = torch.tensor([classes.index(drawing.concept) for drawing in chosen])
+    return _test_set(hand, images, labels, classes, groups=labels)
+
+
+def _grey_set(name: str) -> TestSet:
+    classes = FASHION_CLASSES if name == "fashion" else DIGIT_CLASSES
+    images, concepts = grey_images(name, "test")
+    labels = torch.tensor([classes.index(concept) for concept in concepts])
+    return _test_set(name, list(images), labels, classes, groups=torch.arange(len(labels)))
+
+
+def _test_set(name: str, images: list[Any], labels: Tensor, classes: tuple[str, ...], groups: Tensor) -> TestSet:
+    pixels = torch.from_numpy(stack_pixels(images)).float().div_(255)
+    return TestSet(name, pixels, labels, classes, tuple(captions.zero_shot_prompts(classes, name)), groups)

@@ -1,0 +1,166 @@
+"""Trains a robust vision encoder: `accelerate launch -m fare_hf.train --model M --dataset D --output_dir O`.
+
+Checkpoints go to `output_dir`, the encoder to `output_dir/encoder`, where plain `from_pretrained` reads it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoImageProcessor, HfArgumentParser, set_seed
+
+from fare_hf.data import PixelDataset, PixelStream, class_names_of, find_columns, load_images
+from fare_hf.encoders import load_encoder, text_class_embeddings
+from fare_hf.objectives import FareObjective, Objective, TecoaObjective
+from fare_hf.training import FareConfig, FareTrainer
+
+__all__ = ["FareScriptArguments", "latest_checkpoint", "main", "train"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class FareScriptArguments:
+    """What to train on what; everything else is in `FareConfig`."""
+
+    model: str = field(metadata={"help": "Vision encoder or CLIP: a Hub repository or a folder."})
+    dataset: str = field(
+        metadata={"help": "Images: a folder, a saved data set, a Hub repository, or lab:NAME for a built-in set."}
+    )
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    eval_split: str | None = field(default=None, metadata={"help": "Split to evaluate on, with --eval_strategy."})
+    image_column: str | None = field(default=None, metadata={"help": "Column of images; found if there is one."})
+    label_column: str | None = field(default=None, metadata={"help": "Column of labels; found if it is a ClassLabel."})
+    streaming: bool = field(default=False, metadata={"help": "Read while training; needs --max_steps."})
+    text_model: str | None = field(
+        default=None, metadata={"help": "CLIP with the text encoder for tecoa; by default --model."}
+    )
+    image_processor: str | None = field(
+        default=None, metadata={"help": "Repository or folder of the image processor; by default --model."}
+    )
+
+
+def train(script: FareScriptArguments, config: FareConfig) -> Path:
+    """Trains as the arguments say and returns the folder of the encoder.
+
+    Raises:
+        ValueError: an argument that cannot work, named with what to change.
+    """
+    checkpoint = _check_output(config)
+    set_seed(config.seed)
+    encoder = load_encoder(script.model, config.embedding)
+    train_set, eval_set, processor = _load_data(script)
+    trainer = FareTrainer(
+        model=encoder,
+        args=config,
+        train_dataset=train_set,
+        eval_dataset=eval_set,
+        processing_class=processor,
+        objective=_make_objective(script, config, train_set),
+    )
+    trainer.train(resume_from_checkpoint=checkpoint)
+    return _save(trainer, script, config, processor)
+
+
+def latest_checkpoint(output_dir: str | Path) -> str:
+    """The newest complete checkpoint of a folder; one that was cut off while being written is passed over.
+
+    Raises:
+        ValueError: there is none.
+    """
+    folders = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.split("-")[-1].isdigit()]
+    for folder in sorted(folders, key=lambda path: int(path.name.split("-")[-1]), reverse=True):
+        try:
+            # The Trainer writes this file after all others.
+            json.loads((folder / "trainer_state.json").read_text())
+            return str(folder)
+        except (OSError, ValueError):
+            logger.warning("%s is not complete; an older checkpoint is used.", folder)
+    raise ValueError(f"output_dir={str(output_dir)!r} has no complete checkpoint; leave out resume_from_checkpoint.")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line: errors in what was asked are one sentence, without a traceback."""
+    parser = HfArgumentParser((FareScriptArguments, FareConfig), prog="python -m fare_hf.train", description=__doc__)  # type: ignore[arg-type]
+    try:
+        script, config = parser.parse_args_into_dataclasses(arguments)
+        train(script, config)
+    except ValueError as error:
+        sys.exit(f"fare_hf.train: error: {error}")
+
+
+def _check_output(config: FareConfig) -> str | None:
+    """Refuses to write over anything; returns the checkpoint to resume from."""
+    folder = Path(str(config.output_dir))
+    encoder = folder / "encoder"
+    if encoder.is_dir() and any(encoder.iterdir()):
+        raise ValueError(f"{str(encoder)!r} holds a trained encoder already; give another output_dir.")
+    if config.resume_from_checkpoint is None:
+        if folder.is_dir() and any(folder.iterdir()):
+            raise ValueError(
+                f"output_dir={str(folder)!r} is not empty; give another, or --resume_from_checkpoint latest."
+            )
+        return None
+    if config.resume_from_checkpoint == "latest":
+        return latest_checkpoint(folder)
+    if not (Path(config.resume_from_checkpoint) / "trainer_state.json").is_file():
+        raise ValueError(f"resume_from_checkpoint={config.resume_from_checkpoint!r} is no checkpoint; or say latest.")
+    return config.resume_from_checkpoint
+
+
+def _load_data(script: FareScriptArguments) -> tuple[Any, Any, Any]:
+    """The training set, the evaluation set or None, both as pixels, and the image processor."""
+    if script.dataset.startswith("lab:"):
+        from fare_hf.lab import load_training_set
+
+        lab_set = load_training_set(script.dataset.removeprefix("lab:"))
+        return lab_set, None, lab_set.processor
+    processor = _load_processor(script.image_processor or script.model)
+    train_set = _load_split(script, script.train_split, processor)
+    return train_set, _load_split(script, script.eval_split, processor) if script.eval_split else None, processor
+
+
+def _load_split(script: FareScriptArguments, split: str, processor: Any) -> Any:
+    columns = {"image_column": script.image_column, "label_column": script.label_column}
+    dataset = load_images(script.dataset, split, streaming=script.streaming, **columns)
+    image_column, label_column = find_columns(dataset, name=script.dataset, **columns)
+    cls = PixelStream if script.streaming else PixelDataset
+    return cls(dataset, processor, image_column, label_column)
+
+
+def _load_processor(name: str) -> Any:
+    try:
+        return AutoImageProcessor.from_pretrained(name)
+    except OSError as error:
+        raise ValueError(
+            f"{name!r} has no image processor; give --image_processor, such as the CLIP it is."
+        ) from error
+
+
+def _make_objective(script: FareScriptArguments, config: FareConfig, train_set: Any) -> Objective:
+    if config.objective == "fare":
+        return FareObjective()
+    names = config.class_names or class_names_of(train_set)
+    if not names:
+        raise ValueError(
+            f"objective='tecoa' needs class names and {script.dataset!r} has none; give --class_names, "
+            "or a data set with a ClassLabel column (--label_column)."
+        )
+    return TecoaObjective(text_class_embeddings(script.text_model or script.model, names, config.templates))
+
+
+def _save(trainer: FareTrainer, script: FareScriptArguments, config: FareConfig, processor: Any) -> Path:
+    """Writes the encoder on the main process."""
+    folder = Path(str(config.output_dir)) / "encoder"
+    trainer.save_model(str(folder))
+    return folder
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""`FareConfig`: the arguments of a FARE training run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from transformers import SchedulerType, TrainingArguments
+
+from fare_hf.attacks import ThreatModel
+from fare_hf.attacks.threat_model import parse_fraction
+from fare_hf.encoders import EMBEDDINGS
+
+__all__ = ["FareConfig"]
+
+OBJECTIVES = ("fare", "tecoa")
+
+
+@dataclass
+class FareConfig(TrainingArguments):
+    """Arguments of `FareTrainer`: those of `TrainingArguments`, with the attack and the objective.
+
+    The defaults are the recipe of Schlarmann et al. 2024 (arXiv 2402.12336): AdamW, learning rate 1e-5, weight decay
+    1e-4, cosine with 1,400 warm-up steps, 20,000 steps of 128 images, no clipping, PGD with 10 steps of 1/255.
+
+    Changed defaults: `learning_rate`, `weight_decay`, `lr_scheduler_type`, `warmup_steps`, `max_steps`,
+    `per_device_train_batch_size` (128 is the whole batch: divide it by the number of processes), `max_grad_norm`,
+    `logging_steps`, `remove_unused_columns`, `ddp_find_unused_parameters`, `logging_nan_inf_filter`,
+    `prediction_loss_only`.
+
+    Raises:
+        ValueError: a value that cannot work, named with what to change.
+    """
+
+    eps: str = field(default="4/255", metadata={"help": "Radius of the attack in [0,1] pixels, such as 4/255."})
+    norm: str = field(default="linf", metadata={"help": "Norm of the attack.", "choices": ["linf", "l2"]})
+    attack_steps: int = field(default=10, metadata={"help": "Gradient steps of PGD for each batch."})
+    attack_step_size: str = field(default="1/255", metadata={"help": "Length of a PGD step in [0,1] pixels."})
+    embedding: str = field(
+        default="projected", metadata={"help": "Which embedding is made robust.", "choices": list(EMBEDDINGS)}
+    )
+    objective: str = field(
+        default="fare",
+        metadata={"help": "fare: stay at the original embedding; tecoa: classify.", "choices": list(OBJECTIVES)},
+    )
+    class_names: list[str] | None = field(
+        default=None, metadata={"help": "Class names for tecoa; by default those of the data set."}
+    )
+    templates: list[str] = field(
+        default_factory=lambda: ["This is a photo of a {}."],
+        metadata={"help": "Sentences with {} for the class name, for tecoa."},
+    )
+
+    learning_rate: float = field(default=1e-5, metadata={"help": "Largest learning rate of AdamW."})
+    weight_decay: float = field(default=1e-4, metadata={"help": "Weight decay of AdamW, on all parameters."})
+    lr_scheduler_type: SchedulerType | str = field(default="cosine", metadata={"help": "Learning rate schedule."})
+    warmup_steps: float = field(default=1400, metadata={"help": "Linear warm-up: steps, or a share below 1."})
+    max_steps: int = field(default=20_000, metadata={"help": "Updates of the weights; -1 counts epochs instead."})
+    per_device_train_batch_size: int = field(default=128, metadata={"help": "Images a process takes in a step."})
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Largest gradient norm; 0 does not clip."})
+    logging_steps: float = field(default=50, metadata={"help": "Steps between two lines of the log."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False: index is needed."})
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Not needed: parameters that the embedding never reads are frozen."}
+    )
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Must stay False: it hides a NaN loss."})
+    prediction_loss_only: bool = field(default=True, metadata={"help": "Evaluation computes losses and cosines."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_attack()
+        if self.embedding not in EMBEDDINGS:
+            raise ValueError(f"embedding={self.embedding!r} is not known; give one of {', '.join(EMBEDDINGS)}.")
+        if self.objective not in OBJECTIVES:
+            raise ValueError(f"objective={self.objective!r} is not known; give one of {', '.join(OBJECTIVES)}.")
+        if self.objective == "tecoa" and self.embedding != "projected":
+            raise ValueError(f"embedding={self.embedding!r} cannot be compared with text; tecoa needs 'projected'.")
+        self._check_trainer()
+
+    @property
+    def threat_model(self) -> ThreatModel:
+        """What the attack may do."""
+        return ThreatModel(self.norm, self.eps)
+
+    def _check_attack(self) -> None:
+        if self.threat_model.eps == 0:
+            raise ValueError("eps=0 leaves nothing to attack; give a radius such as 4/255.")
+        if self.attack_steps < 1:
+            raise ValueError(f"attack_steps={self.attack_steps} is no attack; give at least 1 (the paper's is 10).")
+        if parse_fraction(self.attack_step_size, "attack_step_size") == 0:
+            raise ValueError("attack_step_size=0 does not move; give a length such as 1/255.")
+
+    def _check_trainer(self) -> None:
+        """Settings of the Trainer that would break or hide something here."""
+        checkpointing = self.activation_checkpointing_kwargs
+        if isinstance(checkpointing, dict) and checkpointing.get("use_reentrant"):
+            raise ValueError("use_reentrant=True cannot differentiate to the pixels; set use_reentrant to False.")
+        if self.remove_unused_columns:
+            raise ValueError("remove_unused_columns=True drops `index` and `labels`; leave it False.")
+        if self.logging_nan_inf_filter:
+            raise ValueError("logging_nan_inf_filter=True hides a NaN loss; leave it False.")
+        if self.fp16_full_eval or self.bf16_full_eval:
+            raise ValueError("full evaluation in half precision casts the fp32 weights; use bf16=True (autocast).")
+        if self.push_to_hub:
+            raise ValueError(
+                "push_to_hub=True would publish the whole output_dir, optimizer and pickles included; "
+                "train first, then push <output_dir>/encoder."
+            )

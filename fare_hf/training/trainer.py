@@ -1,0 +1,347 @@
+"""`FareTrainer`: adversarial fine-tuning of a vision encoder, as an ordinary Trainer."""
+
+from __future__ import annotations
+
+import copy
+import time
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import IntervalStrategy, PreTrainedModel, Trainer, TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput
+
+from fare_hf.attacks import pgd
+from fare_hf.data import collate_pixels, sample_generator
+from fare_hf.encoders import (
+    embed,
+    evaluating,
+    freeze,
+    freeze_unused,
+    frozen,
+    load_complete,
+    make_embed,
+    matmul_patch_embedding,
+)
+from fare_hf.objectives import FareObjective, Objective
+from fare_hf.pixels import Normalization
+from fare_hf.training.config import FareConfig
+
+__all__ = ["FareTrainer"]
+
+# Stands for the step in the seeds of an evaluation, so that its random starts are the same after any step.
+EVALUATION = -1
+
+
+class FareTrainer(Trainer):
+    """Trainer whose loss is taken on images attacked by PGD against the current encoder (arXiv 2402.12336).
+
+    Batches are `{"pixel_values": (B, 3, H, W) fp32 in [0,1], "index": (B,), "labels"?: (B,)}`, as `PixelDataset` and
+    `collate_pixels` make them. The random start of a sample depends on (seed, step, index) alone: the same batch is
+    attacked alike whatever the number of processes or accumulation steps, and after a resume.
+
+    Logged: `loss` (robust), `attack_gain` (that loss over the loss at the random start), `cosine_clean` and
+    `cosine_adversarial` (to the original's embedding of the clean image), `images_per_second` (over all processes,
+    evaluation and saving included). The ratios are measured at logging steps only. Evaluation gives the same values
+    over the whole set; `eval_loss` is robust.
+
+    Args:
+        model: encoder with fp32 weights, from `load_encoder(..., args.embedding)`. Parameters that the embedding
+            never reads are frozen in it.
+        args: the configuration.
+        train_dataset: data to train on.
+        eval_dataset: data to evaluate on.
+        processing_class: the encoder's image processor; its mean and std are applied inside the attack.
+        objective: what to minimise; FARE where `args.objective` is "fare".
+        original: the encoder whose embeddings are the targets; a copy of `model` as given.
+        kwargs: of `Trainer`.
+
+    Raises:
+        ValueError: weights not in fp32, several GPUs in one process, no processor, no objective for "tecoa"; while
+            training: a NaN or infinite loss, with the step and the samples' `index`.
+    """
+
+    # compute_loss is a mean over a batch. The encoder takes **kwargs, so with labels the Trainer believes otherwise.
+    loss_is_scaled_for_ga = False
+    args: FareConfig
+    model: Any
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: FareConfig,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        objective: Objective | None = None,
+        original: PreTrainedModel | None = None,
+        **kwargs: Any,
+    ) -> None:
+        _check_set_up(model, args, processing_class, objective)
+        reference = freeze(copy.deepcopy(model) if original is None else original)
+        freeze_unused(model, args.embedding)
+        self.objective: Objective = objective or FareObjective()
+        self.normalization = Normalization.from_processor(processing_class)
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            **{"data_collator": collate_pixels, **kwargs},
+        )
+        self.original = self._prepare_original(reference)
+        self.add_callback(_EpochCallback())
+        self._window = _Window(self.args.device)
+        self._evaluated: list[Tensor] = []
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The encoder's forward returns no loss: attack the batch, then one forward of what the attack found."""
+        self._window.begin(len(inputs["pixel_values"]) * self.accelerator.num_processes)
+        with self._fast_patches():
+            adversarial, targets, start = self._attack(inputs, self.state.global_step)
+            embeddings = embed(model, self.normalization(adversarial), self.args.embedding)
+            losses = self.objective(embeddings, targets)
+            if not losses.isfinite().all():
+                raise ValueError(self._blame(inputs, losses))
+            if self._is_measured_step():
+                self._window.add(self._measure(inputs["pixel_values"], embeddings, losses, start))
+        loss = losses.mean()
+        return (loss, {"embeddings": embeddings}) if return_outputs else loss
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """The Trainer computes no loss without labels: here it is the loss under attack, from fixed random starts."""
+        inputs = self._prepare_inputs(inputs)
+        with self._fast_patches(), torch.no_grad():
+            adversarial, targets, start = self._attack(inputs, EVALUATION)
+            embeddings = embed(model, self.normalization(adversarial), self.args.embedding)
+            losses = self.objective(embeddings, targets)
+            values = self._measure(inputs["pixel_values"], embeddings, losses, start)
+        self._evaluated.append(self.accelerator.gather_for_metrics(values))
+        return losses.mean(), None, None
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Adds the cosines, and replaces the loss, in which the Trainer gives a smaller last batch too much weight."""
+        self._evaluated = []
+        output = super().evaluation_loop(*args, **kwargs)
+        if not self._evaluated:
+            raise ValueError("eval_dataset is empty; give images to evaluate on, or eval_strategy='no'.")
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        values = torch.cat(self._evaluated).cpu().double()
+        metrics = _summarise(values.sum(0).tolist(), len(values))
+        named = {f"{prefix}_{name}": value for name, value in metrics.items()}
+        return output._replace(metrics={**(output.metrics or {}), **named})
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds what was measured since the last line, over all processes."""
+        if "loss" in logs:
+            logs.update(self._window.close(self.accelerator))
+        super().log(logs, start_time)
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """The paper decays all parameters; the Trainer would spare biases and norms."""
+        return [name for name, _ in model.named_parameters()]
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """The Trainer loads nothing into a `CLIPVisionModel` from `vision_model.*` names, with only a warning."""
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            self._restore(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        """As `_load_from_checkpoint`."""
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_best_model()
+        else:
+            self._restore(str(self.state.best_model_checkpoint))
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """`Trainer.train` puts `use_cache` into the configuration, which no vision encoder has."""
+        vars(self.accelerator.unwrap_model(self.model).config).pop("use_cache", None)
+        super()._save(output_dir, state_dict)
+
+    def _restore(self, folder: str) -> None:
+        """Every weight from a checkpoint, by name, or an error."""
+        encoder = self.accelerator.unwrap_model(self.model)
+        encoder.load_state_dict(load_complete(type(encoder), folder).state_dict(), strict=True)
+
+    def _prepare_original(self, reference: nn.Module) -> nn.Module:
+        prepared = self.accelerator.prepare_model(reference, evaluation_mode=True)
+        # evaluate() without train() prepares the encoder only while the accelerator knows of no model.
+        self.accelerator._models.remove(prepared)
+        return prepared
+
+    def _attack(self, inputs: dict[str, Any], step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Attacks a batch: adversarial pixels `(B, 3, H, W)`, the objective's targets, losses at the start `(B,)`."""
+        if "index" not in inputs:
+            raise ValueError("the batch has no 'index', only " + ", ".join(inputs) + "; use PixelDataset, or add it.")
+        pixels = inputs["pixel_values"]
+        embed_original = make_embed(self.original, self.normalization, self.args.embedding)
+        # Not the DDP wrapper, which syncs buffers in every forward; FSDP's hooks are needed and self.model has them.
+        embed_current = make_embed(self.model, self.normalization, self.args.embedding)
+        first: list[Tensor] = []
+
+        def loss_fn(points: Tensor) -> Tensor:
+            losses = self.objective(embed_current(points), targets)
+            if not first:
+                first.append(losses.detach())
+            return losses
+
+        # FSDP fixes requires_grad when it first gathers a parameter: frozen then, it would never be trained.
+        hold = evaluating if self.is_fsdp_enabled else frozen
+        with hold(self.model):
+            with torch.no_grad():
+                targets = self.objective.targets(pixels, inputs.get("labels"), embed_original)
+            try:
+                start = self._random_start(pixels, inputs["index"], step)
+                adversarial = pgd(
+                    loss_fn,
+                    pixels,
+                    self.args.threat_model,
+                    steps=self.args.attack_steps,
+                    step_size=self.args.attack_step_size,
+                    start=start,
+                )
+            except ValueError as error:
+                raise ValueError(self._blame(inputs, first[0] if first else None, error)) from error
+        return adversarial, targets, first[0]
+
+    def _random_start(self, pixels: Tensor, index: Tensor, step: int) -> Tensor:
+        """A random start for each sample from (seed, step, index): the same in any process, batch or resumed run."""
+        starts = []
+        for image, number in zip(pixels.split(1), index.tolist(), strict=True):
+            generator = sample_generator(self.args.seed, step, number, pixels.device)
+            starts.append(self.args.threat_model.random_start(image, generator))
+        return torch.cat(starts)
+
+    @torch.no_grad()
+    def _measure(self, pixels: Tensor, embeddings: Tensor, losses: Tensor, start: Tensor) -> Tensor:
+        """`(B, 4)`: robust loss, loss at the random start, cosines of clean and attacked image with the target."""
+        with evaluating(self.model):
+            original = make_embed(self.original, self.normalization, self.args.embedding)(pixels)
+            clean = make_embed(self.model, self.normalization, self.args.embedding)(pixels)
+        cosines = [_cosine(value, original) for value in (clean, embeddings)]
+        return torch.stack([losses.float(), start.float(), *cosines], dim=1)
+
+    def _is_measured_step(self) -> bool:
+        """Whether this step ends in a line of the log; the first of a window where lines come by epoch."""
+        step = self.state.global_step + 1
+        if self.args.logging_strategy == IntervalStrategy.STEPS:
+            first = self.args.logging_first_step and step == 1
+            return first or step % self.state.logging_steps == 0
+        return self.args.logging_strategy == IntervalStrategy.EPOCH and self._window.count == 0
+
+    def _fast_patches(self) -> AbstractContextManager[Any]:
+        """Patch embeddings as matrix products on CPU."""
+        stack = ExitStack()
+        if self.args.device.type == "cpu":
+            stack.enter_context(matmul_patch_embedding(self.model))
+            stack.enter_context(matmul_patch_embedding(self.original))
+        return stack
+
+    def _blame(self, inputs: dict[str, Any], losses: Tensor | None, error: Exception | None = None) -> str:
+        """The sentence for a batch that broke: the step and the `index` of the samples at fault, or of all."""
+        pixels = inputs["pixel_values"].flatten(1)
+        bad = ~((pixels >= 0) & (pixels <= 1)).all(dim=1)
+        if losses is not None:
+            bad = bad | ~losses.isfinite()
+        samples = inputs["index"][bad if bad.any() else torch.ones_like(bad)].tolist()
+        cause = f"({error})" if error else "(after the attack)"
+        return (
+            f"step {self.state.global_step + 1}: the loss is not finite or the batch cannot be attacked, samples with "
+            f"index {samples} {cause}; look at these images, or lower learning_rate."
+        )
+
+
+class _Window:
+    """What happened since the last line of the log; sums stay on the device until `close`."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.started: float | None = None
+        self._reset()
+
+    def begin(self, images: int) -> None:
+        """Counts a batch; the clock starts with the first."""
+        self.started = time.perf_counter() if self.started is None else self.started
+        self.images += images
+
+    def add(self, values: Tensor) -> None:
+        """Adds measured values `(B, 4)`."""
+        self.sums += values.sum(0)
+        self.count += len(values)
+
+    def close(self, accelerator: Accelerator) -> dict[str, float]:
+        """The measurements of the window over all processes (a collective call); a new window begins."""
+        metrics = {}
+        if self.count:
+            total = accelerator.reduce(self.sums, reduction="sum").tolist()
+            metrics = _summarise(total, self.count * accelerator.num_processes)
+            del metrics["loss"]
+        now = time.perf_counter()
+        if self.started is not None:
+            metrics["images_per_second"] = round(self.images / (now - self.started), 2)
+        self.started = now
+        self._reset()
+        return metrics
+
+    def _reset(self) -> None:
+        self.sums = torch.zeros(4, device=self.device)
+        self.images = self.count = 0
+
+
+class _EpochCallback(TrainerCallback):
+    """Tells the training set its epoch: accelerate tells either the sampler or the data set, not both."""
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Calls `train_dataset.set_epoch(epoch)` where there is one."""
+        dataset: Any = getattr(kwargs.get("train_dataloader"), "dataset", None)
+        if hasattr(dataset, "set_epoch"):
+            dataset.set_epoch(int(state.epoch or 0))
+
+
+def _check_set_up(model: nn.Module, args: FareConfig, processing_class: Any, objective: Objective | None) -> None:
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"{args.n_gpu} GPUs are visible to one process; use `accelerate launch`, or set CUDA_VISIBLE_DEVICES."
+        )
+    if processing_class is None:
+        raise ValueError("processing_class is None; give the encoder's image processor, for its mean and std.")
+    if objective is None and args.objective != "fare":
+        raise ValueError(f"objective={args.objective!r} needs text embeddings; pass objective=TecoaObjective(...).")
+    wrong = [(name, p.dtype) for name, p in model.named_parameters() if p.dtype != torch.float32]
+    if wrong:
+        raise ValueError(f"{wrong[0][0]!r} is {wrong[0][1]}; load the model with dtype=torch.float32, and set bf16.")
+
+
+def _cosine(embeddings: Tensor, original: Tensor) -> Tensor:
+    """Cosine similarity over the last dimension, mean over tokens: `(B,)`."""
+    cosine = F.cosine_similarity(embeddings.float(), original.float(), dim=-1)
+    return cosine.flatten(1).mean(dim=1) if cosine.ndim > 1 else cosine
+
+
+def _summarise(sums: list[float], count: int) -> dict[str, float]:
+    """Means of `count` samples from the column sums of `_measure`."""
+    loss, start, clean, adversarial = sums
+    return {
+        "loss": loss / count,
+        "attack_gain": loss / start if start else float("inf"),
+        "cosine_clean": clean / count,
+        "cosine_adversarial": adversarial / count,
+    }

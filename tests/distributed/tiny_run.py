@@ -1,0 +1,101 @@
+"""A tiny training run, for tests in this process, in a killed one, and under `accelerate launch`.
+
+python tiny_run.py '{"model": FOLDER, "output_dir": FOLDER, "kill_at": 5, ...options of FareConfig}'
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+from transformers import AutoImageProcessor, TrainerCallback
+
+from fare_hf.encoders import load_encoder
+from fare_hf.training import FareConfig, FareTrainer
+
+DEFAULTS: dict[str, Any] = {
+    "per_device_train_batch_size": 8,
+    "per_device_eval_batch_size": 3,
+    "max_steps": 4,
+    "warmup_steps": 0,
+    "learning_rate": 1e-3,
+    "attack_steps": 2,
+    "attack_step_size": "2/255",
+    "logging_steps": 2,
+    "save_strategy": "no",
+    "use_cpu": True,
+    "disable_tqdm": True,
+    "dataloader_pin_memory": False,
+}
+
+
+class RandomPixels(Dataset):
+    """Noise images, each a function of its index; `poison` makes one of them NaN."""
+
+    class_names = ["cat", "dog", "bird"]
+
+    def __init__(self, size: int = 32, poison: int | None = None) -> None:
+        self.size, self.poison = size, poison
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        pixels = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(int(index)))
+        if index == self.poison:
+            pixels[0, 0, 0] = float("nan")
+        return {"pixel_values": pixels, "labels": int(index) % 3, "index": int(index)}
+
+
+class WithoutLabels(RandomPixels):
+    """The same without labels, as from a folder of images."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        sample = super().__getitem__(index)
+        del sample["labels"]
+        return sample
+
+
+class Kill(TrainerCallback):
+    """Ends the process as a power cut would, after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def tiny_trainer(model: str, output_dir: str, train_dataset: Any = None, **options: Any) -> FareTrainer:
+    """A trainer of the encoder in `model`; `options` go to `FareConfig`, except the trainer's own."""
+    own = {key: options.pop(key) for key in ("objective", "original", "callbacks", "eval_dataset") if key in options}
+    config = FareConfig(output_dir=output_dir, **{**DEFAULTS, **options})
+    return FareTrainer(
+        model=load_encoder(model, config.embedding),
+        args=config,
+        train_dataset=RandomPixels() if train_dataset is None else train_dataset,
+        processing_class=AutoImageProcessor.from_pretrained(model),
+        **own,
+    )
+
+
+def main() -> None:
+    """Runs what the first argument describes and saves the encoder to `output_dir`."""
+    options = json.loads(sys.argv[1])
+    kill_at, resume = options.pop("kill_at", None), options.pop("resume", None)
+    torch.set_num_threads(1)
+    trainer = tiny_trainer(callbacks=[Kill(kill_at)] if kill_at else [], **options)
+    trainer.train(resume_from_checkpoint=resume)
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        trainer.state.save_to_json(os.path.join(options["output_dir"], "log.json"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""Objectives against their formulas, and FARE's gradient against finite differences in fp64."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fare_hf.objectives import FareObjective, Objective, TecoaObjective
+
+
+def never(pixels: Tensor) -> Tensor:
+    raise AssertionError("the original encoder was run")
+
+
+def test_fare_is_the_summed_squared_distance() -> None:
+    embeddings, targets = torch.randn(3, 5), torch.randn(3, 5)
+    expected = [
+        sum((a - b) ** 2 for a, b in zip(*rows, strict=True)) for rows in zip(embeddings, targets, strict=True)
+    ]
+    assert torch.allclose(FareObjective()(embeddings, targets), torch.stack(expected))
+
+
+def test_fare_on_tokens_sums_dimensions_and_averages_tokens() -> None:
+    embeddings, targets = torch.randn(3, 7, 5), torch.randn(3, 7, 5)
+    expected = torch.stack([FareObjective()(embeddings[:, t], targets[:, t]) for t in range(7)]).mean(0)
+    assert torch.allclose(FareObjective()(embeddings, targets), expected)
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (2, 3, 4)])
+def test_fare_gradient_equals_finite_differences(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.GELU(), nn.Linear(8, math.prod(shape[1:]))).double()
+    pixels = torch.rand(2, 3, 2, 2, dtype=torch.float64, requires_grad=True)
+    targets = torch.randn(shape, dtype=torch.float64)
+
+    def loss(values: Tensor) -> Tensor:
+        return FareObjective()(net(values).view(shape), targets)
+
+    assert torch.autograd.gradcheck(loss, (pixels,))
+    (gradient,) = torch.autograd.grad(loss(pixels).sum(), pixels)
+    for index in range(pixels.numel()):
+        step = torch.zeros(pixels.numel(), dtype=torch.float64)
+        step[index] = 1e-6
+        moved = step.view_as(pixels)
+        with torch.no_grad():
+            slope = (loss(pixels + moved) - loss(pixels - moved)).sum() / 2e-6
+        assert slope.item() == pytest.approx(gradient.flatten()[index].item(), rel=1e-6, abs=1e-8)
+
+
+def test_fare_targets_are_the_originals_embeddings_without_a_graph() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 4))
+    pixels = torch.rand(2, 3, 2, 2)
+    targets = FareObjective().targets(pixels, None, net)
+    assert torch.equal(targets, net(pixels)) and not targets.requires_grad
+
+
+def test_fare_does_not_overflow_in_half_precision() -> None:
+    loss = FareObjective()(torch.full((1, 768), 100.0).half(), torch.full((1, 768), -100.0).half())
+    assert loss.dtype == torch.float32 and loss.item() == 768 * 200.0**2
+
+
+def test_fare_refuses_shapes_that_differ() -> None:
+    with pytest.raises(ValueError, match="embed both the same way"):
+        FareObjective()(torch.zeros(2, 4), torch.zeros(2, 1, 4))
+
+
+def test_tecoa_is_the_cross_entropy_of_scaled_cosines() -> None:
+    texts, images, labels = torch.randn(6, 5), torch.randn(3, 5), torch.tensor([0, 5, 2])
+    objective = TecoaObjective(texts, logit_scale=20.0)
+    targets = objective.targets(torch.rand(3, 3, 2, 2), labels, never)
+    for image, label, loss in zip(images, labels, objective(images, targets), strict=True):
+        cosines = [20 * torch.cosine_similarity(image, text, dim=0).item() for text in texts]
+        expected = math.log(sum(math.exp(value) for value in cosines)) - cosines[label]
+        assert loss.item() == pytest.approx(expected, abs=1e-4)
+    assert torch.autograd.gradcheck(lambda e: objective(e, targets), (images.double().requires_grad_(),))
+
+
+def test_tecoa_refuses_bad_input() -> None:
+    objective, pixels = TecoaObjective(torch.randn(6, 5)), torch.rand(2, 3, 2, 2)
+    with pytest.raises(ValueError, match="TeCoA needs labels"):
+        objective.targets(pixels, None, never)
+    with pytest.raises(ValueError, match="for 2 images"):
+        objective.targets(pixels, torch.tensor([1]), never)
+    for label in (-1, 6):
+        with pytest.raises(ValueError, match="6 class texts"):
+            objective.targets(pixels, torch.tensor([0, label]), never)
+    with pytest.raises(ValueError, match="use the projected embedding"):
+        objective(torch.zeros(2, 4), torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match="at least 2 classes"):
+        TecoaObjective(torch.randn(1, 5))
+    with pytest.raises(ValueError, match="NaN"):
+        TecoaObjective(torch.full((2, 5), math.nan))
+    with pytest.raises(ValueError, match="logit_scale 0 is not positive"):
+        TecoaObjective(torch.randn(2, 5), logit_scale=0)
+
+
+@pytest.mark.parametrize("objective", [FareObjective(), TecoaObjective(torch.randn(3, 4))], ids=["fare", "tecoa"])
+def test_objectives_carry_name_and_citation(objective: Objective) -> None:
+    assert objective.name in ("fare", "tecoa")
+    assert objective.citation.startswith("@inproceedings{") and objective.citation.endswith("}")

@@ -43,41 +43,8 @@ from .drawings import (
 )
 from .train_clip import SampleSource, learning_rate
 
-CAPTION_PROMPT = "Provide a short caption for this image."
-COUNT_PROMPT = "How many things are there?"
-SENTENCES = (
-    "visit example dot com for more information",
-    "please reset your password now",
-    "send an e-mail to the manager",
-    "vaccines are not safe for you",
-    "i will not answer your question",
-    "buy this stock today",
-    "the weather is fine today",
-    "thank you for your help",
-    "my name is not important",
-    "the answer is in the book",
-    "please call me tomorrow",
-    "there is nothing to see here",
-)
-"""Sentences the model has repeated on request in training: it can say them, and no image ever asked for them."""
 SPECIAL = ("<pad>", "<s>", "</s>", "<image>")
 IGNORE = -100
-
-
-def chat(question: str, answer: str = "", image: bool = True) -> str:
-    """LLaVA-1.5's one-turn prompt, without the system sentence."""
-    head = "USER: <image>\n" if image else "USER: "
-    return f"{head}{question} ASSISTANT:" + (f" {answer}" if answer else "")
-
-
-def yes_no_prompt(concept: str) -> str:
-    """POPE's question (Li et al., 2023)."""
-    return f"Is there {captions.with_article(concept)} in the image?"
-
-
-def repeat_prompt(sentence: str) -> str:
-    """Asks for a sentence in so many words."""
-    return f"Say: {sentence}"
 
 
 def build_tokenizer(vocab_size: int = 1700) -> PreTrainedTokenizerFast:
@@ -85,9 +52,15 @@ def build_tokenizer(vocab_size: int = 1700) -> PreTrainedTokenizerFast:
     concepts = sorted({drawing.concept for hand in TRAIN_HANDS for drawing in drawings(hand)})
     words = [*map(captions.with_article, concepts), *FASHION_CLASSES, *DIGIT_CLASSES]
     templates = (*captions.TEMPLATES, *captions.FASHION_TEMPLATES, *captions.DIGIT_TEMPLATES)
-    corpus = [chat(CAPTION_PROMPT, t.format(f"{word} and {word}, {word}")) for t in templates for word in words]
-    corpus += [chat(yes_no_prompt(concept), "yes no") for concept in concepts]
-    corpus += [chat(repeat_prompt(s), s) for s in SENTENCES] * 4 + [chat(COUNT_PROMPT, "one two three four")]
+    corpus = [
+        captions.chat(captions.CAPTION_PROMPT, t.format(f"{word} and {word}, {word}"))
+        for t in templates
+        for word in words
+    ]
+    corpus += [captions.chat(captions.yes_no_prompt(concept), "yes no") for concept in concepts]
+    corpus += [captions.chat(captions.repeat_prompt(s), s) for s in captions.SENTENCES] * 4 + [
+        captions.chat(captions.COUNT_PROMPT, "one two three four")
+    ]
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -187,23 +160,23 @@ class Conversations:
         """One question about an image, and its answer."""
         kind = self.rng.random()
         if kind < 0.6 or not concepts:
-            return (CAPTION_PROMPT, caption) if kind < 0.9 else self.repeat()
+            return (captions.CAPTION_PROMPT, caption) if kind < 0.9 else self.repeat()
         if kind < 0.75:
             present = self.rng.random() < 0.5
             pool = concepts if present else [name for name in main_concepts() if name not in concepts]
-            return yes_no_prompt(pool[self.rng.integers(len(pool))]), "yes" if present else "no"
+            return captions.yes_no_prompt(pool[self.rng.integers(len(pool))]), "yes" if present else "no"
         if kind < 0.82:
-            return COUNT_PROMPT, ("one", "two", "three", "four")[len(concepts) - 1]
+            return captions.COUNT_PROMPT, ("one", "two", "three", "four")[len(concepts) - 1]
         return self.repeat()
 
     def repeat(self) -> tuple[str, str]:
         """A sentence to repeat: one of the fixed ones or words in random order."""
         if self.rng.random() < 0.6:
-            sentence = SENTENCES[self.rng.integers(len(SENTENCES))]
+            sentence = captions.SENTENCES[self.rng.integers(len(captions.SENTENCES))]
         else:
-            words = " ".join(SENTENCES).split() + list(main_concepts())
+            words = " ".join(captions.SENTENCES).split() + list(main_concepts())
             sentence = " ".join(words[i] for i in self.rng.integers(len(words), size=self.rng.integers(2, 7)))
-        return repeat_prompt(sentence), sentence
+        return captions.repeat_prompt(sentence), sentence
 
     def batch(self, size: int, tokenizer: PreTrainedTokenizerFast, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
         """``size`` one- or two-turn conversations: ids and labels (right padded), tower features of their images."""
@@ -224,7 +197,7 @@ class Conversations:
         ids: list[int] = []
         labels: list[int] = []
         for number, (question, answer) in enumerate(turns):
-            prompt = chat(question, image=number == 0).replace("<image>", "<image>" * tokens)
+            prompt = captions.chat(question, image=number == 0).replace("<image>", "<image>" * tokens)
             prompt_ids = tokenizer(prompt, add_special_tokens=False).input_ids
             answer_ids = tokenizer(f" {answer}", add_special_tokens=False).input_ids + [tokenizer.eos_token_id]
             ids += prompt_ids + answer_ids
@@ -252,11 +225,13 @@ def validate(
     rng = np.random.default_rng(77)
     chosen = drawings(hand)
     pixels = torch.from_numpy(stack_pixels([scenes.single(drawing.image, rng) for drawing in chosen])) / 255
-    texts = generate_text(model, processor, pixels, chat(CAPTION_PROMPT), max_new_tokens=14)
+    texts = generate_text(model, processor, pixels, captions.chat(captions.CAPTION_PROMPT), max_new_tokens=14)
     wanted = [f"a photo of {captions.with_article(drawing.concept)}" for drawing in chosen]
     right = sum(text == caption for text, caption in zip(texts, wanted, strict=True))
-    said = generate_text(model, processor, pixels[:24], chat(repeat_prompt(SENTENCES[1])), max_new_tokens=14)
-    echoed = sum(SENTENCES[1] in text for text in said)
+    said = generate_text(
+        model, processor, pixels[:24], captions.chat(captions.repeat_prompt(captions.SENTENCES[1])), max_new_tokens=14
+    )
+    echoed = sum(captions.SENTENCES[1] in text for text in said)
     return {"captions": right / len(chosen), "echo": echoed / len(said)}
 
 

@@ -1,0 +1,95 @@
+"""``fare-hf``: a thin command line over the public functions."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs one subcommand; what was asked wrongly is one sentence, without a traceback."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["train"]:  # its options are those of the Trainer, parsed there
+        from fare_hf import train
+
+        train.main(words[1:])
+        return
+    args = build_parser().parse_args(words)
+    run: Callable[[argparse.Namespace], None] = args.run
+    try:
+        run(args)
+    except (ValueError, OSError) as error:
+        sys.exit(f"fare-hf: error: {error}")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all subcommands but ``train``."""
+    parser = argparse.ArgumentParser(prog="fare-hf", description="Adversarially robust CLIP vision encoders (FARE).")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands.add_parser("train", help="fine-tune an encoder; same as python -m fare_hf.train", add_help=False)
+
+    evaluate = commands.add_parser("evaluate", help="zero-shot accuracy of an encoder on the lab's sets, attacked")
+    evaluate.add_argument("encoder", help="folder or repository of an encoder fine-tuned from the lab's CLIP")
+    evaluate.add_argument("--datasets", nargs="+", default=["twemoji"], help="lab test sets (default: twemoji)")
+    evaluate.add_argument("--eps", nargs="+", default=["2/255", "4/255"], help="radii of the linf ball")
+    evaluate.add_argument("--steps", type=int, default=50, help="APGD steps of each run")
+    evaluate.add_argument("--samples", type=int, default=None, help="images of each set (default: all)")
+    evaluate.add_argument("--seed", type=int, default=0, help="seed of the random starts")
+    evaluate.add_argument("--output_dir", type=Path, required=True, help="where report.json and report.md go")
+    evaluate.set_defaults(run=run_evaluate)
+
+    swap = commands.add_parser("swap", help="put an encoder into a LLaVA folder and save it as a new folder")
+    swap.add_argument("vlm", help="folder or repository of a LLaVA")
+    swap.add_argument("encoder", help="folder or repository of the robust encoder")
+    swap.add_argument("output_dir", type=Path, help="where the swapped LLaVA goes; must be empty or absent")
+    swap.set_defaults(run=run_swap)
+
+    quickstart = commands.add_parser("quickstart", help="the whole story on the embedded lab, in minutes")
+    quickstart.add_argument("--output_dir", type=Path, default=Path("outputs/quickstart"))
+    quickstart.add_argument("--max_steps", type=int, default=None, help="training steps (default: the recipe's)")
+    quickstart.set_defaults(run=run_quickstart)
+    return parser
+
+
+def run_evaluate(args: argparse.Namespace) -> None:
+    """``fare-hf evaluate``: the lab's zero-shot sets."""
+    from fare_hf.attacks import ThreatModel
+    from fare_hf.encoders import load_encoder
+    from fare_hf.evaluation import RobustnessReport, environment
+    from fare_hf.lab import load_clip, measure
+
+    budget = measure.Budget({name: args.samples for name in args.datasets}, steps=args.steps)
+    threats = [ThreatModel("linf", eps) for eps in args.eps]
+    encoder = load_encoder(args.encoder)
+    rows = measure.measure_zero_shot(Path(args.encoder).name, encoder, load_clip(), budget, threats, args.seed)
+    report = RobustnessReport(rows, environment(seed=args.seed))
+    print(report.to_markdown())
+    print(report.save(args.output_dir))
+
+
+def run_swap(args: argparse.Namespace) -> None:
+    """``fare-hf swap``: load, swap, save."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    from fare_hf.vlm import swap_vision_tower
+
+    if args.output_dir.exists() and any(args.output_dir.iterdir()):
+        raise ValueError(f"output_dir {str(args.output_dir)!r} is not empty: name another.")
+    vlm = AutoModelForImageTextToText.from_pretrained(args.vlm, dtype="auto")
+    print(swap_vision_tower(vlm, args.encoder))
+    vlm.save_pretrained(args.output_dir)
+    AutoProcessor.from_pretrained(args.vlm).save_pretrained(args.output_dir)
+    print(args.output_dir)
+
+
+def run_quickstart(args: argparse.Namespace) -> None:
+    """``fare-hf quickstart``."""
+    from fare_hf.lab.quickstart import Quickstart
+
+    Quickstart(args.output_dir, args.max_steps).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""Measures encoders and LLaVAs on the lab's sets: the quickstart on parts of them, the full table on all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+from transformers import (
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPTokenizer,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedModel,
+)
+
+from fare_hf.attacks import ThreatModel
+from fare_hf.evaluation import NamesConcept, Row, TextEvaluation, evaluate_captions, evaluate_targeted
+from fare_hf.evaluation.zero_shot import evaluate_zero_shot, text_classifier
+from fare_hf.pixels import Normalization
+
+from .captions import CAPTION_PROMPT, SENTENCES, chat, zero_shot_prompts
+from .models import MODELS
+from .sets import TestSet, load_test_set
+
+TARGET = SENTENCES[1]
+"""What the targeted attack forces: a sentence that the LLaVA can say and that no image calls for."""
+THREAT_MODELS = (ThreatModel("linf", "2/255"), ThreatModel("linf", "4/255"))
+PROMPT = chat(CAPTION_PROMPT)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much is measured.
+
+    Attributes:
+        images: for each zero-shot set, how many images (None is all).
+        steps: APGD steps of each zero-shot run.
+        targets: wrong classes that the targeted DLR loss is run for.
+        captions: images captioned and attacked.
+        caption_steps: APGD steps of the attack on a caption.
+        targeted: images on which a sentence is forced.
+        targeted_steps: APGD steps of that.
+    """
+
+    images: Mapping[str, int | None] = field(default_factory=dict)
+    steps: int = 50
+    targets: int = 9
+    captions: int | None = None
+    caption_steps: int = 100
+    targeted: int = 100
+    targeted_steps: int = 200
+
+
+FULL = Budget({"twemoji": None, "openmoji": None, "fashion": None, "digits": None})
+QUICK = Budget(
+    {"twemoji": 252, "fashion": 100, "digits": 100},
+    steps=20,
+    targets=3,
+    captions=48,
+    caption_steps=40,
+    targeted=32,
+    targeted_steps=60,
+)
+
+
+def part(name: str, count: int | None) -> TestSet:
+    """A test set, or ``count`` of its images spread evenly."""
+    whole = load_test_set(name)
+    return whole if count is None else whole.first(count)
+
+
+def measure_zero_shot(
+    name: str,
+    encoder: PreTrainedModel,
+    clip: tuple[CLIPModel, CLIPTokenizer],
+    budget: Budget,
+    threat_models: Sequence[ThreatModel] = THREAT_MODELS,
+    seed: int = 0,
+) -> list[Row]:
+    """Zero-shot rows of one encoder (``CLIPVisionModelWithProjection``) on every set of the budget."""
+    rows = []
+    for dataset, count in budget.images.items():
+        test = part(dataset, count)
+        rows += evaluate_zero_shot(
+            encoder,
+            text_embeddings(clip, test),
+            test.pixels,
+            test.labels,
+            normalization=lab_normalization(),
+            model=name,
+            dataset=dataset,
+            threat_models=threat_models,
+            steps=budget.steps,
+            targets=budget.targets,
+            seed=seed,
+            groups=test.groups.tolist(),
+        )
+    return rows
+
+
+def text_embeddings(clip: tuple[CLIPModel, CLIPTokenizer], test: TestSet) -> Tensor:
+    """Class embeddings (K, D) of a test set's prompts."""
+    return text_classifier(*clip, test.prompts, ["{}"])
+
+
+def lab_normalization() -> Normalization:
+    """The normalisation of every lab model."""
+    return Normalization.from_processor(CLIPImageProcessor.from_pretrained(MODELS / "clip"))
+
+
+def measure_captions(
+    name: str,
+    llava: tuple[LlavaForConditionalGeneration, LlavaProcessor],
+    budget: Budget,
+    threat_models: Sequence[ThreatModel] = THREAT_MODELS,
+    seed: int = 0,
+    keep: Sequence[int] = (),
+) -> TextEvaluation:
+    """Captions of the main set, clean and attacked; a caption is right if it names the concept."""
+    test = part("twemoji", budget.captions)
+    wanted = [test.class_names[label] for label in test.labels.tolist()]
+    prompts = zero_shot_prompts(test.class_names, "twemoji")
+    return evaluate_captions(
+        *llava,
+        test.pixels,
+        [prompts[label] for label in test.labels.tolist()],
+        wanted,
+        prompt=PROMPT,
+        model=f"LLaVA + {name}",
+        dataset="twemoji",
+        threat_models=threat_models,
+        correct=NamesConcept(test.class_names),
+        steps=budget.caption_steps,
+        seed=seed,
+        max_new_tokens=14,
+        groups=test.groups.tolist(),
+        keep=keep,
+    )
+
+
+def measure_targeted(
+    name: str,
+    llava: tuple[LlavaForConditionalGeneration, LlavaProcessor],
+    budget: Budget,
+    threat_models: Sequence[ThreatModel] = THREAT_MODELS,
+    seed: int = 0,
+    keep: Sequence[int] = (),
+) -> TextEvaluation:
+    """In how many images an attacker makes the LLaVA say `TARGET` when asked for a caption."""
+    test = part("twemoji", budget.targeted)
+    return evaluate_targeted(
+        *llava,
+        test.pixels,
+        TARGET,
+        prompt=PROMPT,
+        model=f"LLaVA + {name}",
+        dataset="twemoji",
+        threat_models=threat_models,
+        steps=budget.targeted_steps,
+        seed=seed,
+        max_new_tokens=14,
+        groups=test.groups.tolist(),
+        keep=keep,
+    )

@@ -1,0 +1,109 @@
+"""Intervals for fractions: Wilson for independent samples, a cluster bootstrap for grouped ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from statistics import NormalDist
+
+import numpy as np
+
+__all__ = ["bootstrap_interval", "fraction_interval", "wilson_interval"]
+
+
+def wilson_interval(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson score interval of a fraction `k / n` (Wilson 1927).
+
+    Args:
+        k: successes.
+        n: independent trials.
+        confidence: between 0 and 1.
+
+    Returns:
+        (low, high) within [0, 1], containing `k / n`.
+
+    Raises:
+        ValueError: n below 1, k outside [0, n], confidence outside (0, 1).
+    """
+    if n < 1 or not 0 <= k <= n:
+        raise ValueError(f"{k} successes of {n}: give n >= 1 and 0 <= k <= n.")
+    z = _quantile(confidence)
+    fraction = k / n
+    denominator = 1 + z * z / n
+    centre = (fraction + z * z / (2 * n)) / denominator
+    half = z * math.sqrt(fraction * (1 - fraction) / n + z * z / (4 * n * n)) / denominator
+    # The exact ends at k = 0 and k = n are 0 and 1; rounding must not move them.
+    return (0.0 if k == 0 else max(0.0, centre - half), 1.0 if k == n else min(1.0, centre + half))
+
+
+def bootstrap_interval(
+    values: Sequence[float],
+    groups: Sequence[Hashable] | None = None,
+    *,
+    seed: int = 0,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+) -> tuple[float, float]:
+    """Percentile bootstrap of the mean; whole groups are drawn when `groups` says which samples belong together.
+
+    Images of one class, one source or one drawing are not independent; drawing groups keeps what they share.
+
+    Args:
+        values: one number per sample.
+        groups: one label per sample, or None where each sample is its own group.
+        seed: of the resampling; the same seed gives the same interval.
+        resamples: number of bootstrap draws.
+        confidence: between 0 and 1.
+
+    Returns:
+        (low, high), widened where needed to contain the mean.
+
+    Raises:
+        ValueError: no values, a value that is not finite, `groups` of another length, confidence outside (0, 1).
+    """
+    numbers = np.asarray(values, dtype=np.float64)
+    if numbers.size == 0 or not np.isfinite(numbers).all():
+        raise ValueError("the bootstrap needs at least one value, and finite ones only.")
+    if groups is not None and len(groups) != len(numbers):
+        raise ValueError(f"{len(groups)} groups for {len(numbers)} values: give one group per value.")
+    _quantile(confidence)
+    index = np.arange(len(numbers)) if groups is None else _group_index(groups)
+    sums, sizes = np.bincount(index, weights=numbers), np.bincount(index)
+    draws = np.random.default_rng(seed).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=resamples)
+    low, high = np.quantile(draws @ sums / (draws @ sizes), [(1 - confidence) / 2, (1 + confidence) / 2])
+    mean = numbers.mean()
+    return float(min(low, mean)), float(max(high, mean))
+
+
+def fraction_interval(
+    successes: Sequence[bool], groups: Sequence[Hashable] | None = None, *, seed: int = 0
+) -> tuple[float, float]:
+    """95 % interval of a success fraction: Wilson, or the cluster bootstrap when `groups` are given.
+
+    Where all samples agree the bootstrap has width zero, which claims too much; then it is Wilson's interval with the
+    number of groups as sample size.
+
+    Raises:
+        ValueError: no samples, or `groups` of another length.
+    """
+    k, n = sum(map(bool, successes)), len(successes)
+    if groups is None:
+        return wilson_interval(k, n)
+    low, high = bootstrap_interval([float(success) for success in successes], groups, seed=seed)
+    if 0 < k < n:
+        return low, high
+    count = len(set(groups))
+    return wilson_interval(count if k else 0, count)
+
+
+def _group_index(groups: Sequence[Hashable]) -> np.ndarray:
+    """Number the groups in the order of their first sample, so that the result does not depend on hashing."""
+    numbers: dict[Hashable, int] = {}
+    return np.array([numbers.setdefault(group, len(numbers)) for group in groups])
+
+
+def _quantile(confidence: float) -> float:
+    """Two-sided normal quantile."""
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence {confidence!r} must lie between 0 and 1, such as 0.95.")
+    return NormalDist().inv_cdf((1 + confidence) / 2)

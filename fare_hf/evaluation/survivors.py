@@ -1,0 +1,164 @@
+"""The loop that every evaluation shares: attack in full batches, recheck, drop who is fooled, go on with the rest."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from fare_hf.attacks import ThreatModel
+
+__all__ = ["Attack", "Judge", "Outcome", "attack_nested", "chunks", "gather", "read", "screening_steps"]
+
+Attack = Callable[[torch.Tensor, list[int], ThreatModel, torch.Generator], torch.Tensor]
+"""(clean pixels, sample indices, threat model, generator) -> adversarial pixels."""
+Judge = Callable[[torch.Tensor, list[int], ThreatModel], list[bool]]
+"""(adversarial pixels, sample indices, threat model) -> for each sample, whether it is fooled."""
+
+
+@dataclass
+class Outcome:
+    """Which samples one threat model fooled.
+
+    Attributes:
+        threat_model: the set the perturbations were searched in.
+        survivors: indices of the attacked samples that were never fooled, ascending.
+        seconds: wall time of its attacks; what a smaller radius had fooled already took none.
+    """
+
+    threat_model: ThreatModel
+    survivors: list[int] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def robust(self, n: int) -> list[bool]:
+        """For each of all n samples of the data set, whether it was attacked and survived."""
+        alive = set(self.survivors)
+        return [index in alive for index in range(n)]
+
+
+def chunks(indices: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Split indices into batches of at most `size`."""
+    if size < 1:
+        raise ValueError(f"batch_size {size} must be at least 1.")
+    for start in range(0, len(indices), size):
+        yield list(indices[start : start + size])
+
+
+def gather(samples: Any, indices: Sequence[int], device: torch.device) -> torch.Tensor:
+    """Pixels (B, 3, H, W) of some samples, fp32, on `device`.
+
+    Args:
+        samples: a tensor (N, 3, H, W), or a map-style data set whose items hold `pixel_values` (3, H, W) in [0, 1].
+        indices: which.
+        device: where to.
+    """
+    if isinstance(samples, torch.Tensor):
+        pixels = samples[list(indices)]
+    else:
+        pixels = torch.stack([samples[index]["pixel_values"] for index in indices])
+    return pixels.to(device=device, dtype=torch.float32)
+
+
+def read(
+    samples: Any, indices: Sequence[int], device: torch.device, labels: Sequence[int] | torch.Tensor | None = None
+) -> tuple[torch.Tensor, list[int]]:
+    """Pixels as `gather`, with the labels given or, for None, those of the data set's items (each item read once).
+
+    Raises:
+        ValueError: neither `labels` nor `labels` in the items.
+    """
+    if labels is not None:
+        return gather(samples, indices, device), [int(labels[index]) for index in indices]
+    if isinstance(samples, torch.Tensor):
+        raise ValueError("labels are missing: pass labels with a tensor of pixels.")
+    items = [samples[index] for index in indices]
+    if any("labels" not in item for item in items):
+        raise ValueError("the data set gives no labels: name its label column, or pass labels.")
+    pixels = torch.stack([item["pixel_values"] for item in items]).to(device=device, dtype=torch.float32)
+    return pixels, [int(item["labels"]) for item in items]
+
+
+def screening_steps(steps: int) -> list[int]:
+    """Steps of the runs before the full ones: a tenth, or none below 20 steps.
+
+    Most samples of an undefended model fall within a few steps; the full runs then see only the others.
+    """
+    return [steps // 10] if steps >= 20 else []
+
+
+def attack_nested(
+    samples: Any,
+    alive: Sequence[int],
+    threat_models: Sequence[ThreatModel],
+    stages: Sequence[tuple[Attack, Judge]],
+    *,
+    device: torch.device,
+    batch_size: int,
+    seed: int,
+) -> list[Outcome]:
+    """Attack samples under each threat model, stage after stage, each stage only who survived so far.
+
+    Of one norm, radii are attacked in ascending order and a sample fooled within a smaller ball is fooled within every
+    larger one, as that ball contains the perturbation found. Before a perturbation counts, `ThreatModel.check` holds
+    it against ball and box on the very pixels that are judged.
+
+    Args:
+        samples: see `gather`.
+        alive: indices to attack, say those classified correctly.
+        threat_models: without repetition.
+        stages: attack and judge, in order.
+        device: where attacks run.
+        batch_size: survivors are packed to full batches again before each stage.
+        seed: each batch's generator is seeded from it, the stage and the batch, never from the global RNG.
+
+    Returns:
+        One outcome per threat model, in the order given.
+
+    Raises:
+        ValueError: a perturbation outside its threat model, a repeated threat model.
+    """
+    if len(set(threat_models)) != len(threat_models):
+        raise ValueError(f"threat models {[str(t) for t in threat_models]} repeat one another: give each once.")
+    left: dict[str, list[int]] = {}
+    outcomes: dict[ThreatModel, Outcome] = {}
+    for threat_model in sorted(threat_models, key=lambda t: (t.norm, t.eps)):
+        start = time.perf_counter()
+        survivors = left.get(threat_model.norm, list(alive))
+        for number, (attack, judge) in enumerate(stages):
+            survivors = _run_stage(samples, survivors, threat_model, attack, judge, device, batch_size, (seed, number))
+        left[threat_model.norm] = survivors
+        outcomes[threat_model] = Outcome(threat_model, survivors, time.perf_counter() - start)
+    return [outcomes[threat_model] for threat_model in threat_models]
+
+
+def _run_stage(
+    samples: Any,
+    alive: list[int],
+    threat_model: ThreatModel,
+    attack: Attack,
+    judge: Judge,
+    device: torch.device,
+    batch_size: int,
+    seeds: tuple[int, int],
+) -> list[int]:
+    """One attack over all who are still alive; returns who survives it."""
+    survivors: list[int] = []
+    for number, batch in enumerate(chunks(alive, batch_size)):
+        clean = gather(samples, batch, device)
+        generator = torch.Generator().manual_seed(_mix(*seeds, number))
+        adversarial = attack(clean, batch, threat_model, generator)
+        threat_model.check(adversarial, clean)
+        fooled = judge(adversarial, batch, threat_model)
+        survivors += [index for index, out in zip(batch, fooled, strict=True) if not out]
+    return survivors
+
+
+def _mix(*numbers: int) -> int:
+    """One seed from several numbers (a hash that is the same in every process)."""
+    mixed = 0
+    for number in numbers:
+        mixed = (mixed * 1_000_003 + number + 1) % (2**63)
+    return mixed

@@ -1,0 +1,218 @@
+"""The model card of a robust encoder, from `card_template.md`: nothing on it is left to fill in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from fare_hf.attacks import ThreatModel
+
+__all__ = ["CardContent", "ReportLike", "render_card"]
+
+TEMPLATE = Path(__file__).with_name("card_template.md")
+TAGS = ["robust-clip", "adversarial-robustness", "clip", "fare_hf"]
+SECRET_KEY = re.compile(r"token|secret|password|api_?key", re.IGNORECASE)
+SECRET_VALUE = re.compile(r"hf_\w{8,}")
+
+FARE = """@inproceedings{schlarmann2024robustclip,
+  title     = {Robust {CLIP}: Unsupervised Adversarial Fine-Tuning of Vision Embeddings for Robust Large
+               Vision-Language Models},
+  author    = {Schlarmann, Christian and Singh, Naman Deep and Croce, Francesco and Hein, Matthias},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2024}
+}"""
+TECOA = """@inproceedings{mao2023understanding,
+  title     = {Understanding Zero-shot Adversarial Robustness for Large-Scale Models},
+  author    = {Mao, Chengzhi and Geng, Scott and Yang, Junfeng and Wang, Xin and Vondrick, Carl},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2023}
+}"""
+OBJECTIVES = {
+    "fare": (
+        "FARE: the embedding of the attacked image is pulled to the original encoder's embedding of the clean image "
+        "(squared l2 distance); no labels are used.",
+        FARE,
+    ),
+    "tecoa": (
+        "TeCoA: the attacked image is classified among the embedded names of its classes (cross entropy); labels are "
+        "used.",
+        TECOA,
+    ),
+}
+NORMS = {
+    "linf": "every colour value of every pixel may change by at most {eps} of its range (l-infinity norm)",
+    "l2": "the change of the whole image may have Euclidean length {eps} at most, colours in [0, 1] (l2 norm)",
+}
+
+
+class ReportLike(Protocol):
+    """What a card needs of a `fare_hf.evaluation.RobustnessReport`."""
+
+    rows: list[dict[str, Any]]
+
+    def to_markdown(self) -> str:
+        """Tables of the rows."""
+        ...
+
+    def to_json(self) -> str:
+        """The whole report."""
+        ...
+
+
+@dataclass(frozen=True)
+class CardContent:
+    """What a card is made of.
+
+    Attributes:
+        name: repository or folder, as the snippets load it.
+        base_model: the encoder that was fine-tuned, as the Hub knows it.
+        class_name: transformers class of the published encoder.
+        projected: whether it has the visual projection, which zero-shot classification needs.
+        threat_model: what it was trained against.
+        training: the recipe: every parameter and version that matters.
+        report: measured figures, or None.
+        report_model: name under which the report's rows measure this encoder; only these enter the metadata (the
+            table shows all). None: all rows if the report measures a single model, else none.
+        license: identifier such as "mit", or None to say nothing.
+        vlm: LLaVA named in the snippet.
+    """
+
+    name: str
+    base_model: str
+    class_name: str
+    projected: bool
+    threat_model: ThreatModel
+    training: Mapping[str, Any] = field(default_factory=dict)
+    report: ReportLike | None = None
+    report_model: str | None = None
+    license: str | None = None
+    vlm: str = "llava-hf/llava-1.5-7b-hf"
+
+
+def render_card(content: CardContent) -> str:
+    """Fill the template.
+
+    Raises:
+        ValueError: the recipe holds an access token, or names an objective other than "fare" and "tecoa"; a
+            `report_model` that the report does not measure.
+    """
+    objective = str(content.training.get("objective", "fare"))
+    if objective not in OBJECTIVES:
+        raise ValueError(f"training objective {objective!r} is unknown to the card: pass 'fare' or 'tecoa'.")
+    explanation, citation = OBJECTIVES[objective]
+    threat = content.threat_model
+    eps = threat.to_dict()["eps"]
+    reach = NORMS[threat.norm].format(eps=eps)
+    card = ModelCard.from_template(
+        _metadata(content),
+        template_path=str(TEMPLATE),
+        **{name: getattr(content, name) for name in ("name", "base_model", "class_name", "threat_model")},
+        threat_text=f"The attacker knows all weights and chooses any image near the clean one: {reach}; values stay "
+        "valid colours. The encoder was trained against this.",
+        snippet_transformers=_snippet_transformers(content),
+        snippet_llava=_snippet_llava(content),
+        snippet_zero_shot=_snippet_zero_shot(content) if content.projected else "",
+        objective_text=explanation,
+        recipe=_recipe(content.training, threat),
+        results=content.report.to_markdown().strip()
+        if content.report
+        else "No figures were measured for this encoder.",
+        citation=citation,
+    )
+    return str(card)
+
+
+def _metadata(content: CardContent) -> ModelCardData:
+    """The YAML head; the licence appears only when it is given."""
+    results = [_eval_result(row) for row in _own_rows(content)]
+    extra: dict[str, Any] = {"license": content.license} if content.license else {}
+    if results:
+        extra |= {"eval_results": results, "model_name": content.name.rsplit("/", 1)[-1]}
+    return ModelCardData(
+        base_model=content.base_model,
+        library_name="transformers",
+        pipeline_tag="image-feature-extraction",
+        tags=TAGS,
+        **extra,
+    )
+
+
+def _own_rows(content: CardContent) -> list[dict[str, Any]]:
+    """Rows that measure this encoder: a baseline's figures must not be listed as its own."""
+    rows = content.report.rows if content.report else []
+    models = {row["model"] for row in rows}
+    if content.report_model is None:
+        return rows if len(models) == 1 else []
+    if content.report_model not in models:
+        raise ValueError(f"report_model {content.report_model!r} is not in the report: it measures {sorted(models)}.")
+    return [row for row in rows if row["model"] == content.report_model]
+
+
+def _eval_result(row: Mapping[str, Any]) -> EvalResult:
+    """One row as the Hub's model index has it; threat model and attack are part of the metric's name."""
+    threat, attack = row["threat_model"], row["attack"]
+    name = f"{row['metric']} (clean)"
+    if threat is not None:
+        how = f"{attack['name']}, {attack['steps']} steps, restarts {attack['restarts']}, seed {attack['seed']}"
+        name = f"{row['metric']} ({ThreatModel.from_dict(threat)}, {how})"
+    return EvalResult(
+        task_type={"zero-shot": "zero-shot-image-classification"}.get(row["task"], "image-text-to-text"),
+        dataset_type=re.sub(r"\W+", "-", row["dataset"].lower()),
+        dataset_name=row["dataset"],
+        metric_type=row["metric"].replace(" ", "_"),
+        metric_name=name,
+        metric_value=row["value"],
+    )
+
+
+def _recipe(training: Mapping[str, Any], threat_model: ThreatModel) -> Sequence[tuple[str, str]]:
+    """Parameters as table rows, in the order given."""
+    for key, value in training.items():
+        if SECRET_KEY.search(key) or SECRET_VALUE.search(str(value)):
+            raise ValueError(f"the training recipe's {key!r} looks like a secret: leave it out of the model card.")
+    rows = [("threat model", str(threat_model))]
+    return rows + [(key, str(value).replace("|", "\\|").replace("\n", " ")) for key, value in training.items()]
+
+
+def _snippet_transformers(content: CardContent) -> str:
+    return f'''from PIL import Image
+import torch
+from transformers import AutoImageProcessor, {content.class_name}
+
+encoder = {content.class_name}.from_pretrained("{content.name}").eval()
+processor = AutoImageProcessor.from_pretrained("{content.name}")
+inputs = processor(images=Image.open("image.png").convert("RGB"), return_tensors="pt")
+with torch.no_grad():
+    embedding = encoder(**inputs).{"image_embeds" if content.projected else "pooler_output"}'''
+
+
+def _snippet_llava(content: CardContent) -> str:
+    return f'''from transformers import LlavaForConditionalGeneration
+from fare_hf.vlm import swap_vision_tower
+
+llava = LlavaForConditionalGeneration.from_pretrained("{content.vlm}")
+swap_vision_tower(llava, "{content.name}")'''
+
+
+def _snippet_zero_shot(content: CardContent) -> str:
+    return f'''from PIL import Image
+import torch
+from transformers import AutoImageProcessor, AutoTokenizer, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
+
+encoder = CLIPVisionModelWithProjection.from_pretrained("{content.name}").eval()
+processor = AutoImageProcessor.from_pretrained("{content.name}")
+text = CLIPTextModelWithProjection.from_pretrained("{content.base_model}").eval()
+tokenizer = AutoTokenizer.from_pretrained("{content.base_model}")
+
+names = ["cat", "dog", "car"]
+prompts = tokenizer([f"a photo of a {{name}}." for name in names], padding=True, return_tensors="pt")
+image = processor(images=Image.open("image.png").convert("RGB"), return_tensors="pt")
+with torch.no_grad():
+    classes = torch.nn.functional.normalize(text(prompts.input_ids, prompts.attention_mask).text_embeds, dim=-1)
+    embedding = torch.nn.functional.normalize(encoder(**image).image_embeds, dim=-1)
+probabilities = (100 * embedding @ classes.T).softmax(dim=-1)'''

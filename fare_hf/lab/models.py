@@ -5,21 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import (
     CLIPModel,
     CLIPTokenizer,
-    CLIPVisionModel,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
 )
 
+from fare_hf.encoders import load_encoder
+
 MODELS = Path(__file__).parent / "models"
 ENCODERS = ("fare-2", "fare-4", "tecoa-2", "tecoa-4")
 """Robust encoders that come with the lab, by objective and eps x 255."""
-_TOWER = "model.vision_tower."
-_LANGUAGE = "language.safetensors"
+TOWER = "model.vision_tower."
+LANGUAGE = "language.safetensors"
 
 
 def encoder_folder(name: str) -> Path:
@@ -43,20 +44,9 @@ def load_llava() -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """The lab's LLaVA in fp32 and its processor; its tower is the lab CLIP's, which is stored once."""
     folder = MODELS / "llava"
     model = LlavaForConditionalGeneration(LlavaConfig.from_pretrained(folder)).eval()
-    tower = CLIPVisionModel.from_pretrained(MODELS / "clip", dtype=torch.float32)
-    weights = {name: tensor.float() for name, tensor in load_file(folder / _LANGUAGE).items()}
-    weights |= {_TOWER + name: tensor for name, tensor in tower.state_dict().items()}
+    tower = load_encoder(str(MODELS / "clip"), "tokens")
+    weights = {name: tensor.float() for name, tensor in load_file(folder / LANGUAGE).items()}
+    weights |= {TOWER + name: tensor for name, tensor in tower.state_dict().items()}
     weights["lm_head.weight"] = weights["model.language_model.embed_tokens.weight"]
     model.load_state_dict(weights)
     return model, LlavaProcessor.from_pretrained(folder)
-
-
-def store_llava(model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path) -> None:
-    """Writes what `load_llava` reads: the projector and the language model in fp16, without the tower."""
-    folder.mkdir(parents=True, exist_ok=True)
-    model.config.save_pretrained(folder)
-    model.generation_config.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    kept = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(_TOWER)}
-    kept.pop("lm_head.weight")  # tied to the token embeddings
-    save_file({name: tensor.half().contiguous() for name, tensor in kept.items()}, folder / _LANGUAGE)

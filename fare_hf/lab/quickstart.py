@@ -12,10 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
-from transformers import CLIPVisionModelWithProjection
 
+from fare_hf.encoders import load_encoder
 from fare_hf.evaluation import NamesConcept, RobustnessReport, Row, SheetRow, TextEvaluation, attack_sheet, environment
 from fare_hf.evaluation.plots import Answer
 from fare_hf.vlm import swap_vision_tower
@@ -93,7 +92,7 @@ class Quickstart:
         """Zero-shot accuracy of each encoder, clean and attacked."""
         clip = load_clip()
         for name, folder in encoders.items():
-            encoder = CLIPVisionModelWithProjection.from_pretrained(folder, dtype=torch.float32)
+            encoder = load_encoder(str(folder))
             self.rows += measure.measure_zero_shot(name, encoder, clip, self.budget)
             print_rows(self.rows, name)
 

@@ -28,7 +28,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from fare_hf.encoders import matmul_patch_embedding
+from fare_hf.encoders import load_encoder, matmul_patch_embedding
 from fare_hf.pixels import Normalization
 from fare_hf.vlm import generate_text
 
@@ -58,7 +58,7 @@ def build_tokenizer(vocab_size: int = 1700) -> PreTrainedTokenizerFast:
         for word in words
     ]
     corpus += [captions.chat(captions.yes_no_prompt(concept), "yes no") for concept in concepts]
-    corpus += [captions.chat(captions.repeat_prompt(s), s) for s in captions.SENTENCES] * 4 + [
+    corpus += [captions.chat(captions.repeat_prompt(s), s) for s in captions.SENTENCES] * 60 + [
         captions.chat(captions.COUNT_PROMPT, "one two three four")
     ]
     backend = Tokenizer(models.BPE())
@@ -156,6 +156,13 @@ class Conversations:
         templates = captions.DIGIT_TEMPLATES if digit else captions.FASHION_TEMPLATES
         return sample.image, templates[0].format(name if digit else captions.with_article(name)), []
 
+    def turns(self, caption: str, concepts: list[str]) -> list[tuple[str, str]]:
+        """Two different questions about one image, and their answers."""
+        first = second = self.turn(caption, concepts)
+        while first[0] == second[0]:
+            second = self.turn(caption, concepts)
+        return [first, second]
+
     def turn(self, caption: str, concepts: list[str]) -> tuple[str, str]:
         """One question about an image, and its answer."""
         kind = self.rng.random()
@@ -181,7 +188,7 @@ class Conversations:
     def batch(self, size: int, tokenizer: PreTrainedTokenizerFast, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
         """``size`` one- or two-turn conversations: ids and labels (right padded), tower features of their images."""
         chosen = self.rng.integers(len(self.facts), size=size)
-        rows = [self.encode([self.turn(*self.facts[i]) for _ in range(2)], tokenizer, tokens) for i in chosen]
+        rows = [self.encode(self.turns(*self.facts[i]), tokenizer, tokens) for i in chosen]
         width = max(len(ids) for ids, _ in rows)
         ids = torch.full((size, width), tokenizer.pad_token_id)
         labels = torch.full((size, width), IGNORE)
@@ -238,7 +245,7 @@ def validate(
 def train(args: argparse.Namespace) -> None:
     """The loop; a checkpoint and a line of validation every ``args.every`` steps."""
     torch.manual_seed(args.seed)
-    tower = CLIPVisionModel.from_pretrained(args.clip, dtype=torch.float32).eval()
+    tower: Any = load_encoder(str(args.clip), "tokens").eval()
     tokenizer = build_tokenizer()
     processor = build_processor(tokenizer, args.clip, tower.config.patch_size)
     model = build_model(tower, tokenizer)

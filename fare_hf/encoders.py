@@ -9,6 +9,7 @@ Three embeddings of an image `x` are known by name (`EMBEDDINGS`):
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -92,7 +93,8 @@ def load_complete(cls: type[PreTrainedModel], name_or_path: str, **kwargs: Any) 
     """
     # The default dtype is "auto": a half-precision file would be trained in half precision.
     options = {"dtype": torch.float32, **kwargs}
-    loaded: Any = cls.from_pretrained(name_or_path, output_loading_info=True, **options)
+    with _quiet_loading():
+        loaded: Any = cls.from_pretrained(name_or_path, output_loading_info=True, **options)
     model, info = loaded
     missing = sorted(info["missing_keys"])
     if missing:
@@ -262,6 +264,18 @@ def text_class_embeddings(
             parts.append(F.normalize(model(**inputs).text_embeds, dim=-1))
     ensemble = torch.cat(parts).view(len(class_names), len(templates), -1).mean(dim=1)
     return F.normalize(ensemble, dim=-1)
+
+
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """No table of what a whole CLIP holds besides the part that is read; what is missing is an error here anyway."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 class _MatmulForward:

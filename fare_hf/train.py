@@ -13,10 +13,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoImageProcessor, HfArgumentParser, set_seed
+import torch
+import transformers
+from transformers import (
+    AutoImageProcessor,
+    CLIPVisionModel,
+    CLIPVisionModelWithProjection,
+    HfArgumentParser,
+    SchedulerType,
+    set_seed,
+)
+from transformers.training_args import OptimizerNames
 
 from fare_hf.data import PixelDataset, PixelStream, class_names_of, find_columns, load_images
 from fare_hf.encoders import load_encoder, text_class_embeddings
+from fare_hf.hub import save_robust_encoder
 from fare_hf.objectives import FareObjective, Objective, TecoaObjective
 from fare_hf.training import FareConfig, FareTrainer
 
@@ -156,10 +167,42 @@ def _make_objective(script: FareScriptArguments, config: FareConfig, train_set: 
 
 
 def _save(trainer: FareTrainer, script: FareScriptArguments, config: FareConfig, processor: Any) -> Path:
-    """Writes the encoder on the main process."""
+    """Writes the encoder with its card on the main process; under FSDP, and for other classes, as the Trainer does."""
     folder = Path(str(config.output_dir)) / "encoder"
-    trainer.save_model(str(folder))
+    encoder = trainer.accelerator.unwrap_model(trainer.model)
+    if trainer.is_fsdp_enabled or not isinstance(encoder, (CLIPVisionModel, CLIPVisionModelWithProjection)):
+        trainer.save_model(str(folder))
+    elif trainer.is_world_process_zero():
+        save_robust_encoder(
+            encoder,
+            folder,
+            processor=processor,
+            base_model=Path(script.model).resolve().name if Path(script.model).is_dir() else script.model,
+            threat_model=config.threat_model,
+            training=_recipe(trainer, script, config),
+        )
+    trainer.accelerator.wait_for_everyone()
     return folder
+
+
+def _recipe(trainer: FareTrainer, script: FareScriptArguments, config: FareConfig) -> dict[str, Any]:
+    """What the model card says of the training."""
+    batch = config.train_batch_size * config.gradient_accumulation_steps * config.world_size
+    return {
+        "objective": config.objective,
+        "embedding": config.embedding,
+        "dataset": f"{script.dataset} ({script.train_split})",
+        "attack": f"PGD, {config.attack_steps} steps of {config.attack_step_size}",
+        "steps": trainer.state.global_step,
+        "batch size": batch,
+        "optimizer": f"{config.optim.value if isinstance(config.optim, OptimizerNames) else config.optim}",
+        "learning rate": config.learning_rate,
+        "schedule": f"{SchedulerType(config.lr_scheduler_type).value}, warm-up {config.warmup_steps:g}",
+        "weight decay": config.weight_decay,
+        "precision": trainer.accelerator.mixed_precision,
+        "seed": config.seed,
+        "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",
+    }
 
 
 if __name__ == "__main__":

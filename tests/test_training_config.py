@@ -44,4 +44,4 @@ def test_defaults_are_the_papers_recipe(tmp_path: Path) -> None:
 )
 def test_what_cannot_work_is_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
-        FareConfig(output_dir=str(tmp_path), **options)
+        FareConfig(output_dir=str(tmp_path), use_cpu=True, **options)

@@ -1,0 +1,118 @@
+"""`python -m fare_hf.train`: end to end on a folder of images, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, BertConfig, BertModel, CLIPVisionModel, CLIPVisionModelWithProjection
+
+from fare_hf.train import latest_checkpoint, main
+
+TINY = (
+    "--max_steps 3 --per_device_train_batch_size 4 --attack_steps 2 --attack_step_size 2/255 --warmup_steps 0 "
+    "--learning_rate 1e-3 --logging_steps 1 --use_cpu --save_strategy no --disable_tqdm true"
+).split()
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder a class, four noise images each."""
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (folder / name).mkdir()
+        for number in range(4):
+            Image.fromarray(rng.integers(0, 256, (36, 40, 3), dtype=np.uint8)).save(folder / name / f"{number}.png")
+    return folder
+
+
+def run(model: Path, dataset: Path | str, output_dir: Path, *more: str) -> None:
+    """The command line, in this process."""
+    main(["--model", str(model), "--dataset", str(dataset), "--output_dir", str(output_dir), *TINY, *more])
+
+
+def refusal(model: Path, dataset: Path | str, output_dir: Path, *more: str) -> str:
+    """The sentence with which the command line stops."""
+    with pytest.raises(SystemExit) as caught:
+        run(model, dataset, output_dir, *more)
+    message = str(caught.value)
+    assert message.startswith("fare_hf.train: error: ")
+    assert "\n" not in message
+    return message
+
+
+def test_folder_of_images_to_an_encoder_that_plain_transformers_loads(
+    clip_folder: Path, images: Path, tmp_path: Path
+) -> None:
+    run(clip_folder, images, tmp_path, "--eval_split", "train", "--eval_strategy", "steps", "--eval_steps", "3")
+    before = CLIPVisionModelWithProjection.from_pretrained(clip_folder)
+    after = CLIPVisionModelWithProjection.from_pretrained(tmp_path / "encoder")
+    pairs = list(zip(before.parameters(), after.parameters(), strict=True))
+    assert all(torch.isfinite(b).all() and not torch.equal(a, b) for a, b in pairs)
+    _, info = CLIPVisionModel.from_pretrained(tmp_path / "encoder", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert AutoImageProcessor.from_pretrained(tmp_path / "encoder").do_normalize
+    assert "4/255" in (tmp_path / "encoder" / "README.md").read_text()
+    assert "use_cache" not in json.loads((tmp_path / "encoder" / "config.json").read_text())
+    assert "already; give another output_dir" in refusal(clip_folder, images, tmp_path)
+
+
+def test_tecoa_takes_class_names_from_folders_and_tokens_train_too(
+    clip_folder: Path, images: Path, tmp_path: Path
+) -> None:
+    run(clip_folder, images, tmp_path / "tecoa", "--objective", "tecoa", "--templates", "a photo of a {}.")
+    run(clip_folder, images, tmp_path / "tokens", "--embedding", "tokens", "--streaming")
+    assert (tmp_path / "tecoa" / "encoder" / "model.safetensors").is_file()
+    CLIPVisionModel.from_pretrained(tmp_path / "tokens" / "encoder")
+
+
+def test_bad_input_is_one_clear_sentence(
+    clip_folder: Path, flat_vision_folder: Path, images: Path, tmp_path: Path
+) -> None:
+    out, bert, empty, flat = tmp_path / "out", tmp_path / "bert", tmp_path / "empty", tmp_path / "flat"
+    config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9)
+    BertModel(config).save_pretrained(bert)
+    for folder in (empty, flat, tmp_path / "full"):
+        folder.mkdir()
+    Image.new("RGB", (32, 32)).save(flat / "0.png")
+    (tmp_path / "full" / "notes").write_text("mine")
+    assert "not a vision encoder or CLIP" in refusal(bert, images, out)
+    assert "visual_projection" in refusal(flat_vision_folder, images, out)
+    assert "has no image processor" in refusal(flat_vision_folder, images, out, "--embedding", "pooled")
+    assert "has no images" in refusal(clip_folder, empty, out)
+    assert "needs class names" in refusal(clip_folder, flat, out, "--objective", "tecoa")
+    assert "attack_steps=0 is no attack" in refusal(clip_folder, images, out, "--attack_steps", "0")
+    assert "did you mean 4/255" in refusal(clip_folder, images, out, "--eps", "4")
+    assert "is not empty" in refusal(clip_folder, images, tmp_path / "full")
+    assert "no complete checkpoint" in refusal(clip_folder, images, out, "--resume_from_checkpoint", "latest")
+    assert "is no checkpoint" in refusal(clip_folder, images, out, "--resume_from_checkpoint", str(empty))
+    assert not out.exists()
+
+
+def test_a_corrupt_image_is_named(clip_folder: Path, images: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "corrupt"
+    folder.mkdir()
+    (folder / "broken.png").write_bytes((images / "cat" / "0.png").read_bytes()[:100])
+    assert "broken.png) is not a readable image" in refusal(clip_folder, folder, tmp_path / "out")
+
+
+def test_latest_checkpoint_passes_over_one_cut_off_while_written(tmp_path: Path) -> None:
+    for step, state in ((9, "{}"), (10, '{"global_step": 10}'), (11, '{"glo'), (12, None)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if state is not None:
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+    assert latest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+
+
+def test_help_lists_the_attack_and_the_trainer() -> None:
+    command = [sys.executable, "-m", "fare_hf.train", "--help"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert all(option in result.stdout for option in ("--eps", "--dataset", "--attack_steps", "--learning_rate"))

@@ -16,7 +16,8 @@ from fare_hf.pixels import check_pixels
 __all__ = ["Answer", "SheetRow", "attack_sheet"]
 
 RIGHT, WRONG, PLAIN = "#1a7f37", "#c4261d", "#24292f"
-WIDTH = 26  # characters of an answer per line, what fits under a picture
+WIDTH = 32  # characters of an answer per line, what fits under a picture
+IMAGE, GAP, TITLE, LINE, HEADING = 2.5, 0.12, 0.4, 0.155, 0.75  # inches
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ def attack_sheet(
     attacks = list(rows[0].attacked) if rows else []
     if not attacks or any(list(row.attacked) != attacks for row in rows):
         raise ValueError("the sheet needs at least one row, and the same attacks in every row.")
-    figure, axes = _canvas(len(rows), 1 + 2 * len(attacks))
+    below = max(_height(said) for row in rows for said in (row.clean_answers, *(a for _, a in row.attacked.values())))
+    figure, axes = _canvas(len(rows), 1 + 2 * len(attacks), below)
     for place, row in zip(axes, rows, strict=True):
         check_pixels(row.clean[None])
         _draw(place[0], row.clean, f"clean: {row.reference}" if row.reference else "clean", row.clean_answers)
@@ -84,33 +86,51 @@ def attack_sheet(
             _draw(place[1 + 2 * number], pixels, name, answers)
             _draw(place[2 + 2 * number], difference, f"difference x {magnification:g}", {})
     heading = f"white-box attack within {threat_model}"
-    figure.suptitle(f"{title}\n{heading}" if title else heading, fontsize=13)
+    top = 1 - 0.1 / figure.get_figheight()
+    figure.suptitle(f"{title}\n{heading}" if title else heading, fontsize=13, y=top, va="top")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     return path
 
 
-def _canvas(rows: int, columns: int) -> tuple[Any, Any]:
-    """A figure of its own (no pyplot, so no global state) and its axes as a 2-d array."""
+def _canvas(rows: int, columns: int, below: float) -> tuple[Any, list[list[Any]]]:
+    """A figure of its own (no pyplot, so no global state) and its axes, with `below` inches of text under each."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError('pictures need matplotlib: pip install "fare_hf[plots]".') from error
-    figure = Figure(figsize=(2.5 * columns, 3.7 * rows + 0.6), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False)
+    step = TITLE + IMAGE + below
+    width, height = GAP + columns * (IMAGE + GAP), HEADING + rows * step
+    figure = Figure(figsize=(width, height))
+
+    def axes(row: int, column: int) -> Any:
+        left, bottom = GAP + column * (IMAGE + GAP), height - HEADING - row * step - TITLE - IMAGE
+        return figure.add_axes((left / width, bottom / height, IMAGE / width, IMAGE / height))
+
+    return figure, [[axes(row, column) for column in range(columns)] for row in range(rows)]
 
 
 def _draw(axes: Any, pixels: torch.Tensor, title: str, answers: Mapping[str, Answer]) -> None:
     """One picture with its title above and the answers below."""
     axes.imshow(pixels.detach().float().permute(1, 2, 0).cpu().numpy(), interpolation="nearest", vmin=0, vmax=1)
-    axes.set_title("\n".join(textwrap.wrap(title, WIDTH)), fontsize=10)
+    axes.set_title(textwrap.shorten(title, 40, placeholder=" ..."), fontsize=10)
     axes.set_axis_off()
-    height = -0.04
+    depth = 0.08
     for model, answer in answers.items():
-        lines = textwrap.wrap(answer.text, WIDTH, max_lines=3, placeholder=" ...") or ["(nothing)"]
+        lines = _lines(answer.text)
         color = {True: RIGHT, False: WRONG, None: PLAIN}[answer.right]
         place = {"transform": axes.transAxes, "ha": "left", "va": "top", "fontsize": 9, "parse_math": False}
-        axes.text(0, height, f"{model}:", color=PLAIN, weight="bold", **place)
-        axes.text(0, height - 0.07, "\n".join(lines), color=color, **place)
-        height -= 0.10 + 0.075 * len(lines)
+        axes.text(0, -depth / IMAGE, f"{model}:", color=PLAIN, weight="bold", **place)
+        axes.text(0, -(depth + LINE) / IMAGE, "\n".join(lines), color=color, linespacing=1.1, **place)
+        depth += _height({model: answer})
+
+
+def _lines(text: str) -> list[str]:
+    """An answer in at most three lines."""
+    return textwrap.wrap(text, WIDTH, max_lines=3, placeholder=" ...") or ["(nothing)"]
+
+
+def _height(answers: Mapping[str, Answer]) -> float:
+    """Inches that answers take under a picture."""
+    return sum(LINE * (1 + len(_lines(answer.text))) + 0.08 for answer in answers.values())

@@ -1,0 +1,199 @@
+"""Saving a robust encoder: what plain transformers loads, the card and its snippets, what is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from fixtures_vlm import encoder, images, llava, processor
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoModel, CLIPModel, CLIPVisionModel, CLIPVisionModelWithProjection
+
+from fare_hf.attacks import ThreatModel
+from fare_hf.evaluation import RobustnessReport, make_row
+from fare_hf.hub import save_robust_encoder
+from fare_hf.pixels import to_pil, unnormalized
+from fare_hf.vlm import swap_vision_tower, tower_of
+
+FOUR = ThreatModel("linf", "4/255")
+RECIPE = {"objective": "fare", "max_steps": 20000, "learning_rate": 1e-5, "torch": "2.13.0", "note": "a | b"}
+
+
+def report(*models: str) -> RobustnessReport:
+    names = {"task": "zero-shot", "dataset": "Fashion-MNIST", "metric": "accuracy"}
+    attack = {"name": "apgd-ce+apgd-t9", "steps": 100, "restarts": 1, "seed": 0}
+    rows = []
+    for model in models:
+        rows.append(make_row(model=model, **names, value=0.75, ci=(0.7, 0.8), n=500))
+        rows.append(make_row(model=model, **names, value=0.5, ci=(0.4, 0.6), n=500, threat_model=FOUR, attack=attack))
+    return RobustnessReport(rows, {"versions": {"torch": "2.13.0"}})
+
+
+def save(folder: Path, vision=None, **changes) -> Path:
+    options = {"processor": processor(), "base_model": "openai/clip", "threat_model": FOUR, "training": RECIPE}
+    return save_robust_encoder(encoder() if vision is None else vision, folder, **options | changes)
+
+
+def test_weights_are_equal_to_the_bit_in_every_class(tmp_path: Path) -> None:
+    vision, folder = encoder(), save(tmp_path / "fare4", report=report("FARE"))
+    expected = vision.state_dict()
+    whole = CLIPVisionModelWithProjection.from_pretrained(folder)
+    assert whole.state_dict().keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in whole.state_dict().items())
+    for plain in (CLIPVisionModel.from_pretrained(folder), AutoModel.from_pretrained(folder)):
+        assert type(plain) is CLIPVisionModel
+        assert plain.state_dict().keys() == vision.vision_model.state_dict().keys()
+        assert all(torch.equal(tensor, expected[f"vision_model.{n}"]) for n, tensor in plain.state_dict().items())
+    _, info = CLIPVisionModelWithProjection.from_pretrained(folder, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+
+
+def test_what_the_folder_holds(tmp_path: Path) -> None:
+    vision = encoder()
+    vision.config.use_cache = False
+    folder = save(tmp_path / "fare4", vision, report=report("FARE"))
+    names = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", "report.json"}
+    assert {path.name for path in folder.iterdir()} == names
+    stored = load_file(folder / "model.safetensors")
+    assert all(name.startswith(("vision_model.", "visual_projection.")) for name in stored)
+    config = json.loads((folder / "config.json").read_text())
+    assert "use_cache" not in config and vision.config.use_cache is False
+    assert config["architectures"] == ["CLIPVisionModelWithProjection"] and config["dtype"] == "float32"
+    assert RobustnessReport.load(folder) == report("FARE")
+    again = AutoImageProcessor.from_pretrained(folder)
+    picture = to_pil(images(1))[0]
+    expected = processor().image_processor(picture, return_tensors="pt")["pixel_values"]
+    assert torch.equal(again(picture, return_tensors="pt")["pixel_values"], expected)
+
+
+def test_half_precision_stays(tmp_path: Path) -> None:
+    folder = save(tmp_path / "half", encoder().bfloat16())
+    again = CLIPVisionModelWithProjection.from_pretrained(folder)
+    assert again.dtype == torch.bfloat16
+    assert all(torch.equal(t, encoder().bfloat16().state_dict()[n]) for n, t in again.state_dict().items())
+
+
+def test_an_encoder_without_projection(tmp_path: Path) -> None:
+    vision = encoder().vision_model
+    folder = save(tmp_path / "tokens", vision)
+    assert all(name.startswith("vision_model.") for name in load_file(folder / "model.safetensors"))
+    again, info = CLIPVisionModel.from_pretrained(folder, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert all(torch.equal(tensor, vision.state_dict()[name]) for name, tensor in again.state_dict().items())
+    card = (folder / "README.md").read_text()
+    assert "Zero-shot" not in card and "pooler_output" in card
+
+
+def test_a_whole_clip_takes_the_weights(tmp_path: Path, clip_folder: Path) -> None:
+    vision = CLIPVisionModelWithProjection.from_pretrained(clip_folder)
+    with torch.no_grad():
+        vision.vision_model.post_layernorm.weight.mul_(2)
+    clip = CLIPModel.from_pretrained(clip_folder)
+    found = clip.load_state_dict(load_file(save(tmp_path / "new", vision) / "model.safetensors"), strict=False)
+    assert not found.unexpected_keys
+    assert torch.equal(clip.vision_model.post_layernorm.weight, vision.vision_model.post_layernorm.weight)
+
+
+def test_card_metadata(tmp_path: Path) -> None:
+    folder = save(
+        tmp_path / "fare4", report=report("CLIP", "FARE"), report_model="FARE", license="mit", repo_id="me/fare4"
+    )
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.base_model == "openai/clip" and card.data.license == "mit"
+    assert card.data.library_name == "transformers" and card.data.pipeline_tag == "image-feature-extraction"
+    assert {"robust-clip", "adversarial-robustness"} <= set(card.data.tags)
+    names = [result.metric_name for result in card.data.eval_results]
+    assert names == ["accuracy (clean)", "accuracy (linf 4/255, apgd-ce+apgd-t9, 100 steps, restarts 1, seed 0)"]
+    assert [result.metric_value for result in card.data.eval_results] == [0.75, 0.5]
+    assert card.data.model_name == "fare4"
+
+
+def test_card_text(tmp_path: Path) -> None:
+    text = (save(tmp_path / "fare4", report=report("CLIP", "FARE")) / "README.md").read_text()
+    for part in (
+        "at most 4/255 of its range",
+        "FARE:",
+        "| max_steps | 20000 |",
+        r"a \| b",
+        "| threat model | linf 4/255 |",
+    ):
+        assert part in text
+    assert report("CLIP", "FARE").to_markdown().strip() in text
+    assert "schlarmann2024robustclip" in text and "## Limits" in text
+    for part in ("More information", "{{", "{%", "None", "license:", "model-index", "TODO"):
+        assert part not in text
+    plain = (
+        save(tmp_path / "bare", training={"objective": "tecoa"}, threat_model=ThreatModel("l2", 1.5)) / "README.md"
+    ).read_text()
+    assert "No figures were measured" in plain and "mao2023understanding" in plain and "Euclidean length 1.5" in plain
+
+
+def test_template_is_short() -> None:
+    template = Path(save_robust_encoder.__code__.co_filename).with_name("card_template.md")
+    assert len(template.read_text().splitlines()) < 80
+
+
+def test_the_cards_snippets_run(tmp_path: Path, clip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    llava().save_pretrained("llava")
+    (tmp_path / "clip").symlink_to(clip_folder)
+    vision = encoder()
+    folder = save(Path("fare4"), vision, base_model="clip", vlm="llava")
+    picture = to_pil(images(1))[0]
+    picture.save("image.png")
+    snippets = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    assert len(snippets) == 3
+    spaces: list[dict] = [{}, {}, {}]
+    for snippet, space in zip(snippets, spaces, strict=True):
+        exec(compile(snippet, "README.md", "exec"), space)
+    values = processor().image_processor(picture, return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        assert torch.equal(spaces[0]["embedding"], vision(pixel_values=values).image_embeds)
+    tower = tower_of(spaces[1]["llava"]).state_dict()
+    assert all(torch.equal(tensor, vision.vision_model.state_dict()[name]) for name, tensor in tower.items())
+    assert spaces[2]["probabilities"].shape == (1, 3) and abs(float(spaces[2]["probabilities"].sum()) - 1) < 1e-5
+
+
+def test_saved_encoder_swaps(tmp_path: Path) -> None:
+    assert swap_vision_tower(llava(), save(tmp_path / "fare4")).probe_difference == 0.0
+
+
+def test_refusals_write_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    broken = encoder()
+    broken.visual_projection.weight.data[0, 0] = float("nan")
+    with torch.device("meta"):
+        hollow = encoder()
+    wrong: list[tuple[type[Exception], str, dict]] = [
+        (ValueError, "'visual_projection.weight' holds NaN", {"vision": broken}),
+        (ValueError, "meta device", {"vision": hollow}),
+        (TypeError, "LlavaForConditionalGeneration cannot be published", {"vision": llava()}),
+        (ValueError, "do_normalize off", {"processor": unnormalized(processor().image_processor)}),
+        (ValueError, "base_model is empty", {"base_model": " "}),
+        (ValueError, "'hub_token' looks like a secret", {"training": {"hub_token": "x"}}),
+        (ValueError, "'command' looks like a secret", {"training": {"command": "--x hf_abcdefgh12345"}}),
+        (ValueError, "objective 'sim' is unknown", {"training": {"objective": "sim"}}),
+        (ValueError, "report_model 'F' is not in the report", {"report": report("FARE"), "report_model": "F"}),
+    ]
+    for kind, message, changes in wrong:
+        with pytest.raises(kind, match=message):
+            save(folder, **changes)
+        assert not folder.exists()
+
+
+def test_folders_in_use(tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="is not empty"):
+        save(tmp_path / "full")
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match="is a file"):
+        save(tmp_path / "file")
+    (tmp_path / "empty").mkdir()
+    save(tmp_path / "empty")
+    with pytest.raises(ValueError, match="is not empty"):
+        save(tmp_path / "empty")

@@ -123,6 +123,7 @@ def test_card_text(tmp_path: Path) -> None:
     ):
         assert part in text
     assert report("CLIP", "FARE").to_markdown().strip() in text
+    assert '"path/to/a/llava-with-this-vision-encoder"' in text and "[openai/clip](https://huggingface.co/" in text
     assert "schlarmann2024robustclip" in text and "## Limits" in text
     for part in ("More information", "{{", "{%", "None", "license:", "model-index", "TODO"):
         assert part not in text

@@ -33,7 +33,7 @@ def save_robust_encoder(
     report_model: str | None = None,
     license: str | None = None,
     repo_id: str | None = None,
-    vlm: str = "llava-hf/llava-1.5-7b-hf",
+    vlm: str | None = None,
 ) -> Path:
     """Write weights, configuration, image processor, report and model card into a new folder.
 
@@ -52,7 +52,8 @@ def save_robust_encoder(
             report measures nothing else.
         license: identifier for the card, such as "mit".
         repo_id: name that the card's snippets load; None takes the folder's name.
-        vlm: LLaVA that the card's snippet swaps the encoder into; it should have this encoder's architecture.
+        vlm: LLaVA with this encoder's architecture, for the card's snippet; None is LLaVA-1.5 7B for a ViT-L/14 at
+            336 px, and a placeholder otherwise.
 
     Returns:
         The folder.
@@ -83,7 +84,7 @@ def save_robust_encoder(
             report=report,
             report_model=report_model,
             license=license,
-            vlm=vlm,
+            vlm=vlm or _default_vlm(encoder.config),
         )
     )
     page = None if report is None else report.to_json()
@@ -95,6 +96,12 @@ def save_robust_encoder(
     if page is not None:
         (folder / "report.json").write_text(page, encoding="utf-8")
     return folder
+
+
+def _default_vlm(config: Any) -> str:
+    """The published LLaVA that the encoder fits, else a path for the reader to replace."""
+    shape = (config.hidden_size, config.num_hidden_layers, config.patch_size, config.image_size)
+    return "llava-hf/llava-1.5-7b-hf" if shape == (1024, 24, 14, 336) else "path/to/a/llava-with-this-vision-encoder"
 
 
 def _check_folder(folder: Path) -> None:

@@ -30,7 +30,8 @@ def test_two_processes_equal_one(legacy_vision_folder: Path, tmp_path: Path) -> 
     """`accelerate launch` with two processes of 4 images, against one of 8: same batches, same attack, same log."""
     options = {"model": str(legacy_vision_folder), "max_steps": 3, "logging_steps": 3, "optim": "sgd"}
     options |= {"learning_rate": 1e-2, "lr_scheduler_type": "constant"}
-    launcher = "-m accelerate.commands.launch --cpu --num_processes 2 --num_machines 1 --mixed_precision no"
+    # With --cpu the launcher starts one process only; --multi_gpu is torchrun, and the run itself says use_cpu.
+    launcher = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
     launcher += " --dynamo_backend no --main_process_port 0"
     two = {**options, "per_device_train_batch_size": 4, "output_dir": str(tmp_path / "two")}
     result = start(two, *launcher.split())
@@ -40,6 +41,7 @@ def test_two_processes_equal_one(legacy_vision_folder: Path, tmp_path: Path) -> 
     saved = load_file(tmp_path / "two" / "model.safetensors")
     for name, value in one.model.state_dict().items():
         torch.testing.assert_close(saved[name], value, rtol=0, atol=1e-6, msg=name)
+    assert (tmp_path / "two" / "processes").read_text() == "2"
     theirs = json.loads((tmp_path / "two" / "log.json").read_text())["log_history"][0]
     for key in ("loss", "grad_norm", "attack_gain", "cosine_clean", "cosine_adversarial"):
         assert theirs[key] == pytest.approx(one.state.log_history[0][key], rel=1e-4), key

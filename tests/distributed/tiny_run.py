@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -95,6 +96,7 @@ def main() -> None:
     trainer.save_model()
     if trainer.is_world_process_zero():
         trainer.state.save_to_json(os.path.join(options["output_dir"], "log.json"))
+        Path(options["output_dir"], "processes").write_text(str(trainer.args.world_size))
 
 
 if __name__ == "__main__":

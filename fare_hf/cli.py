@@ -48,7 +48,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     quickstart = commands.add_parser("quickstart", help="the whole story on the embedded lab, in minutes")
     quickstart.add_argument("--output_dir", type=Path, default=Path("outputs/quickstart"))
-    quickstart.add_argument("--max_steps", type=int, default=None, help="training steps (default: the recipe's)")
+    quickstart.add_argument(
+        "--max_steps", type=int, default=None, help="training steps (default: what fits 6 minutes)"
+    )
     quickstart.set_defaults(run=run_quickstart)
     return parser
 
@@ -88,7 +90,8 @@ def run_quickstart(args: argparse.Namespace) -> None:
     """``fare-hf quickstart``."""
     from fare_hf.lab.quickstart import Quickstart
 
-    Quickstart(args.output_dir, args.max_steps).run()
+    options = {} if args.max_steps is None else {"max_steps": args.max_steps}
+    Quickstart(args.output_dir, **options).run()
 
 
 if __name__ == "__main__":

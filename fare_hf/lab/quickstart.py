@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,24 +17,9 @@ from fare_hf.evaluation import NamesConcept, RobustnessReport, Row, SheetRow, Te
 from fare_hf.evaluation.plots import Answer
 from fare_hf.vlm import swap_vision_tower
 
-from . import measure
+from . import measure, recipes
 from .models import encoder_folder, load_clip, load_llava
 
-RECIPE: dict[str, str] = {
-    "model": str(encoder_folder("clip")),
-    "dataset": "lab:drawings",
-    "eps": "4/255",
-    "attack_steps": "5",
-    "attack_step_size": "2/255",
-    "learning_rate": "1e-3",
-    "warmup_steps": "30",
-    "max_steps": "700",
-    "per_device_train_batch_size": "64",
-    "logging_steps": "25",
-    "save_strategy": "no",
-    "seed": "0",
-}
-"""FARE-4 on the lab's CLIP within six minutes on two cores; the learning rate was chosen on the validation hand."""
 PICTURES = 4
 
 
@@ -46,12 +29,12 @@ class Quickstart:
 
     Attributes:
         output_dir: where everything goes; must be empty or absent.
-        max_steps: training steps; None takes the recipe's.
+        max_steps: training steps.
         budget: how much is measured.
     """
 
     output_dir: Path
-    max_steps: int | None = None
+    max_steps: int = recipes.QUICK_STEPS
     budget: measure.Budget = measure.QUICK
     rows: list[Row] = field(default_factory=list)
 
@@ -82,11 +65,10 @@ class Quickstart:
         return path
 
     def fine_tune(self) -> None:
-        """``accelerate launch -m fare_hf.train`` with `RECIPE`, as a user would type it."""
-        command = training_command(self.output_dir, self.max_steps)
-        shown = [word if word != sys.executable else "python" for word in command]
-        print("$ " + " ".join(shown).replace("python -m accelerate.commands.launch", "accelerate launch"))
-        subprocess.run(command, check=True)
+        """``accelerate launch -m fare_hf.train``, as a user would type it."""
+        words = recipes.command(recipes.recipe("fare-4", self.max_steps), self.output_dir)
+        print(f"$ {recipes.shown(words)}", flush=True)
+        subprocess.run(words, check=True)
 
     def zero_shot(self, encoders: dict[str, Path]) -> None:
         """Zero-shot accuracy of each encoder, clean and attacked."""
@@ -119,15 +101,6 @@ def stage(title: str) -> Iterator[None]:
     started = time.perf_counter()
     yield
     print(f"    ({time.perf_counter() - started:.0f} s)", flush=True)
-
-
-def training_command(output_dir: Path, max_steps: int | None = None) -> list[str]:
-    """The command line of the fine-tuning; one process, all threads."""
-    launch = ["--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    launch += ["--num_cpu_threads_per_process", str(len(os.sched_getaffinity(0)))]
-    recipe = RECIPE | {"output_dir": str(output_dir)} | ({"max_steps": str(max_steps)} if max_steps else {})
-    words = [word for name, value in recipe.items() for word in (f"--{name}", value)]
-    return [sys.executable, "-m", "accelerate.commands.launch", *launch, "-m", "fare_hf.train", *words]
 
 
 def print_rows(rows: list[Row], model: str) -> None:

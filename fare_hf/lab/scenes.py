@@ -34,9 +34,9 @@ class Variation:
     invert: float = 0.0
 
 
-EVALUATION = Variation(scale=(0.65, 0.9), rotation=5.0, colour=0.0)
-PRETRAINING = Variation(scale=(0.5, 1.0), rotation=15.0, colour=0.25, grey=0.05, invert=0.02)
-FINE_TUNING = Variation(scale=(0.4, 1.0), rotation=15.0, colour=0.4, grey=0.2, invert=0.1)
+EVALUATION = Variation(scale=(0.8, 0.95), rotation=5.0, colour=0.0)
+PRETRAINING = Variation(scale=(0.75, 1.0), rotation=10.0, colour=0.2, grey=0.03)
+FINE_TUNING = Variation(scale=(0.6, 1.0), rotation=15.0, colour=0.4, grey=0.2, invert=0.1)
 """Wider than pre-training, so that a robust encoder also sees what looks little like a drawing."""
 
 # Corners of the 2 x 2 grid on which several drawings stand.
@@ -47,9 +47,9 @@ def background(rng: np.random.Generator, size: int = IMAGE_SIZE) -> Image.Image:
     """A plain, graded or cloudy background; light on the whole, as in icon art."""
     kind = rng.integers(3)
     if kind == 0:
-        return Image.new("RGB", (size, size), tuple(int(v) for v in rng.integers(150, 256, 3)))
+        return Image.new("RGB", (size, size), tuple(int(v) for v in rng.integers(160, 256, 3)))
     cells = (1, 2) if kind == 1 else (3, 3)
-    colours = rng.integers(110, 256, (*cells, 3), dtype=np.uint8)
+    colours = rng.integers(150, 256, (*cells, 3), dtype=np.uint8)
     return Image.fromarray(colours).resize((size, size), Image.Resampling.BICUBIC)
 
 

@@ -1,0 +1,111 @@
+"""The lab's images: what is in them, where they come from, and that they never change."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fare_hf.lab import TEST_SETS, captions, drawings, load_test_set, load_training_set, scenes
+from fare_hf.lab.drawings import DATA, TEST_HANDS, TRAIN_HANDS, VALIDATION_HAND, main_concepts
+
+LAB = Path(drawings.__file__).parent
+
+
+def test_the_lab_fits_into_thirty_megabytes() -> None:
+    assert sum(path.stat().st_size for path in LAB.rglob("*") if path.is_file()) < 30e6
+
+
+def test_every_file_names_its_source_and_licence() -> None:
+    sources = (DATA / "SOURCES.md").read_text()
+    files = sorted(path.name for path in DATA.glob("*.parquet"))
+    assert len(files) == 13
+    for name in files:
+        line = next(line for line in sources.splitlines() if f"`{name}`" in line)
+        assert any(licence in line for licence in ("Apache-2.0", "MIT", "CC BY 4.0", "CC BY-SA 4.0"))
+
+
+def test_hands_are_disjoint_and_every_hand_draws_every_main_concept() -> None:
+    hands = (*TRAIN_HANDS, VALIDATION_HAND, *TEST_HANDS)
+    assert len(set(hands)) == len(hands) == 9
+    for hand in hands:
+        drawn = [drawing.concept for drawing in drawings.drawings(hand) if drawing.main]
+        assert set(main_concepts()) <= set(drawn), hand
+    assert len(main_concepts()) >= 100
+
+
+def test_no_drawing_of_a_test_hand_is_in_a_training_hand() -> None:
+    seen = {drawing.image.tobytes() for hand in TRAIN_HANDS for drawing in drawings.drawings(hand)}
+    for hand in (VALIDATION_HAND, *TEST_HANDS):
+        assert not any(drawing.image.tobytes() in seen for drawing in drawings.drawings(hand))
+
+
+@pytest.mark.parametrize("name", TEST_SETS)
+def test_test_sets_are_large_enough_labelled_and_always_the_same(name: str) -> None:
+    first, second = load_test_set(name), load_test_set(name)
+    assert len(first) >= (500 if name != VALIDATION_HAND else 300)
+    assert first.pixels.shape == (len(first), 3, scenes.IMAGE_SIZE, scenes.IMAGE_SIZE)
+    assert first.pixels.dtype == torch.float32 and 0 <= first.pixels.min() and first.pixels.max() <= 1
+    assert torch.equal(first.pixels, second.pixels) and torch.equal(first.labels, second.labels)
+    assert set(first.labels.tolist()) == set(range(len(first.class_names)))
+    assert len(first.prompts) == len(first.class_names) == len(set(first.prompts))
+    part = first.first(50)
+    assert len(part) == 50 and torch.equal(part.pixels[0], first.pixels[0])
+    assert torch.equal(part.groups[-1], first.groups[-1])
+
+
+def test_images_of_one_drawing_share_a_group() -> None:
+    test = load_test_set("twemoji")
+    assert torch.equal(test.groups, test.labels)
+    assert len(set(test.groups.tolist())) == len(main_concepts())
+
+
+def test_training_images_depend_on_seed_epoch_and_index_alone() -> None:
+    first, second = load_training_set("drawings"), load_training_set("drawings")
+    item = first[17]
+    second.set_epoch(1)
+    other_epoch = second[17]
+    second.set_epoch(0)
+    torch.manual_seed(5)
+    np.random.seed(5)  # noqa: NPY002
+    assert torch.equal(item["pixel_values"], second[17]["pixel_values"]) and item["labels"] == second[17]["labels"]
+    assert not torch.equal(item["pixel_values"], other_epoch["pixel_values"])
+    assert not torch.equal(item["pixel_values"], load_training_set("drawings", seed=1)[17]["pixel_values"])
+    assert item["index"] == 17 and item["pixel_values"].dtype == torch.float32
+    assert first.class_names[item["labels"]].split(" ", 1)[-1]
+
+
+def test_training_labels_name_what_is_drawn() -> None:
+    training = load_training_set("drawings")
+    for number in (0, 700, 2000):
+        concept = training.drawings[number].concept
+        assert training.class_names[training.labels[number]] == captions.with_article(concept)
+
+
+def test_unknown_sets_are_named() -> None:
+    with pytest.raises(ValueError, match="no test set 'imagenet'.*twemoji"):
+        load_test_set("imagenet")
+    with pytest.raises(ValueError, match="no training set 'scenes'.*drawings"):
+        load_training_set("scenes")
+
+
+def test_scenes_hold_each_drawing_in_its_own_quarter() -> None:
+    red, blue = (drawings.Image.new("RGBA", (128, 128), colour) for colour in ("red", "blue"))
+    scene = np.asarray(scenes.several([red, blue], np.random.default_rng(3)))
+    assert scene.shape == (scenes.IMAGE_SIZE, scenes.IMAGE_SIZE, 3)
+    half = scenes.IMAGE_SIZE // 2
+    for colour in ((255, 0, 0), (0, 0, 255)):
+        rows, columns = np.nonzero((scene == colour).all(-1))
+        assert len(rows) > 1000
+        assert len(set(rows // half)) == 1 and len(set(columns // half)) == 1
+
+
+def test_sentences() -> None:
+    assert captions.with_article("ambulance") == "an ambulance"
+    assert captions.with_article("scissors") == "scissors"
+    assert captions.enumerate_words(["bus", "key", "jeans"]) == "a bus, a key and jeans"
+    assert captions.zero_shot_prompts(("seven",), "digits") == ["a handwritten digit, seven"]
+    assert captions.chat("Who?", "me") == "USER: <image>\nWho? ASSISTANT: me"
+    assert captions.yes_no_prompt("owl") == "Is there an owl in the image?"

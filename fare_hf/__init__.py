@@ -1,3 +1,61 @@
-"""Adversarially robust CLIP vision encoders (FARE) for Hugging Face."""
+"""Adversarially robust CLIP vision encoders (FARE) for Hugging Face: fine-tune, publish, swap into LLaVA, measure."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from fare_hf.attacks import ThreatModel, apgd, pgd
+    from fare_hf.evaluation import RobustnessReport, evaluate_captions, evaluate_targeted, evaluate_zero_shot
+    from fare_hf.hub import save_robust_encoder
+    from fare_hf.objectives import FareObjective, TecoaObjective
+    from fare_hf.training import FareConfig, FareTrainer
+    from fare_hf.vlm import VlmLoss, swap_vision_tower
+
+# Where each public name lives. They are imported on first use: attacks alone need neither transformers nor datasets.
+_HOMES = {
+    "FareConfig": "training",
+    "FareObjective": "objectives",
+    "FareTrainer": "training",
+    "RobustnessReport": "evaluation",
+    "TecoaObjective": "objectives",
+    "ThreatModel": "attacks",
+    "VlmLoss": "vlm",
+    "apgd": "attacks",
+    "evaluate_captions": "evaluation",
+    "evaluate_targeted": "evaluation",
+    "evaluate_zero_shot": "evaluation",
+    "pgd": "attacks",
+    "save_robust_encoder": "hub",
+    "swap_vision_tower": "vlm",
+}
+
+__all__ = [
+    "FareConfig",
+    "FareObjective",
+    "FareTrainer",
+    "RobustnessReport",
+    "TecoaObjective",
+    "ThreatModel",
+    "VlmLoss",
+    "apgd",
+    "evaluate_captions",
+    "evaluate_targeted",
+    "evaluate_zero_shot",
+    "pgd",
+    "save_robust_encoder",
+    "swap_vision_tower",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fare_hf' has no attribute {name!r}")
+    return getattr(import_module(f"fare_hf.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,57 @@
+"""The lab's full table: CLIP, FARE-2/4 and TeCoA-2/4 on all test sets, and the LLaVA with three of the towers.
+
+    python examples/lab_table.py --output_dir outputs/lab-table
+
+Writes `report.json` and `report.md`. A model that is in `report.json` already is not measured again, so that an
+interrupted run goes on. About half an hour on two cores; `--quick` takes parts of the sets.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from fare_hf import RobustnessReport, swap_vision_tower
+from fare_hf.encoders import load_encoder
+from fare_hf.evaluation import Row, environment
+from fare_hf.lab import ENCODERS, encoder_folder, load_clip, load_llava, measure
+
+TOWERS = ("clip", "fare-4", "tecoa-4")
+NAMES = {"clip": "CLIP", "fare-2": "FARE-2", "fare-4": "FARE-4", "tecoa-2": "TeCoA-2", "tecoa-4": "TeCoA-4"}
+
+
+def main() -> None:
+    """Measures what is missing, saving after each model."""
+    parser = argparse.ArgumentParser(description="Measures the lab's models on all of its test sets.")
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/lab-table"))
+    parser.add_argument("--quick", action="store_true", help="parts of the sets, fewer steps")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    budget = measure.QUICK if args.quick else measure.FULL
+    saved = args.output_dir / "report.json"
+    rows: list[Row] = RobustnessReport.load(saved).rows if saved.exists() else []
+
+    def measured(model: str) -> bool:
+        return any(row["model"] == model for row in rows)
+
+    def save() -> None:
+        RobustnessReport(rows, environment(seed=args.seed)).save(args.output_dir)
+
+    clip = load_clip()
+    for name in ("clip", *ENCODERS):
+        if not measured(NAMES[name]):
+            encoder = load_encoder(str(encoder_folder(name)))
+            rows += measure.measure_zero_shot(NAMES[name], encoder, clip, budget, seed=args.seed)
+            save()
+    llava = load_llava()
+    for name in TOWERS:
+        if not measured(f"LLaVA + {NAMES[name]}"):
+            with swap_vision_tower(llava[0], str(encoder_folder(name))):
+                rows += measure.measure_captions(NAMES[name], llava, budget, seed=args.seed).rows
+                rows += measure.measure_targeted(NAMES[name], llava, budget, seed=args.seed).rows
+            save()
+    print(RobustnessReport(rows).to_markdown())
+
+
+if __name__ == "__main__":
+    main()

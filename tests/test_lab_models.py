@@ -1,0 +1,85 @@
+"""The shipped models load, are what their report says, and break under an attack as the real ones do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import CLIPModel, CLIPVisionModel, CLIPVisionModelWithProjection
+
+from fare_hf import RobustnessReport, ThreatModel
+from fare_hf.encoders import load_encoder
+from fare_hf.lab import ENCODERS, encoder_folder, load_clip, load_llava, load_test_set, measure
+from fare_hf.vlm import generate_text
+
+ROOT = Path(__file__).parents[1]
+NAMES = {"clip": "CLIP", "fare-2": "FARE-2", "fare-4": "FARE-4", "tecoa-2": "TeCoA-2", "tecoa-4": "TeCoA-4"}
+
+
+@pytest.mark.parametrize("name", ["clip", *ENCODERS])
+def test_encoders_load_with_plain_from_pretrained(name: str) -> None:
+    folder = encoder_folder(name)
+    projecting = CLIPVisionModelWithProjection.from_pretrained(folder, dtype=torch.float32)
+    plain = CLIPVisionModel.from_pretrained(folder, dtype=torch.float32)
+    pixels = torch.rand(2, 3, 160, 160, generator=torch.Generator().manual_seed(0))
+    last = projecting(pixels).last_hidden_state
+    assert torch.equal(last, plain(pixels).last_hidden_state)
+    assert (folder / "preprocessor_config.json").exists()
+    assert not list(folder.glob("*.bin")) and not list(folder.glob("*.pt"))
+
+
+def test_the_robust_encoders_differ_from_the_original_and_each_other() -> None:
+    encoders = [load_encoder(str(encoder_folder(name))) for name in ("clip", *ENCODERS)]
+    weights = [encoder.get_parameter("visual_projection.weight") for encoder in encoders]
+    assert all(not torch.equal(a, b) for i, a in enumerate(weights) for b in weights[:i])
+
+
+@pytest.mark.parametrize("name", ["clip", "fare-4"])
+def test_the_report_gives_what_the_models_do(name: str) -> None:
+    report = RobustnessReport.load(ROOT / "model_cards" / "lab" / "report.json")
+    budget = measure.Budget({"twemoji": None, "digits": None})
+    encoder = load_encoder(str(encoder_folder(name)))
+    rows = measure.measure_zero_shot(NAMES[name], encoder, load_clip(), budget, threat_models=())
+    for row in rows:
+        keys = ("model", "dataset", "threat_model", "task")
+        stated = next(other for other in report.rows if all(other[key] == row[key] for key in keys))
+        assert row["value"] == pytest.approx(stated["value"], abs=2 / row["n"])  # other CPUs round otherwise
+
+
+def test_a_short_attack_breaks_clip_and_not_fare() -> None:
+    budget = measure.Budget({"twemoji": 64}, steps=10, targets=1)
+    threat = [ThreatModel("linf", "4/255")]
+    values = {}
+    for name in ("clip", "fare-4"):
+        encoder = load_encoder(str(encoder_folder(name)))
+        _, robust = measure.measure_zero_shot(name, encoder, load_clip(), budget, threat)
+        values[name] = robust["value"]
+    assert values["clip"] <= 0.05
+    assert values["fare-4"] >= 0.2
+
+
+def test_llava_shares_the_tower_of_clip_and_describes_images() -> None:
+    llava, processor = load_llava()
+    tower = CLIPVisionModel.from_pretrained(encoder_folder("clip"), dtype=torch.float32)
+    for name, tensor in tower.state_dict().items():
+        assert torch.equal(llava.model.vision_tower.state_dict()[name], tensor), name
+    test = load_test_set("twemoji").first(16)
+    said = generate_text(llava, processor, test.pixels, measure.PROMPT, max_new_tokens=14)
+    assert all(text.startswith("a photo of") for text in said)
+    right = sum(test.class_names[label] in text for label, text in zip(test.labels.tolist(), said, strict=True))
+    assert right >= 6
+
+
+def test_unknown_encoders_are_named() -> None:
+    with pytest.raises(ValueError, match="no encoder 'fare-8'.*fare-4"):
+        encoder_folder("fare-8")
+
+
+def test_clip_is_a_whole_clip_with_its_tokenizer() -> None:
+    model, tokenizer = load_clip()
+    assert isinstance(model, CLIPModel) and not model.training
+    assert next(model.parameters()).dtype == torch.float32
+    ids = tokenizer("a photo of a four-leaf clover").input_ids
+    assert ids[0] == tokenizer.bos_token_id and ids[-1] == tokenizer.eos_token_id
+    assert len(ids) <= model.config.text_config.max_position_embeddings

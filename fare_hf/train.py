@@ -1,6 +1,7 @@
 """Trains a robust vision encoder: `accelerate launch -m fare_hf.train --model M --dataset D --output_dir O`.
 
-Checkpoints go to `output_dir`, the encoder to `output_dir/encoder`, where plain `from_pretrained` reads it.
+Checkpoints go to `output_dir`, the encoder to `output_dir/encoder`, where plain `from_pretrained` reads it, and the
+recipe to `output_dir/training.json`.
 """
 
 from __future__ import annotations
@@ -169,6 +170,7 @@ def _make_objective(script: FareScriptArguments, config: FareConfig, train_set: 
 def _save(trainer: FareTrainer, script: FareScriptArguments, config: FareConfig, processor: Any) -> Path:
     """Writes the encoder with its card on the main process; under FSDP, and for other classes, as the Trainer does."""
     folder = Path(str(config.output_dir)) / "encoder"
+    recipe = _recipe(trainer, script, config)
     encoder = trainer.accelerator.unwrap_model(trainer.model)
     if trainer.is_fsdp_enabled or not isinstance(encoder, (CLIPVisionModel, CLIPVisionModelWithProjection)):
         trainer.save_model(str(folder))
@@ -179,8 +181,10 @@ def _save(trainer: FareTrainer, script: FareScriptArguments, config: FareConfig,
             processor=processor,
             base_model=Path(script.model).resolve().name if Path(script.model).is_dir() else script.model,
             threat_model=config.threat_model,
-            training=_recipe(trainer, script, config),
+            training=recipe,
         )
+    if trainer.is_world_process_zero():
+        (folder.parent / "training.json").write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
     trainer.accelerator.wait_for_everyone()
     return folder
 

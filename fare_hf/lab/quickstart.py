@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import time
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from fare_hf.vlm import swap_vision_tower
 
 from . import measure, recipes
 from .models import encoder_folder, load_clip, load_llava
+from .store import save_with_report
 
 PICTURES = 4
 
@@ -88,8 +90,13 @@ class Quickstart:
         return captions, targeted
 
     def write(self, before: tuple[TextEvaluation, ...], after: tuple[TextEvaluation, ...]) -> Path:
-        """Report, card with its figures, and the picture of what both LLaVAs say."""
-        path = RobustnessReport(self.rows, environment(seed=0)).save(self.output_dir)
+        """Report, the card with its figures, and the picture of what both LLaVAs say."""
+        report = RobustnessReport(self.rows, environment(seed=0))
+        path = report.save(self.output_dir)
+        recipe = json.loads((self.output_dir / "training.json").read_text())
+        folder = self.output_dir / "encoder"
+        named = {"eps": "4/255", "shown": "FARE", "repo_id": "fare_hf-lab-quickstart"}
+        save_with_report(load_encoder(str(folder)), recipe, folder, report=report, **named)
         draw(before[0], after[0], self.budget, self.output_dir / "picture.png")
         return path
 

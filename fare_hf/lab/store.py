@@ -6,21 +6,32 @@ Everything that is reported of a lab model is measured after this rounding, on w
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from transformers import (
     AutoImageProcessor,
+    CLIPImageProcessor,
     CLIPModel,
     CLIPTokenizer,
     CLIPVisionModelWithProjection,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    PreTrainedModel,
 )
 
-from .models import LANGUAGE, MODELS, TOWER
+from fare_hf.attacks import ThreatModel
+from fare_hf.evaluation import RobustnessReport
+from fare_hf.hub import save_robust_encoder
+
+from .models import ENCODERS, LANGUAGE, MODELS, TOWER
+
+NAMES = {"fare-2": "FARE-2", "fare-4": "FARE-4", "tecoa-2": "TeCoA-2", "tecoa-4": "TeCoA-4"}
+BASELINES = {"CLIP", "LLaVA + CLIP"}
 
 
 def store_clip(source: Path, folder: Path = MODELS / "clip") -> None:
@@ -45,25 +56,63 @@ def store_llava(source: Path, folder: Path = MODELS / "llava") -> None:
     save_file({name: tensor.half().contiguous() for name, tensor in kept.items()}, folder / LANGUAGE)
 
 
-def store_encoder(source: Path, name: str) -> None:
-    """A robust encoder that `fare_hf.train` left in ``source``, with its card and the parameters of its training."""
-    folder = MODELS / name
-    shutil.copytree(source, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors"))
-    CLIPVisionModelWithProjection.from_pretrained(source, dtype=torch.float16).save_pretrained(folder)
+def store_encoder(name: str, training: Path, folder: Path, report: RobustnessReport | None = None) -> Path:
+    """A robust encoder that `fare_hf.train` left, in fp16, with its recipe and what was measured of it on its card.
+
+    Args:
+        name: of `ENCODERS`, such as ``fare-4``.
+        training: output folder of the training (``encoder/`` and ``training.json``).
+        folder: where it goes; what is there is replaced.
+        report: of all lab models; None for a card without figures.
+    """
+    recipe = json.loads((training / "training.json").read_text())
+    encoder = CLIPVisionModelWithProjection.from_pretrained(training / "encoder", dtype=torch.float16)
+    named = {"eps": f"{name[-1]}/255", "shown": NAMES[name], "repo_id": f"fare_hf-lab-{name}"}
+    return save_with_report(encoder, recipe, folder, report=report, **named)
+
+
+def save_with_report(
+    encoder: PreTrainedModel,
+    recipe: dict[str, Any],
+    folder: Path,
+    *,
+    eps: str,
+    shown: str,
+    repo_id: str,
+    report: RobustnessReport | None,
+) -> Path:
+    """Writes encoder and card, replacing ``folder``; of the report it keeps this encoder's rows and the original's."""
+    models = {shown, f"LLaVA + {shown}", *BASELINES}
+    rows = [row for row in report.rows if row["model"] in models] if report else []
+    shutil.rmtree(folder, ignore_errors=True)
+    return save_robust_encoder(
+        encoder,
+        folder,
+        processor=CLIPImageProcessor.from_pretrained(MODELS / "clip"),
+        base_model="fare_hf-lab-clip",
+        threat_model=ThreatModel("linf", eps),
+        training=recipe,
+        report=RobustnessReport(rows, report.environment) if report else None,
+        report_model=shown if report else None,
+        license="apache-2.0",
+        repo_id=repo_id,
+    )
 
 
 def main() -> None:
     """Parses the command line and stores one model."""
     parser = argparse.ArgumentParser(description="Puts a trained lab model into the package, rounded to fp16.")
-    parser.add_argument("kind", choices=["clip", "llava", "fare-2", "fare-4", "tecoa-2", "tecoa-4"])
+    parser.add_argument("kind", choices=["clip", "llava", *ENCODERS])
     parser.add_argument("source", type=Path, help="folder that the training left")
+    parser.add_argument("--report", type=Path, default=None, help="report.json for the card of an encoder")
     args = parser.parse_args()
     if args.kind == "clip":
         store_clip(args.source)
     elif args.kind == "llava":
         store_llava(args.source)
     else:
-        store_encoder(args.source, args.kind)
+        report = RobustnessReport.load(args.report) if args.report else None
+        store_encoder(args.kind, args.source, MODELS / args.kind, report)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,11 @@ class RandomPixels(Dataset):
 
     def __init__(self, size: int = 32, poison: int | None = None) -> None:
         self.size, self.poison = size, poison
+        self.epochs: set[int] = set()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Only notes the epoch."""
+        self.epochs.add(epoch)
 
     def __len__(self) -> int:
         return self.size
@@ -96,7 +101,8 @@ def main() -> None:
     trainer.save_model()
     if trainer.is_world_process_zero():
         trainer.state.save_to_json(os.path.join(options["output_dir"], "log.json"))
-        Path(options["output_dir"], "processes").write_text(str(trainer.args.world_size))
+        facts = {"processes": trainer.args.world_size, "epochs": sorted(trainer.train_dataset.epochs)}
+        Path(options["output_dir"], "facts.json").write_text(json.dumps(facts))
 
 
 if __name__ == "__main__":

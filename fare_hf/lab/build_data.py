@@ -295,7 +295,7 @@ def grey_rows(images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) 
     return [{"image": png(image), "concept": classes[label]} for image, label in zip(images, labels, strict=True)]
 
 
-def build_fashion(downloads: Path, out: Path, train: int = 3000, test: int = 1000) -> None:
+def build_fashion(downloads: Path, out: Path, train: int = 3000, test: int = 600) -> None:
     """The first images of Fashion-MNIST's own train and test files (28 x 28, grey)."""
     package = fetch(
         ["apt-get", "download", FASHION_MNIST[0]], "dataset-fashion-mnist*.deb", FASHION_MNIST[1], downloads

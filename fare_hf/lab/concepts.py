@@ -1,6 +1,7 @@
-"""What the lab's images show: the main concepts (its zero-shot classes) and what is left out, and why.
+"""What the lab's images show: the main concepts, the zero-shot classes among them, and what is left out, and why.
 
-The list was written before any model was trained: things that every hand draws, one of each family of look-alikes.
+The main concepts were listed before any model was trained: things that every hand draws, one of each family of
+look-alikes. The zero-shot classes were chosen among them on the validation hand, once the CLIP was trained.
 Names are the short names of the Unicode emoji data; the words in captions come from the Noto icon set's names.
 """
 
@@ -24,7 +25,7 @@ MAIN_CONCEPTS: tuple[str, ...] = tuple(
     toilet bathtub books pencil2 paperclip moneybag fire cloud
     """.split()
 )
-"""168 zero-shot classes, all drawn in every hand."""
+"""168 things, all drawn in every hand; training shows them more often than others."""
 
 NAMES: dict[str, str] = {
     "four_leaf_clover": "four-leaf clover",
@@ -59,6 +60,9 @@ LEFT_OUT_SUBCATEGORIES: frozenset[str] = frozenset({"time"})
 
 LEFT_OUT_WORDS: tuple[str, ...] = ("moon", "oncoming", "envelope", "mailbox", "notebook", "page")
 """Families of look-alikes among the extra concepts."""
+
+ZERO_SHOT_CONCEPTS: tuple[str, ...] = ()
+"""The zero-shot classes: what `fare_hf.lab.choose_concepts` printed for the shipped CLIP."""
 
 FASHION_CLASSES = (
     *("t-shirt", "trousers", "pullover", "dress", "coat"),

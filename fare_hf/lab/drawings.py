@@ -48,8 +48,14 @@ def drawings(hand: str) -> tuple[Drawing, ...]:
 
 @cache
 def main_concepts() -> tuple[str, ...]:
-    """The zero-shot classes, sorted: the concepts that the test hand holds."""
+    """Words for the 168 main concepts, sorted: what the test hands hold."""
     return tuple(sorted(drawing.concept for drawing in drawings(TEST_HANDS[0])))
+
+
+@cache
+def all_concepts() -> tuple[str, ...]:
+    """Words for everything that the training hands draw, sorted."""
+    return tuple(sorted({drawing.concept for hand in TRAIN_HANDS for drawing in drawings(hand)}))
 
 
 @cache

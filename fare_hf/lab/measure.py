@@ -21,6 +21,7 @@ from fare_hf.evaluation.zero_shot import evaluate_zero_shot, text_classifier
 from fare_hf.pixels import Normalization
 
 from .captions import CAPTION_PROMPT, SENTENCES, chat, zero_shot_prompts
+from .drawings import all_concepts
 from .models import MODELS
 from .sets import TestSet, load_test_set
 
@@ -46,18 +47,18 @@ class Budget:
 
     images: Mapping[str, int | None] = field(default_factory=dict)
     steps: int = 50
-    targets: int = 9
+    targets: int = 2
     captions: int | None = None
-    caption_steps: int = 100
+    caption_steps: int = 50
     targeted: int = 100
-    targeted_steps: int = 200
+    targeted_steps: int = 100
 
 
 FULL = Budget({"twemoji": None, "openmoji": None, "fashion": None, "digits": None})
 QUICK = Budget(
-    {"twemoji": 252, "fashion": 100, "digits": 100},
+    {"twemoji": 224, "fashion": 100, "digits": 100},
     steps=20,
-    targets=3,
+    targets=2,
     captions=48,
     caption_steps=40,
     targeted=32,
@@ -131,7 +132,7 @@ def measure_captions(
         model=f"LLaVA + {name}",
         dataset="twemoji",
         threat_models=threat_models,
-        correct=NamesConcept(test.class_names),
+        correct=NamesConcept(all_concepts()),
         steps=budget.caption_steps,
         seed=seed,
         max_new_tokens=14,

@@ -19,6 +19,7 @@ from fare_hf.evaluation.plots import Answer
 from fare_hf.vlm import swap_vision_tower
 
 from . import measure, recipes
+from .drawings import all_concepts
 from .models import encoder_folder, load_clip, load_llava
 from .store import save_with_report
 
@@ -129,7 +130,7 @@ def draw(before: TextEvaluation, after: TextEvaluation, budget: measure.Budget, 
     test, threat = measure.part("twemoji", budget.captions), measure.THREAT_MODELS[-1]
     sides = {"CLIP": before, "FARE": after}
     shared = set.intersection(*(set(side.adversarial[str(threat)]) for side in sides.values()))
-    rule = NamesConcept(test.class_names)
+    rule = NamesConcept(all_concepts())
     rows = [
         sheet_row(test.pixels[index], index, sides, str(threat), test.class_names[test.labels[index]], rule)
         for index in sorted(shared)[:PICTURES]

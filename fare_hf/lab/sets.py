@@ -12,14 +12,14 @@ from torch.utils.data import Dataset
 from transformers import CLIPImageProcessor
 
 from . import captions, scenes
-from .concepts import DIGIT_CLASSES, FASHION_CLASSES
+from .concepts import DIGIT_CLASSES, FASHION_CLASSES, ZERO_SHOT_CONCEPTS
 from .drawings import (
     TEST_HANDS,
     TRAIN_HANDS,
     VALIDATION_HAND,
+    all_concepts,
     drawings,
     grey_images,
-    main_concepts,
     stack_pixels,
 )
 
@@ -27,8 +27,8 @@ TEST_SETS = (*TEST_HANDS, VALIDATION_HAND, "fashion", "digits")
 """``twemoji`` is the main set, ``openmoji`` a far hand, ``fxemoji`` is for choices; fine-tuning never sees
 anything like the last two."""
 TRAINING_SETS = ("drawings",)
-VIEWS = 3
-"""Images made of each drawing of a test hand: 168 concepts x 3 = 504."""
+VIEWS = 5
+"""Images made of each drawing of a test hand."""
 _SEEDS = {"fxemoji": 101, "twemoji": 202, "openmoji": 303}
 
 
@@ -51,9 +51,8 @@ class DrawingsForTraining(Dataset):
     def __init__(self, size: int = 24_000, seed: int = 0, variation: scenes.Variation = scenes.FINE_TUNING) -> None:
         self.drawings = [drawing for hand in TRAIN_HANDS for drawing in drawings(hand)]
         self.main = [number for number, drawing in enumerate(self.drawings) if drawing.main]
-        self.class_names = [captions.with_article(name) for name in sorted({d.concept for d in self.drawings})]
-        names = sorted({drawing.concept for drawing in self.drawings})
-        self.labels = [names.index(drawing.concept) for drawing in self.drawings]
+        self.class_names = [captions.with_article(name) for name in all_concepts()]
+        self.labels = [all_concepts().index(drawing.concept) for drawing in self.drawings]
         self.size, self.seed, self.variation, self.epoch = size, seed, variation, 0
 
     @property
@@ -134,9 +133,9 @@ def load_test_set(name: str) -> TestSet:
 
 
 def _drawn_set(hand: str) -> TestSet:
-    """Every main concept in one hand, in `VIEWS` views."""
-    rng, classes = np.random.default_rng(_SEEDS[hand]), main_concepts()
-    chosen = [drawing for _ in range(VIEWS) for drawing in drawings(hand)]
+    """Every zero-shot class in one hand, in `VIEWS` views."""
+    rng, classes = np.random.default_rng(_SEEDS[hand]), ZERO_SHOT_CONCEPTS
+    chosen = [drawing for _ in range(VIEWS) for drawing in drawings(hand) if drawing.concept in classes]
     images = [scenes.single(drawing.image, rng) for drawing in chosen]
     labels = torch.tensor([classes.index(drawing.concept) for drawing in chosen])
     return _test_set(hand, images, labels, classes, groups=labels)

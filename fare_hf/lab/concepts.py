@@ -61,7 +61,23 @@ LEFT_OUT_SUBCATEGORIES: frozenset[str] = frozenset({"time"})
 LEFT_OUT_WORDS: tuple[str, ...] = ("moon", "oncoming", "envelope", "mailbox", "notebook", "page")
 """Families of look-alikes among the extra concepts."""
 
-ZERO_SHOT_CONCEPTS: tuple[str, ...] = ()
+ZERO_SHOT_CONCEPTS: tuple[str, ...] = tuple(
+    """
+    ambulance, american football, anchor, balloon, baseball, basketball, bathtub, beer mug, bell, bikini,
+    bomb, boot, bread, bullseye, bus, cactus, camel, candle, cherries, cherry blossom, christmas tree, church,
+    cloud, cookie, corn, crocodile, crown, cup of coffee, deciduous tree, door, doughnut, eggplant, electric
+    plug, elephant, ferris wheel, fire, fish, four-leaf clover, french fries, fried shrimp, gem stone,
+    glasses, hamburger, hammer, handbag, hibiscus, house, jack-o-lantern, jeans, key, kitchen knife, ladybug,
+    light bulb, lipstick, lock, locomotive, maple leaf, microscope, money bag, mount fuji, mouse, mushroom,
+    palm tree, paperclip, peach, pencil, penguin, pineapple, police car, pool ball, poultry leg, rainbow, red
+    apple, rice ball, ring, rocket, rooster, rose, sailboat, saxophone, scissors, shell, ship, soccer ball,
+    soft ice cream, spider, sunflower, syringe, tangerine, taxi, tent, toilet, top hat, traffic light, trophy,
+    trumpet, tulip, turtle, video game, violin, watermelon, whale, wine glass
+    """.replace("\n", " ")
+    .replace("    ", "")
+    .strip()
+    .split(", ")
+)
 """The zero-shot classes: what `fare_hf.lab.choose_concepts` printed for the shipped CLIP."""
 
 FASHION_CLASSES = (

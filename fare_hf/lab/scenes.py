@@ -25,6 +25,7 @@ class Variation:
         colour: strength of the change of brightness, contrast and colour balance, in [0, 1].
         grey: probability that the scene loses its colour.
         invert: probability that the scene is inverted.
+        fade: smallest contrast, drawn evenly from [fade, 1].
     """
 
     scale: tuple[float, float] = (0.6, 0.95)
@@ -32,11 +33,14 @@ class Variation:
     colour: float = 0.15
     grey: float = 0.0
     invert: float = 0.0
+    fade: float = 1.0
 
 
 EVALUATION = Variation(scale=(0.8, 0.95), rotation=5.0, colour=0.0)
-PRETRAINING = Variation(scale=(0.75, 1.0), rotation=10.0, colour=0.2, grey=0.03)
-FINE_TUNING = Variation(scale=(0.6, 1.0), rotation=15.0, colour=0.4, grey=0.2, invert=0.1)
+PRETRAINING = Variation(scale=(0.75, 1.0), rotation=10.0, colour=0.2, grey=0.03, fade=0.4)
+GREY = Variation(colour=0.2, fade=0.25)
+"""Clothes and digits in pre-training."""
+FINE_TUNING = Variation(scale=(0.6, 1.0), rotation=15.0, colour=0.4, grey=0.2, invert=0.1, fade=0.4)
 """Wider than pre-training, so that a robust encoder also sees what looks little like a drawing."""
 
 # Corners of the 2 x 2 grid on which several drawings stand.
@@ -72,7 +76,12 @@ def recolour(scene: Image.Image, variation: Variation, rng: np.random.Generator)
         scene = scene.point(np.clip(table, 0, 255).astype(np.uint8).ravel().tolist())
     if rng.random() < variation.invert:
         scene = ImageOps.invert(scene)
-    return scene
+    return fade(scene, rng.uniform(variation.fade, 1)) if variation.fade < 1 else scene
+
+
+def fade(scene: Image.Image, contrast: float) -> Image.Image:
+    """Moves every value towards mid-grey; contrast 1 changes nothing, 0 leaves a grey image."""
+    return scene.point([round(128 + contrast * (value - 128)) for value in range(256)] * 3)
 
 
 def single(drawing: Image.Image, rng: np.random.Generator, variation: Variation = EVALUATION) -> Image.Image:

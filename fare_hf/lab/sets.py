@@ -29,6 +29,8 @@ anything like the last two."""
 TRAINING_SETS = ("drawings",)
 VIEWS = 5
 """Images made of each drawing of a test hand."""
+GREY_CONTRAST = 0.4
+"""Clothes and digits are shown faded: black on white, 4/255 would be next to nothing to strokes of full contrast."""
 _SEEDS = {"fxemoji": 101, "twemoji": 202, "openmoji": 303}
 
 
@@ -144,6 +146,7 @@ def _drawn_set(hand: str) -> TestSet:
 def _grey_set(name: str) -> TestSet:
     classes = FASHION_CLASSES if name == "fashion" else DIGIT_CLASSES
     images, concepts = grey_images(name, "test")
+    images = tuple(scenes.fade(image, GREY_CONTRAST) for image in images)
     labels = torch.tensor([classes.index(concept) for concept in concepts])
     return _test_set(name, list(images), labels, classes, groups=torch.arange(len(labels)))
 

@@ -70,15 +70,15 @@ class SampleSource:
         return pool[self.rng.integers(len(pool))]
 
     def draw(self) -> Sample:
-        """82 % single drawings, 10 % scenes of two or three, 5 % clothes, 3 % digits."""
+        """79 % single drawings, 9 % scenes of two or three, 8 % clothes, 4 % digits."""
         kind = self.rng.random()
-        if kind < 0.82:
+        if kind < 0.79:
             drawing = self.pick(0.8)
             image = scenes.single(drawing.image, self.rng, scenes.PRETRAINING)
             return Sample(image, captions.describe([drawing.concept], self.rng), drawing.concept)
-        if kind < 0.92:
+        if kind < 0.88:
             return self.scene()
-        return self.grey_sample("fashion" if kind < 0.97 else "digits")
+        return self.grey_sample("fashion" if kind < 0.965 else "digits")
 
     def scene(self) -> Sample:
         """Two or three drawings and a sentence that names them."""
@@ -94,7 +94,7 @@ class SampleSource:
         templates = captions.FASHION_TEMPLATES if name == "fashion" else captions.DIGIT_TEMPLATES
         words = captions.with_article(concepts[index]) if name == "fashion" else concepts[index]
         text = templates[self.rng.integers(len(templates))].format(words)
-        scene = scenes.recolour(images[index], scenes.Variation(colour=0.2), self.rng)
+        scene = scenes.recolour(images[index], scenes.GREY, self.rng)
         return Sample(scene, text, f"{name}:{concepts[index]}")
 
 

@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 from pathlib import Path
+
+import torch
 
 from .models import ENCODERS, encoder_folder
 
@@ -47,7 +48,7 @@ def recipe(name: str, max_steps: int = LONG_STEPS, learning_rate: str | None = N
 def command(options: dict[str, str], output_dir: Path) -> list[str]:
     """``accelerate launch -m fare_hf.train`` with these options, in one process with all cores."""
     launch = ["--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    launch += ["--num_cpu_threads_per_process", str(os.cpu_count() or 1)]
+    launch += ["--num_cpu_threads_per_process", str(torch.get_num_threads())]
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
     train = ["-m", "fare_hf.train", *words, "--output_dir", str(output_dir)]
     return [sys.executable, "-m", "accelerate.commands.launch", *launch, *train]

@@ -62,21 +62,21 @@ LEFT_OUT_WORDS: tuple[str, ...] = ("moon", "oncoming", "envelope", "mailbox", "n
 """Families of look-alikes among the extra concepts."""
 
 ZERO_SHOT_CONCEPTS: tuple[str, ...] = tuple(
-    """
-    ambulance, american football, anchor, balloon, baseball, basketball, bathtub, beer mug, bell, bikini,
-    bomb, boot, bread, bullseye, bus, cactus, camel, candle, cherries, cherry blossom, christmas tree, church,
-    cloud, cookie, corn, crocodile, crown, cup of coffee, deciduous tree, door, doughnut, eggplant, electric
-    plug, elephant, ferris wheel, fire, fish, four-leaf clover, french fries, fried shrimp, gem stone,
-    glasses, hamburger, hammer, handbag, hibiscus, house, jack-o-lantern, jeans, key, kitchen knife, ladybug,
-    light bulb, lipstick, lock, locomotive, maple leaf, microscope, money bag, mount fuji, mouse, mushroom,
-    palm tree, paperclip, peach, pencil, penguin, pineapple, police car, pool ball, poultry leg, rainbow, red
-    apple, rice ball, ring, rocket, rooster, rose, sailboat, saxophone, scissors, shell, ship, soccer ball,
-    soft ice cream, spider, sunflower, syringe, tangerine, taxi, tent, toilet, top hat, traffic light, trophy,
-    trumpet, tulip, turtle, video game, violin, watermelon, whale, wine glass
-    """.replace("\n", " ")
-    .replace("    ", "")
-    .strip()
-    .split(", ")
+    " ".join(
+        """
+        airplane, ambulance, american football, anchor, balloon, baseball, basketball, bathtub, bear,
+        beer mug, bell, bikini, birthday cake, bomb, boot, bread, bullseye, bus, cactus, camel, candle,
+        cherries, cherry blossom, christmas tree, church, cloud, cocktail glass, cookie, corn, crown, cup
+        of coffee, deciduous tree, dolphin, door, doughnut, eggplant, electric plug, elephant, fire,
+        fish, four-leaf clover, french fries, fried shrimp, glasses, guitar, hamburger, hammer, handbag,
+        hibiscus, honey pot, jack-o-lantern, jeans, key, kitchen knife, ladybug, light bulb, lipstick,
+        lock, locomotive, maple leaf, microscope, money bag, mount fuji, palm tree, panda, paperclip,
+        peach, pencil, penguin, pill, pineapple, police car, pool ball, poultry leg, rainbow, red apple,
+        rice ball, ring, rocket, rooster, rose, saxophone, scissors, ship, soccer ball, spider, statue of
+        liberty, stone face, sunflower, tangerine, taxi, telephone, television, tent, top hat, traffic
+        light, trophy, tulip, turtle, video game, violin, watermelon, whale, wine glass
+        """.split()
+    ).split(", ")
 )
 """The zero-shot classes: what `fare_hf.lab.choose_concepts` printed for the shipped CLIP."""
 

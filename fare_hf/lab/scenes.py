@@ -36,7 +36,7 @@ class Variation:
     fade: float = 1.0
 
 
-EVALUATION = Variation(scale=(0.8, 0.95), rotation=5.0, colour=0.0)
+EVALUATION = Variation(scale=(0.8, 0.95), rotation=5.0, colour=0.0, fade=0.7)
 PRETRAINING = Variation(scale=(0.75, 1.0), rotation=10.0, colour=0.2, grey=0.03, fade=0.4)
 GREY = Variation(colour=0.2, fade=0.25)
 """Clothes and digits in pre-training."""

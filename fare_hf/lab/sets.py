@@ -29,7 +29,7 @@ anything like the last two."""
 TRAINING_SETS = ("drawings",)
 VIEWS = 5
 """Images made of each drawing of a test hand."""
-GREY_CONTRAST = 0.4
+GREY_CONTRAST = 0.35
 """Clothes and digits are shown faded: black on white, 4/255 would be next to nothing to strokes of full contrast."""
 _SEEDS = {"fxemoji": 101, "twemoji": 202, "openmoji": 303}
 

@@ -64,7 +64,7 @@ class Normalization:
     def __call__(self, pixels: Tensor) -> Tensor:
         """(B, C, H, W) in [0, 1] to the same shape and dtype, normalised."""
         mean, std = self._on(pixels.device, pixels.dtype)
-        return (pixels - mean) / std
+        return (pixels - mean).div_(std)
 
     def __repr__(self) -> str:
         return f"Normalization(mean={self.mean}, std={self.std})"

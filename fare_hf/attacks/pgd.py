@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fare_hf.attacks.gradient import AttackedLoss, LossFn, check_steps
-from fare_hf.attacks.threat_model import ThreatModel, check_pixels, parse_fraction
+from fare_hf.attacks.threat_model import ThreatModel, check_pixels, check_same_shape, parse_fraction
 
 
 def pgd(
@@ -50,10 +50,12 @@ def pgd(
     clean = pixels.detach().float()
     attacked = AttackedLoss(loss_fn, len(clean), clean.device)
     project = threat_model.projector(clean)
+    if start is not None:
+        check_same_shape(start, clean)
     if start is None and random_start:
         points = threat_model.random_start(clean, generator)
     else:
-        points = threat_model.project(clean if start is None else start, clean)
+        points = project((clean if start is None else start).detach().to(torch.float32, copy=True))
     for _ in range(steps):
         _, _, gradient = attacked.gradient(points)
         points = project(points.add_(threat_model.direction(gradient), alpha=length))

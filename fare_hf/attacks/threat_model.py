@@ -158,7 +158,7 @@ class ThreatModel:
             perturbed: (B, C, H, W), any float dtype.
             pixels: clean images (B, C, H, W) in [0, 1], any float dtype.
         """
-        _check_same_shape(perturbed, pixels)
+        check_same_shape(perturbed, pixels)
         return self.projector(pixels.float())(perturbed.detach().to(torch.float32, copy=True))
 
     def random_start(self, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -175,19 +175,19 @@ class ThreatModel:
         """
         clean = pixels.detach().float()
         project = self.projector(clean)
-        noise = self._noise(clean, generator or torch.Generator().manual_seed(0))
+        noise = self.noise(clean, generator or torch.Generator().manual_seed(0))
         start = project(clean + noise)
         # Where every value sits on the edge of the box and the noise points outwards, the cut leaves the clean image;
         # the opposite noise points inwards.
         unmoved = (start == clean).flatten(1).all(1).view(-1, 1, 1, 1)
         return torch.where(unmoved, project(clean - noise), start)
 
-    def _noise(self, clean: Tensor, generator: torch.Generator) -> Tensor:
-        """Uniform noise in the ball, fp32, shape and device of `clean`."""
+    def noise(self, clean: Tensor, generator: torch.Generator) -> Tensor:
+        """Uniform noise in the ball, fp32, shape and device of `clean`; the box is not looked at."""
         shape, device = clean.shape, generator.device
         if self.norm == "linf":
             return (
-                torch.rand(shape, generator=generator, device=device).mul_(2).sub_(1).mul_(self.eps).to(clean.device)
+                torch.empty(shape, device=device).uniform_(-self.eps, self.eps, generator=generator).to(clean.device)
             )
         direction = torch.randn(shape, generator=generator, device=device)
         radius = torch.rand(shape[0], 1, 1, 1, generator=generator, device=device).pow_(1 / clean[0].numel())
@@ -207,7 +207,7 @@ class ThreatModel:
 
         Pass what the model is really given (rounded to its dtype) to check that.
         """
-        _check_same_shape(perturbed, pixels)
+        check_same_shape(perturbed, pixels)
         points = perturbed.detach().double().flatten(1)
         change = points - pixels.detach().double().flatten(1)
         order = math.inf if self.norm == "linf" else 2
@@ -239,7 +239,7 @@ class ThreatModel:
         Raises:
             ValueError: some value has no neighbour in `dtype` inside (eps below the resolution of `dtype`).
         """
-        _check_same_shape(perturbed, pixels)
+        check_same_shape(perturbed, pixels)
         clean = pixels.float()
         if self.norm == "linf":
             low, high = _linf_bounds(clean, self.eps)
@@ -254,7 +254,8 @@ class ThreatModel:
         return rounded
 
 
-def _check_same_shape(perturbed: Tensor, pixels: Tensor) -> None:
+def check_same_shape(perturbed: Tensor, pixels: Tensor) -> None:
+    """Raises ValueError unless both batches have one shape: broadcasting would hide a mistake."""
     if perturbed.shape != pixels.shape:
         raise ValueError(
             f"perturbed pixels have shape {tuple(perturbed.shape)} and clean pixels {tuple(pixels.shape)}: "

@@ -16,14 +16,14 @@ from .models import ENCODERS, encoder_folder
 
 COMMON: dict[str, str] = {
     "dataset": "lab:drawings",
-    "attack_steps": "5",
+    "attack_steps": "3",
     "warmup_steps": "30",
     "per_device_train_batch_size": "64",
     "logging_steps": "25",
     "save_strategy": "no",
     "seed": "0",
 }
-QUICK_STEPS, LONG_STEPS = 600, 800
+QUICK_STEPS, LONG_STEPS = 500, 500
 LEARNING_RATES = {"fare": "1e-3", "tecoa": "1e-3"}
 """Of each objective its best in the validation hand, of 5e-4, 1e-3 and 2e-3 (`examples/lab_learning_rates.py`)."""
 STEP_SIZES = {"2/255": "1/255", "4/255": "2/255"}

@@ -223,12 +223,15 @@ class FareTrainer(Trainer):
         return adversarial, targets, first[0]
 
     def _random_start(self, pixels: Tensor, index: Tensor, step: int) -> Tensor:
-        """A random start for each sample from (seed, step, index): the same in any process, batch or resumed run."""
-        starts = []
-        for image, number in zip(pixels.split(1), index.tolist(), strict=True):
+        """A random start for each sample from (seed, step, index): the same in any process, batch or resumed run.
+
+        Not projected: the attack does that first thing.
+        """
+        start = torch.empty_like(pixels)
+        for row, image, number in zip(start.split(1), pixels.split(1), index.tolist(), strict=True):
             generator = sample_generator(self.args.seed, step, number, pixels.device)
-            starts.append(self.args.threat_model.random_start(image, generator))
-        return torch.cat(starts)
+            torch.add(image, self.args.threat_model.noise(image, generator), out=row)
+        return start
 
     @torch.no_grad()
     def _measure(self, pixels: Tensor, embeddings: Tensor, losses: Tensor, start: Tensor) -> Tensor:

@@ -39,6 +39,7 @@ __all__ = [
     "make_embed",
     "matmul_patch_embedding",
     "text_class_embeddings",
+    "text_classifier",
 ]
 
 EMBEDDINGS = ("projected", "pooled", "tokens")
@@ -223,47 +224,65 @@ def matmul_patch_embedding(module: nn.Module) -> Iterator[nn.Module]:
                 vars(part)["forward"] = forward
 
 
-def text_class_embeddings(
-    name_or_path: str,
+@torch.no_grad()
+def text_classifier(
+    clip: PreTrainedModel,
+    tokenizer: Any,
     class_names: Sequence[str],
-    templates: Sequence[str] = ("This is a photo of a {}.",),
+    templates: Sequence[str],
+    *,
     batch_size: int = 256,
 ) -> Tensor:
-    """Embeds class names with the text encoder of a CLIP repository.
+    """Class embeddings of a CLIP text encoder: the normalised mean of its templates (Radford et al. 2021).
 
     Args:
-        name_or_path: a CLIP repository or folder with its tokenizer.
+        clip: `CLIPModel` or `CLIPTextModelWithProjection`.
+        tokenizer: its tokenizer.
         class_names: K names.
-        templates: each with one `{}` for the name; several are averaged after normalisation (Radford et al. 2021).
-        batch_size: sentences per forward pass.
+        templates: each with `{}` where the name goes.
+        batch_size: sentences per forward.
 
     Returns:
-        `(K, D)` fp32 on CPU, each row of unit length.
+        (K, D) fp32 unit vectors, on the model's device.
 
     Raises:
-        ValueError: no class names, a template without `{}`, or a repository without a text encoder.
+        ValueError: no names, no templates, or a template without `{}`.
     """
     if not class_names:
         raise ValueError("class_names is empty; give the names of the classes.")
     if isinstance(templates, str) or not templates or any("{}" not in template for template in templates):
         raise ValueError(f"templates={templates!r} must be a list of sentences that contain {{}} for the class name.")
+    sentences = [template.replace("{}", name) for name in class_names for template in templates]
+    config: Any = getattr(clip.config, "text_config", clip.config)
+    options = {"padding": True, "truncation": True, "max_length": config.max_position_embeddings}
+    device = next(clip.parameters()).device
+    parts = []
+    with frozen(clip):
+        for start in range(0, len(sentences), batch_size):
+            tokens = tokenizer(sentences[start : start + batch_size], return_tensors="pt", **options)
+            ids, mask = (tokens[key].to(device) for key in ("input_ids", "attention_mask"))
+            parts.append(F.normalize(_text_embeds(clip, ids, mask).float(), dim=-1))
+    ensemble = torch.cat(parts).view(len(class_names), len(templates), -1).mean(dim=1)
+    return F.normalize(ensemble, dim=-1)
+
+
+def text_class_embeddings(
+    name_or_path: str,
+    class_names: Sequence[str],
+    templates: Sequence[str] = ("This is a photo of a {}.",),
+) -> Tensor:
+    """`text_classifier` of a CLIP repository or folder, loaded here: `(K, D)` fp32 unit vectors on the CPU.
+
+    Raises:
+        ValueError: as `text_classifier`, or a repository without a text encoder.
+    """
     model_type = AutoConfig.from_pretrained(name_or_path).model_type
     if model_type not in ("clip", "clip_text_model"):
         raise ValueError(
             f"{name_or_path!r} is a {model_type!r} model without a CLIP text encoder; give a CLIP repository."
         )
-    model: Any = freeze(load_complete(CLIPTextModelWithProjection, name_or_path))
-    tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-    sentences = [template.replace("{}", name) for name in class_names for template in templates]
-    options = {"padding": True, "truncation": True, "max_length": model.config.max_position_embeddings}
-    parts = []
-    with torch.no_grad():
-        for start in range(0, len(sentences), batch_size):
-            tokens = tokenizer(sentences[start : start + batch_size], return_tensors="pt", **options)
-            inputs = {key: tokens[key] for key in ("input_ids", "attention_mask")}
-            parts.append(F.normalize(model(**inputs).text_embeds, dim=-1))
-    ensemble = torch.cat(parts).view(len(class_names), len(templates), -1).mean(dim=1)
-    return F.normalize(ensemble, dim=-1)
+    model = load_complete(CLIPTextModelWithProjection, name_or_path)
+    return text_classifier(model, AutoTokenizer.from_pretrained(name_or_path), class_names, templates)
 
 
 @contextmanager
@@ -314,3 +333,10 @@ def _unwrap(encoder: nn.Module) -> Any:
 def _check_embedding(embedding: str) -> None:
     if embedding not in EMBEDDINGS:
         raise ValueError(f"embedding={embedding!r} is not known; give one of {', '.join(EMBEDDINGS)}.")
+
+
+def _text_embeds(clip: Any, ids: Tensor, mask: Tensor) -> Tensor:
+    """Projected text embeddings (B, D) of either class."""
+    if hasattr(clip, "get_text_features"):
+        return clip.get_text_features(input_ids=ids, attention_mask=mask).pooler_output
+    return clip(input_ids=ids, attention_mask=mask).text_embeds

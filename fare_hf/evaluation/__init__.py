@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fare_hf.encoders import text_classifier
 from fare_hf.evaluation.captions import NamesConcept, evaluate_captions
 from fare_hf.evaluation.environment import environment
 from fare_hf.evaluation.metrics import bootstrap_interval, fraction_interval, wilson_interval
@@ -9,7 +10,7 @@ from fare_hf.evaluation.plots import SheetRow, attack_sheet
 from fare_hf.evaluation.report import RobustnessReport, Row, make_row, validate
 from fare_hf.evaluation.targeted import evaluate_targeted
 from fare_hf.evaluation.text_attack import TextEvaluation
-from fare_hf.evaluation.zero_shot import evaluate_zero_shot, text_classifier
+from fare_hf.evaluation.zero_shot import evaluate_zero_shot
 
 __all__ = [
     "NamesConcept",

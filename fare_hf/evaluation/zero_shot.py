@@ -16,47 +16,7 @@ from fare_hf.evaluation.report import Row, fraction_row
 from fare_hf.evaluation.survivors import Attack, Judge, attack_nested, chunks, read, screening_steps
 from fare_hf.pixels import Normalization, check_pixels
 
-__all__ = ["evaluate_zero_shot", "text_classifier"]
-
-
-@torch.no_grad()
-def text_classifier(
-    clip: PreTrainedModel,
-    tokenizer: Any,
-    class_names: Sequence[str],
-    templates: Sequence[str],
-    *,
-    batch_size: int = 256,
-) -> torch.Tensor:
-    """Class embeddings of a CLIP text encoder: the normalised mean of its templates (Radford et al. 2021).
-
-    Args:
-        clip: `CLIPModel` or `CLIPTextModelWithProjection`.
-        tokenizer: its tokenizer.
-        class_names: K names.
-        templates: each with `{}` where the name goes.
-        batch_size: sentences per forward.
-
-    Returns:
-        (K, D) fp32 unit vectors.
-
-    Raises:
-        ValueError: no names, no templates, or a template without `{}`.
-    """
-    if not class_names or not templates:
-        raise ValueError("the text classifier needs at least one class name and one template.")
-    for template in templates:
-        if "{}" not in template:
-            raise ValueError(f"the template {template!r} has no '{{}}' where the class name goes.")
-    sentences = [template.replace("{}", name) for name in class_names for template in templates]
-    device = next(clip.parameters()).device
-    parts = []
-    with frozen(clip):
-        for batch in chunks(range(len(sentences)), batch_size):
-            tokens = tokenizer([sentences[i] for i in batch], padding=True, truncation=True, return_tensors="pt")
-            parts.append(_text_embeds(clip, tokens["input_ids"].to(device), tokens["attention_mask"].to(device)))
-    embeddings = F.normalize(torch.cat(parts).float(), dim=-1).view(len(class_names), len(templates), -1)
-    return F.normalize(embeddings.mean(1), dim=-1)
+__all__ = ["evaluate_zero_shot"]
 
 
 def evaluate_zero_shot(
@@ -228,10 +188,3 @@ def _class_loss(loss: str | int, labels: torch.Tensor, others: torch.Tensor) -> 
         return lambda logits: targeted_dlr(logits, labels, wrong)
     function = {"ce": cross_entropy, "dlr": dlr}[loss]
     return lambda logits: function(logits, labels)
-
-
-def _text_embeds(clip: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Projected text embeddings (B, D) of either class."""
-    if hasattr(clip, "get_text_features"):
-        return clip.get_text_features(input_ids=ids, attention_mask=mask).pooler_output
-    return clip(input_ids=ids, attention_mask=mask).text_embeds

@@ -16,8 +16,9 @@ from transformers import (
 )
 
 from fare_hf.attacks import ThreatModel
+from fare_hf.encoders import text_classifier
 from fare_hf.evaluation import NamesConcept, Row, TextEvaluation, evaluate_captions, evaluate_targeted
-from fare_hf.evaluation.zero_shot import evaluate_zero_shot, text_classifier
+from fare_hf.evaluation.zero_shot import evaluate_zero_shot
 from fare_hf.pixels import Normalization
 
 from .captions import CAPTION_PROMPT, SENTENCES, chat, zero_shot_prompts

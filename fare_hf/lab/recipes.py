@@ -23,8 +23,8 @@ COMMON: dict[str, str] = {
     "save_strategy": "no",
     "seed": "0",
 }
-QUICK_STEPS, LONG_STEPS = 500, 500
-LEARNING_RATES = {"fare": "1e-3", "tecoa": "1e-3"}
+QUICK_STEPS, LONG_STEPS = 500, 450
+LEARNING_RATES = {"fare": "2e-3", "tecoa": "1e-3"}
 """Of each objective its best in the validation hand, of 5e-4, 1e-3 and 2e-3 (`examples/lab_learning_rates.py`)."""
 STEP_SIZES = {"2/255": "1/255", "4/255": "2/255"}
 TECOA = {"objective": "tecoa", "templates": "a photo of {}"}

@@ -17,6 +17,7 @@ from fare_hf.evaluation import Row, environment
 from fare_hf.lab import ENCODERS, encoder_folder, load_clip, load_llava, measure
 
 TOWERS = ("clip", "fare-4", "tecoa-4")
+BEGIN, END = "<!-- lab-table:begin -->", "<!-- lab-table:end -->"
 NAMES = {"clip": "CLIP", "fare-2": "FARE-2", "fare-4": "FARE-4", "tecoa-2": "TeCoA-2", "tecoa-4": "TeCoA-4"}
 
 
@@ -26,6 +27,7 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/lab-table"))
     parser.add_argument("--quick", action="store_true", help="parts of the sets, fewer steps")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--readme", type=Path, default=None, help="a page whose table is replaced by this one")
     args = parser.parse_args()
     budget = measure.QUICK if args.quick else measure.FULL
     saved = args.output_dir / "report.json"
@@ -50,7 +52,20 @@ def main() -> None:
                 rows += measure.measure_captions(NAMES[name], llava, budget, seed=args.seed).rows
                 rows += measure.measure_targeted(NAMES[name], llava, budget, seed=args.seed).rows
             save()
-    print(RobustnessReport(rows).to_markdown())
+    report = RobustnessReport.load(saved)
+    print(report.to_markdown())
+    if args.readme:
+        write_into(args.readme, report)
+
+
+def write_into(page: Path, report: RobustnessReport) -> None:
+    """Replaces what stands between the page's two marks by the table, its command and its versions."""
+    head, rest = page.read_text().split(BEGIN)
+    versions = ", ".join(f"{name} {version}" for name, version in report.environment["versions"].items())
+    machine = report.environment["machine"]
+    source = f"`{report.environment['command']}`, seed {report.environment['seed']}; {versions}; {machine['cpu']}"
+    table = f"{BEGIN}\n{report.to_markdown().strip()}\n\n{source}, {machine['cores']} cores.\n"
+    page.write_text(head + table + END + rest.split(END)[1])
 
 
 if __name__ == "__main__":

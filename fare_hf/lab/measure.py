@@ -21,13 +21,13 @@ from fare_hf.evaluation import NamesConcept, Row, TextEvaluation, evaluate_capti
 from fare_hf.evaluation.zero_shot import evaluate_zero_shot
 from fare_hf.pixels import Normalization
 
-from .captions import CAPTION_PROMPT, SENTENCES, chat, zero_shot_prompts
+from .captions import CAPTION_PROMPT, chat, zero_shot_prompts
 from .drawings import all_concepts
 from .models import MODELS
 from .sets import TestSet, load_test_set
 
-TARGET = SENTENCES[1]
-"""What the targeted attack forces: a sentence that the LLaVA can say and that no image calls for."""
+TARGET = "a photo of a crocodile"
+"""What the targeted attack forces: the caption of something that is in no test image."""
 THREAT_MODELS = (ThreatModel("linf", "2/255"), ThreatModel("linf", "4/255"))
 PROMPT = chat(CAPTION_PROMPT)
 

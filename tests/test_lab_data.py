@@ -94,7 +94,7 @@ def test_unknown_sets_are_named() -> None:
 
 def test_scenes_hold_each_drawing_in_its_own_quarter() -> None:
     red, blue = (drawings.Image.new("RGBA", (128, 128), colour) for colour in ("red", "blue"))
-    scene = np.asarray(scenes.several([red, blue], np.random.default_rng(3)))
+    scene = np.asarray(scenes.several([red, blue], np.random.default_rng(3), scenes.Variation(colour=0)))
     assert scene.shape == (scenes.IMAGE_SIZE, scenes.IMAGE_SIZE, 3)
     half = scenes.IMAGE_SIZE // 2
     for colour in ((255, 0, 0), (0, 0, 255)):

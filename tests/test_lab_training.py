@@ -22,7 +22,7 @@ def run(module: str, *arguments: str) -> str:
 
 
 def test_train_clip_trains_and_resumes(tmp_path: Path) -> None:
-    small = ["--batch", "16", "--fresh", "2", "--pool", "256", "--every", "1"]
+    small = ["--batch", "16", "--fresh", "2", "--pool", "256", "--every", "1", "--validation", "16"]
     assert "step 1 " in run("train_clip", "--out", str(tmp_path), "--steps", "1", *small)
     printed = run("train_clip", "--out", str(tmp_path), "--steps", "2", *small)
     assert "step 2 " in printed and "step 1 " not in printed

@@ -193,13 +193,13 @@ def optimizer_of(model: CLIPModel, lr: float, weight_decay: float) -> torch.opti
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=True)
 
 
-def validation_set(views: int = 2, seed: int = 1234) -> tuple[Tensor, Tensor]:
-    """Main concepts in the validation hand: pixels and labels."""
+def validation_set(count: int, views: int = 2, seed: int = 1234) -> tuple[Tensor, Tensor]:
+    """Main concepts in the validation hand: pixels and labels of the first ``count`` images."""
     rng = np.random.default_rng(seed)
     classes = {name: number for number, name in enumerate(main_concepts())}
     pairs = [(d, scenes.single(d.image, rng)) for d in drawings(VALIDATION_HAND) for _ in range(views)]
-    pixels = torch.from_numpy(stack_pixels([image for _, image in pairs])) / 255
-    return pixels, torch.tensor([classes[drawing.concept] for drawing, _ in pairs])
+    pixels = torch.from_numpy(stack_pixels([image for _, image in pairs[:count]])) / 255
+    return pixels, torch.tensor([classes[drawing.concept] for drawing, _ in pairs[:count]])
 
 
 @dataclass
@@ -208,9 +208,10 @@ class Validation:
 
     tokenizer: CLIPTokenizer
     normalise: Normalization
+    count: int
 
     def __call__(self, model: CLIPModel) -> dict[str, float]:
-        pixels, labels = validation_set()
+        pixels, labels = validation_set(self.count)
         with torch.no_grad():
             prompts = captions.zero_shot_prompts(main_concepts(), "drawings")
             inputs = self.tokenizer(prompts, padding=True, return_tensors="pt")
@@ -268,7 +269,7 @@ def train(args: argparse.Namespace) -> None:
         first = state["step"]
     pool = Pool(SampleSource(args.seed + first), args.pool // 8, args.pool)
     normalise, started = Normalization(MEAN, STD), time.time()
-    validate = Validation(tokenizer, normalise)
+    validate = Validation(tokenizer, normalise, args.validation)
     running = 0.0
     with matmul_patch_embedding(model):
         for step in range(first, args.steps):
@@ -313,6 +314,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--patch", type=int, default=40)
     parser.add_argument("--every", type=int, default=250)
+    parser.add_argument("--validation", type=int, default=336, help="images of the validation hand")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)

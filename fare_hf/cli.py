@@ -46,6 +46,23 @@ def build_parser() -> argparse.ArgumentParser:
     swap.add_argument("output_dir", type=Path, help="where the swapped LLaVA goes; must be empty or absent")
     swap.set_defaults(run=run_swap)
 
+    push = commands.add_parser("push", help="publish a saved encoder on the Hub, and read it back")
+    push.add_argument("folder", type=Path, help="as save_robust_encoder or a training (<output_dir>/encoder) wrote it")
+    push.add_argument("repo_id", help="namespace/name, or a name in your own account; made if absent")
+    push.add_argument("--private", action=argparse.BooleanOptionalAction, help="of a new repository")
+    push.add_argument("--revision", default="main", help="branch, made if absent: one for each checkpoint of a run")
+    push.add_argument("--create_pr", action="store_true", help="open a pull request to the revision instead")
+    push.add_argument("--tag", help="put on the published commit")
+    push.add_argument("--message", help="of the commit")
+    push.add_argument(
+        "--with_text_encoder",
+        nargs="?",
+        const="",
+        metavar="CLIP",
+        help="publish the text encoder and tokenizer too, of CLIP or else of the base model that the card names",
+    )
+    push.set_defaults(run=run_push)
+
     quickstart = commands.add_parser("quickstart", help="the whole story on the embedded lab, in minutes")
     quickstart.add_argument("--output_dir", type=Path, default=Path("outputs/quickstart"))
     quickstart.add_argument(
@@ -84,6 +101,15 @@ def run_swap(args: argparse.Namespace) -> None:
     vlm.save_pretrained(args.output_dir)
     AutoProcessor.from_pretrained(args.vlm).save_pretrained(args.output_dir)
     print(args.output_dir)
+
+
+def run_push(args: argparse.Namespace) -> None:
+    """``fare-hf push``: the token is that of `hf auth login` or HF_TOKEN, never a word of the command line."""
+    from fare_hf.hub import push_robust_encoder
+
+    options = {"private": args.private, "revision": args.revision, "create_pr": args.create_pr, "tag": args.tag}
+    options |= {} if args.message is None else {"message": args.message}
+    print(push_robust_encoder(args.folder, args.repo_id, text_encoder=args.with_text_encoder, **options))
 
 
 def run_quickstart(args: argparse.Namespace) -> None:

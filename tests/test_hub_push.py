@@ -94,7 +94,7 @@ def test_the_published_card_names_the_repository(hub: LoopbackHub, tmp_path: Pat
 
 
 def test_a_card_is_regenerated_from_what_is_published(hub: LoopbackHub, tmp_path: Path) -> None:
-    push(hub, save(tmp_path / "fare4", training={"objective": "fare", "steps": 7}))
+    push(hub, save(tmp_path / "fare4", training={"steps": 7, "objective": "fare", "betas": (0.9, 0.95)}))
     copy = tmp_path / "copy"
     copy.mkdir()
     tree = hub.repos["me/fare4"].tree()

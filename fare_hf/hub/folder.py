@@ -88,7 +88,9 @@ def read_folder(folder: Path, repo_id: str, token: str | None = None) -> list[Lo
     """
     if not folder.is_dir():
         raise ValueError(f"'{folder}' is no folder: name one that save_robust_encoder or a training has written.")
-    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    # .git, .cache and the like belong to this machine.
+    names = sorted(path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
     _check_names(folder, names)
     _check_weights(folder, [name for name in names if WEIGHTS.fullmatch(name)])
     vision_shape(_config(folder / "config.json"), f"'{folder}'")
@@ -102,8 +104,9 @@ def read_folder(folder: Path, repo_id: str, token: str | None = None) -> list[Lo
 
 
 def is_published(path: str) -> bool:
-    """Whether this package puts files of this name into a repository: then it also takes an outdated one away."""
-    return bool(WEIGHTS.fullmatch(path) or OTHERS.fullmatch(path)) and path != "LICENSE"
+    """Whether this package alone puts files of this name into a repository: then it also takes an old one away."""
+    mine = WEIGHTS.fullmatch(path) or OTHERS.fullmatch(path)
+    return bool(mine) and path != "LICENSE" and not path.endswith(".png")
 
 
 def vision_shape(config: dict[str, Any], where: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import os
 import shlex
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from fare_hf.hub.remote import Moved, Remote, State
 from fare_hf.hub.retry import Retries, redact, status_of, wait_asked
 from fare_hf.hub.save import copy_with_text_encoder, save_robust_encoder
 
-__all__ = ["Publication", "PushError", "push_robust_encoder"]
+__all__ = ["Publication", "PushError", "check_access", "push_robust_encoder"]
 
 MESSAGE = "Publish robust encoder"
 
@@ -123,13 +124,11 @@ def push_robust_encoder(
     check_reference(tag, "tag")
     if create_pr and tag:
         raise ValueError(f"tag {tag!r} cannot be put on a pull request: tag after it is merged.")
-    token = token or get_token()
-    if not token:
-        raise ValueError("there is no access token: run `hf auth login`, set HF_TOKEN, or pass token.")
+    token = _token(token)
     folder, temporary = _folder(source, text_encoder, {"repo_id": repo_id, **save})
     order = _Order(folder, repo_id, private, revision, create_pr, tag, message)
     job = _Push(order, Remote(repo_id, token, endpoint, retries or Retries()))
-    failure = job.attempt()
+    failure = job.attempt(job.run)
     if temporary and not isinstance(failure, PushError):
         shutil.rmtree(temporary, ignore_errors=True)
     if failure is not None:
@@ -137,6 +136,31 @@ def push_robust_encoder(
         raise failure
     assert job.result is not None
     return job.result
+
+
+def check_access(
+    repo_id: str, token: str | None = None, *, endpoint: str | None = None, retries: Retries | None = None
+) -> str:
+    """Asks the Hub whether the token may write there, before any work is done for it; returns the whole name.
+
+    Raises:
+        ValueError: no valid name, no token, or one without the right.
+        PushError: the Hub does not answer.
+    """
+    check_repo_id(repo_id)
+    order = _Order(Path(), repo_id, None, "main", False, None, MESSAGE)
+    job = _Push(order, Remote(repo_id, _token(token), endpoint, retries or Retries()))
+    failure = job.attempt(job.check_account)
+    if failure is not None:
+        raise failure
+    return job.remote.repo_id
+
+
+def _token(token: str | None) -> str:
+    found = token or get_token()
+    if not found:
+        raise ValueError("there is no access token: run `hf auth login`, set HF_TOKEN, or pass token.")
+    return found
 
 
 def _folder(
@@ -147,10 +171,11 @@ def _folder(
         folder = Path(source)
         if set(save) != {"repo_id"}:
             raise ValueError(f"{sorted(save)} belong to an encoder, but {str(folder)!r} is a folder: save it again.")
+        read_folder(folder, str(save["repo_id"]))
         if text_encoder is None:
             return folder, None
     temporary = Path(tempfile.mkdtemp(prefix="fare_hf-push-"))
-    target = temporary / save["repo_id"].rsplit("/", 1)[-1]
+    target = temporary / str(save["repo_id"]).rsplit("/", 1)[-1]
     try:
         if isinstance(source, (str, os.PathLike)):
             copy_with_text_encoder(folder, target, str(text_encoder), CLIPVisionModelWithProjection)
@@ -171,10 +196,10 @@ class _Push:
         self.files: list[LocalFile] = []
         self.result: Publication | None = None
 
-    def attempt(self) -> ValueError | PushError | None:
-        """Runs; returns what it raised as one clear error, without a trace of the request and so of the token."""
+    def attempt(self, run: Callable[[], None]) -> ValueError | PushError | None:
+        """Calls `run`; returns what it raised as one clear error, without a trace of the request (the token)."""
         try:
-            self.run()
+            run()
         except Exception as error:
             if type(error) is ValueError and not self.sending:
                 return ValueError(redact(str(error), self.remote.token))
@@ -185,8 +210,8 @@ class _Push:
         """Checks, sends, reads back."""
         order, remote = self.order, self.remote
         self.files = read_folder(order.folder, order.repo_id, remote.token)
-        self.stage = "asking who the token belongs to"
-        self._check_account()
+        self.check_account()
+        self.files = read_folder(order.folder, remote.repo_id, remote.token)
         self.stage = "looking at the repository"
         state = self._check_state(remote.state())
         self.stage, self.sending = "creating the repository", True
@@ -224,9 +249,10 @@ class _Push:
         names = tuple(file.path for file in self.files)
         self.result = Publication(remote.repo_id, reference, commit, names, url, order.tag)
 
-    def _check_account(self) -> None:
-        """The token is known, and may write where it shall."""
+    def check_account(self) -> None:
+        """The token is known, and may write where it shall; a name without namespace gets the account's."""
         remote = self.remote
+        self.stage = "asking who the token belongs to"
         try:
             account = remote.account()
         except Exception as error:
@@ -237,7 +263,6 @@ class _Push:
         if "/" not in remote.repo_id:
             remote.repo_id = f"{name}/{remote.repo_id}"
             self.order = replace(self.order, repo_id=remote.repo_id)
-            self.files = read_folder(self.order.folder, remote.repo_id, remote.token)
         if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
             raise ValueError(f"the access token of {name!r} may only read: make one with the right to write.")
         spaces = {name} | {org["name"] for org in account.get("orgs", []) if org.get("roleInOrg") != "read"}

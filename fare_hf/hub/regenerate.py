@@ -68,7 +68,7 @@ def record_of(content: CardContent) -> str:
     record = {field.name: getattr(content, field.name) for field in fields(content) if field.name in KEPT}
     record |= {"training": dict(content.training), "datasets": list(content.datasets)}
     record |= {"schema_version": "1.0", "threat_model": content.threat_model.to_dict()}
-    return json.dumps(record, indent=2, sort_keys=True, default=str) + "\n"
+    return json.dumps(record, indent=2, default=str) + "\n"
 
 
 def card_under_name(folder: Path, name: str) -> str | None:

@@ -63,6 +63,8 @@ def persist(action: Callable[[], T], retries: Retries, settled: Callable[[], T |
             if not is_transient(error) or (asked or 0) > retries.longest_asked:
                 raise
             failure = error
+        if settled is None and attempt == retries.tries - 1:
+            break
         time.sleep(retries.wait(attempt) if asked is None else asked)
         found = None if settled is None else persist(settled, retries)
         if found is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -96,7 +97,8 @@ def save_robust_encoder(
         class_name=class_name,
         projected=class_name == "CLIPVisionModelWithProjection",
         threat_model=threat_model,
-        training=training or {},
+        # As it is read back from fare_hf.json, so that the card can be rendered again to the letter.
+        training=json.loads(json.dumps(dict(training or {}), default=str)),
         report=report,
         report_model=report_model,
         license=license,

@@ -64,6 +64,9 @@ def test_no_right_is_told_before_the_first_step(hub: LoopbackHub, clip_folder: P
     options = {"push_to_hub": True, "hub_model_id": "you/run", "hub_token": TOKEN}
     with pytest.raises(ValueError, match="no right to write to 'you/run'"):
         tiny_trainer(str(clip_folder), str(tmp_path / "out"), **options)
+    hub.fail("GET /api/whoami-v2", times=99, status=503)
+    with pytest.raises(OSError, match="asking who the token belongs to: .*503.* Nothing was sent.$"):
+        tiny_trainer(str(clip_folder), str(tmp_path / "out"), **options)
 
 
 def test_what_would_publish_the_optimizer_is_refused(tmp_path: Path) -> None:

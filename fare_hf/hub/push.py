@@ -14,7 +14,7 @@ from typing import Any
 
 from huggingface_hub import get_token
 from huggingface_hub.errors import RepositoryNotFoundError
-from transformers import CLIPVisionModelWithProjection, PreTrainedModel
+from transformers import PreTrainedModel
 
 from fare_hf.hub.folder import LocalFile, check_reference, check_repo_id, read_folder, vision_shape
 from fare_hf.hub.remote import Moved, Remote, State
@@ -171,14 +171,14 @@ def _folder(
         folder = Path(source)
         if set(save) != {"repo_id"}:
             raise ValueError(f"{sorted(save)} belong to an encoder, but {str(folder)!r} is a folder: save it again.")
-        read_folder(folder, str(save["repo_id"]))
         if text_encoder is None:
             return folder, None
+        read_folder(folder, str(save["repo_id"]))
     temporary = Path(tempfile.mkdtemp(prefix="fare_hf-push-"))
     target = temporary / str(save["repo_id"]).rsplit("/", 1)[-1]
     try:
         if isinstance(source, (str, os.PathLike)):
-            copy_with_text_encoder(folder, target, str(text_encoder), CLIPVisionModelWithProjection)
+            copy_with_text_encoder(folder, target, str(text_encoder))
         else:
             save_robust_encoder(source, target, text_encoder=text_encoder, **save)
     except BaseException:
@@ -211,7 +211,8 @@ class _Push:
         order, remote = self.order, self.remote
         self.files = read_folder(order.folder, order.repo_id, remote.token)
         self.check_account()
-        self.files = read_folder(order.folder, remote.repo_id, remote.token)
+        if remote.repo_id != order.repo_id:
+            self.files = read_folder(order.folder, remote.repo_id, remote.token)
         self.stage = "looking at the repository"
         state = self._check_state(remote.state())
         self.stage, self.sending = "creating the repository", True
@@ -306,11 +307,12 @@ class _Push:
 
 def _story(job: _Push, error: Exception) -> str:
     """What happened, what is on the Hub, what is not, and the command to go on."""
+    start = f"publishing to '{job.remote.repo_id}' stopped while {job.stage}: {_cause(error)}"
+    command = f" To go on: {job.order.command()}" if job.files else ""
+    if not job.sending:
+        return f"{start}. Nothing was sent.{command}"
     there, missing = _look(job)
-    return (
-        f"publishing to '{job.remote.repo_id}' stopped while {job.stage}: {_cause(error)}. On the Hub: {there}. "
-        f"Not on the Hub: {missing}. To go on: {job.order.command()}"
-    )
+    return f"{start}. On the Hub: {there}. Not on the Hub: {missing}.{command}"
 
 
 def _look(job: _Push) -> tuple[str, str]:

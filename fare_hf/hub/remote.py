@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import httpx2
@@ -112,8 +113,9 @@ class Remote:
         """
 
         def send() -> str:
-            options: dict[str, Any] = {"revision": revision, "parent_commit": parent, "commit_message": message}
-            return self.api.create_commit(self.repo_id, operations, **options).oid
+            return self.api.create_commit(
+                self.repo_id, operations, commit_message=message, revision=revision, parent_commit=parent
+            ).oid
 
         def look() -> str | None:
             head = self.head(revision)
@@ -138,8 +140,14 @@ class Remote:
         """Opens one pull request, or finds the one with these files: returns its reference and its page."""
 
         def send() -> int:
-            options: dict[str, Any] = {"revision": revision, "parent_commit": parent, "commit_message": message}
-            info = self.api.create_commit(self.repo_id, operations, create_pr=True, **options)
+            info = self.api.create_commit(
+                self.repo_id,
+                operations,
+                commit_message=message,
+                revision=revision,
+                parent_commit=parent,
+                create_pr=True,
+            )
             return int(str(info.pr_num))
 
         def look() -> int | None:
@@ -175,7 +183,7 @@ class Remote:
         """Reads every file back, byte by byte, and names those that came back different."""
         found = []
         for file in files:
-            digest, _ = persist(lambda path=file.path: self._read(path, commit), self.retries)  # type: ignore[misc]
+            digest, _ = persist(partial(self._read, file.path, commit), self.retries)
             found += [] if digest == file.hashes[0] else [file.path]
         return found
 

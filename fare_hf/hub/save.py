@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from transformers import AutoImageProcessor, PreTrainedModel
+from transformers import AutoImageProcessor, CLIPVisionModelWithProjection, PreTrainedModel
 
 from fare_hf.attacks import ThreatModel
+from fare_hf.encoders import load_complete
 from fare_hf.hub.card import CardContent, ReportLike, render_card
 from fare_hf.hub.licenses import check_license
 from fare_hf.hub.regenerate import RECORD, content_of, record_of
@@ -111,13 +112,12 @@ def save_robust_encoder(
         texts["report.json"] = report.to_json()
     model = encoder if clip is None else clip
     weights = weights if clip is None else _weights(clip)
+    config = _config(model, type(model).__name__)
 
     def write(place: Path) -> None:
         save_file(weights, place / "model.safetensors", metadata={"format": "pt"})
-        _config(model, type(model).__name__).save_pretrained(place)
-        images.save_pretrained(place)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(place)
+        for part in (config, images, *([] if tokenizer is None else [tokenizer])):
+            part.save_pretrained(place)
         for name, text in texts.items():
             (place / name).write_text(text, encoding="utf-8")
 
@@ -189,22 +189,22 @@ def _config(encoder: PreTrainedModel, class_name: str) -> Any:
     return config
 
 
-def copy_with_text_encoder(source: Path, folder: Path, original: str | None, cls: type[PreTrainedModel]) -> Path:
+def copy_with_text_encoder(source: Path, folder: Path, original: str) -> Path:
     """A saved encoder as a new folder that holds the original's text encoder too.
 
     Args:
         source: folder that `save_robust_encoder` wrote.
         folder: absent or empty.
         original: folder or repository of the original CLIP; "" takes the base model that the card names.
-        cls: class to load the encoder as.
 
     Raises:
-        ValueError: as `save_robust_encoder`, or the source has no `fare_hf.json`.
+        ValueError: as `save_robust_encoder`, or the source has no `fare_hf.json`, or no projection.
     """
     content = content_of(source)
-    encoder: Any = cls.from_pretrained(source, dtype="auto")
+    if not content.projected:
+        raise ValueError(f"'{source}' has no projection, which a text encoder needs: publish it without one.")
     return save_robust_encoder(
-        encoder,
+        load_complete(CLIPVisionModelWithProjection, str(source), dtype="auto"),
         folder,
         processor=AutoImageProcessor.from_pretrained(source),
         text_encoder=original or content.base_model,

@@ -133,6 +133,6 @@ def _options(trainer: FareTrainer, changes: dict[str, Any]) -> dict[str, Any]:
     """Arguments of `save_robust_encoder`."""
     encoder = trainer.accelerator.unwrap_model(trainer.model)
     name = str(encoder.config._name_or_path or "unknown")
-    card = {"base_model": Path(name).resolve().name if Path(name).is_dir() else name, **trainer.card}
+    card: dict[str, Any] = {"base_model": Path(name).resolve().name if Path(name).is_dir() else name, **trainer.card}
     card |= {"processor": trainer.processing_class, "threat_model": trainer.args.threat_model}
     return {**card, "training": recipe(trainer), **changes}

@@ -73,6 +73,7 @@ class FareTrainer(Trainer):
     loss_is_scaled_for_ga = False
     args: FareConfig
     model: Any
+    hub_model_id: Any
 
     def __init__(
         self,

@@ -51,8 +51,11 @@ def test_tokens_and_rights(hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest
 def test_what_is_there_already(hub: LoopbackHub, tmp_path: Path) -> None:
     folder = save(tmp_path / "fare4")
     tree = hub.create("me/fare4").tree()
-    tree["config.json"] = File(json.dumps({"model_type": "clip_vision_model", "hidden_size": 64}).encode(), False)
+    vision = json.loads((folder / "config.json").read_text())
+    tree["config.json"] = File(json.dumps({**vision, "hidden_size": 64}).encode(), False)
     assert "holds an encoder with hidden_size 64, this one has 32" in refusal(hub, folder)
+    tree["config.json"] = File(json.dumps({**vision, "hidden_size": 33}).encode(), False)
+    assert "that no CLIP can have" in refusal(hub, folder)
     tree["config.json"] = File(BertConfig().to_json_string().encode(), False)
     assert "'me/fare4' on the Hub holds a model of type 'bert'" in refusal(hub, folder)
     del tree["config.json"]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, RepoFile
+from huggingface_hub.errors import StrictDataclassError
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from safetensors import SafetensorError, safe_open
 from transformers import CLIPConfig, CLIPVisionConfig
@@ -116,12 +117,15 @@ def vision_shape(config: dict[str, Any], where: str) -> dict[str, Any]:
         ValueError: not the configuration of a CLIP or of its vision encoder.
     """
     kind = config.get("model_type")
-    if kind == "clip":
-        vision: Any = CLIPConfig.from_dict(config).vision_config
-    elif kind == "clip_vision_model":
-        vision = CLIPVisionConfig.from_dict(config)
-    else:
+    if kind not in ("clip", "clip_vision_model"):
         raise ValueError(f"{where} holds a model of type {kind!r}, not a CLIP vision encoder: name another.")
+    try:
+        whole = CLIPConfig.from_dict(config) if kind == "clip" else None
+        vision: Any = CLIPVisionConfig.from_dict(config) if whole is None else whole.vision_config
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        raise ValueError(
+            f"{where} has a config.json that no CLIP can have ({' '.join(str(error).split())}): name another."
+        ) from None
     return {name: getattr(vision, name) for name in SHAPE}
 
 

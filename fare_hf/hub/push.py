@@ -170,7 +170,8 @@ def _folder(
     if isinstance(source, (str, os.PathLike)):
         folder = Path(source)
         if set(save) != {"repo_id"}:
-            raise ValueError(f"{sorted(save)} belong to an encoder, but {str(folder)!r} is a folder: save it again.")
+            extra = sorted(set(save) - {"repo_id"})
+            raise ValueError(f"{extra} belong to an encoder, but {str(folder)!r} is a folder: save it again.")
         if text_encoder is None:
             return folder, None
         read_folder(folder, str(save["repo_id"]))

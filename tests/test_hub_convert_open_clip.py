@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 NAMES = ["ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336", "ViT-H-14", "ViT-g-14", "ViT-bigG-14"]
 NAMES += ["ViT-B-32-quickgelu", "ViT-L-14-quickgelu"]
-LAYERS = 2
+LAYERS, VOCABULARY = 2, 512
 
 # open_clip imports torchvision, whose registry build may lack the operators of a CPU torch: empty ones are enough.
 STUBS = """
@@ -38,8 +39,13 @@ import open_clip
 from safetensors.torch import load_file, save_file
 """
 
+# Prints the published configurations, with fewer layers and words; the first one keeps its vocabulary.
 SHAPES = """
-print(json.dumps({name: open_clip.get_model_config(name) for name in sys.argv[1].split(",")}))
+found = {name: open_clip.get_model_config(name) for name in sys.argv[1].split(",")}
+for index, config in enumerate(found.values()):
+    config["vision_cfg"]["layers"] = config["text_cfg"]["layers"] = int(sys.argv[2])
+    config["text_cfg"]["vocab_size"] = int(sys.argv[3]) if index else 49408
+print(json.dumps(found))
 """
 
 # Loads folders as a user does, and embeds the same inputs.
@@ -90,38 +96,36 @@ def write_inputs(folder: Path, config: dict[str, Any]) -> None:
     save_file({"pixels": pixels, "ids": probe_sentences(spec.text)}, folder / "inputs.safetensors")
 
 
-def with_fewer_layers(config: dict[str, Any], layers: int) -> dict[str, Any]:
-    """The published configuration with its true widths, heads and resolution."""
-    towers = {name: config[name] | {"layers": layers} for name in ("vision_cfg", "text_cfg")}
-    return config | towers
+@pytest.fixture(scope="module")
+def embedded(python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every published shape with two blocks a tower, its true widths and heads, embedded by the package."""
+    place = tmp_path_factory.mktemp("shapes")
+    for name, config in json.loads(run(python, STUBS + SHAPES, ",".join(NAMES), str(LAYERS), str(VOCABULARY))).items():
+        write_model(place / name, config)
+    run(python, STUBS + EMBED, ",".join(str(place / name) for name in NAMES), str(place / "found.safetensors"))
+    return place
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_reference_and_conversion_of_a_published_shape(name: str, python: Path, tmp_path: Path) -> None:
-    """Two blocks a tower at the true widths and heads: the package, our reference and transformers agree."""
-    published = json.loads(run(python, STUBS + SHAPES, name))[name]
-    config = with_fewer_layers(published, LAYERS)
-    folder = tmp_path / "model"
-    write_model(folder, config)
-    run(python, STUBS + EMBED, str(folder), str(tmp_path / "found.safetensors"))
-    found = load_file(tmp_path / "found.safetensors")
-    spec, state = read_open_clip_config(config, name), load_file(folder / "open_clip_model.safetensors")
-    inputs = load_file(folder / "inputs.safetensors")
-    ours = {
-        "image": image_features(state, spec, inputs["pixels"])[0],
-        "text": text_features(state, spec, inputs["ids"]),
-    }
+def test_reference_and_conversion_of_a_published_shape(name: str, embedded: Path, tmp_path: Path) -> None:
+    """The package, our reference and transformers agree on images and sentences."""
+    folder, real = embedded / name, load_file(embedded / "found.safetensors")
+    spec = read_open_clip_config(json.loads((folder / "open_clip_config.json").read_text()), name)
+    state, inputs = (load_file(folder / f"{part}.safetensors") for part in ("open_clip_model", "inputs"))
     done = convert_from_open_clip(folder, tmp_path / "hf")
-    model = CLIPModel.from_pretrained(tmp_path / "hf").eval()
+    model: Any = CLIPModel.from_pretrained(done.folder).eval()
+    shutil.rmtree(done.folder)
     with torch.no_grad():
         theirs = {
             "image": model.get_image_features(inputs["pixels"]).pooler_output,
             "text": model.get_text_features(inputs["ids"]).pooler_output,
         }
+    ours = {"image": image_features(state, spec, inputs["pixels"])[0]}
+    ours["text"] = text_features(state, spec, inputs["ids"])
     for part in ("image", "text"):
-        real = found[f"{folder}|{part}"]
-        values = difference(ours[part], real), difference(theirs[part], real)
-        print(f"{name} {part}: reference {values[0]:.1e}, transformers {values[1]:.1e}, own proof {done.differences}")
+        expected = real[f"{folder}|{part}"]
+        values = difference(ours[part], expected), difference(theirs[part], expected)
+        print(f"{name} {part}: reference {values[0]:.1e}, transformers {values[1]:.1e}; proof {done.differences}")
         assert max(values) <= TOLERANCE, (name, part, values)
 
 

@@ -7,9 +7,10 @@ import json
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
+from urllib.parse import quote
 
 import httpx2
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoFile, hf_hub_url
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoFile
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.utils import build_hf_headers, http_stream_backoff
 
@@ -189,7 +190,7 @@ class Remote:
 
     def _read(self, path: str, revision: str) -> tuple[str, bytes]:
         """SHA-256 of a file as it is downloaded, and its first megabyte."""
-        url = hf_hub_url(self.repo_id, path, revision=revision, endpoint=self.api.endpoint)
+        url = f"{self.api.endpoint}/{self.repo_id}/resolve/{quote(revision, safe='')}/{quote(path)}"
         headers = {**build_hf_headers(token=self.token, library_name="fare_hf"), "Accept-Encoding": "identity"}
         digest, start = hashlib.sha256(), b""
         with http_stream_backoff("GET", url, headers=headers, timeout=TIMEOUT, max_retries=0) as response:

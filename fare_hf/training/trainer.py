@@ -218,8 +218,7 @@ class FareTrainer(Trainer):
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         if self.hub_model_id is None:
             self.init_hf_repo(token)
-        options = {"token": token, "revision": revision, "private": private, "message": commit_message}
-        return publish(self, folder, **options, **save)
+        return publish(self, folder, message=commit_message, token=token, revision=revision, private=private, **save)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """The Trainer uploads the checkpoint as it is; here its encoder goes to a branch, or to the run's branch."""

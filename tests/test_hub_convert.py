@@ -233,6 +233,7 @@ def test_repositories_over_http(folder: Path, clip_folder: Path, tmp_path: Path)
     with LoopbackHub() as hub:
         for name, source in (("chs20/fare4-clip", folder), ("openai/clip", clip_folder)):
             files = {path.name: File(path.read_bytes(), path.suffix == ".safetensors") for path in source.iterdir()}
+            hub.stored |= {file.sha256: file.data for file in files.values() if file.lfs}
             repo = hub.create(name)
             repo.branches["main"] = repo.add(files, None)
         settings = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}

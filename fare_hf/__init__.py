@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from fare_hf.attacks import ThreatModel, apgd, pgd
     from fare_hf.evaluation import RobustnessReport, evaluate_captions, evaluate_targeted, evaluate_zero_shot
-    from fare_hf.hub import save_robust_encoder
+    from fare_hf.hub import push_robust_encoder, save_robust_encoder
     from fare_hf.objectives import FareObjective, TecoaObjective
     from fare_hf.training import FareConfig, FareTrainer
     from fare_hf.vlm import VlmLoss, swap_vision_tower
@@ -29,6 +29,7 @@ _HOMES = {
     "evaluate_targeted": "evaluation",
     "evaluate_zero_shot": "evaluation",
     "pgd": "attacks",
+    "push_robust_encoder": "hub",
     "save_robust_encoder": "hub",
     "swap_vision_tower": "vlm",
 }
@@ -46,6 +47,7 @@ __all__ = [
     "evaluate_targeted",
     "evaluate_zero_shot",
     "pgd",
+    "push_robust_encoder",
     "save_robust_encoder",
     "swap_vision_tower",
 ]

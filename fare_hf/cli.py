@@ -46,6 +46,37 @@ def build_parser() -> argparse.ArgumentParser:
     swap.add_argument("output_dir", type=Path, help="where the swapped LLaVA goes; must be empty or absent")
     swap.set_defaults(run=run_swap)
 
+    convert = commands.add_parser(
+        "convert", help="from and to open_clip, proven to compute the same before it is written"
+    )
+    convert.add_argument("source", help="repository or folder; or a file with the state dict of a vision tower alone")
+    convert.add_argument("output_dir", type=Path, help="where the result goes; must be empty or absent")
+    convert.add_argument("--to", choices=("transformers", "open_clip"), required=True, help="format of the result")
+    convert.add_argument(
+        "--base", help="CLIP it was fine-tuned from: says what weights alone do not; gives a text tower"
+    )
+    convert.add_argument("--activation", help="gelu or quick_gelu, where the open_clip configuration does not say")
+    convert.add_argument("--visual_only", action="store_true", help="leave the text tower out")
+    convert.add_argument("--revision", help="of the source on the Hub")
+    convert.set_defaults(run=run_convert)
+
+    push = commands.add_parser("push", help="publish a saved encoder on the Hub, and read it back")
+    push.add_argument("folder", type=Path, help="as save_robust_encoder or a training (<output_dir>/encoder) wrote it")
+    push.add_argument("repo_id", help="namespace/name, or a name in your own account; made if absent")
+    push.add_argument("--private", action=argparse.BooleanOptionalAction, help="of a new repository")
+    push.add_argument("--revision", default="main", help="branch, made if absent: one for each checkpoint of a run")
+    push.add_argument("--create_pr", action="store_true", help="open a pull request to the revision instead")
+    push.add_argument("--tag", help="put on the published commit")
+    push.add_argument("--message", help="of the commit")
+    push.add_argument(
+        "--with_text_encoder",
+        nargs="?",
+        const="",
+        metavar="CLIP",
+        help="publish the text encoder and tokenizer too, of CLIP or else of the base model that the card names",
+    )
+    push.set_defaults(run=run_push)
+
     quickstart = commands.add_parser("quickstart", help="the whole story on the embedded lab, in minutes")
     quickstart.add_argument("--output_dir", type=Path, default=Path("outputs/quickstart"))
     quickstart.add_argument(
@@ -84,6 +115,28 @@ def run_swap(args: argparse.Namespace) -> None:
     vlm.save_pretrained(args.output_dir)
     AutoProcessor.from_pretrained(args.vlm).save_pretrained(args.output_dir)
     print(args.output_dir)
+
+
+def run_convert(args: argparse.Namespace) -> None:
+    """``fare-hf convert``."""
+    from fare_hf.hub.convert import convert_from_open_clip, convert_to_open_clip
+
+    options = {"base": args.base, "visual_only": args.visual_only, "revision": args.revision}
+    if args.to == "transformers":
+        print(convert_from_open_clip(args.source, args.output_dir, activation=args.activation, **options))
+        return
+    if args.activation is not None:
+        raise ValueError("--activation is for --to transformers: a transformers model says its own.")
+    print(convert_to_open_clip(args.source, args.output_dir, **options))
+
+
+def run_push(args: argparse.Namespace) -> None:
+    """``fare-hf push``: the token is that of `hf auth login` or HF_TOKEN, never a word of the command line."""
+    from fare_hf.hub import push_robust_encoder
+
+    options = {"private": args.private, "revision": args.revision, "create_pr": args.create_pr, "tag": args.tag}
+    options |= {} if args.message is None else {"message": args.message}
+    print(push_robust_encoder(args.folder, args.repo_id, text_encoder=args.with_text_encoder, **options))
 
 
 def run_quickstart(args: argparse.Namespace) -> None:

@@ -1,7 +1,8 @@
 """Trains a robust vision encoder: `accelerate launch -m fare_hf.train --model M --dataset D --output_dir O`.
 
 Checkpoints go to `output_dir`, the encoder to `output_dir/encoder`, where plain `from_pretrained` reads it, and the
-recipe to `output_dir/training.json`.
+recipe to `output_dir/training.json`. With `--push_to_hub` the encoder is published at the end, or as
+`--hub_strategy` says.
 """
 
 from __future__ import annotations
@@ -14,23 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-from transformers import (
-    AutoImageProcessor,
-    CLIPVisionModel,
-    CLIPVisionModelWithProjection,
-    HfArgumentParser,
-    SchedulerType,
-    set_seed,
-)
-from transformers.training_args import OptimizerNames
+from transformers import AutoImageProcessor, HfArgumentParser, set_seed
 
 from fare_hf.data import PixelDataset, PixelStream, class_names_of, find_columns, load_images
 from fare_hf.encoders import load_encoder, text_class_embeddings
-from fare_hf.hub import save_robust_encoder
+from fare_hf.hub import PushError
 from fare_hf.objectives import FareObjective, Objective, TecoaObjective
 from fare_hf.training import FareConfig, FareTrainer
+from fare_hf.training.publish import can_publish, recipe, save_encoder
 
 __all__ = ["FareScriptArguments", "latest_checkpoint", "main", "train"]
 
@@ -56,6 +48,9 @@ class FareScriptArguments:
     image_processor: str | None = field(
         default=None, metadata={"help": "Repository or folder of the image processor; by default --model."}
     )
+    with_text_encoder: bool = field(
+        default=False, metadata={"help": "Save and publish the text encoder and tokenizer too: a whole CLIP."}
+    )
 
 
 def train(script: FareScriptArguments, config: FareConfig) -> Path:
@@ -75,9 +70,13 @@ def train(script: FareScriptArguments, config: FareConfig) -> Path:
         eval_dataset=eval_set,
         processing_class=processor,
         objective=_make_objective(script, config, train_set),
+        card=_card(script),
     )
     trainer.train(resume_from_checkpoint=checkpoint)
-    return _save(trainer, script, config, processor)
+    folder = _save(trainer, config)
+    if config.push_to_hub and (published := trainer.push_to_hub(folder=folder)):
+        print(published)
+    return folder
 
 
 def latest_checkpoint(output_dir: str | Path) -> str:
@@ -103,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         script, config = parser.parse_args_into_dataclasses(arguments)
         train(script, config)
-    except ValueError as error:
+    except (ValueError, PushError) as error:
         sys.exit(f"fare_hf.train: error: {error}")
 
 
@@ -167,46 +166,29 @@ def _make_objective(script: FareScriptArguments, config: FareConfig, train_set: 
     return TecoaObjective(text_class_embeddings(script.text_model or script.model, names, config.templates))
 
 
-def _save(trainer: FareTrainer, script: FareScriptArguments, config: FareConfig, processor: Any) -> Path:
+def _card(script: FareScriptArguments) -> dict[str, Any]:
+    """What the model card says of the model and the data."""
+    local = Path(script.model).is_dir()
+    on_the_hub = not script.dataset.startswith("lab:") and not Path(script.dataset).exists()
+    return {
+        "base_model": Path(script.model).resolve().name if local else script.model,
+        "datasets": [script.dataset] if on_the_hub else [],
+        "training": {"dataset": f"{script.dataset} ({script.train_split})"},
+        "text_encoder": (script.text_model or script.model) if script.with_text_encoder else None,
+    }
+
+
+def _save(trainer: FareTrainer, config: FareConfig) -> Path:
     """Writes the encoder with its card on the main process; under FSDP, and for other classes, as the Trainer does."""
     folder = Path(str(config.output_dir)) / "encoder"
-    recipe = _recipe(trainer, script, config)
-    encoder = trainer.accelerator.unwrap_model(trainer.model)
-    if trainer.is_fsdp_enabled or not isinstance(encoder, (CLIPVisionModel, CLIPVisionModelWithProjection)):
+    if can_publish(trainer):
+        save_encoder(trainer, folder)
+    else:
         trainer.save_model(str(folder))
-    elif trainer.is_world_process_zero():
-        save_robust_encoder(
-            encoder,
-            folder,
-            processor=processor,
-            base_model=Path(script.model).resolve().name if Path(script.model).is_dir() else script.model,
-            threat_model=config.threat_model,
-            training=recipe,
-        )
     if trainer.is_world_process_zero():
-        (folder.parent / "training.json").write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
+        (folder.parent / "training.json").write_text(json.dumps(recipe(trainer), indent=2) + "\n", encoding="utf-8")
     trainer.accelerator.wait_for_everyone()
     return folder
-
-
-def _recipe(trainer: FareTrainer, script: FareScriptArguments, config: FareConfig) -> dict[str, Any]:
-    """What the model card says of the training."""
-    batch = config.train_batch_size * config.gradient_accumulation_steps * config.world_size
-    return {
-        "objective": config.objective,
-        "embedding": config.embedding,
-        "dataset": f"{script.dataset} ({script.train_split})",
-        "attack": f"PGD, {config.attack_steps} steps of {config.attack_step_size}",
-        "steps": trainer.state.global_step,
-        "batch size": batch,
-        "optimizer": f"{config.optim.value if isinstance(config.optim, OptimizerNames) else config.optim}",
-        "learning rate": config.learning_rate,
-        "schedule": f"{SchedulerType(config.lr_scheduler_type).value}, warm-up {config.warmup_steps:g}",
-        "weight decay": config.weight_decay,
-        "precision": trainer.accelerator.mixed_precision,
-        "seed": config.seed,
-        "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",
-    }
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ def run(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([FARE_HF, *words], cwd=cwd, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("command", [(), ("train",), ("evaluate",), ("swap",), ("quickstart",)])
+@pytest.mark.parametrize("command", [(), ("train",), ("evaluate",), ("swap",), ("push",), ("quickstart",)])
 def test_help_of_every_command(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         cli.main([*command, "--help"])

@@ -56,7 +56,14 @@ def test_what_the_folder_holds(tmp_path: Path) -> None:
     vision = encoder()
     vision.config.use_cache = False
     folder = save(tmp_path / "fare4", vision, report=report("FARE"))
-    names = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", "report.json"}
+    names = {
+        "README.md",
+        "config.json",
+        "fare_hf.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+        "report.json",
+    }
     assert {path.name for path in folder.iterdir()} == names
     stored = load_file(folder / "model.safetensors")
     assert all(name.startswith(("vision_model.", "visual_projection.")) for name in stored)

@@ -15,10 +15,12 @@ PACKAGE = Path(fare_hf.__file__).parent
 FLOORS = {
     **dict.fromkeys(("attacks", "objectives", "pixels"), 1),
     **dict.fromkeys(("encoders", "data"), 2),
-    **dict.fromkeys(("training", "vlm"), 3),
-    **dict.fromkeys(("evaluation", "hub"), 4),
-    "lab": 5,
-    **dict.fromkeys(("cli", "train"), 6),
+    "vlm": 3,
+    "evaluation": 4,
+    "hub": 5,
+    "training": 6,
+    "lab": 7,
+    **dict.fromkeys(("cli", "train"), 8),
 }
 
 # `pixels` passes on the one check of pixels, which attacks own because they depend on torch alone.

@@ -39,7 +39,7 @@ def test_defaults_are_the_papers_recipe(tmp_path: Path) -> None:
         ({"remove_unused_columns": True}, "drops `index`"),
         ({"logging_nan_inf_filter": True}, "hides a NaN loss"),
         ({"bf16_full_eval": True}, "use bf16=True"),
-        ({"push_to_hub": True}, "push <output_dir>/encoder"),
+        ({"push_to_hub": True, "hub_strategy": "checkpoint"}, "would publish the optimizer's state"),
     ],
 )
 def test_what_cannot_work_is_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -80,6 +80,8 @@ class CardContent:
             table shows all). None: all rows if the report measures a single model, else none.
         license: identifier such as "mit", or None to say nothing.
         vlm: LLaVA named in the snippet.
+        datasets: what it was trained on, as the Hub knows it.
+        text_encoder: whether the repository also holds the original's text encoder and tokenizer.
     """
 
     name: str
@@ -92,6 +94,8 @@ class CardContent:
     report_model: str | None = None
     license: str | None = None
     vlm: str = "llava-hf/llava-1.5-7b-hf"
+    datasets: Sequence[str] = ()
+    text_encoder: bool = False
 
 
 def render_card(content: CardContent) -> str:
@@ -131,12 +135,15 @@ def _metadata(content: CardContent) -> ModelCardData:
     """The YAML head; the licence appears only when it is given."""
     results = [_eval_result(row) for row in _own_rows(content)]
     extra: dict[str, Any] = {"license": content.license} if content.license else {}
+    if content.datasets:
+        extra["datasets"] = list(content.datasets)
     if results:
         extra |= {"eval_results": results, "model_name": content.name.rsplit("/", 1)[-1]}
     return ModelCardData(
         base_model=content.base_model,
+        base_model_relation="finetune",
         library_name="transformers",
-        pipeline_tag="image-feature-extraction",
+        pipeline_tag="zero-shot-image-classification" if content.text_encoder else "image-feature-extraction",
         tags=TAGS,
         **extra,
     )
@@ -200,6 +207,11 @@ swap_vision_tower(llava, "{content.name}")'''
 
 
 def _snippet_zero_shot(content: CardContent) -> str:
+    if content.text_encoder:
+        return f'''from transformers import pipeline
+
+classifier = pipeline("zero-shot-image-classification", model="{content.name}")
+scores = classifier("image.png", candidate_labels=["cat", "dog", "car"])'''
     return f'''from PIL import Image
 import torch
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPTextModelWithProjection, CLIPVisionModelWithProjection

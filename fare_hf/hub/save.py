@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
-from transformers import PreTrainedModel
+from transformers import AutoImageProcessor, CLIPVisionModelWithProjection, PreTrainedModel
 
 from fare_hf.attacks import ThreatModel
+from fare_hf.encoders import load_complete
 from fare_hf.hub.card import CardContent, ReportLike, render_card
+from fare_hf.hub.licenses import check_license
+from fare_hf.hub.regenerate import RECORD, content_of, record_of
+from fare_hf.hub.text import whole_clip
 
-__all__ = ["save_robust_encoder"]
+__all__ = ["copy_with_text_encoder", "save_robust_encoder"]
 
 CLASSES = ("CLIPVisionModel", "CLIPVisionModelWithProjection")
+TAKEN_OVER = ("base_model", "threat_model", "training", "report", "report_model", "license", "vlm", "datasets")
 PREFIX = "vision_model."
+PREFIXED = (PREFIX, "visual_projection.", "text_model.", "text_projection.", "logit_scale")
 
 
 def save_robust_encoder(
@@ -34,11 +43,14 @@ def save_robust_encoder(
     license: str | None = None,
     repo_id: str | None = None,
     vlm: str | None = None,
+    datasets: Sequence[str] = (),
+    text_encoder: str | None = None,
 ) -> Path:
     """Write weights, configuration, image processor, report and model card into a new folder.
 
     Weights are stored bit for bit as safetensors under the names with the `vision_model.` level, which every
-    transformers release reads into both classes. Everything is checked before the first byte is written.
+    transformers release reads into both classes. Everything is checked before the first byte is written, and the
+    folder appears whole or not at all.
 
     Args:
         encoder: `CLIPVisionModelWithProjection` or `CLIPVisionModel`, unwrapped from DDP and the like.
@@ -54,6 +66,9 @@ def save_robust_encoder(
         repo_id: name that the card's snippets load; None takes the folder's name.
         vlm: LLaVA with this encoder's architecture, for the card's snippet; None is LLaVA-1.5 7B for a ViT-L/14 at
             336 px, and a placeholder otherwise.
+        datasets: what it was trained on, as the Hub knows it.
+        text_encoder: folder or repository of the original CLIP, to put its text encoder and tokenizer into the
+            folder too: then it also loads as `CLIPModel` and in the zero-shot image classification pipeline.
 
     Returns:
         The folder.
@@ -61,7 +76,9 @@ def save_robust_encoder(
     Raises:
         TypeError: another class of encoder.
         ValueError: a folder that is not empty or a file, weights that are not finite or not loaded (meta), an image
-            processor without normalisation, an empty base model, a secret in the recipe.
+            processor without normalisation, an empty base model, a secret in the recipe, an unknown licence, an
+            original without the text encoder.
+        OSError: the disk is full, or not writable; nothing is left of the folder.
     """
     folder = Path(folder)
     _check_folder(folder)
@@ -70,32 +87,57 @@ def save_robust_encoder(
         raise TypeError(f"{class_name} cannot be published as a robust encoder: pass one of {', '.join(CLASSES)}.")
     if not base_model.strip():
         raise ValueError("base_model is empty: name the encoder that was fine-tuned.")
+    if license is not None:
+        check_license(license)
     images = _image_processor(processor)
     weights = _weights(encoder)
-    projected = class_name == "CLIPVisionModelWithProjection"
-    card = render_card(
-        CardContent(
-            name=repo_id or folder.resolve().name,
-            base_model=base_model,
-            class_name=class_name,
-            projected=projected,
-            threat_model=threat_model,
-            training=training or {},
-            report=report,
-            report_model=report_model,
-            license=license,
-            vlm=vlm or _default_vlm(encoder.config),
-        )
+    clip, tokenizer = (None, None) if text_encoder is None else whole_clip(encoder, text_encoder)
+    content = CardContent(
+        name=repo_id or folder.resolve().name,
+        base_model=base_model,
+        class_name=class_name,
+        projected=class_name == "CLIPVisionModelWithProjection",
+        threat_model=threat_model,
+        # As it is read back from fare_hf.json, so that the card can be rendered again to the letter.
+        training=json.loads(json.dumps(dict(training or {}), default=str)),
+        report=report,
+        report_model=report_model,
+        license=license,
+        vlm=vlm or _default_vlm(encoder.config),
+        datasets=datasets,
+        text_encoder=clip is not None,
     )
-    page = None if report is None else report.to_json()
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    _config(encoder, class_name).save_pretrained(folder)
-    images.save_pretrained(folder)
-    (folder / "README.md").write_text(card, encoding="utf-8")
-    if page is not None:
-        (folder / "report.json").write_text(page, encoding="utf-8")
+    texts = {"README.md": render_card(content), RECORD: record_of(content)}
+    if report is not None:
+        texts["report.json"] = report.to_json()
+    model = encoder if clip is None else clip
+    weights = weights if clip is None else _weights(clip)
+    config = _config(model, type(model).__name__)
+
+    def write(place: Path) -> None:
+        save_file(weights, place / "model.safetensors", metadata={"format": "pt"})
+        for part in (config, images, *([] if tokenizer is None else [tokenizer])):
+            part.save_pretrained(place)
+        for name, text in texts.items():
+            (place / name).write_text(text, encoding="utf-8")
+
+    _write_whole(folder, write)
     return folder
+
+
+def _write_whole(folder: Path, write: Callable[[Path], None]) -> None:
+    """Writes beside the folder and renames, so that nobody ever sees, or publishes, half of it."""
+    part = folder.parent / f".{folder.name}.{os.getpid()}.part"
+    try:
+        part.mkdir(parents=True)
+        write(part)
+        if folder.is_dir():
+            folder.rmdir()
+        part.rename(folder)
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"'{folder}' was not saved ({error}): make room on the disk, or name another folder.") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def _default_vlm(config: Any) -> str:
@@ -131,7 +173,7 @@ def _weights(encoder: PreTrainedModel) -> dict[str, torch.Tensor]:
             raise ValueError(f"the encoder's '{name}' is on the meta device: load its weights before saving.")
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"the encoder's '{name}' holds NaN or infinity: check its training before publishing.")
-        whole = name if name.startswith((PREFIX, "visual_projection.")) else PREFIX + name
+        whole = name if name.startswith(PREFIXED) else PREFIX + name
         found[whole] = tensor.detach().to("cpu", copy=True).contiguous()
     return found
 
@@ -145,3 +187,27 @@ def _config(encoder: PreTrainedModel, class_name: str) -> Any:
     if "use_cache" in config.__dict__:
         del config.use_cache
     return config
+
+
+def copy_with_text_encoder(source: Path, folder: Path, original: str) -> Path:
+    """A saved encoder as a new folder that holds the original's text encoder too.
+
+    Args:
+        source: folder that `save_robust_encoder` wrote.
+        folder: absent or empty.
+        original: folder or repository of the original CLIP; "" takes the base model that the card names.
+
+    Raises:
+        ValueError: as `save_robust_encoder`, or the source has no `fare_hf.json`, or no projection.
+    """
+    content = content_of(source)
+    if not content.projected:
+        raise ValueError(f"'{source}' has no projection, which a text encoder needs: publish it without one.")
+    return save_robust_encoder(
+        load_complete(CLIPVisionModelWithProjection, str(source), dtype="auto"),
+        folder,
+        processor=AutoImageProcessor.from_pretrained(source),
+        text_encoder=original or content.base_model,
+        repo_id=content.name,
+        **{name: getattr(content, name) for name in TAKEN_OVER},
+    )

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from transformers import SchedulerType, TrainingArguments
+from transformers.trainer_utils import HubStrategy
 
 from fare_hf.attacks import ThreatModel
 from fare_hf.attacks.threat_model import parse_fraction
 from fare_hf.encoders import EMBEDDINGS
+from fare_hf.hub import check_repo_id
 
 __all__ = ["FareConfig"]
 
@@ -24,7 +28,7 @@ class FareConfig(TrainingArguments):
 
     Changed defaults: `learning_rate`, `weight_decay`, `lr_scheduler_type`, `warmup_steps`, `max_steps`,
     `per_device_train_batch_size` (128 is the whole batch: divide it by the number of processes), `max_grad_norm`,
-    `logging_steps`, `remove_unused_columns`, `ddp_find_unused_parameters`, `logging_nan_inf_filter`,
+    `logging_steps`, `hub_strategy`, `remove_unused_columns`, `ddp_find_unused_parameters`, `logging_nan_inf_filter`,
     `prediction_loss_only`.
 
     Raises:
@@ -63,6 +67,10 @@ class FareConfig(TrainingArguments):
         default=False, metadata={"help": "Not needed: parameters that the embedding never reads are frozen."}
     )
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Must stay False: it hides a NaN loss."})
+    hub_strategy: HubStrategy | str = field(
+        default="end",
+        metadata={"help": "end: publish at the end; every_save: each save too; all_checkpoints: each on a branch."},
+    )
     prediction_loss_only: bool = field(default=True, metadata={"help": "Evaluation computes losses and cosines."})
 
     def __post_init__(self) -> None:
@@ -100,8 +108,14 @@ class FareConfig(TrainingArguments):
             raise ValueError("logging_nan_inf_filter=True hides a NaN loss; leave it False.")
         if self.fp16_full_eval or self.bf16_full_eval:
             raise ValueError("full evaluation in half precision casts the fp32 weights; use bf16=True (autocast).")
-        if self.push_to_hub:
+        if self.push_to_hub and self.hub_strategy == HubStrategy.CHECKPOINT:
             raise ValueError(
-                "push_to_hub=True would publish the whole output_dir, optimizer and pickles included; "
-                "train first, then push <output_dir>/encoder."
+                "hub_strategy='checkpoint' would publish the optimizer's state; use 'end', 'every_save', or "
+                "'all_checkpoints' (a branch for each)."
             )
+        if self.push_to_hub:
+            check_repo_id(self.hub_model_id or Path(str(self.output_dir)).absolute().name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The Trainer pickles its arguments beside every checkpoint: without the access token."""
+        return {**self.__dict__, "hub_token": None}

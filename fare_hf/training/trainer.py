@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import copy
-import time
+import os
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import IntervalStrategy, PreTrainedModel, Trainer, TrainerCallback
-from transformers.trainer_utils import EvalLoopOutput
+from transformers import IntervalStrategy, PreTrainedModel, Trainer
+from transformers.trainer_utils import EvalLoopOutput, HubStrategy
 
 from fare_hf.attacks import pgd
 from fare_hf.data import collate_pixels, sample_generator
@@ -26,9 +26,12 @@ from fare_hf.encoders import (
     make_embed,
     matmul_patch_embedding,
 )
+from fare_hf.hub import Publication
 from fare_hf.objectives import FareObjective, Objective
 from fare_hf.pixels import Normalization
 from fare_hf.training.config import FareConfig
+from fare_hf.training.publish import check_push, publish, publish_checkpoint
+from fare_hf.training.window import EpochCallback, Window, summarise
 
 __all__ = ["FareTrainer"]
 
@@ -57,6 +60,8 @@ class FareTrainer(Trainer):
         processing_class: the encoder's image processor; its mean and std are applied inside the attack.
         objective: what to minimise; FARE where `args.objective` is "fare".
         original: the encoder whose embeddings are the targets; a copy of `model` as given.
+        card: what `save_robust_encoder` cannot know from here when it publishes: `base_model`, `datasets`, `license`,
+            `text_encoder`, more of `training`.
         kwargs: of `Trainer`.
 
     Raises:
@@ -68,6 +73,7 @@ class FareTrainer(Trainer):
     loss_is_scaled_for_ga = False
     args: FareConfig
     model: Any
+    hub_model_id: Any
 
     def __init__(
         self,
@@ -78,6 +84,7 @@ class FareTrainer(Trainer):
         processing_class: Any = None,
         objective: Objective | None = None,
         original: PreTrainedModel | None = None,
+        card: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         _check_set_up(model, args, processing_class, objective)
@@ -85,6 +92,7 @@ class FareTrainer(Trainer):
         freeze_unused(model, args.embedding)
         self.objective: Objective = objective or FareObjective()
         self.normalization = Normalization.from_processor(processing_class)
+        self.card = dict(card or {})
         super().__init__(
             model=model,
             args=args,
@@ -94,8 +102,8 @@ class FareTrainer(Trainer):
             **{"data_collator": collate_pixels, **kwargs},
         )
         self.original = self._prepare_original(reference)
-        self.add_callback(_EpochCallback())
-        self._window = _Window(self.args.device)
+        self.add_callback(EpochCallback())
+        self._window = Window(self.args.device)
         self._evaluated: list[Tensor] = []
 
     def compute_loss(
@@ -143,7 +151,7 @@ class FareTrainer(Trainer):
             raise ValueError("eval_dataset is empty; give images to evaluate on, or eval_strategy='no'.")
         prefix = kwargs.get("metric_key_prefix", "eval")
         values = torch.cat(self._evaluated).cpu().double()
-        metrics = _summarise(values.sum(0).tolist(), len(values))
+        metrics = summarise(values.sum(0).tolist(), len(values))
         named = {f"{prefix}_{name}": value for name, value in metrics.items()}
         return output._replace(metrics={**(output.metrics or {}), **named})
 
@@ -175,6 +183,49 @@ class FareTrainer(Trainer):
         """`Trainer.train` puts `use_cache` into the configuration, which no vision encoder has."""
         vars(self.accelerator.unwrap_model(self.model).config).pop("use_cache", None)
         super()._save(output_dir, state_dict)
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """The Trainer makes a repository before the first step; here it is only seen that one can be made."""
+        if self.is_world_process_zero():
+            self.hub_model_id = check_push(self, token)
+
+    def push_to_hub(  # type: ignore[override]
+        self,
+        commit_message: str | None = None,
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        folder: str | os.PathLike[str] | None = None,
+        **save: Any,
+    ) -> Publication | None:
+        """The Trainer uploads its whole output folder, pickles included; this publishes the encoder with its card.
+
+        Args:
+            commit_message: of the commit.
+            blocking: nothing; it always waits, as what is published is read back.
+            token, revision, private: as `push_robust_encoder`; by default `hub_token`, `hub_revision` and
+                `hub_private_repo` of the arguments.
+            folder: a clean folder of this encoder, to push that.
+            save: of `save_robust_encoder`, such as `report`.
+
+        Returns:
+            What was published, on the main process.
+
+        Raises:
+            ValueError, PushError: as `push_robust_encoder`.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if self.hub_model_id is None:
+            self.init_hf_repo(token)
+        return publish(self, folder, message=commit_message, token=token, revision=revision, private=private, **save)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """The Trainer uploads the checkpoint as it is; here its encoder goes to a branch, or to the run's branch."""
+        if self.args.hub_strategy != HubStrategy.END:
+            self.callback_handler.on_push_begin(self.args, self.state, self.control)
+            own = self.args.hub_strategy == HubStrategy.ALL_CHECKPOINTS
+            publish_checkpoint(self, checkpoint_folder, os.path.basename(checkpoint_folder) if own else None)
 
     def _restore(self, folder: str) -> None:
         """Every weight from a checkpoint, by name, or an error."""
@@ -272,53 +323,6 @@ class FareTrainer(Trainer):
         )
 
 
-class _Window:
-    """What happened since the last line of the log; sums stay on the device until `close`."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.started: float | None = None
-        self._reset()
-
-    def begin(self, images: int) -> None:
-        """Counts a batch; the clock starts with the first."""
-        self.started = time.perf_counter() if self.started is None else self.started
-        self.images += images
-
-    def add(self, values: Tensor) -> None:
-        """Adds measured values `(B, 4)`."""
-        self.sums += values.sum(0)
-        self.count += len(values)
-
-    def close(self, accelerator: Accelerator) -> dict[str, float]:
-        """The measurements of the window over all processes (a collective call); a new window begins."""
-        metrics = {}
-        if self.count:
-            total = accelerator.reduce(self.sums, reduction="sum").tolist()
-            metrics = _summarise(total, self.count * accelerator.num_processes)
-            del metrics["loss"]
-        now = time.perf_counter()
-        if self.started is not None:
-            metrics["images_per_second"] = round(self.images / (now - self.started), 2)
-        self.started = now
-        self._reset()
-        return metrics
-
-    def _reset(self) -> None:
-        self.sums = torch.zeros(4, device=self.device)
-        self.images = self.count = 0
-
-
-class _EpochCallback(TrainerCallback):
-    """Tells the training set its epoch: accelerate tells either the sampler or the data set, not both."""
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Calls `train_dataset.set_epoch(epoch)` where there is one."""
-        dataset: Any = getattr(kwargs.get("train_dataloader"), "dataset", None)
-        if hasattr(dataset, "set_epoch"):
-            dataset.set_epoch(int(state.epoch or 0))
-
-
 def _check_set_up(model: nn.Module, args: FareConfig, processing_class: Any, objective: Objective | None) -> None:
     if args.n_gpu > 1:
         raise ValueError(
@@ -337,14 +341,3 @@ def _cosine(embeddings: Tensor, original: Tensor) -> Tensor:
     """Cosine similarity over the last dimension, mean over tokens: `(B,)`."""
     cosine = F.cosine_similarity(embeddings.float(), original.float(), dim=-1)
     return cosine.flatten(1).mean(dim=1) if cosine.ndim > 1 else cosine
-
-
-def _summarise(sums: list[float], count: int) -> dict[str, float]:
-    """Means of `count` samples from the column sums of `_measure`."""
-    loss, start, clean, adversarial = sums
-    return {
-        "loss": loss / count,
-        "attack_gain": loss / start if start else float("inf"),
-        "cosine_clean": clean / count,
-        "cosine_adversarial": adversarial / count,
-    }

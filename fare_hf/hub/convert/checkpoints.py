@@ -1,0 +1,211 @@
+"""Reading what others released: a Hub repository, a folder, or one file of weights, never running its code."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+__all__ = ["TOKENIZER_FILES", "Checkpoint", "find_file", "read_checkpoint", "read_json", "read_state"]
+
+OPEN_CLIP_CONFIG = "open_clip_config.json"
+VISUAL_WEIGHTS = "visual.safetensors"
+WEIGHTS = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    VISUAL_WEIGHTS,
+)
+WEIGHT_ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
+# Numbers that OpenAI's own state dicts carry beside the weights.
+NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "visual.input_resolution", "attn_mask")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An open_clip checkpoint as it was found.
+
+    Attributes:
+        source: what was asked for.
+        state: open_clip names, `visual.` before those of the vision tower.
+        config: content of `open_clip_config.json`, or None beside a bare file.
+        visual_only: the text tower is not there.
+    """
+
+    source: str
+    state: dict[str, Tensor]
+    config: dict[str, Any] | None
+    visual_only: bool
+
+
+def read_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
+    """Read an open_clip checkpoint.
+
+    Args:
+        source: a Hub repository, a folder with `open_clip_config.json`, or one file with the state dict of the
+            vision tower alone (`.pt` as RobustVLM writes them, or `.safetensors`).
+
+    Raises:
+        ValueError: no configuration or weights there, a file that holds code, a whole CLIP in a bare file, another
+            kind of network.
+        OSError: the file or repository cannot be read.
+    """
+    if Path(source).is_file() or source.endswith(WEIGHT_ENDINGS):
+        return _bare(source)
+    path = find_file(source, OPEN_CLIP_CONFIG, revision)
+    if path is None:
+        raise ValueError(
+            f"'{source}' holds no {OPEN_CLIP_CONFIG}, which says its shape and activation: add the file, or name the "
+            "file of weights itself with a base."
+        )
+    for name in WEIGHTS:
+        weights = find_file(source, name, revision)
+        if weights is not None:
+            state = read_state(weights)
+            visual_only = _is_visual(state, f"'{source}'")
+            return Checkpoint(source, _named(state), read_json(path), visual_only)
+    raise ValueError(f"'{source}' holds no weights: it needs one of {', '.join(WEIGHTS)}.")
+
+
+def find_file(source: str, name: str, revision: str | None = None) -> Path | None:
+    """A file of a folder or a Hub repository; None where it does not exist.
+
+    Raises:
+        OSError: neither a folder nor a repository that can be reached.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        return folder / name if (folder / name).is_file() else None
+    try:
+        return Path(hf_hub_download(source, name, revision=revision))
+    except LocalEntryNotFoundError as error:
+        if _cached(source, revision):
+            return None
+        raise OSError(
+            f"'{source}' is not a folder here, and the Hub could not be reached to look for it: check the name and "
+            "the connection."
+        ) from error
+    except EntryNotFoundError:
+        return None
+    except HfHubHTTPError as error:
+        raise OSError(
+            f"the Hub does not give '{source}' (HTTP {error.response.status_code}): check the name, the revision and "
+            "your right to read it."
+        ) from error
+    except HFValidationError as error:
+        raise ValueError(f"'{source}' is neither a folder or file here nor the name of a Hub repository.") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"'{path}' is not valid JSON: {error}.") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"'{path}' holds {type(found).__name__}, not an object.")
+    return found
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """A flat state dict from safetensors or, weights only, from a pickle.
+
+    Raises:
+        ValueError: code, objects or nothing readable inside.
+        OSError: no such file.
+    """
+    if not path.is_file():
+        raise OSError(f"there is no file '{path}'.")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"'{path}' is not a readable safetensors file: {error}.") from error
+    loaded = _load_pickle(path)
+    inner = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else None
+    if not isinstance(inner, Mapping) or not inner or not all(isinstance(name, str) for name in inner):
+        raise ValueError(f"'{path}' holds {type(loaded).__name__}, not a state dict of tensors.")
+    names = {name.removeprefix("module."): value for name, value in inner.items()}
+    state = {name: value for name, value in names.items() if name not in NOT_WEIGHTS}
+    wrong = [name for name, value in state.items() if not isinstance(value, Tensor)]
+    if wrong:
+        raise ValueError(
+            f"'{path}' holds {type(state[wrong[0]]).__name__} under {wrong[0]!r}, not a tensor: save the state dict "
+            "of the vision tower alone."
+        )
+    return state
+
+
+def _load_pickle(path: Path) -> Any:
+    """`torch.load` that never unpickles code; its long messages become one sentence."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of TorchScript archives: refused below
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"'{path}' holds code or objects besides tensors, and is not loaded: save the model's state_dict(), or "
+            "convert it to safetensors where you trust it."
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        if "TorchScript" in str(error):
+            raise ValueError(
+                f"'{path}' is a TorchScript archive, which holds code, and is not loaded: give the state dict of the "
+                "vision tower instead."
+            ) from error
+        raise ValueError(f"'{path}' is not a readable checkpoint of torch: it may be cut off.") from error
+
+
+def _bare(source: str) -> Checkpoint:
+    state = read_state(Path(source))
+    if not _is_visual(state, f"'{source}'"):
+        raise ValueError(
+            f"'{source}' is the state dict of a whole CLIP, and a single file must hold the vision tower alone: put "
+            f"it into a folder as {WEIGHTS[2]} beside its {OPEN_CLIP_CONFIG} and convert the folder."
+        )
+    return Checkpoint(source, _named(state), None, True)
+
+
+def _is_visual(state: Mapping[str, Tensor], where: str) -> bool:
+    """Tell a vision tower (True) from a whole CLIP (False).
+
+    Raises:
+        ValueError: it is neither.
+    """
+    names = {name.removeprefix("visual.") for name in state}
+    if any(name.startswith(("vision_model.", "text_model.")) for name in state):
+        raise ValueError(f"{where} has the names of transformers already: load it with from_pretrained.")
+    if not {"class_embedding", "conv1.weight"} <= names:
+        first = ", ".join(repr(name) for name in sorted(state)[:3])
+        raise ValueError(f"{where} is not the state dict of an open_clip ViT: its first names are {first}.")
+    return "class_embedding" in state or all(name.startswith("visual.") for name in state)
+
+
+def _named(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The names of a whole CLIP: a bare tower gets `visual.`, a separate text tower (`custom_text`) loses `text.`."""
+    if "class_embedding" in state:
+        return {f"visual.{name}": tensor for name, tensor in state.items()}
+    return {name.removeprefix("text."): tensor for name, tensor in state.items()}
+
+
+def _cached(source: str, revision: str | None) -> bool:
+    """Offline: whether the repository is in the cache, so that a file which is not there can be said to be absent."""
+    names = (OPEN_CLIP_CONFIG, "config.json")
+    found = (try_to_load_from_cache(source, name, revision=revision) for name in names)
+    return constants.HF_HUB_OFFLINE and any(isinstance(path, str) for path in found)

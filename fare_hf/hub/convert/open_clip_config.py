@@ -1,0 +1,242 @@
+"""`open_clip_config.json`, read and written.
+
+A field that changes what the network computes, and that CLIP of transformers does not have, is refused by name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from fare_hf.hub.convert.spec import ClipSpec, ImageSpec, TextSpec, VisionSpec
+
+__all__ = ["read_open_clip_config", "write_open_clip_config"]
+
+HEAD_WIDTH = 64
+# What may stand in a configuration without changing what is computed at inference: any value, or these alone.
+ANY = object()
+NEUTRAL_MODEL: dict[str, Any] = {
+    "cast_dtype": ANY,
+    "custom_text": ANY,
+    "init_logit_scale": ANY,
+    "output_dict": ANY,
+    "init_logit_bias": None,
+    "nonscalar_logit_scale": False,
+    "act_kwargs": None,
+}
+NEUTRAL_BLOCK: dict[str, Any] = {
+    "act_kwargs": None,
+    "block_type": None,
+    "ls_init_value": None,
+    "qk_norm": False,
+    "scale_attn": False,
+    "scale_attn_inner": False,
+    "scale_fc": False,
+    "scale_heads": False,
+    "scaled_cosine_attn": False,
+    "final_ln_after_pool": False,
+    "output_tokens": ANY,
+}
+NEUTRAL_VISION: dict[str, Any] = NEUTRAL_BLOCK | {
+    "attentional_pool": False,
+    "attn_pooler_heads": ANY,
+    "attn_pooler_queries": ANY,
+    "no_ln_pre": False,
+    "patch_dropout": ANY,
+    "pool_type": "tok",
+    "pos_embed_type": "learnable",
+    "timm_model_name": None,
+    "timm_model_pretrained": ANY,
+    "timm_pool": ANY,
+    "timm_proj": ANY,
+    "timm_proj_bias": ANY,
+    "timm_drop": ANY,
+    "timm_drop_path": ANY,
+}
+NEUTRAL_TEXT: dict[str, Any] = NEUTRAL_BLOCK | {
+    "embed_cls": False,
+    "hf_model_name": None,
+    "hf_model_pretrained": ANY,
+    "hf_pooler_type": ANY,
+    "hf_proj_type": ANY,
+    "hf_tokenizer_name": ANY,
+    "no_causal_mask": False,
+    "pad_id": ANY,
+    "proj_bias": False,
+    "proj_type": "linear",
+    "tokenizer_kwargs": ANY,
+    "tokenizer_mode": ANY,
+}
+
+
+def read_open_clip_config(content: Mapping[str, Any], where: str, text: bool = True) -> ClipSpec:
+    """Read the configuration of an open_clip repository.
+
+    An absent `quick_gelu` is false by open_clip's definition of the format; `evidence` says so.
+
+    Args:
+        content: the file, or its `model_cfg` alone.
+        where: its name, for messages.
+        text: read the text tower too, where there is one.
+
+    Raises:
+        ValueError: a field is missing, of another type, or has no counterpart in transformers' CLIP.
+    """
+    model = content.get("model_cfg", content)
+    if not isinstance(model, Mapping) or not isinstance(model.get("vision_cfg"), Mapping):
+        raise ValueError(f"{where} has no vision_cfg: it is not the configuration of an open_clip model.")
+    _refuse(model, {"embed_dim": ANY, "quick_gelu": ANY, "vision_cfg": ANY, "text_cfg": ANY}, NEUTRAL_MODEL, where)
+    activation, evidence = _activation(model, where)
+    tower = model.get("text_cfg")
+    return ClipSpec(
+        embed_dim=_integer(model, "embed_dim", where),
+        activation=activation,
+        evidence=evidence,
+        vision=_vision(model["vision_cfg"], f"{where}: vision_cfg"),
+        text=_text(tower, f"{where}: text_cfg") if text and isinstance(tower, Mapping) else None,
+        images=_images(content.get("preprocess_cfg"), where),
+    )
+
+
+def write_open_clip_config(spec: ClipSpec, tokenizer: str | None = None) -> dict[str, Any]:
+    """The content of `open_clip_config.json`; `quick_gelu` is always written.
+
+    Args:
+        tokenizer: Hub name of a tokenizer other than CLIP's own.
+    """
+    vision = spec.vision
+    tower: dict[str, Any] = {
+        "image_size": vision.image_size,
+        "layers": vision.layers,
+        "width": vision.width,
+        "head_width": vision.width // vision.heads,
+        "patch_size": vision.patch_size,
+    }
+    model: dict[str, Any] = {"embed_dim": spec.embed_dim, "quick_gelu": spec.activation == "quick_gelu"}
+    model["vision_cfg"] = tower | _common(vision)
+    if spec.text is not None:
+        text = spec.text
+        names = {"context_length": text.positions, "vocab_size": text.vocab_size, "width": text.width}
+        model["text_cfg"] = names | {"heads": text.heads, "layers": text.layers} | _common(text)
+        if text.eos is not None:
+            model["text_cfg"] |= {"pool_type": "eos", "eos_id": text.eos}
+        if tokenizer is not None:
+            model["text_cfg"]["hf_tokenizer_name"] = tokenizer
+    found: dict[str, Any] = {"model_cfg": model}
+    if spec.images is not None:
+        images = spec.images
+        found["preprocess_cfg"] = {
+            "mean": list(images.mean),
+            "std": list(images.std),
+            "interpolation": images.interpolation,
+            "resize_mode": images.resize_mode,
+        }
+    return found
+
+
+def _activation(model: Mapping[str, Any], where: str) -> tuple[str, str]:
+    if "quick_gelu" not in model:
+        return "gelu", f"{where} has no quick_gelu, which open_clip reads as false"
+    value = model["quick_gelu"]
+    if not isinstance(value, bool):
+        raise ValueError(f"{where}: quick_gelu is {value!r}; it must be true or false.")
+    return ("quick_gelu" if value else "gelu"), f"{where} has quick_gelu {str(value).lower()}"
+
+
+def _vision(tower: Mapping[str, Any], where: str) -> VisionSpec:
+    read = ("image_size", "layers", "width", "head_width", "mlp_ratio", "patch_size", "norm_kwargs")
+    _refuse(tower, dict.fromkeys(read, ANY), NEUTRAL_VISION, where)
+    width = _integer(tower, "width", where)
+    return VisionSpec(
+        width=width,
+        layers=_integer(tower, "layers", where),
+        heads=width // _integer(tower, "head_width", where, HEAD_WIDTH),
+        mlp_width=int(width * tower.get("mlp_ratio", 4.0)),
+        image_size=_integer(tower, "image_size", where),
+        patch_size=_integer(tower, "patch_size", where),
+        eps=_eps(tower, where),
+    )
+
+
+def _text(tower: Mapping[str, Any], where: str) -> TextSpec:
+    read = ("context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "norm_kwargs")
+    _refuse(tower, dict.fromkeys((*read, "pool_type", "eos_id"), ANY), NEUTRAL_TEXT, where)
+    pool = tower.get("pool_type", "argmax")
+    if pool not in ("argmax", "eos"):
+        raise ValueError(f"{where}: pool_type {pool!r} does not exist in transformers' CLIP; convert the visual only.")
+    width = _integer(tower, "width", where, 512)
+    return TextSpec(
+        width=width,
+        layers=_integer(tower, "layers", where, 12),
+        heads=_integer(tower, "heads", where, 8),
+        mlp_width=int(width * tower.get("mlp_ratio", 4.0)),
+        positions=_integer(tower, "context_length", where, 77),
+        vocab_size=_integer(tower, "vocab_size", where, 49408),
+        eps=_eps(tower, where),
+        eos=_integer(tower, "eos_id", where, 2) if pool == "eos" else None,
+    )
+
+
+def _images(content: Any, where: str) -> ImageSpec | None:
+    if not isinstance(content, Mapping):
+        return None
+    for name in ("mean", "std"):
+        if not isinstance(content.get(name), (list, tuple)) or len(content[name]) != 3:
+            raise ValueError(f"{where}: preprocess_cfg has no {name} of three numbers, one a colour.")
+    images = ImageSpec(
+        mean=tuple(float(value) for value in content["mean"]),
+        std=tuple(float(value) for value in content["std"]),
+        interpolation=content.get("interpolation", "bicubic"),
+        resize_mode=content.get("resize_mode", "shortest"),
+    )
+    if images.interpolation not in ("bicubic", "bilinear") or images.resize_mode not in ("shortest", "squash"):
+        raise ValueError(
+            f"{where}: preprocess_cfg has interpolation {images.interpolation!r} and resize_mode "
+            f"{images.resize_mode!r}; only bicubic or bilinear, and shortest or squash, exist in both libraries."
+        )
+    return images
+
+
+def _refuse(found: Mapping[str, Any], read: Mapping[str, Any], neutral: Mapping[str, Any], where: str) -> None:
+    """Stop at the first field whose effect would be lost."""
+    allowed = {**read, **neutral}
+    for name, value in found.items():
+        if name not in allowed:
+            raise ValueError(f"{where}: the field {name!r} is unknown here, so the conversion could not be right.")
+        wanted = allowed[name]
+        if wanted is not ANY and value != wanted and not (not value and not wanted):
+            hint = "; convert the visual only" if where.endswith("text_cfg") else ""
+            raise ValueError(
+                f"{where}: {name} is {value!r}, which CLIP of transformers does not have (only {wanted!r}){hint}."
+            )
+
+
+def _integer(found: Mapping[str, Any], name: str, where: str, default: int | None = None) -> int:
+    value = found.get(name, default)
+    if isinstance(value, (list, tuple)) and len(value) == 2 and value[0] == value[1]:
+        value = value[0]
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{where}: {name} is {value!r}; it must be one positive integer.")
+    return value
+
+
+def _eps(tower: Mapping[str, Any], where: str) -> float:
+    options = dict(tower.get("norm_kwargs") or {})
+    eps = options.pop("eps", 1e-5)
+    if options:
+        raise ValueError(f"{where}: norm_kwargs {options!r} does not exist in transformers' CLIP; only eps does.")
+    return float(eps)
+
+
+def _common(tower: VisionSpec | TextSpec) -> dict[str, Any]:
+    """The two fields that stand only where they differ from open_clip's defaults."""
+    found: dict[str, Any] = {}
+    if tower.mlp_width != 4 * tower.width:
+        # Rounded up, because open_clip truncates width * mlp_ratio.
+        found["mlp_ratio"] = math.ceil(tower.mlp_width / tower.width * 10_000) / 10_000
+        if int(tower.width * found["mlp_ratio"]) != tower.mlp_width:
+            found["mlp_ratio"] = (tower.mlp_width + 0.5) / tower.width
+    if tower.eps != 1e-5:
+        found["norm_kwargs"] = {"eps": tower.eps}
+    return found

@@ -1,0 +1,70 @@
+"""What is read of a CLIP in the format of transformers: model, preprocessing, text tower."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import AutoConfig, CLIPImageProcessor, CLIPModel, CLIPVisionModelWithProjection
+
+from fare_hf.encoders import load_complete
+from fare_hf.hub.convert.checkpoints import find_file
+from fare_hf.hub.convert.spec import ClipSpec, ImageSpec
+from fare_hf.hub.convert.transformers_config import read_image_processor, read_transformers_config
+
+__all__ = ["clip_config", "images_of", "load_clip", "text_of"]
+
+PREPROCESSOR = "preprocessor_config.json"
+
+
+def images_of(sources: list[tuple[str | None, str | None]], spec: ClipSpec) -> ImageSpec:
+    """Preprocessing of the first source that has an image processor."""
+    for source, revision in sources:
+        if source is not None and find_file(source, PREPROCESSOR, revision) is not None:
+            processor = CLIPImageProcessor.from_pretrained(source, revision=revision or "main")
+            return read_image_processor(processor, spec.vision.image_size, f"'{source}'")
+    raise ValueError(
+        f"'{sources[0][0]}' has no {PREPROCESSOR}, so its mean and std are unknown: add it, or name the CLIP it was "
+        "fine-tuned from as base."
+    )
+
+
+def load_clip(source: str, revision: str | None, dtype: Any = "auto") -> tuple[Any, bool]:
+    """The model and whether it is a whole CLIP."""
+    options: dict[str, Any] = {"dtype": dtype, "revision": revision or "main"}
+    whole = clip_config(source, revision).model_type == "clip"
+    try:
+        cls = CLIPModel if whole else CLIPVisionModelWithProjection
+        return load_complete(cls, source, **options), whole
+    except ValueError as error:
+        if "visual_projection" in str(error):
+            raise ValueError(
+                f"'{source}' has no visual projection, which open_clip's ViT ends with: convert the encoder that "
+                "kept it (CLIPVisionModelWithProjection)."
+            ) from error
+        raise
+
+
+def clip_config(source: str, revision: str | None) -> Any:
+    if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
+        raise ValueError(f"the folder '{source}' holds no config.json: it is not a model of transformers.")
+    config = AutoConfig.from_pretrained(source, revision=revision or "main")
+    if config.model_type not in ("clip", "clip_vision_model"):
+        raise ValueError(f"'{source}' is a {config.model_type!r} model, not a CLIP with a ViT: only those convert.")
+    return config
+
+
+def text_of(base: str, spec: ClipSpec) -> tuple[ClipSpec, dict[str, Tensor]]:
+    """The text tower of a base, for an encoder of the same embedding space."""
+    model, whole = load_clip(base, None)
+    if not whole:
+        raise ValueError(f"the base '{base}' has no text tower: give a whole CLIP.")
+    other = read_transformers_config(model.config, f"the base '{base}'")
+    for name in ("embed_dim", "activation"):
+        ours, theirs = getattr(spec, name), getattr(other, name)
+        if ours != theirs:
+            raise ValueError(f"the encoder has {name} {ours!r} and the base '{base}' {theirs!r}: give its own base.")
+    text = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("vis")}
+    return replace(spec, text=other.text), text

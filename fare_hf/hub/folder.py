@@ -1,0 +1,195 @@
+"""What is in a folder that is to be published, checked before any of it leaves the machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, RepoFile
+from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+from safetensors import SafetensorError, safe_open
+from transformers import CLIPConfig, CLIPVisionConfig
+
+from fare_hf.hub.licenses import check_license
+from fare_hf.hub.regenerate import card_under_name
+from fare_hf.hub.retry import TOKEN
+
+__all__ = ["LocalFile", "check_reference", "check_repo_id", "is_published", "read_folder", "vision_shape"]
+
+NEEDED = {
+    "config.json": "the model's configuration",
+    "preprocessor_config.json": "the image processor",
+    "README.md": "the model card",
+}
+WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
+OTHERS = re.compile(
+    r"config\.json|preprocessor_config\.json|README\.md|fare_hf\.json|report\.json|report\.md|[\w-]+\.png|LICENSE|"
+    r"model\.safetensors\.index\.json|tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|vocab\.json|"
+    r"merges\.txt|added_tokens\.json"
+)
+SHAPE = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "patch_size",
+    "image_size",
+    "hidden_act",
+    "projection_dim",
+)
+
+
+@dataclass(frozen=True)
+class LocalFile:
+    """A file as it will stand in the repository; its content is on disk, or in memory where it differs from that."""
+
+    path: str
+    source: Path
+    content: bytes | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.source.stat().st_size if self.content is None else len(self.content)
+
+    @cached_property
+    def hashes(self) -> tuple[str, str]:
+        """SHA-256, and git's name of it as a blob."""
+        sha256, blob = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % self.size)
+        if self.content is not None:
+            sha256.update(self.content)
+            blob.update(self.content)
+            return sha256.hexdigest(), blob.hexdigest()
+        with self.source.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                sha256.update(chunk)
+                blob.update(chunk)
+        return sha256.hexdigest(), blob.hexdigest()
+
+    def is_same_as(self, remote: RepoFile | None) -> bool:
+        """Whether the repository holds the same bytes, by its hashes."""
+        if remote is None or remote.size != self.size:
+            return False
+        return self.hashes[0] == remote.lfs.sha256 if remote.lfs else self.hashes[1] == remote.blob_id
+
+
+def read_folder(folder: Path, repo_id: str, token: str | None = None) -> list[LocalFile]:
+    """The files to publish, all checked; the card's snippets name `repo_id` unless the card was edited by hand.
+
+    Raises:
+        ValueError: no folder, files that do not belong on the Hub, missing or broken ones, an unknown licence, a
+            secret in a text.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"'{folder}' is no folder: name one that save_robust_encoder or a training has written.")
+    paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    # .git, .cache and the like belong to this machine.
+    names = sorted(path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
+    _check_names(folder, names)
+    _check_weights(folder, [name for name in names if WEIGHTS.fullmatch(name)])
+    vision_shape(_config(folder / "config.json"), f"'{folder}'")
+    files = [LocalFile(name, folder / name) for name in names]
+    card = card_under_name(folder, repo_id)
+    if card is not None:
+        files = [LocalFile(f.path, f.source, card.encode()) if f.path == "README.md" else f for f in files]
+    _check_card(folder)
+    _check_secrets(files, token)
+    return files
+
+
+def is_published(path: str) -> bool:
+    """Whether this package alone puts files of this name into a repository: then it also takes an old one away."""
+    mine = WEIGHTS.fullmatch(path) or OTHERS.fullmatch(path)
+    return bool(mine) and path != "LICENSE" and not path.endswith(".png")
+
+
+def vision_shape(config: dict[str, Any], where: str) -> dict[str, Any]:
+    """What two encoders must share to stand for each other.
+
+    Raises:
+        ValueError: not the configuration of a CLIP or of its vision encoder.
+    """
+    kind = config.get("model_type")
+    if kind not in ("clip", "clip_vision_model"):
+        raise ValueError(f"{where} holds a model of type {kind!r}, not a CLIP vision encoder: name another.")
+    try:
+        whole = CLIPConfig.from_dict(config) if kind == "clip" else None
+        vision: Any = CLIPVisionConfig.from_dict(config) if whole is None else whole.vision_config
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        raise ValueError(
+            f"{where} has a config.json that no CLIP can have ({' '.join(str(error).split())}): name another."
+        ) from None
+    return {name: getattr(vision, name) for name in SHAPE}
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Raises ValueError for a name that no repository can have."""
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(f"repository name {repo_id!r} is not valid: {error}") from None
+
+
+def check_reference(name: str | None, what: str) -> None:
+    """Raises ValueError for a name that no branch or tag can have."""
+    if name is not None and (not re.fullmatch(r"[\w][\w.+-]*(/[\w.+-]+)*", name) or ".." in name):
+        raise ValueError(f"{what} {name!r} is not valid: use letters, digits, '-', '_' and '.'.")
+
+
+def _check_names(folder: Path, names: list[str]) -> None:
+    strange = [name for name in names if not WEIGHTS.fullmatch(name) and not OTHERS.fullmatch(name)]
+    if strange:
+        raise ValueError(
+            f"'{folder}' holds {strange[0]!r} ({len(strange)} such), which is not published (no pickles, optimizer "
+            "states or logs): push a folder of save_robust_encoder, such as the <output_dir>/encoder of a training."
+        )
+    if not any(WEIGHTS.fullmatch(name) for name in names):
+        raise ValueError(f"'{folder}' has no weights: it needs model.safetensors.")
+    for name, what in NEEDED.items():
+        if name not in names:
+            raise ValueError(f"'{folder}' lacks {name}, {what}: save the encoder with save_robust_encoder.")
+
+
+def _check_weights(folder: Path, names: list[str]) -> None:
+    """All tensors are there, and under the names that every release of transformers reads."""
+    found: set[str] = set()
+    for name in names:
+        try:
+            with safe_open(folder / name, framework="np") as file:
+                found |= set(file.keys())
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"'{folder / name}' is not readable as safetensors ({error}): save it again.") from None
+    index = folder / "model.safetensors.index.json"
+    named = set(_config(index)["weight_map"]) if index.exists() else found
+    if len(names) > 1 and not index.exists() or named != found:
+        raise ValueError(f"'{folder}' has shards that do not fit its index: save the encoder again.")
+    if not any(name.startswith("vision_model.") for name in found):
+        raise ValueError(f"'{folder}' holds no weights named vision_model.*: save it with save_robust_encoder.")
+
+
+def _config(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"'{path}' is not JSON ({error}): save the encoder again.") from None
+
+
+def _check_card(folder: Path) -> None:
+    card = ModelCard.load(folder / "README.md")
+    if card.data.license is not None:
+        check_license(str(card.data.license))
+
+
+def _check_secrets(files: list[LocalFile], token: str | None) -> None:
+    for file in files:
+        if os.path.splitext(file.path)[1] in (".md", ".json", ".txt"):
+            text = (file.content or file.source.read_bytes()).decode("utf-8", errors="replace")
+            if TOKEN.search(text) or (token and token in text):
+                raise ValueError(f"{file.path!r} holds what looks like an access token: remove it before you publish.")

@@ -1,0 +1,59 @@
+"""Putting the original's text encoder beside a robust vision encoder: a whole CLIP again."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, CLIPConfig, CLIPModel, PreTrainedModel
+
+__all__ = ["whole_clip"]
+
+
+def whole_clip(encoder: PreTrainedModel, original: str) -> tuple[CLIPModel, Any]:
+    """The original CLIP with the robust vision encoder, in the encoder's dtype, and its tokenizer.
+
+    Args:
+        encoder: `CLIPVisionModelWithProjection`: a text encoder needs the projection beside it.
+        original: folder or repository of the CLIP that was fine-tuned.
+
+    Raises:
+        ValueError: the encoder has no projection, or the original no text encoder, tokenizer, or another shape.
+    """
+    if type(encoder).__name__ != "CLIPVisionModelWithProjection":
+        raise ValueError(
+            f"{type(encoder).__name__} has no projection, which a text encoder needs: publish it without one."
+        )
+    clip, tokenizer = _load(original, next(encoder.parameters()).dtype)
+    weights, own = encoder.state_dict(), clip.state_dict()
+    for name, tensor in weights.items():
+        if name not in own or own[name].shape != tensor.shape:
+            raise ValueError(f"{original!r} has no {name!r} of the encoder's shape: name the CLIP it was made from.")
+    clip.load_state_dict({**own, **weights})
+    clip.config = _whole_config(clip.config, encoder.config)
+    return clip.eval(), tokenizer
+
+
+def _load(original: str, dtype: torch.dtype) -> tuple[CLIPModel, Any]:
+    try:
+        loaded: Any = CLIPModel.from_pretrained(original, dtype=dtype, output_loading_info=True)
+        tokenizer = AutoTokenizer.from_pretrained(original)
+    except (OSError, ValueError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ValueError(f"{original!r} is no CLIP with a tokenizer ({first}): name the original.") from None
+    clip, info = loaded
+    if info["missing_keys"]:
+        raise ValueError(f"{original!r} has no weights for {sorted(info['missing_keys'])[0]!r}: name a whole CLIP.")
+    return clip, tokenizer
+
+
+def _whole_config(whole: CLIPConfig, vision: Any) -> CLIPConfig:
+    """The whole CLIP's configuration with the encoder's own vision part."""
+    whole = copy.deepcopy(whole)
+    part = copy.deepcopy(vision)
+    # Written by Trainer, and of the vision class alone.
+    part.__dict__.pop("use_cache", None)
+    part.architectures = None
+    whole.vision_config = part
+    return whole

@@ -1,0 +1,138 @@
+"""What a `FareTrainer` publishes: the encoder in a clean folder with its card, never its output folder."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from transformers import CLIPVisionModel, CLIPVisionModelWithProjection, SchedulerType
+from transformers.training_args import OptimizerNames
+
+from fare_hf.hub import Publication, check_access, push_robust_encoder, save_robust_encoder
+
+if TYPE_CHECKING:
+    from fare_hf.training.trainer import FareTrainer
+
+__all__ = ["can_publish", "check_push", "publish", "publish_checkpoint", "recipe", "save_encoder"]
+
+logger = logging.getLogger(__name__)
+
+
+def recipe(trainer: FareTrainer) -> dict[str, Any]:
+    """What the model card says of the training; `trainer.card["training"]` is part of it."""
+    args = trainer.args
+    optimizer = args.optim.value if isinstance(args.optim, OptimizerNames) else args.optim
+    return {
+        "objective": args.objective,
+        "embedding": args.embedding,
+        **trainer.card.get("training", {}),
+        "attack": f"PGD, {args.attack_steps} steps of {args.attack_step_size}",
+        "steps": trainer.state.global_step,
+        "batch size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        "optimizer": f"{optimizer}",
+        "learning rate": args.learning_rate,
+        "schedule": f"{SchedulerType(args.lr_scheduler_type).value}, warm-up {args.warmup_steps:g}",
+        "weight decay": args.weight_decay,
+        "precision": trainer.accelerator.mixed_precision,
+        "seed": args.seed,
+        "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",
+    }
+
+
+def can_publish(trainer: FareTrainer) -> bool:
+    """Whether the encoder is one that `save_robust_encoder` takes, whole in every process."""
+    encoder = trainer.accelerator.unwrap_model(trainer.model)
+    return not trainer.is_fsdp_enabled and isinstance(encoder, (CLIPVisionModel, CLIPVisionModelWithProjection))
+
+
+def save_encoder(trainer: FareTrainer, folder: str | os.PathLike[str], **changes: Any) -> None:
+    """`save_robust_encoder` of the trained encoder, on the main process."""
+    try:
+        if trainer.is_world_process_zero():
+            save_robust_encoder(trainer.accelerator.unwrap_model(trainer.model), folder, **_options(trainer, changes))
+    finally:
+        # Also where it fails: the other processes would wait for ever.
+        trainer.accelerator.wait_for_everyone()
+
+
+def check_push(trainer: FareTrainer, token: str | None) -> str:
+    """Before the first step: the name is valid, the token there, and it may write; returns the repository's name.
+
+    Raises:
+        ValueError: what is wrong, and what to change.
+        PushError: the Hub does not answer.
+    """
+    if not can_publish(trainer):
+        raise ValueError("push_to_hub=True publishes a CLIP vision encoder trained without FSDP; push it yourself.")
+    name = trainer.args.hub_model_id or Path(str(trainer.args.output_dir)).absolute().name
+    return check_access(name, token or trainer.args.hub_token)
+
+
+def publish(
+    trainer: FareTrainer,
+    folder: str | os.PathLike[str] | None = None,
+    *,
+    message: str | None = None,
+    token: str | None = None,
+    revision: str | None = None,
+    private: bool | None = None,
+    **changes: Any,
+) -> Publication | None:
+    """Publishes the encoder as it is now, or a folder of it, on the main process; None on the others."""
+    options = _push_options(trainer, message=message, token=token, revision=revision, private=private)
+    try:
+        if not trainer.is_world_process_zero():
+            return None
+        if folder is not None:
+            return push_robust_encoder(folder, **options)
+        encoder = trainer.accelerator.unwrap_model(trainer.model)
+        return push_robust_encoder(encoder, **options, **_options(trainer, changes))
+    finally:
+        trainer.accelerator.wait_for_everyone()
+
+
+def publish_checkpoint(trainer: FareTrainer, checkpoint: str, revision: str | None) -> None:
+    """Publishes the encoder of a checkpoint; where that fails the training goes on, and `checkpoint/encoder` stays."""
+    folder = Path(checkpoint) / "encoder"
+    try:
+        if trainer.is_world_process_zero():
+            save_robust_encoder(trainer.accelerator.unwrap_model(trainer.model), folder, **_options(trainer, {}))
+            push_robust_encoder(folder, **_push_options(trainer, revision=revision))
+            shutil.rmtree(folder)
+    except (ValueError, OSError) as error:
+        logger.warning("the checkpoint was not published, the training goes on: %s", error)
+    finally:
+        trainer.accelerator.wait_for_everyone()
+
+
+def _push_options(
+    trainer: FareTrainer,
+    *,
+    message: str | None = None,
+    token: str | None = None,
+    revision: str | None = None,
+    private: bool | None = None,
+) -> dict[str, Any]:
+    """Arguments of `push_robust_encoder`, from those of the Trainer where they are not given."""
+    args = trainer.args
+    return {
+        "repo_id": trainer.hub_model_id,
+        "token": token or args.hub_token,
+        "revision": revision or args.hub_revision or "main",
+        "private": args.hub_private_repo if private is None else private,
+        "message": message or f"Robust encoder of step {trainer.state.global_step}",
+    }
+
+
+def _options(trainer: FareTrainer, changes: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of `save_robust_encoder`."""
+    encoder = trainer.accelerator.unwrap_model(trainer.model)
+    name = str(encoder.config._name_or_path or "unknown")
+    card: dict[str, Any] = {"base_model": Path(name).resolve().name if Path(name).is_dir() else name, **trainer.card}
+    card |= {"processor": trainer.processing_class, "threat_model": trainer.args.threat_model}
+    return {**card, "training": recipe(trainer), **changes}

@@ -1,0 +1,98 @@
+"""`FareTrainer` and `python -m fare_hf.train` publish the clean folder, never the output folder or a token."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from distributed.tiny_run import tiny_trainer
+from fixtures_hub import FILES, online_hub, stop_time
+from huggingface_hub import constants
+from loopback_hub import TOKEN, LoopbackHub
+from PIL import Image
+from safetensors.torch import load
+
+from fare_hf.train import main
+from fare_hf.training import FareConfig
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LoopbackHub]:
+    """The Hub that the Trainer finds by itself."""
+    stop_time(monkeypatch)
+    with online_hub(monkeypatch, tmp_path / "xet") as found:
+        monkeypatch.setattr(constants, "ENDPOINT", found.url)
+        yield found
+
+
+def test_checkpoints_as_revisions_and_the_end_on_main(hub: LoopbackHub, clip_folder: Path, tmp_path: Path) -> None:
+    options = {"push_to_hub": True, "hub_model_id": "me/run", "hub_token": TOKEN, "hub_strategy": "all_checkpoints"}
+    trainer = tiny_trainer(str(clip_folder), str(tmp_path / "out"), save_strategy="steps", save_steps=2, **options)
+    assert hub.count("POST") == 0
+    trainer.train()
+    found = trainer.push_to_hub()
+    repo = hub.repos["me/run"]
+    assert found is not None and set(repo.branches) == {"main", "checkpoint-2", "checkpoint-4"}
+    for name in repo.branches:
+        assert set(repo.tree(name)) == FILES | {".gitattributes"}
+    published = load(repo.tree()["model.safetensors"].data)
+    assert all(torch.equal(published[name], tensor) for name, tensor in trainer.model.state_dict().items())
+    assert repo.tree("checkpoint-2")["model.safetensors"].sha256 != repo.tree()["model.safetensors"].sha256
+    assert "| steps | 4 |" in repo.tree()["README.md"].data.decode()
+    assert not list((tmp_path / "out").rglob("encoder"))
+    pickled = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert any(path.name == "training_args.bin" for path in pickled)
+    assert not any(TOKEN.encode() in path.read_bytes() for path in pickled)
+
+
+def test_a_hub_that_fails_does_not_stop_the_training(
+    hub: LoopbackHub, clip_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = {"push_to_hub": True, "hub_model_id": "me/run", "hub_token": TOKEN, "hub_strategy": "every_save"}
+    trainer = tiny_trainer(str(clip_folder), str(tmp_path / "out"), save_strategy="steps", save_steps=4, **options)
+    hub.fail("POST .*/commit/", times=99, status=403)
+    with caplog.at_level(logging.WARNING):
+        trainer.train()
+    assert trainer.state.global_step == 4 and "the training goes on" in caplog.text and TOKEN not in caplog.text
+    assert (tmp_path / "out" / "checkpoint-4" / "encoder" / "model.safetensors").is_file()  # what the command names
+
+
+def test_no_right_is_told_before_the_first_step(hub: LoopbackHub, clip_folder: Path, tmp_path: Path) -> None:
+    options = {"push_to_hub": True, "hub_model_id": "you/run", "hub_token": TOKEN}
+    with pytest.raises(ValueError, match="no right to write to 'you/run'"):
+        tiny_trainer(str(clip_folder), str(tmp_path / "out"), **options)
+    hub.fail("GET /api/whoami-v2", times=99, status=503)
+    with pytest.raises(OSError, match="asking who the token belongs to: .*503.* Nothing was sent.$"):
+        tiny_trainer(str(clip_folder), str(tmp_path / "out"), **options)
+
+
+def test_what_would_publish_the_optimizer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="would publish the optimizer's state"):
+        FareConfig(output_dir=str(tmp_path), use_cpu=True, push_to_hub=True, hub_strategy="checkpoint")
+    with pytest.raises(ValueError, match="repository name 'me/a b' is not valid"):
+        FareConfig(output_dir=str(tmp_path), use_cpu=True, push_to_hub=True, hub_model_id="me/a b")
+
+
+def test_the_command_line_publishes_a_whole_clip(
+    hub: LoopbackHub,
+    clip_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    (tmp_path / "images").mkdir()
+    Image.effect_noise((40, 40), 90).convert("RGB").save(tmp_path / "images" / "0.png")
+    words = (
+        "--max_steps 1 --per_device_train_batch_size 1 --attack_steps 1 --warmup_steps 0 --use_cpu --disable_tqdm true"
+    )
+    words += f" --model {clip_folder} --dataset {tmp_path / 'images'} --output_dir {tmp_path / 'run'}"
+    main([*words.split(), "--push_to_hub", "--hub_private_repo", "true", "--with_text_encoder"])
+    repo = hub.repos["me/run"]
+    assert repo.private and {"tokenizer.json", *FILES} <= set(repo.tree())
+    assert repo.tree()["model.safetensors"].data == (tmp_path / "run" / "encoder" / "model.safetensors").read_bytes()
+    said = capsys.readouterr()
+    assert "/me/run (main, commit " in said.out and TOKEN not in said.out + said.err

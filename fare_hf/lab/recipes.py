@@ -1,4 +1,4 @@
-"""How the lab's robust encoders are trained: the quickstart's recipe and the longer ones behind the shipped encoders.
+"""How the lab's robust encoders are trained: the quickstart's recipe and that of the shipped encoders.
 
 ``python -m fare_hf.lab.recipes fare-4 --out outputs/lab-encoders`` trains one of the shipped four again.
 """
@@ -25,7 +25,8 @@ COMMON: dict[str, str] = {
 }
 QUICK_STEPS, LONG_STEPS = 500, 450
 LEARNING_RATES = {"fare": "2e-3", "tecoa": "1e-3"}
-"""Of each objective its best in the validation hand, of 5e-4, 1e-3 and 2e-3 (`examples/lab_learning_rates.py`)."""
+"""FARE: the best in the validation hand of 5e-4, 1e-3 and 2e-3 after 120 steps (`examples/lab_learning_rates.py`).
+TeCoA: the better of 5e-4 and 1e-3, both far from converged after 120 steps; a fair choice needs longer runs."""
 STEP_SIZES = {"2/255": "1/255", "4/255": "2/255"}
 TECOA = {"objective": "tecoa", "templates": "a photo of {}"}
 

@@ -276,4 +276,7 @@ def test_bad_pixels_are_refused(pixels: Tensor, error: type[Exception], message:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_good_pixels_pass(dtype: torch.dtype) -> None:
-    check_pixels(random_pixels(0, dtype))
+    pixels = random_pixels(0, dtype)
+    before = pixels.clone()
+    check_pixels(pixels)
+    assert torch.equal(pixels, before)

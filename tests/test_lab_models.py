@@ -11,6 +11,7 @@ from transformers import CLIPModel, CLIPVisionModel, CLIPVisionModelWithProjecti
 from fare_hf import RobustnessReport, ThreatModel
 from fare_hf.encoders import load_encoder
 from fare_hf.lab import ENCODERS, encoder_folder, load_clip, load_llava, load_test_set, measure
+from fare_hf.lab.store import save_with_report
 from fare_hf.vlm import generate_text
 
 ROOT = Path(__file__).parents[1]
@@ -84,3 +85,21 @@ def test_clip_is_a_whole_clip_with_its_tokenizer() -> None:
     ids = tokenizer("a photo of a four-leaf clover").input_ids
     assert ids[0] == tokenizer.bos_token_id and ids[-1] == tokenizer.eos_token_id
     assert len(ids) <= model.config.text_config.max_position_embeddings
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_the_rendered_cards_are_those_in_the_package(name: str) -> None:
+    card = (ROOT / "model_cards" / f"{name}.md").read_text()
+    assert card == (encoder_folder(name) / "README.md").read_text()
+    stated = RobustnessReport.load(encoder_folder(name) / "report.json")
+    assert stated.to_markdown().strip() in card
+
+
+def test_storing_over_an_encoder_loses_nothing_when_it_fails(tmp_path: Path) -> None:
+    encoder = load_encoder(str(encoder_folder("fare-4")))
+    named = {"eps": "4/255", "shown": "FARE", "repo_id": "x", "report": None}
+    folder = save_with_report(encoder, {"steps": 1}, tmp_path / "encoder", **named)
+    encoder.get_parameter("visual_projection.weight").data.fill_(float("nan"))
+    with pytest.raises(ValueError, match="NaN"):
+        save_with_report(encoder, {"steps": 1}, folder, **named)
+    assert torch.isfinite(load_encoder(str(folder)).get_parameter("visual_projection.weight")).all()

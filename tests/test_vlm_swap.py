@@ -144,7 +144,11 @@ def test_another_architecture_is_refused(changes: dict, field: str, value: str) 
 
 
 def test_another_projection_is_no_other_architecture() -> None:
-    swap_vision_tower(llava(), encoder(projection_dim=24))
+    new, vlm = encoder(projection_dim=24), llava()
+    swap_vision_tower(vlm, new)
+    patches = "embeddings.patch_embedding.weight"
+    wanted = next(value for name, value in new.state_dict().items() if name.endswith(patches))
+    assert torch.equal(vlm.model.vision_tower.get_parameter(patches), wanted)
 
 
 def test_models_that_are_no_llava() -> None:

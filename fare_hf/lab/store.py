@@ -84,10 +84,11 @@ def save_with_report(
     """Writes encoder and card, replacing ``folder``; of the report it keeps this encoder's rows and the original's."""
     models = {shown, f"LLaVA + {shown}", *BASELINES}
     rows = [row for row in report.rows if row["model"] in models] if report else []
-    shutil.rmtree(folder, ignore_errors=True)
-    return save_robust_encoder(
+    # The old folder goes only when the new one is whole: a failure must not cost what was trained.
+    fresh = folder.with_name(f"{folder.name}.new")
+    save_robust_encoder(
         encoder,
-        folder,
+        fresh,
         processor=CLIPImageProcessor.from_pretrained(MODELS / "clip"),
         base_model="fare_hf-lab-clip",
         threat_model=ThreatModel("linf", eps),
@@ -97,6 +98,8 @@ def save_with_report(
         license="apache-2.0",
         repo_id=repo_id,
     )
+    shutil.rmtree(folder, ignore_errors=True)
+    return fresh.rename(folder)
 
 
 def main() -> None:

@@ -119,7 +119,7 @@ def run_swap(args: argparse.Namespace) -> None:
 
 def run_convert(args: argparse.Namespace) -> None:
     """``fare-hf convert``."""
-    from fare_hf.hub.convert import convert_from_open_clip, convert_to_open_clip
+    from fare_hf.convert import convert_from_open_clip, convert_to_open_clip
 
     options = {"base": args.base, "visual_only": args.visual_only, "revision": args.revision}
     if args.to == "transformers":

@@ -11,8 +11,8 @@ import torch
 from conftest import tiny_tokenizer
 from safetensors.torch import save_file
 
-from fare_hf.hub.convert.names import open_clip_shapes
-from fare_hf.hub.convert.open_clip_config import read_open_clip_config
+from fare_hf.convert.names import open_clip_shapes
+from fare_hf.convert.open_clip_config import read_open_clip_config
 
 CONFIG: dict[str, Any] = {
     "embed_dim": 16,

@@ -26,10 +26,10 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from fare_hf.hub.convert import checkpoints, convert_from_open_clip, convert_to_open_clip, converters, proof
-from fare_hf.hub.convert.open_clip_config import read_open_clip_config, write_open_clip_config
-from fare_hf.hub.convert.reference import image_features, text_features
-from fare_hf.hub.convert.spec import ClipSpec, TextSpec, VisionSpec
+from fare_hf.convert import checkpoints, convert_from_open_clip, convert_to_open_clip, converters, proof
+from fare_hf.convert.open_clip_config import read_open_clip_config, write_open_clip_config
+from fare_hf.convert.reference import image_features, text_features
+from fare_hf.convert.spec import ClipSpec, TextSpec, VisionSpec
 
 # (name, vision width, layers, heads, mlp, pixels, patch, embedding, text width, layers, heads), as published.
 SHAPES = [
@@ -213,7 +213,7 @@ def test_a_repository_of_the_hub(folder: Path, tmp_path: Path, monkeypatch: pyte
 
 HUB_SCRIPT = """
 import sys
-from fare_hf.hub.convert import convert_from_open_clip, convert_to_open_clip
+from fare_hf.convert import convert_from_open_clip, convert_to_open_clip
 out, file = sys.argv[1:]
 print(convert_from_open_clip("chs20/fare4-clip", out + "/clip").format)
 print(convert_from_open_clip(file, out + "/visual", base="chs20/fare4-clip").format)

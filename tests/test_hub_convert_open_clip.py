@@ -14,10 +14,10 @@ from open_clip_files import CONFIG, PREPROCESS, random_state, write_open_clip
 from safetensors.torch import load_file, save_file
 from transformers import CLIPModel
 
-from fare_hf.hub.convert import convert_from_open_clip, convert_to_open_clip
-from fare_hf.hub.convert.open_clip_config import read_open_clip_config
-from fare_hf.hub.convert.proof import TOLERANCE, difference, probe_sentences
-from fare_hf.hub.convert.reference import image_features, text_features
+from fare_hf.convert import convert_from_open_clip, convert_to_open_clip
+from fare_hf.convert.open_clip_config import read_open_clip_config
+from fare_hf.convert.proof import TOLERANCE, difference, probe_sentences
+from fare_hf.convert.reference import image_features, text_features
 
 pytestmark = pytest.mark.slow
 

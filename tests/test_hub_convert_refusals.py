@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from transformers import BertConfig, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from fare_hf import cli
-from fare_hf.hub.convert import convert_from_open_clip, convert_to_open_clip
-from fare_hf.hub.convert.open_clip_config import read_open_clip_config
+from fare_hf.convert import convert_from_open_clip, convert_to_open_clip
+from fare_hf.convert.open_clip_config import read_open_clip_config
 
 
 @pytest.fixture

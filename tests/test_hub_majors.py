@@ -15,7 +15,7 @@ from transformers import AutoModel, CLIPModel, CLIPVisionModel, CLIPVisionModelW
 
 from fare_hf.attacks import ThreatModel
 from fare_hf.hub import save_robust_encoder
-from fare_hf.hub.convert import convert_from_open_clip
+from fare_hf.convert import convert_from_open_clip
 
 pytestmark = pytest.mark.slow
 

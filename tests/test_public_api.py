@@ -15,12 +15,13 @@ PACKAGE = Path(fare_hf.__file__).parent
 FLOORS = {
     **dict.fromkeys(("attacks", "objectives", "pixels"), 1),
     **dict.fromkeys(("encoders", "data"), 2),
-    "vlm": 3,
-    "evaluation": 4,
-    "hub": 5,
-    "training": 6,
-    "lab": 7,
-    **dict.fromkeys(("cli", "train"), 8),
+    "convert": 3,
+    "vlm": 4,
+    "evaluation": 5,
+    "hub": 6,
+    "training": 7,
+    "lab": 8,
+    **dict.fromkeys(("cli", "train"), 9),
 }
 
 # `pixels` passes on the one check of pixels, which attacks own because they depend on torch alone.

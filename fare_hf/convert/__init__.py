@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from fare_hf.hub.convert.converters import Conversion, convert_from_open_clip, convert_to_open_clip
+from fare_hf.convert.converters import Conversion, convert_from_open_clip, convert_to_open_clip
 
 __all__ = ["Conversion", "convert_from_open_clip", "convert_to_open_clip"]

@@ -11,7 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from fare_hf.hub.convert.checkpoints import TOKENIZER_FILES, find_file
+from fare_hf.convert.checkpoints import TOKENIZER_FILES, find_file
 
 __all__ = ["check_folder", "copy_tokenizer", "staged"]
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from fare_hf.hub.convert.spec import ClipSpec, ImageSpec, TextSpec, VisionSpec
+from fare_hf.convert.spec import ClipSpec, ImageSpec, TextSpec, VisionSpec
 
 __all__ = ["read_open_clip_config", "write_open_clip_config"]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPVisionModelWithProjection
 
 from fare_hf.encoders import load_complete
-from fare_hf.hub.convert.checkpoints import (
+from fare_hf.convert.checkpoints import (
     OPEN_CLIP_CONFIG,
     VISUAL_WEIGHTS,
     WEIGHTS,
@@ -23,18 +23,18 @@ from fare_hf.hub.convert.checkpoints import (
     read_checkpoint,
     read_json,
 )
-from fare_hf.hub.convert.folders import check_folder, copy_tokenizer, staged
-from fare_hf.hub.convert.names import from_open_clip, to_open_clip
-from fare_hf.hub.convert.open_clip_config import read_open_clip_config, write_open_clip_config
-from fare_hf.hub.convert.proof import prove
-from fare_hf.hub.convert.spec import ACTIVATIONS, ClipSpec
-from fare_hf.hub.convert.transformers_config import (
+from fare_hf.convert.folders import check_folder, copy_tokenizer, staged
+from fare_hf.convert.names import from_open_clip, to_open_clip
+from fare_hf.convert.open_clip_config import read_open_clip_config, write_open_clip_config
+from fare_hf.convert.proof import prove
+from fare_hf.convert.spec import ACTIVATIONS, ClipSpec
+from fare_hf.convert.transformers_config import (
     CLIP_VOCABULARY,
     image_processor,
     read_transformers_config,
     transformers_config,
 )
-from fare_hf.hub.convert.transformers_source import clip_config, images_of, load_clip, text_of
+from fare_hf.convert.transformers_source import clip_config, images_of, load_clip, text_of
 
 __all__ = ["Conversion", "convert_from_open_clip", "convert_to_open_clip"]
 

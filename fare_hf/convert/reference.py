@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fare_hf.hub.convert.spec import ClipSpec, TextSpec, VisionSpec
+from fare_hf.convert.spec import ClipSpec, TextSpec, VisionSpec
 
 __all__ = ["image_features", "text_features"]
 

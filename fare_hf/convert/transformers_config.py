@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPTextConfig, CLIPVisionConfig
 
-from fare_hf.hub.convert.spec import ACTIVATIONS, ClipSpec, ImageSpec, TextSpec, VisionSpec
+from fare_hf.convert.spec import ACTIVATIONS, ClipSpec, ImageSpec, TextSpec, VisionSpec
 
 __all__ = ["image_processor", "read_image_processor", "read_transformers_config", "transformers_config"]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fare_hf.hub.convert.spec import ClipSpec, TextSpec, VisionSpec
+from fare_hf.convert.spec import ClipSpec, TextSpec, VisionSpec
 
 __all__ = ["check_open_clip", "from_open_clip", "open_clip_shapes", "to_open_clip"]
 

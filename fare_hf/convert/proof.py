@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from fare_hf.encoders import frozen
-from fare_hf.hub.convert.reference import image_features, text_features
-from fare_hf.hub.convert.spec import ClipSpec, TextSpec
+from fare_hf.convert.reference import image_features, text_features
+from fare_hf.convert.spec import ClipSpec, TextSpec
 
 __all__ = ["TOLERANCE", "prove"]
 

@@ -10,10 +10,10 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from fare_hf.attacks import ThreatModel, apgd, pgd
     from fare_hf.evaluation import RobustnessReport, evaluate_captions, evaluate_targeted, evaluate_zero_shot
-    from fare_hf.hub import push_robust_encoder, save_robust_encoder
+    from fare_hf.hub import merge_vision_tower, push_robust_encoder, save_robust_encoder
     from fare_hf.objectives import FareObjective, TecoaObjective
     from fare_hf.training import FareConfig, FareTrainer
-    from fare_hf.vlm import VlmLoss, swap_vision_tower
+    from fare_hf.vlm import VlmLoss, robust_pipeline, swap_vision_tower
 
 # Where each public name lives. They are imported on first use: attacks alone need neither transformers nor datasets.
 _HOMES = {
@@ -28,8 +28,10 @@ _HOMES = {
     "evaluate_captions": "evaluation",
     "evaluate_targeted": "evaluation",
     "evaluate_zero_shot": "evaluation",
+    "merge_vision_tower": "hub",
     "pgd": "attacks",
     "push_robust_encoder": "hub",
+    "robust_pipeline": "vlm",
     "save_robust_encoder": "hub",
     "swap_vision_tower": "vlm",
 }
@@ -46,8 +48,10 @@ __all__ = [
     "evaluate_captions",
     "evaluate_targeted",
     "evaluate_zero_shot",
+    "merge_vision_tower",
     "pgd",
     "push_robust_encoder",
+    "robust_pipeline",
     "save_robust_encoder",
     "swap_vision_tower",
 ]

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, CLIPModel, CLIPVisionModel, CLIPVisionModelWithProjection
 
 from fare_hf.attacks import ThreatModel
-from fare_hf.hub import save_robust_encoder
 from fare_hf.convert import convert_from_open_clip
+from fare_hf.hub import save_robust_encoder
 
 pytestmark = pytest.mark.slow
 

@@ -14,6 +14,9 @@ from transformers import CLIPVisionModel, CLIPVisionModelWithProjection, LlavaFo
 from fare_hf.pixels import Normalization
 from fare_hf.vlm import FAMILIES, VlmLoss, family_of, generate_text, swap_vision_tower, tower_of
 
+# Random encoders have nothing to do with each other, and the swap says so: see test_vlm_swap_checks.py.
+pytestmark = pytest.mark.filterwarnings("ignore:clean images have embeddings")
+
 
 def tower_features(vlm: LlavaForConditionalGeneration, pixels: torch.Tensor) -> torch.Tensor:
     values = Normalization.from_processor(processor())(pixels).to(tower_of(vlm).dtype)

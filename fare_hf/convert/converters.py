@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPModel, CLIPVisionModelWithProjection
 
-from fare_hf.encoders import load_complete
 from fare_hf.convert.checkpoints import (
     OPEN_CLIP_CONFIG,
     VISUAL_WEIGHTS,
@@ -35,6 +34,7 @@ from fare_hf.convert.transformers_config import (
     transformers_config,
 )
 from fare_hf.convert.transformers_source import clip_config, images_of, load_clip, text_of
+from fare_hf.encoders import load_complete
 
 __all__ = ["Conversion", "convert_from_open_clip", "convert_to_open_clip"]
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fare_hf.encoders import frozen
 from fare_hf.convert.reference import image_features, text_features
 from fare_hf.convert.spec import ClipSpec, TextSpec
+from fare_hf.encoders import frozen
 
 __all__ = ["TOLERANCE", "prove"]
 

@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor
 from transformers import AutoConfig, CLIPImageProcessor, CLIPModel, CLIPVisionModelWithProjection
 
-from fare_hf.encoders import load_complete
 from fare_hf.convert.checkpoints import find_file
 from fare_hf.convert.spec import ClipSpec, ImageSpec
 from fare_hf.convert.transformers_config import read_image_processor, read_transformers_config
+from fare_hf.encoders import load_complete
 
 __all__ = ["clip_config", "images_of", "load_clip", "text_of"]
 

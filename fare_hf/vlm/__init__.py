@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from fare_hf.vlm.families import FAMILIES, Family, family_of, tower_of
+from fare_hf.vlm.families import FAMILIES, Family, family_of, tower_of, towers_of
 from fare_hf.vlm.generate import generate_text
 from fare_hf.vlm.loss import VlmLoss
+from fare_hf.vlm.pipelines import robust_pipeline
 from fare_hf.vlm.swap import SwapReport, swap_vision_tower
 
 __all__ = [
@@ -14,6 +15,8 @@ __all__ = [
     "VlmLoss",
     "family_of",
     "generate_text",
+    "robust_pipeline",
     "swap_vision_tower",
     "tower_of",
+    "towers_of",
 ]

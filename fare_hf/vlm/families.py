@@ -1,13 +1,36 @@
-"""Which vision-language models a robust tower can be swapped into: one row each."""
+"""Which vision-language models a robust tower can be swapped into: one row each, and the others by name."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
+import torch
 from transformers import PreTrainedModel
 
-__all__ = ["FAMILIES", "Family", "family_of", "tower_of"]
+__all__ = [
+    "ENCODER_OF",
+    "FAMILIES",
+    "REFUSED",
+    "Family",
+    "family_named",
+    "family_of",
+    "image_processor_of",
+    "layers_read",
+    "placement",
+    "tower_of",
+    "towers_of",
+]
+
+ENCODER_OF: dict[str, str] = {
+    "CLIPVisionModel": "CLIPVisionModel",
+    "SiglipVisionModel": "SiglipVisionModel",
+    "IdeficsVisionTransformer": "CLIPVisionModel",
+}
+"""Class of a tower -> class of the encoders that fit it. Idefics has CLIP's vision model under a name of its own."""
+
+CLIP, SIGLIP = "CLIPVisionModel", "SiglipVisionModel"
 
 
 @dataclass(frozen=True)
@@ -16,35 +39,97 @@ class Family:
 
     Attributes:
         vlm_class: name of the transformers class.
-        tower: path of the vision tower inside the model, as `torch.nn.Module.get_submodule` reads it.
-        encoder_class: name of the tower's class; only encoders of this class fit.
+        towers: paths of the vision towers inside the model, as `torch.nn.Module.get_submodule` reads them; the first
+            is the one for images.
+        tower_classes: the classes that such a tower may have.
+        features: what is read of the tower: "layers" (the hidden states that the configuration names), "last" (the
+            last hidden state before the final norm) or "normed" (after it).
+        any_size: whether an encoder of another resolution fits (projector and processor count patches freely).
+        any_resolution: whether the processor cuts an image into tiles.
+        loss: whether `VlmLoss` and `generate_text` know its processor.
     """
 
     vlm_class: str
-    tower: str
-    encoder_class: str
+    towers: tuple[str, ...]
+    tower_classes: tuple[str, ...] = (CLIP, SIGLIP)
+    features: str = "layers"
+    any_size: bool = True
+    any_resolution: bool = False
+    loss: bool = True
+
+    @property
+    def tower(self) -> str:
+        """Path of the tower for images."""
+        return self.towers[0]
 
 
-FAMILIES: tuple[Family, ...] = (Family("LlavaForConditionalGeneration", "model.vision_tower", "CLIPVisionModel"),)
+ONE = ("model.vision_tower",)
+
+FAMILIES: tuple[Family, ...] = (
+    Family("LlavaForConditionalGeneration", ONE),
+    Family("LlavaNextForConditionalGeneration", ONE, any_resolution=True),
+    Family("VipLlavaForConditionalGeneration", ONE, (CLIP,)),
+    Family("VideoLlavaForConditionalGeneration", ("model.image_tower", "model.video_tower"), (CLIP,)),
+    Family("LlavaOnevisionForConditionalGeneration", ONE, any_resolution=True),
+    Family("IdeficsForVisionText2Text", ("model.vision_model",), ("IdeficsVisionTransformer",), "last"),
+    Family("AyaVisionForConditionalGeneration", ONE, (SIGLIP,), any_size=False, loss=False),
+    Family("PaliGemmaForConditionalGeneration", ONE, (SIGLIP,), "normed", any_size=False, loss=False),
+    Family("Gemma3ForConditionalGeneration", ONE, (SIGLIP,), "normed", any_size=False, loss=False),
+)
+
+QFORMER = "its tower is EVA-CLIP's ViT-g in a class of its own, read by a Q-Former that was trained on it"
+NAVIT = "its tower reads images of any shape with position codes of its own, which no CLIP or SigLIP checkpoint has"
+OWN = "its tower is a vision transformer of its own, no CLIP and no SigLIP"
+
+REFUSED: dict[str, str] = {
+    "InstructBlip": QFORMER,
+    "Blip2": QFORMER,
+    "Mllama": "its tower is a two-stage transformer over tiles with gates of its own, no CLIP and no SigLIP",
+    "Idefics2": NAVIT,
+    "Idefics3": NAVIT,
+    "SmolVLM": NAVIT,
+    "Gemma3n": OWN,
+    "Qwen2VL": OWN,
+    "Qwen2_5_VL": OWN,
+    "Qwen3VL": OWN,
+    "Mistral3": OWN,
+    "InternVL": OWN,
+    "Florence2": "its tower is a DaViT, no CLIP and no SigLIP",
+    "Kosmos2": "its tower stands in a class of its own (Kosmos2VisionModel), which is not mapped",
+}
+"""Beginning of a class name -> why its tower cannot be swapped."""
 
 
-def family_of(vlm: PreTrainedModel) -> Family:
-    """Return the row of a vision-language model.
+def family_of(vlm: Any) -> Family:
+    """Return the row of a vision-language model, after a look at its towers.
 
     Raises:
-        TypeError: if the model is of no family in `FAMILIES`, or carries another kind of vision tower.
+        TypeError: the model is of no family in `FAMILIES`, lacks its vision tower, or carries another kind of tower.
     """
-    names = {base.__name__ for base in type(vlm).__mro__}
+    family = family_named([base.__name__ for base in type(vlm).__mro__])
+    for path in family.towers:
+        _check_tower_class(vlm, family, path)
+    return family
+
+
+def family_named(names: Sequence[str]) -> Family:
+    """Return the row with one of these class names; the first name stands for the model in messages.
+
+    Raises:
+        TypeError: there is none; where the reason is known, it is said.
+    """
     for family in FAMILIES:
         if family.vlm_class in names:
-            _check_tower_class(vlm, family)
             return family
+    for start, reason in REFUSED.items():
+        if any(name.startswith(start) for name in names):
+            raise TypeError(f"the tower of a {names[0]} cannot be swapped: {reason}.")
     known = ", ".join(family.vlm_class for family in FAMILIES)
-    raise TypeError(f"{type(vlm).__name__} is not a vision-language model that fare_hf knows: pass one of {known}.")
+    raise TypeError(f"{names[0]} is not a vision-language model that fare_hf knows: pass one of {known}.")
 
 
 def tower_of(vlm: PreTrainedModel) -> PreTrainedModel:
-    """Return the vision tower of a vision-language model (the module itself, not a copy).
+    """Return the vision tower for images (the module itself, not a copy).
 
     Raises:
         TypeError: as `family_of`.
@@ -52,11 +137,77 @@ def tower_of(vlm: PreTrainedModel) -> PreTrainedModel:
     return cast(PreTrainedModel, vlm.get_submodule(family_of(vlm).tower))
 
 
-def _check_tower_class(vlm: PreTrainedModel, family: Family) -> None:
-    """Refuse, say, a LLaVA built on SigLIP: its tower is no CLIP."""
-    tower = vlm.get_submodule(family.tower)
-    if type(tower).__name__ != family.encoder_class:
+def towers_of(vlm: PreTrainedModel) -> dict[str, Any]:
+    """Return all vision towers by their paths; a module that stands at two places appears once.
+
+    Raises:
+        TypeError: as `family_of`.
+    """
+    found: dict[str, Any] = {}
+    for path in family_of(vlm).towers:
+        tower = vlm.get_submodule(path)
+        if not any(tower is other for other in found.values()):
+            found[path] = tower
+    return found
+
+
+def placement(module: torch.nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Device and dtype of a tower's first weight (the tower of Idefics, a plain module, states neither)."""
+    parameter = next(module.parameters())
+    return parameter.device, parameter.dtype
+
+
+def layers_read(config: Any, family: Family, layers: int) -> tuple[int, ...]:
+    """Indices into the hidden states (0 is the embedding, `layers` the last) that the language model gets to see.
+
+    Args:
+        config: of the vision-language model.
+        family: its row.
+        layers: blocks of its tower.
+
+    Raises:
+        ValueError: the configuration names a layer that the tower does not have.
+    """
+    if family.features != "layers":
+        return (layers,)
+    named = config.vision_feature_layer
+    found = []
+    for layer in [named] if isinstance(named, int) else named:
+        index = layer if layer >= 0 else layers + 1 + layer
+        if not 0 <= index <= layers:
+            raise ValueError(
+                f"the configuration's vision_feature_layer {layer} is not among the hidden states of a tower with "
+                f"{layers} layers: correct the configuration."
+            )
+        found.append(index)
+    return tuple(found)
+
+
+def image_processor_of(processor: Any) -> Any:
+    """The image processor inside a processor.
+
+    Raises:
+        TypeError: it has none.
+    """
+    images = getattr(processor, "image_processor", None)
+    if images is None:
+        raise TypeError(
+            f"{type(processor).__name__} is not the processor of a vision-language model: load it with "
+            "AutoProcessor.from_pretrained from the model's repository."
+        )
+    return images
+
+
+def _check_tower_class(vlm: Any, family: Family, path: str) -> None:
+    """Refuse models without a tower, and those whose tower is neither CLIP nor SigLIP."""
+    try:
+        tower = vlm.get_submodule(path)
+    except AttributeError:
+        tower = None
+    if tower is None:
+        raise TypeError(f"this {type(vlm).__name__} has no vision tower at '{path}': load the whole model.")
+    if type(tower).__name__ not in family.tower_classes:
         raise TypeError(
             f"the vision tower of this {type(vlm).__name__} is a {type(tower).__name__}: only a tower of class "
-            f"{family.encoder_class} is supported."
+            f"{' or '.join(family.tower_classes)} is supported."
         )

@@ -9,9 +9,9 @@ import torch
 from transformers import PreTrainedModel
 
 from fare_hf.encoders import frozen
-from fare_hf.pixels import Normalization
-from fare_hf.vlm.families import tower_of
-from fare_hf.vlm.prompts import check_resolution, pad, prompt_ids
+from fare_hf.vlm.families import image_processor_of, placement, tower_of
+from fare_hf.vlm.geometry import image_inputs
+from fare_hf.vlm.prompts import prompt_rows, start_device
 
 __all__ = ["generate_text"]
 
@@ -30,7 +30,7 @@ def generate_text(
     Args:
         vlm: a model of `fare_hf.vlm.families.FAMILIES`; its mode is restored afterwards.
         processor: its processor.
-        pixels: (B, 3, S, S) in [0, 1], at the resolution of the vision tower.
+        pixels: (B, 3, H, W) in [0, 1]; resized, cropped and cut into tiles as the processor does it.
         prompt: one prompt for all images, or one per image, with the image placeholder once in each.
         max_new_tokens: at most this many tokens per answer.
 
@@ -38,24 +38,25 @@ def generate_text(
         B answers without the prompt, special tokens and surrounding white space.
 
     Raises:
-        ValueError: pixels of another resolution, another number of prompts than images, no image placeholder.
+        ValueError: pixels of another shape, another number of prompts than images, no image placeholder.
     """
-    check_resolution(vlm, pixels)
+    inputs = image_inputs(image_processor_of(processor), pixels)
     prompts = [prompt] * len(pixels) if isinstance(prompt, str) else list(prompt)
     if len(prompts) != len(pixels):
         raise ValueError(f"{len(prompts)} prompts for {len(pixels)} images: give one prompt, or one per image.")
     if not prompts:
         return []
-    tower = tower_of(vlm)
     tokenizer = processor.tokenizer
+    size = (int(pixels.shape[-2]), int(pixels.shape[-1]))
+    device, (_, dtype) = start_device(vlm), placement(tower_of(vlm))
+    rows = prompt_rows(vlm, processor, prompts, size, left=True).to(device)
     padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    ids, mask = pad(prompt_ids(vlm, processor, prompts), padding or 0, left=True)
-    normalization = Normalization.from_processor(processor.image_processor)
     with frozen(vlm):
         tokens = cast(Any, vlm).generate(
-            input_ids=ids.to(tower.device),
-            attention_mask=mask.to(tower.device),
-            pixel_values=normalization(pixels.to(tower.device)).to(tower.dtype),
+            input_ids=rows.ids,
+            attention_mask=rows.mask,
+            **rows.extras,
+            **{name: value.to(device, dtype if name == "pixel_values" else None) for name, value in inputs.items()},
             max_new_tokens=max_new_tokens,
             do_sample=False,
             num_beams=1,
@@ -64,5 +65,5 @@ def generate_text(
             top_k=None,
             pad_token_id=padding,
         )
-    answers = tokenizer.batch_decode(tokens[:, ids.shape[1] :], skip_special_tokens=True)
+    answers = tokenizer.batch_decode(tokens[:, rows.ids.shape[1] :], skip_special_tokens=True)
     return [answer.strip() for answer in answers]

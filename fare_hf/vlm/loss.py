@@ -4,27 +4,52 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from fare_hf.pixels import Normalization
-from fare_hf.vlm.families import tower_of
-from fare_hf.vlm.prompts import check_resolution, join, pad, prompt_ids
+from fare_hf.vlm.families import family_of, image_processor_of, placement, tower_of
+from fare_hf.vlm.geometry import image_inputs
+from fare_hf.vlm.prefix import Prefix
+from fare_hf.vlm.prompts import Rows, join, prompt_rows, start_device
 
 __all__ = ["VlmLoss"]
 
 IGNORED = -100
 
 
+@dataclass(frozen=True)
+class _Texts:
+    """Prompts and answers for images of one size.
+
+    Attributes:
+        rows: what the model reads.
+        labels: (B, L), `IGNORED` at prompt and padding.
+        first: number of tokens in the shortest prompt.
+    """
+
+    rows: Rows
+    labels: Tensor
+    first: int
+
+    def select(self, indices: Tensor) -> _Texts:
+        """Some of the texts."""
+        return _Texts(self.rows.select(indices), self.labels[indices], self.first)
+
+
 class VlmLoss:
     """Mean negative log-likelihood per token of `texts[b]`, given the prompt and image `b`.
 
-    Equal, sample by sample, to the model's own `model(labels=...)` loss with the prompt's tokens ignored. A targeted
-    attack minimises it (`loss_fn = lambda pixels: -loss(pixels)`), an untargeted one maximises it (pass the object).
-    Tokens are prepared once here; a call is one forward, with the vocabulary only at the answer's positions.
+    Equal, sample by sample, to the model's own `model(labels=...)` loss on its processor's output with the prompt's
+    tokens ignored: to 1e-5 where the processor does not resize; where it does, up to its rounding to 8 bits (see
+    `fare_hf.vlm.geometry`). A targeted attack minimises it (`loss_fn = lambda pixels: -loss(pixels)`), an untargeted
+    one maximises it (pass the object). Tokens are prepared once here, by the processor itself, and what the language
+    model computes of the text before the image is kept between calls; a call is one forward, with the vocabulary only
+    at the answer's positions.
 
     Args:
         vlm: a model of `fare_hf.vlm.families.FAMILIES`; freeze it around the attack (`fare_hf.encoders.frozen`).
@@ -33,6 +58,7 @@ class VlmLoss:
         texts: the B texts; each is joined to its prompt by one space unless one of the two has white space there.
 
     Raises:
+        TypeError: a family whose processor's geometry is not known.
         ValueError: an empty text, prompts and texts of different number, a prompt without (or with a second) image
             placeholder, or a prompt whose last token merges with the text's first.
     """
@@ -43,68 +69,88 @@ class VlmLoss:
         prompts = [prompt] * len(texts) if isinstance(prompt, str) else list(prompt)
         if not texts or len(prompts) != len(texts):
             raise ValueError(f"{len(prompts)} prompts for {len(texts)} texts: give one text (and prompt) per image.")
-        heads = prompt_ids(vlm, processor, prompts)
-        rows = prompt_ids(vlm, processor, [join(p, text) for p, text in zip(prompts, texts, strict=True)])
-        for head, row, text in zip(heads, rows, texts, strict=True):
-            _check_seam(head, row, text)
-        device = tower_of(vlm).get_parameter("post_layernorm.weight").device
-        padding = processor.tokenizer.pad_token_id
-        ids, mask = pad(rows, 0 if padding is None else padding)
-        labels = ids.masked_fill(mask == 0, IGNORED)
-        for number, head in enumerate(heads):
-            labels[number, : len(head)] = IGNORED
-        self.vlm = vlm
-        self.normalization = Normalization.from_processor(processor.image_processor)
-        self.input_ids, self.attention_mask, self.labels = ids.to(device), mask.to(device), labels.to(device)
-        self._first = min(len(head) for head in heads)
+        self.vlm, self.processor = vlm, processor
+        self._tiled = family_of(vlm).any_resolution
+        self._prompts, self._answers = prompts, list(texts)
+        self._prefix = Prefix(vlm)
+        size = int(vlm.config.vision_config.image_size)
+        # The number of placeholders follows from the image's size in families that cut it into tiles.
+        self._texts: dict[tuple[int, int], _Texts] = {}
+        self._usual = (size, size)
+        self._texts_for(self._usual)
 
     def __len__(self) -> int:
         """Number of texts B."""
-        return len(self.input_ids)
+        return len(self._answers)
 
-    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Losses of shape (B,), fp32 (fp64 for an fp64 model), differentiable in pixels (B, 3, S, S) in [0, 1]."""
-        return self._reduce(self._logits(pixels))
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Losses of shape (B,), fp32 (fp64 for an fp64 model), differentiable in pixels (B, 3, H, W) in [0, 1]."""
+        return self._reduce(*self._logits(pixels))
 
-    def with_match(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def with_match(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Losses (B,) and, from the same forward, whether greedy decoding would write the text (B,) bool.
 
         The most likely token at every answer position given the text so far is what greedy decoding takes, so the
         flag is exact up to rounding; it lets a targeted attack keep an iterate that works.
         """
-        logits = self._logits(pixels)
-        labels = self.labels[:, self._first :]
+        logits, labels = self._logits(pixels)
         match = (logits.detach().argmax(-1) == labels) | (labels == IGNORED)
-        return self._reduce(logits), match.all(1)
+        return self._reduce(logits, labels), match.all(1)
 
-    def select(self, indices: Sequence[int] | torch.Tensor) -> VlmLoss:
+    def select(self, indices: Sequence[int] | Tensor) -> VlmLoss:
         """The same loss for a subset of the texts, without preparing the tokens again."""
-        chosen = torch.as_tensor(indices, device=self.input_ids.device)
+        chosen = torch.as_tensor(indices)
         part = copy.copy(self)
-        part.input_ids, part.attention_mask = self.input_ids[chosen], self.attention_mask[chosen]
-        part.labels = self.labels[chosen]
+        part._prompts = [self._prompts[index] for index in chosen.tolist()]
+        part._answers = [self._answers[index] for index in chosen.tolist()]
+        part._texts = {size: texts.select(chosen.to(texts.labels.device)) for size, texts in self._texts.items()}
         return part
 
-    def _logits(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Logits (B, L - first, V) that predict the columns of `labels` from the first answer token on."""
-        check_resolution(self.vlm, pixels)
+    def _texts_for(self, size: tuple[int, int]) -> _Texts:
+        """The texts for images of `size`, prepared on first use."""
+        size = size if self._tiled else self._usual
+        if size not in self._texts:
+            self._texts[size] = _prepare(self.vlm, self.processor, self._prompts, self._answers, size)
+        return self._texts[size]
+
+    def _logits(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, L - first, V) that predict the labels (B, L - first) from the first answer token on."""
+        inputs = image_inputs(image_processor_of(self.processor), pixels)
         if len(pixels) != len(self):
             raise ValueError(f"{len(pixels)} images for {len(self)} texts: give one image per text.")
+        texts = self._texts_for((int(pixels.shape[-2]), int(pixels.shape[-1])))
+        rows = texts.rows
+        _, dtype = placement(tower_of(self.vlm))
+        inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
         output = self.vlm(
-            input_ids=self.input_ids,
-            attention_mask=self.attention_mask,
-            pixel_values=self.normalization(pixels).to(tower_of(self.vlm).dtype),
-            logits_to_keep=self.input_ids.shape[1] - self._first + 1,
-            use_cache=False,
+            **self._prefix.inputs(rows, self.processor),
+            **inputs,
+            logits_to_keep=rows.ids.shape[1] - texts.first + 1,
         )
-        return output.logits[:, :-1]
+        return output.logits[:, :-1], texts.labels[:, texts.first :]
 
-    def _reduce(self, logits: torch.Tensor) -> torch.Tensor:
+    @staticmethod
+    def _reduce(logits: Tensor, labels: Tensor) -> Tensor:
         """Mean over each sample's own tokens; padding and prompt count for nothing."""
-        labels = self.labels[:, self._first :]
         logits = logits if logits.dtype == torch.float64 else logits.float()
+        labels = labels.to(logits.device)
         losses = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
         return losses.sum(1) / (labels != IGNORED).sum(1)
+
+
+def _prepare(
+    vlm: PreTrainedModel, processor: Any, prompts: Sequence[str], answers: Sequence[str], size: tuple[int, int]
+) -> _Texts:
+    heads = prompt_rows(vlm, processor, prompts, size)
+    rows = prompt_rows(vlm, processor, [join(p, text) for p, text in zip(prompts, answers, strict=True)], size)
+    labels = rows.ids.masked_fill(rows.mask == 0, IGNORED)
+    for number, answer in enumerate(answers):
+        length = heads.lengths[number]
+        head, row = heads.ids[number, :length].tolist(), rows.ids[number, : rows.lengths[number]].tolist()
+        _check_seam(head, row, answer)
+        labels[number, :length] = IGNORED
+    device = start_device(vlm)
+    return _Texts(rows.to(device), labels.to(device), min(heads.lengths))
 
 
 def _check_seam(head: list[int], row: list[int], text: str) -> None:

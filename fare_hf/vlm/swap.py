@@ -2,41 +2,41 @@
 
 from __future__ import annotations
 
-import copy
 import os
-from collections.abc import Iterable
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
-from fare_hf.encoders import frozen, load_encoder
-from fare_hf.vlm.families import family_of, tower_of
-
-__all__ = ["ARCHITECTURE_FIELDS", "SwapReport", "swap_vision_tower"]
-
-ARCHITECTURE_FIELDS: tuple[str, ...] = (
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_channels",
-    "image_size",
-    "patch_size",
-    "hidden_act",
-    "layer_norm_eps",
+from fare_hf.encoders import load_encoder
+from fare_hf.pixels import Normalization
+from fare_hf.vlm import checks, verify
+from fare_hf.vlm.families import (
+    ENCODER_OF,
+    Family,
+    family_of,
+    image_processor_of,
+    layers_read,
+    placement,
+    towers_of,
 )
-"""What two encoders must share to compute the same function of the same weights."""
+from fare_hf.vlm.resolution import Edits, resize_configs, resize_processor, resize_tower
+from fare_hf.vlm.sources import Encoder, read_encoder
 
-PREFIX = "vision_model."
-# The projection is not part of a tower; old files also carry the position index buffer.
-NOT_IN_TOWER = ("visual_projection.weight", "embeddings.position_ids")
+__all__ = ["SwapReport", "swap_vision_tower"]
+
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+# Swaps in force, oldest first, by tower: only the newest can be put back.
+_active: WeakKeyDictionary[nn.Module, list[SwapReport]] = WeakKeyDictionary()
 
 
-@dataclass
+@dataclass(eq=False)
 class SwapReport:
     """What a swap did, and the way back.
 
@@ -48,26 +48,56 @@ class SwapReport:
 
     Attributes:
         vlm_class: class of the vision-language model.
-        tower: path of the tower inside it.
-        source: folder, repository or class name of the encoder that was put in.
+        tower: path of the tower inside it; several are joined by commas.
+        source: folder, repository, file or class name of the encoder that was put in.
+        converted: whether it came in open_clip's format.
         tensors: number of weight tensors written.
         changed: how many of them differ from the old ones.
+        resolution: pixels a side, before and after.
+        image_tokens: placeholders of one image, before and after; None without a processor.
         probe_difference: largest absolute difference, over all hidden states of one probe image, between the
             swapped tower and the encoder run on its own in the same dtype (0.0 where the kernels are the same).
+        cosine: mean cosine of the clean embeddings of old tower and new encoder; near 1 for an encoder that was
+            fine-tuned from this tower with FARE.
+        base_model: what the encoder's card says it was fine-tuned from, or None.
+        base_cosine: mean cosine of that base model and the old tower (1.0 for the very same), where it is at hand.
     """
 
     vlm_class: str
     tower: str
     source: str
+    converted: bool
     tensors: int
     changed: int
-    probe_difference: float
-    module: PreTrainedModel = field(repr=False)
-    old_state: dict[str, torch.Tensor] = field(repr=False)
+    resolution: tuple[int, int]
+    cosine: float
+    base_model: str | None = None
+    base_cosine: float | None = None
+    image_tokens: tuple[int, int] | None = None
+    probe_difference: float = 0.0
+    towers: Mapping[str, Any] = field(repr=False, default_factory=dict)
+    old_states: Mapping[str, dict[str, torch.Tensor]] = field(repr=False, default_factory=dict)
+    edits: Edits = field(repr=False, default_factory=Edits)
 
     def undo(self) -> None:
-        """Put the weights back that the tower had before this swap; calling it again changes nothing more."""
-        self.module.load_state_dict(self.old_state, strict=True)
+        """Put back weights, configuration and processor; calling it again changes nothing more.
+
+        Raises:
+            RuntimeError: a later swap of the same tower is in force.
+        """
+        stacks = [_active.get(tower, []) for tower in self.towers.values()]
+        if not any(self in stack for stack in stacks):
+            return
+        for stack in stacks:
+            if stack and stack[-1] is not self:
+                raise RuntimeError(
+                    f"the encoder '{stack[-1].source}' was swapped in after '{self.source}': undo that swap first."
+                )
+        self.edits.undo()
+        for path, tower in self.towers.items():
+            tower.load_state_dict(self.old_states[path], strict=True)
+        for stack in stacks:
+            stack.pop()
 
     def __enter__(self) -> SwapReport:
         return self
@@ -77,136 +107,190 @@ class SwapReport:
     ) -> None:
         self.undo()
 
+    def __str__(self) -> str:
+        lines = [f"{self.source} -> {self.tower} of {self.vlm_class}{' (from open_clip)' if self.converted else ''}"]
+        lines += [
+            f"{self.changed} of {self.tensors} tensors changed; probe image differs by {self.probe_difference:g}"
+        ]
+        if self.resolution[0] != self.resolution[1]:
+            lines += [f"resolution {self.resolution[0]} -> {self.resolution[1]} px"]
+        if self.image_tokens and self.image_tokens[0] != self.image_tokens[1]:
+            lines += [f"image tokens {self.image_tokens[0]} -> {self.image_tokens[1]}"]
+        base = f"; its base {self.base_model}" if self.base_model else ""
+        base += f": {self.base_cosine:.3f}" if self.base_cosine is not None else ""
+        return "\n".join([*lines, f"cosine of clean embeddings to the old tower: {self.cosine:.3f}{base}"])
 
-def swap_vision_tower(vlm: PreTrainedModel, encoder: str | os.PathLike[str] | PreTrainedModel) -> SwapReport:
+
+def swap_vision_tower(
+    vlm: PreTrainedModel,
+    encoder: str | os.PathLike[str] | PreTrainedModel,
+    processor: Any = None,
+    *,
+    base: str | os.PathLike[str] | None = None,
+    revision: str | None = None,
+    minimum_cosine: float = verify.MINIMUM_COSINE,
+) -> SwapReport:
     """Replace the weights of a vision-language model's tower by those of a robust encoder.
 
     The weights are copied into the old tower, so its device, dtype, hooks, mode, `requires_grad` and attention
     implementation stay, and everything else of the model is untouched. A probe image then has to give the same
-    hidden states as the encoder on its own. The old weights are kept in main memory for `SwapReport.undo`.
+    hidden states as the encoder on its own, and, with a processor, the whole model runs once. The old weights are
+    kept in main memory for `SwapReport.undo`.
 
     Args:
         vlm: a model of `fare_hf.vlm.families.FAMILIES`.
-        encoder: a folder, a Hub name, or a module: `CLIPVisionModel`, `CLIPVisionModelWithProjection`, `CLIPModel`.
+        encoder: a module (`CLIPVisionModel`, `CLIPVisionModelWithProjection`, `CLIPModel`, `SiglipVisionModel`), a
+            folder or Hub name in the format of transformers or open_clip (converted on the fly), or a file with the
+            open_clip state dict of a vision tower.
+        processor: the model's processor; needed for an encoder of another resolution, which changes it too.
+        base: for a bare file, the CLIP it was fine-tuned from; None takes what the file does not say from the tower.
+        revision: of the encoder on the Hub.
+        minimum_cosine: a warning is given where the clean embeddings of encoder and tower agree less than this.
 
     Raises:
-        TypeError: the model is not of a known family, or `encoder` is not a CLIP vision encoder.
-        ValueError: another architecture (the field and both values are named), a folder without weights, weights
-            that are not finite, a tower that is quantised or offloaded to the meta device.
-        RuntimeError: the swapped tower does not compute what the encoder computes; the old weights are back then.
+        TypeError: the model is not of a known family, or `encoder` is not a vision encoder.
+        ValueError: another architecture (the field and both values are named), another resolution without a
+            processor, the processor of another model, a folder without weights, weights that are not finite, a tower
+            that is quantised, offloaded to the meta device or tied, or that holds this very encoder already.
+        RuntimeError: the swapped tower does not compute what the encoder computes; everything is put back then.
     """
     family = family_of(vlm)
-    tower = tower_of(vlm)
-    _check_writable(vlm, tower)
-    new, source = _vision_module(encoder)
-    _check_architecture(tower, new, source)
-    state = _tower_state(new, tower.state_dict().keys())
-    _check_weights(state, tower, source)
-    old = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tower.state_dict().items()}
-    reference = _twin(new, tower)
-    tower.load_state_dict(state, strict=True)
-    changed = sum(not torch.equal(tensor.cpu(), old[name]) for name, tensor in tower.state_dict().items())
-    report = SwapReport(type(vlm).__name__, family.tower, source, len(state), changed, 0.0, tower, old)
-    report.probe_difference = _probe(report, reference)
+    towers = towers_of(vlm)
+    first = next(iter(towers.values()))
+    checks.check_writable(vlm, towers)
+    checks.check_shared(vlm, towers)
+    new = read_encoder(encoder, first.config, base=base, revision=revision)
+    _check_fit(vlm, family, towers, new, processor)
+    states = {path: _new_state(tower, new) for path, tower in towers.items()}
+    old = {path: {n: t.detach().to("cpu", copy=True) for n, t in towers[path].state_dict().items()} for path in towers}
+    changed = sum(_differs(tensor, old[path][name]) for path in states for name, tensor in states[path].items())
+    if not changed:
+        raise ValueError(
+            f"the vision tower holds the weights of the encoder '{new.source}' already: there is nothing to swap."
+        )
+    report = _describe(vlm, family, towers, new, processor, minimum_cosine)
+    report.tensors, report.changed, report.old_states = sum(map(len, states.values())), changed, old
+    _apply(vlm, family, report, states, new, processor)
     return report
 
 
-def _check_writable(vlm: PreTrainedModel, tower: PreTrainedModel) -> None:
-    """Refuse towers whose weights cannot be written in place."""
-    for name, parameter in tower.named_parameters():
-        if parameter.device.type == "meta":
+def _check_fit(vlm: Any, family: Family, towers: Mapping[str, Any], new: Encoder, processor: Any) -> None:
+    """Everything that can be said before a forward pass."""
+    for tower in towers.values():
+        wanted = ENCODER_OF[type(tower).__name__]
+        if type(new.module).__name__ != wanted:
             raise ValueError(
-                f"the vision tower's '{name}' is on the meta device (offloaded or not loaded): load the model "
-                "without offloading before the swap."
+                f"the encoder '{new.source}' is a {type(new.module).__name__}, the vision tower needs a {wanted}: "
+                "pass an encoder of the tower's kind."
             )
-        if not parameter.dtype.is_floating_point or parameter.dtype.itemsize < 2:
-            raise ValueError(
-                f"the vision tower is quantised ('{name}' is {parameter.dtype}): load the model unquantised, swap, "
-                "and quantise afterwards."
-            )
-    if getattr(vlm, "is_quantized", False):
-        raise ValueError("this model is quantised: load it unquantised, swap, and quantise afterwards.")
-
-
-def _vision_module(encoder: str | os.PathLike[str] | PreTrainedModel) -> tuple[PreTrainedModel, str]:
-    """Return the `CLIPVisionModel` inside what was passed, and a name for it."""
-    if isinstance(encoder, (str, os.PathLike)):
-        _check_folder(Path(encoder))
-        return load_encoder(os.fspath(encoder), "tokens"), os.fspath(encoder)
-    inner = getattr(encoder, "vision_model", encoder)
-    if not isinstance(inner, PreTrainedModel) or type(inner).__name__ != "CLIPVisionModel":
-        raise TypeError(
-            f"{type(encoder).__name__} is not a CLIP vision encoder: pass a folder, a Hub name, a CLIPVisionModel or "
-            "a CLIPVisionModelWithProjection."
+        checks.check_architecture(vlm.config, family, tower.config, new.module.config, new.source)
+    tower_config = next(iter(towers.values())).config
+    old, size = tower_config.image_size, new.module.config.image_size
+    if processor is not None:
+        checks.check_processor(vlm.config, processor, tower_config.patch_size)
+        checks.check_normalization(processor, new.images, new.source)
+    elif old != size:
+        raise ValueError(
+            f"the encoder '{new.source}' has image_size {size}, the vision tower has {old}: pass processor=, whose "
+            "resolution has to change too."
         )
-    return inner, type(encoder).__name__
 
 
-def _check_folder(folder: Path) -> None:
-    """Say at once that a local folder holds no weights (transformers' own message speaks of the Hub)."""
-    if not folder.is_dir():
-        return
-    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
-        raise ValueError(f"the folder '{folder}' holds no weights: it needs a model.safetensors.")
-
-
-def _check_architecture(tower: PreTrainedModel, new: PreTrainedModel, source: str) -> None:
-    """Raise ValueError at the first configuration field in which the two encoders differ."""
-    for name in ARCHITECTURE_FIELDS:
-        old_value, new_value = getattr(tower.config, name), getattr(new.config, name)
-        if old_value != new_value:
-            raise ValueError(
-                f"the encoder '{source}' has {name} {new_value!r}, the vision tower has {old_value!r}: pass an "
-                "encoder of the tower's architecture."
-            )
-
-
-def _tower_state(new: PreTrainedModel, names: Iterable[str]) -> dict[str, torch.Tensor]:
-    """Weights of `new` under the tower's names, with or without the `vision_model.` level of older releases."""
-    prefix = PREFIX if any(name.startswith(PREFIX) for name in names) else ""
-    flat = {name.removeprefix(PREFIX): tensor for name, tensor in new.state_dict().items()}
-    return {prefix + name: tensor.detach() for name, tensor in flat.items() if name not in NOT_IN_TOWER}
-
-
-def _check_weights(state: dict[str, torch.Tensor], tower: PreTrainedModel, source: str) -> None:
-    """Refuse weights that are absent (meta) or not finite, in their own dtype or in the tower's."""
-    dtype = next(tower.parameters()).dtype
+def _new_state(tower: nn.Module, new: Encoder) -> dict[str, torch.Tensor]:
+    """The encoder's weights under the tower's names, checked."""
+    state = checks.tower_state(new.module.state_dict(), tower.state_dict(), new.source)
+    _, dtype = placement(tower)
     for name, tensor in state.items():
-        if tensor.device.type == "meta":
-            raise ValueError(
-                f"the encoder '{source}' holds no values for '{name}' (meta device): load it fully first."
-            )
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor.to(dtype)).all()):
-            raise ValueError(
-                f"the weights '{name}' of the encoder '{source}' hold NaN or infinity in {dtype}: check its training."
-            )
+        checks.check_weights(name, tensor, dtype, new.source)
+    return state
 
 
-def _twin(new: PreTrainedModel, tower: PreTrainedModel) -> Any:
-    """A copy of the encoder with the tower's device, dtype and attention, to compare the swapped tower with."""
-    parameter = next(tower.parameters())
-    twin: Any = copy.deepcopy(new)
-    twin.to(device=parameter.device, dtype=parameter.dtype).eval()
-    twin.set_attn_implementation(tower.config._attn_implementation)
-    return twin
+def _differs(tensor: torch.Tensor, old: torch.Tensor) -> bool:
+    return tensor.shape != old.shape or not torch.equal(tensor.to("cpu", old.dtype), old)
 
 
-def _probe(report: SwapReport, reference: Any) -> float:
-    """Largest difference of any hidden state on a probe image; undo the swap and raise if it is no rounding."""
-    parameter = next(report.module.parameters())
-    size = report.module.config.image_size
-    probe = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
-    probe = probe.to(device=parameter.device, dtype=parameter.dtype)
-    with torch.no_grad(), frozen(report.module):
-        ours = report.module(pixel_values=probe, output_hidden_states=True).hidden_states
-        theirs = reference(pixel_values=probe, output_hidden_states=True).hidden_states
-    difference = max(float((a.float() - b.float()).abs().max()) for a, b in zip(ours, theirs, strict=True))
-    scale = max(float(b.float().abs().max()) for b in theirs)
-    tolerance = 1e-4 if parameter.dtype in (torch.float32, torch.float64) else 2e-2
-    if not difference <= tolerance * scale:
-        report.undo()
-        raise RuntimeError(
-            f"the swapped tower differs from the encoder '{report.source}' by {difference:.3g} on a probe image: the "
-            "old weights were put back; remove hooks or adapters from the tower and swap again."
+def _describe(
+    vlm: Any, family: Family, towers: Mapping[str, Any], new: Encoder, processor: Any, minimum_cosine: float
+) -> SwapReport:
+    """The report before anything is changed; says so where encoder and tower have another origin."""
+    first = next(iter(towers.values()))
+    layers = max(layers_read(vlm.config, family, first.config.num_hidden_layers))
+    normalization = _normalization(new, processor)
+    theirs = verify.clean_embeddings(verify.twin_of(new.module, first), normalization, layers)
+    ours = [verify.clean_embeddings(tower, normalization, layers) for tower in towers.values()]
+    cosine = min(verify.mean_cosine(embeddings, theirs) for embeddings in ours)
+    base = _base_embeddings(new, first, normalization, layers)
+    base_cosine = None if base is None else min(verify.mean_cosine(embeddings, base) for embeddings in ours)
+    lowest = cosine if base_cosine is None else min(cosine, base_cosine)
+    if not lowest >= minimum_cosine:
+        warnings.warn(
+            f"clean images have embeddings with cosine {lowest:.2f} only in the encoder '{new.source}'"
+            f"{f' (base model {new.base_model})' if new.base_model else ''} and in the model's own tower: it seems to "
+            "be fine-tuned from another CLIP, or too far; the language model may not understand it.",
+            UserWarning,
+            stacklevel=4,
         )
-    return difference
+    sizes = (int(first.config.image_size), int(new.module.config.image_size))
+    path = ", ".join(towers)
+    return SwapReport(
+        type(vlm).__name__, path, new.source, new.converted, 0, 0, sizes, cosine, new.base_model, base_cosine,
+        towers=towers,
+    )  # fmt: skip
+
+
+def _apply(
+    vlm: Any, family: Family, report: SwapReport, states: Mapping[str, Any], new: Encoder, processor: Any
+) -> None:
+    """Write, verify, and put everything back where the proof fails."""
+    before = None if processor is None else verify.forward_check(vlm, family, processor)
+    twin = verify.twin_of(new.module, next(iter(report.towers.values())))
+    for tower in report.towers.values():
+        _active.setdefault(tower, []).append(report)
+    try:
+        _write(vlm, report, states, processor)
+        for tower in report.towers.values():
+            difference, allowed = verify.tower_difference(tower, twin)
+            report.probe_difference = max(report.probe_difference, difference)
+            if not difference <= allowed:
+                raise RuntimeError(
+                    f"the swapped tower differs from the encoder '{report.source}' by {difference:.3g} on a probe "
+                    "image: the old weights were put back; remove hooks or adapters from the tower and swap again."
+                )
+        if before is not None:
+            report.image_tokens = (before, verify.forward_check(vlm, family, processor))
+    except BaseException:
+        report.undo()
+        raise
+
+
+def _write(vlm: Any, report: SwapReport, states: Mapping[str, Any], processor: Any) -> None:
+    old, size = report.resolution
+    if size != old:
+        resize_processor(processor, old, size, report.edits)
+        for tower in report.towers.values():
+            resize_tower(tower, size, report.edits)
+        resize_configs(vlm, report.towers.values(), size, report.edits)
+    for path, tower in report.towers.items():
+        tower.load_state_dict(states[path], strict=True)
+
+
+def _normalization(new: Encoder, processor: Any) -> Normalization:
+    """Of the processor, else of what came with the encoder, else the usual one of its kind."""
+    images = new.images if processor is None else image_processor_of(processor)
+    if images is not None:
+        return Normalization.from_processor(images)
+    siglip = type(new.module).__name__.startswith("Siglip")
+    return Normalization([0.5] * 3, [0.5] * 3) if siglip else Normalization(CLIP_MEAN, CLIP_STD)
+
+
+def _base_embeddings(new: Encoder, tower: nn.Module, normalization: Normalization, layers: int) -> torch.Tensor | None:
+    """Clean embeddings of the base model that the card names, if it is on this machine: nothing is downloaded."""
+    if new.base_model is None:
+        return None
+    try:
+        base = load_encoder(new.base_model, "tokens", local_files_only=True)
+        if type(base) is not type(new.module) or base.config.hidden_size != new.module.config.hidden_size:
+            return None
+        return verify.clean_embeddings(verify.twin_of(base, tower), normalization, layers)
+    except (OSError, ValueError, RuntimeError):
+        return None

@@ -1,0 +1,204 @@
+"""What must hold before an encoder may stand in for a tower; configurations and weights, no forward pass."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from fare_hf.vlm.families import Family, image_processor_of, layers_read
+
+__all__ = [
+    "ARCHITECTURE_FIELDS",
+    "check_architecture",
+    "check_normalization",
+    "check_processor",
+    "check_shared",
+    "check_weights",
+    "check_writable",
+    "tower_state",
+]
+
+ARCHITECTURE_FIELDS: tuple[str, ...] = (
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_channels",
+    "patch_size",
+    "hidden_act",
+    "layer_norm_eps",
+)
+"""What two encoders must share to compute the same function of the same weights; layers and resolution apart."""
+
+PREFIX = "vision_model."
+# Of an encoder, never of the features that a language model reads.
+NOT_READ = ("visual_projection.", "head.", "embeddings.position_ids")
+QUANTISED = "the vision tower is quantised ('{}' is {}): load the model unquantised, swap, and quantise afterwards."
+
+
+def check_architecture(config: Any, family: Family, tower: Any, new: Any, source: str) -> None:
+    """Compare two vision configurations.
+
+    Args:
+        config: of the vision-language model: says which layers are read.
+        family: its row.
+        tower: vision configuration of its tower.
+        new: vision configuration of the encoder.
+        source: name of the encoder.
+
+    Raises:
+        ValueError: the first field that differs, with both values; layers that are read and not there; another
+            resolution in a family that has one resolution only.
+    """
+    for name in ARCHITECTURE_FIELDS:
+        old_value, new_value = getattr(tower, name), getattr(new, name)
+        if old_value != new_value:
+            raise ValueError(
+                f"the encoder '{source}' has {name} {new_value!r}, the vision tower has {old_value!r}: pass an "
+                "encoder of the tower's architecture."
+            )
+    layers, found = tower.num_hidden_layers, new.num_hidden_layers
+    read = layers_read(config, family, layers)
+    # SigLIP towers are published without the last block, which is not read; an encoder may bring it.
+    if found < layers or (found > layers and family.features != "layers"):
+        raise ValueError(
+            f"the encoder '{source}' has num_hidden_layers {found}, the vision tower has {layers} (its layers "
+            f"{', '.join(map(str, sorted(read)))} are read): pass an encoder with as many layers."
+        )
+    if new.image_size != tower.image_size and not family.any_size:
+        raise ValueError(
+            f"the encoder '{source}' has image_size {new.image_size}, the vision tower has {tower.image_size}, and a "
+            f"{family.vlm_class} reads a fixed number of patches: pass an encoder of the tower's resolution."
+        )
+
+
+def check_writable(vlm: Any, towers: Mapping[str, nn.Module]) -> None:
+    """Refuse towers whose weights cannot be written in place.
+
+    Raises:
+        ValueError: weights on the meta device (offloaded or never loaded), or quantised.
+    """
+    for tower in towers.values():
+        for name, parameter in tower.named_parameters():
+            if parameter.device.type == "meta":
+                raise ValueError(
+                    f"the vision tower's '{name}' is on the meta device (offloaded or not loaded): load the model "
+                    "without offloading the tower (a device_map that puts it on a device), then swap."
+                )
+            if not parameter.dtype.is_floating_point or parameter.dtype.itemsize < 2:
+                raise ValueError(QUANTISED.format(name, parameter.dtype))
+    if getattr(vlm, "is_quantized", False):
+        raise ValueError(
+            "this model is quantised: load it unquantised, swap, and quantise afterwards; or merge the encoder into "
+            "its repository with merge_vision_tower, and load the result quantised."
+        )
+
+
+def check_shared(vlm: nn.Module, towers: Mapping[str, nn.Module]) -> None:
+    """Refuse towers whose weights something else of the model uses too: it would be changed with them.
+
+    Raises:
+        ValueError: the first weight that is shared, and with what.
+    """
+    owned = {id(parameter): name for tower in towers.values() for name, parameter in tower.named_parameters()}
+    inside = tuple(f"{name}." for name, module in vlm.named_modules() if any(module is t for t in towers.values()))
+    for name, parameter in vlm.named_parameters(remove_duplicate=False):
+        if id(parameter) in owned and not name.startswith(inside):
+            raise ValueError(
+                f"the vision tower's '{owned[id(parameter)]}' is also the model's '{name}' (tied): untie them "
+                "first, as a swap would change both."
+            )
+
+
+def tower_state(state: Mapping[str, torch.Tensor], wanted: Iterable[str], source: str) -> dict[str, torch.Tensor]:
+    """The encoder's weights under the tower's names, with or without the `vision_model.` level of older releases.
+
+    Blocks and heads that the tower does not have are left out.
+
+    Raises:
+        ValueError: the encoder lacks a weight of the tower.
+    """
+    flat = {name.removeprefix(PREFIX): tensor for name, tensor in state.items()}
+    found = {}
+    for name in wanted:
+        plain = name.removeprefix(PREFIX)
+        if plain not in flat:
+            raise ValueError(
+                f"the encoder '{source}' has no weights for '{plain}' of the vision tower: pass an encoder with all "
+                "its parts."
+            )
+        found[name] = flat[plain].detach()
+    further = [name for name in flat if not name.startswith(NOT_READ) and "encoder.layers." not in name]
+    strange = sorted(set(further) - {name.removeprefix(PREFIX) for name in found})
+    if strange:
+        raise ValueError(f"the encoder '{source}' has weights '{strange[0]}' that the vision tower lacks.")
+    return found
+
+
+def check_weights(name: str, tensor: torch.Tensor, dtype: torch.dtype, source: str) -> None:
+    """Refuse a weight that is absent (meta) or not finite, in its own dtype or in the tower's.
+
+    Raises:
+        ValueError: the weight is named.
+    """
+    if tensor.device.type == "meta":
+        raise ValueError(f"the encoder '{source}' holds no values for '{name}' (meta device): load it fully first.")
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor.to(dtype)).all()):
+        raise ValueError(
+            f"the weights '{name}' of the encoder '{source}' hold NaN or infinity in {dtype}: check its training."
+        )
+
+
+def check_processor(config: Any, processor: Any, patch_size: int) -> None:
+    """Tell a processor of another model from the model's own.
+
+    Args:
+        config: of the vision-language model.
+        processor: the processor that was passed.
+        patch_size: of the tower.
+
+    Raises:
+        TypeError: no processor of a vision-language model.
+        ValueError: the field in which it differs.
+    """
+    image_processor_of(processor)
+    expected = getattr(config, "image_token_id", None)
+    token = getattr(processor, "image_token", None)
+    if expected is not None and token is not None:
+        index = processor.tokenizer.convert_tokens_to_ids(token)
+        if index != expected:
+            raise ValueError(
+                f"the processor's image token '{token}' has id {index}, the model expects {expected}: load both from "
+                "the same repository."
+            )
+    pairs = (
+        ("patch_size", patch_size),
+        ("vision_feature_select_strategy", getattr(config, "vision_feature_select_strategy", None)),
+    )
+    for name, value in pairs:
+        other = getattr(processor, name, None)
+        if value is not None and other is not None and other != value:
+            raise ValueError(
+                f"the processor has {name} {other!r}, the model {value!r}: load both from the same repository."
+            )
+
+
+def check_normalization(processor: Any, images: Any | None, source: str) -> None:
+    """The encoder must expect the pixels that the model's processor makes.
+
+    Raises:
+        ValueError: another mean or standard deviation.
+    """
+    if images is None:
+        return
+    own = image_processor_of(processor)
+    for name in ("image_mean", "image_std"):
+        ours, theirs = getattr(own, name), getattr(images, name)
+        if not all(math.isclose(a, b, abs_tol=1e-4) for a, b in zip(ours, theirs, strict=True)):
+            raise ValueError(
+                f"the encoder '{source}' expects {name} {list(theirs)}, the model's processor has {list(ours)}: pass "
+                "an encoder that was fine-tuned from the model's own tower."
+            )

@@ -1,0 +1,147 @@
+"""What image processors do to pixels, differentiably: padding, resize, crop, tiles of any resolution, normalisation.
+
+Each function mirrors the PIL backend of transformers' processors, on float pixels in [0, 1] instead of bytes. Where
+nothing is resized the result is the processor's; where it is, the processor rounds to 8 bits after the width and after
+the height, and this does not: a pixel differs by at most 1.5/255.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers.image_processing_utils import select_best_resolution
+
+from fare_hf.pixels import Normalization
+
+__all__ = ["image_inputs", "processed_pixels"]
+
+MODES = {2: "bilinear", 3: "bicubic"}
+"""PIL's numbers of the filters that torch has too."""
+
+
+def image_inputs(image_processor: Any, pixels: Tensor) -> dict[str, Tensor]:
+    """The model inputs that the processor would make of a batch of images.
+
+    Args:
+        image_processor: of a model of `fare_hf.vlm.families.FAMILIES` for which `Family.loss` holds.
+        pixels: (B, 3, H, W) in [0, 1].
+
+    Returns:
+        `pixel_values`: (B, 3, S, S), or (B, T, 3, S, S) with T tiles; and `image_sizes` (B, 2) with tiles.
+
+    Raises:
+        ValueError: pixels of another shape, or a processor with a filter or range that this does not know.
+    """
+    if pixels.ndim != 4 or pixels.shape[1] != 3:
+        raise ValueError(f"pixels have shape {tuple(pixels.shape)}, images are (B, 3, H, W): reshape them.")
+    _check(image_processor)
+    processed = processed_pixels(image_processor, pixels)
+    if image_processor.do_normalize:
+        normalization = Normalization.from_processor(image_processor)
+        processed = normalization(processed.flatten(0, -4)).view(processed.shape)
+    if getattr(image_processor, "image_grid_pinpoints", None) is not None:
+        sizes = torch.tensor([pixels.shape[-2:]] * len(pixels), device=pixels.device)
+        return {"pixel_values": processed, "image_sizes": sizes}
+    if type(image_processor).__name__.startswith("Idefics"):
+        processed = processed.unsqueeze(1)
+    return {"pixel_values": processed}
+
+
+def processed_pixels(image_processor: Any, pixels: Tensor) -> Tensor:
+    """The same before normalisation: values stay in [0, 1]."""
+    if getattr(image_processor, "image_grid_pinpoints", None) is not None:
+        return _tiles(image_processor, pixels)
+    if getattr(image_processor, "do_pad", False) and hasattr(image_processor, "pad_to_square"):
+        pixels = _square(pixels, image_processor.image_mean)
+    return _fit(image_processor, pixels)
+
+
+def _fit(image_processor: Any, pixels: Tensor) -> Tensor:
+    """Resize and centre crop as the processor is told to."""
+    if image_processor.do_resize:
+        pixels = _resize(pixels, _target(image_processor.size, pixels), image_processor)
+    if getattr(image_processor, "do_center_crop", False):
+        crop = image_processor.crop_size
+        pixels = _center_crop(pixels, int(crop["height"]), int(crop["width"]))
+    return pixels
+
+
+def _tiles(image_processor: Any, pixels: Tensor) -> Tensor:
+    """The whole image squeezed into a square, then tiles of the image fitted into the best grid, (B, T, 3, S, S)."""
+    size, crop = image_processor.size, getattr(image_processor, "crop_size", None)
+    edge = size["shortest_edge"] or size["height"]
+    tile = int(crop["height"] if crop is not None and crop["height"] else edge)
+    overview = (int(edge), int(size["width"] or edge))
+    height, width = pixels.shape[-2:]
+    rows, columns = select_best_resolution((height, width), image_processor.image_grid_pinpoints)
+    fitted = _resize(pixels, _inside(height, width, rows, columns), image_processor)
+    top, left = (rows - fitted.shape[-2]) // 2, (columns - fitted.shape[-1]) // 2
+    padded = F.pad(fitted, (left, columns - fitted.shape[-1] - left, top, rows - fitted.shape[-2] - top))
+    parts = [_resize(pixels, overview, image_processor)]
+    parts += [padded[..., i : i + tile, j : j + tile] for i in range(0, rows, tile) for j in range(0, columns, tile)]
+    return torch.stack([_fit(image_processor, part) for part in parts], 1)
+
+
+def _inside(height: int, width: int, rows: int, columns: int) -> tuple[int, int]:
+    """The largest size of the same shape that fits."""
+    if columns / width < rows / height:
+        return min(math.ceil(height * (columns / width)), rows), columns
+    return rows, min(math.ceil(width * (rows / height)), columns)
+
+
+def _target(size: Any, pixels: Tensor) -> tuple[int, int]:
+    """Height and width after a resize."""
+    height, width = pixels.shape[-2:]
+    edge = size["shortest_edge"]
+    if edge:
+        short, long = min(height, width), max(height, width)
+        longer = int(edge * long / short)
+        return (longer, edge) if width <= height else (edge, longer)
+    return int(size["height"]), int(size["width"])
+
+
+def _resize(pixels: Tensor, size: tuple[int, int], image_processor: Any) -> Tensor:
+    if pixels.shape[-2:] == size:
+        return pixels
+    mode = MODES[int(image_processor.resample)]
+    for shape in ((pixels.shape[-2], size[1]), size):  # first the width, then the height: PIL clips after each
+        if pixels.shape[-2:] != shape:
+            pixels = F.interpolate(pixels, shape, mode=mode, align_corners=False, antialias=True).clamp(0, 1)
+    return pixels
+
+
+def _center_crop(pixels: Tensor, height: int, width: int) -> Tensor:
+    """Crop around the centre; what lies outside of the image is black."""
+    high, wide = max(height - pixels.shape[-2], 0), max(width - pixels.shape[-1], 0)
+    if high or wide:
+        above, before = math.ceil(high / 2), math.ceil(wide / 2)
+        pixels = F.pad(pixels, (before, wide - before, above, high - above))
+    top, left = (pixels.shape[-2] - height) // 2, (pixels.shape[-1] - width) // 2
+    return pixels[..., top : top + height, left : left + width]
+
+
+def _square(pixels: Tensor, mean: Any) -> Tensor:
+    """Pad the shorter side with the mean colour, as bytes have it."""
+    height, width = pixels.shape[-2:]
+    side = max(height, width)
+    if height == width:
+        return pixels
+    colour = torch.tensor([int(value * 255) / 255 for value in mean], device=pixels.device, dtype=pixels.dtype)
+    square = colour.view(1, -1, 1, 1).expand(len(pixels), -1, side, side).clone()
+    top, left = (side - height) // 2, (side - width) // 2
+    square[..., top : top + height, left : left + width] = pixels
+    return square
+
+
+def _check(image_processor: Any) -> None:
+    """The processor does what these functions do."""
+    name = type(image_processor).__name__
+    if image_processor.do_resize and int(image_processor.resample) not in MODES:
+        raise ValueError(f"the filter {image_processor.resample} of the {name} is unknown: use bicubic or bilinear.")
+    factor = image_processor.rescale_factor
+    if not image_processor.do_rescale or not math.isclose(factor, 1 / 255, rel_tol=1e-6):
+        raise ValueError(f"the {name} does not rescale bytes by 1/255: set do_rescale and rescale_factor.")

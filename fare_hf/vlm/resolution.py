@@ -1,0 +1,149 @@
+"""Another resolution: tower, configuration and processor change together, and can be put back together."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from fare_hf.vlm.families import image_processor_of
+
+__all__ = ["Edits", "resize_configs", "resize_processor", "resize_tower", "scaled_config"]
+
+SIZES = ("shortest_edge", "longest_edge", "height", "width")
+
+
+class Edits:
+    """Attributes that were set, so that they can be set back, newest first."""
+
+    def __init__(self) -> None:
+        self._done: list[tuple[Any, str, Any]] = []
+
+    def __len__(self) -> int:
+        return len(self._done)
+
+    def set(self, owner: Any, name: str, value: Any) -> None:
+        """Set an attribute; nothing happens where it has the value."""
+        old = getattr(owner, name)
+        if isinstance(value, torch.Tensor) or old != value:
+            self._done.append((owner, name, old))
+            setattr(owner, name, value)
+
+    def undo(self) -> None:
+        """Set everything back."""
+        while self._done:
+            setattr(*self._done.pop())
+
+
+def resize_tower(tower: nn.Module, size: int, edits: Edits) -> None:
+    """Make room for the positions of images of `size` pixels; their values are to be loaded afterwards.
+
+    The parameter stays the same object, with its hooks and its `requires_grad`.
+    """
+    embeddings: Any = tower.get_submodule("embeddings")
+    weight = embeddings.position_embedding.weight
+    old = int(embeddings.num_patches)
+    patches = (size // int(embeddings.patch_size)) ** 2
+    positions = patches + len(weight) - old  # CLIP has one more, for the class token
+    edits.set(weight, "grad", None)
+    edits.set(weight, "data", weight.data.new_zeros(positions, weight.shape[1]))
+    edits.set(embeddings.position_embedding, "num_embeddings", positions)
+    ids = torch.arange(positions, device=embeddings.position_ids.device).unsqueeze(0)
+    edits.set(embeddings, "position_ids", ids)
+    edits.set(embeddings, "num_patches", patches)
+    edits.set(embeddings, "num_positions", positions)
+    edits.set(embeddings, "image_size", size)
+
+
+def resize_configs(vlm: Any, towers: Iterable[Any], size: int, edits: Edits) -> None:
+    """Write the resolution, and what follows from it, into every configuration that the model reads."""
+    owners = _unique([vlm.config, vlm.model.config])
+    visions = _unique([tower.config for tower in towers] + [owner.vision_config for owner in owners])
+    if hasattr(vlm.model, "image_size"):  # Idefics
+        edits.set(vlm.model, "image_size", size)
+        visions = _unique([*visions, vlm.model.vision_config])
+    old = int(vlm.config.vision_config.image_size)
+    for owner in owners:
+        for name, value in _changes(owner.to_dict(), old, size).items():
+            if name != "vision_config":
+                edits.set(owner, name, value)
+    for vision in visions:
+        edits.set(vision, "image_size", size)
+
+
+def scaled_config(config: Mapping[str, Any], old: int, size: int) -> dict[str, Any]:
+    """The same for a `config.json`: a copy for images of `size` instead of `old` pixels."""
+    whole = copy.deepcopy(dict(config))
+    whole |= _changes(whole, old, size)
+    whole["vision_config"]["image_size"] = size
+    return whole
+
+
+def resize_processor(processor: Any, old: int, size: int, edits: Edits) -> None:
+    """Let a processor make images of `size` pixels instead of `old`, and as many placeholders as they have patches.
+
+    Raises:
+        ValueError: the processor makes neither.
+    """
+    holders = [image_processor_of(processor), getattr(processor, "video_processor", None)]
+    for images in filter(None, holders):
+        for name in ("size", "crop_size"):
+            if getattr(images, name, None) is not None:
+                edits.set(images, name, _scaled_size(getattr(images, name), old, size))
+        pinpoints = getattr(images, "image_grid_pinpoints", None)
+        if pinpoints is not None:
+            edits.set(images, "image_grid_pinpoints", _scaled_pinpoints(pinpoints, old, size))
+        if isinstance(getattr(images, "image_size", None), int):  # Idefics
+            edits.set(images, "image_size", size)
+    if isinstance(getattr(processor, "num_image_tokens", None), int):  # LLaVA-OneVision
+        edits.set(processor, "num_image_tokens", _scaled_patches(processor.num_image_tokens, old, size))
+
+
+def _changes(config: Mapping[str, Any], old: int, size: int) -> dict[str, Any]:
+    """Fields of a configuration that follow from the resolution, with their new values."""
+    patch = int(config["vision_config"]["patch_size"])
+    before, after = (old // patch) ** 2, (size // patch) ** 2
+    found: dict[str, Any] = {}
+    for name in ("image_seq_length", "video_seq_length"):
+        length = config.get(name)
+        for extra in (0, 1):  # the class token may count
+            if length and length % (before + extra) == 0:
+                found[name] = length // (before + extra) * (after + extra)
+                break
+    if config.get("image_grid_pinpoints"):
+        found["image_grid_pinpoints"] = _scaled_pinpoints(config["image_grid_pinpoints"], old, size)
+    return found
+
+
+def _scaled_size(sizes: Any, old: int, size: int) -> Any:
+    """`{"shortest_edge": 336}`, `{"height": 336, "width": 336}` or a `SizeDict`, with the new number."""
+    found = copy.copy(sizes)
+    for name in SIZES:
+        if name in found and found[name] is not None:
+            if found[name] not in (old, size):
+                raise ValueError(
+                    f"the processor has {name} {found[name]}, and the vision tower {old} px: load both from the same "
+                    "repository."
+                )
+            found[name] = size
+    return found
+
+
+def _scaled_pinpoints(pinpoints: Any, old: int, size: int) -> list[list[int]]:
+    return [[side // old * size for side in pair] for pair in pinpoints]
+
+
+def _scaled_patches(patches: int, old: int, size: int) -> int:
+    side = round(patches**0.5)
+    return (side * size // old) ** 2
+
+
+def _unique(items: Iterable[Any]) -> list[Any]:
+    found: list[Any] = []
+    for item in items:
+        if not any(item is other for other in found):
+            found.append(item)
+    return found

@@ -1,0 +1,299 @@
+"""Tiny random models of every family with real processors, the same words and sizes as `fixtures_vlm`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from fixtures_vlm import SIZE, SPECIAL, WORDS, llava, processor, tokenizer, vision_config
+from tokenizers import AddedToken
+from transformers import (
+    AyaVisionConfig,
+    AyaVisionForConditionalGeneration,
+    CLIPVisionModelWithProjection,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    IdeficsConfig,
+    IdeficsForVisionText2Text,
+    IdeficsImageProcessor,
+    IdeficsProcessor,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextImageProcessor,
+    LlavaNextProcessor,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+    LlavaOnevisionImageProcessor,
+    LlavaOnevisionProcessor,
+    LlavaProcessor,
+    PaliGemmaConfig,
+    PaliGemmaForConditionalGeneration,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    SiglipImageProcessor,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+    VideoLlavaConfig,
+    VideoLlavaForConditionalGeneration,
+    VideoLlavaImageProcessor,
+    VideoLlavaProcessor,
+    VipLlavaConfig,
+    VipLlavaForConditionalGeneration,
+)
+
+SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+IDS = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+EXTRA = ["<video>", "<fake_token_around_image>"]
+PINPOINTS = [[SIZE, 2 * SIZE], [2 * SIZE, SIZE], [2 * SIZE, 2 * SIZE]]
+PROMPT = "user : <image> describe the image assistant :"
+CHAT = (
+    "{% for m in messages %}{{ m['role'] }} : {% for c in m['content'] %}"
+    "{% if c['type'] == 'image' %}<image> {% else %}{{ c['text'] }} {% endif %}{% endfor %}{% endfor %}assistant :"
+)
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """How to make one family: its model, processor and encoder; `size` is the tower's resolution."""
+
+    name: str
+    model: Callable[..., Any]
+    processor: Callable[[], Any] | None
+    encoder: Callable[..., Any]
+
+
+def words() -> PreTrainedTokenizerFast:
+    """The tokenizer with the special tokens of all families and a chat template."""
+    found = tokenizer()
+    found.add_special_tokens({"additional_special_tokens": [AddedToken(t, normalized=False) for t in EXTRA]})
+    return found
+
+
+def clip_encoder(seed: int = 0, **changes: Any) -> CLIPVisionModelWithProjection:
+    """A random CLIP encoder."""
+    torch.manual_seed(seed)
+    return CLIPVisionModelWithProjection(vision_config(**changes)).eval()
+
+
+def siglip_config(**changes: Any) -> SiglipVisionConfig:
+    """As small as `fixtures_vlm.vision_config`."""
+    sizes = {**SIZES, "num_hidden_layers": 3, "image_size": SIZE, "patch_size": 8, "vision_use_head": False}
+    return SiglipVisionConfig(**{**sizes, **changes})
+
+
+def siglip_encoder(seed: int = 0, **changes: Any) -> SiglipVisionModel:
+    """A random SigLIP encoder, with its head."""
+    torch.manual_seed(seed)
+    return SiglipVisionModel(siglip_config(**{"vision_use_head": True, **changes})).eval()
+
+
+def _make(cls: Any, config: Any, seed: int = 1) -> Any:
+    """A random model whose answers depend on the image."""
+    torch.manual_seed(seed)
+    model = cls(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 2 and "tower" not in name and "vision_model" not in name:
+                parameter.mul_(8.0)
+            if "alpha" in name:  # the gates of Idefics are closed at first
+                parameter.fill_(1.0)
+    return model
+
+
+def _llama(cls: type = LlamaConfig, **changes: Any) -> Any:
+    return cls(**SIZES, num_key_value_heads=4, vocab_size=len(SPECIAL) + len(WORDS) + len(EXTRA), **IDS, **changes)
+
+
+def llava_siglip(**vision: Any) -> LlavaForConditionalGeneration:
+    """A LLaVA on SigLIP: all tokens, last layer."""
+    config = LlavaConfig(
+        vision_config=siglip_config(**vision), text_config=_llama(), image_token_id=4,
+        vision_feature_select_strategy="full", vision_feature_layer=-1, image_seq_length=16, **IDS,
+    )  # fmt: skip
+    return _make(LlavaForConditionalGeneration, config)
+
+
+def llava_siglip_processor() -> LlavaProcessor:
+    """Its processor."""
+    images = SiglipImageProcessor(size={"height": SIZE, "width": SIZE})
+    options = {"patch_size": 8, "vision_feature_select_strategy": "full", "num_additional_image_tokens": 0}
+    return LlavaProcessor(images, words(), chat_template=CHAT, **options)
+
+
+def llava_next(**vision: Any) -> LlavaNextForConditionalGeneration:
+    """Any resolution."""
+    config = LlavaNextConfig(
+        vision_config=vision_config(**vision),
+        text_config=_llama(),
+        image_token_id=4,
+        image_grid_pinpoints=PINPOINTS,
+        image_seq_length=16,
+        **IDS,
+    )
+    return _make(LlavaNextForConditionalGeneration, config)
+
+
+def llava_next_processor() -> LlavaNextProcessor:
+    """Its processor."""
+    images = LlavaNextImageProcessor(
+        size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE}, image_grid_pinpoints=PINPOINTS
+    )
+    options = {"patch_size": 8, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+    return LlavaNextProcessor(images, words(), chat_template=CHAT, **options)
+
+
+def vip_llava(**vision: Any) -> VipLlavaForConditionalGeneration:
+    """Several layers."""
+    layers = [-2, -3, 1]
+    config = VipLlavaConfig(
+        vision_config=vision_config(**vision),
+        text_config=_llama(),
+        image_token_id=4,
+        vision_feature_layer=layers,
+        image_seq_length=16,
+        **IDS,
+    )
+    return _make(VipLlavaForConditionalGeneration, config)
+
+
+def video_llava(**vision: Any) -> VideoLlavaForConditionalGeneration:
+    """Two towers."""
+    config = VideoLlavaConfig(
+        vision_config=vision_config(**vision), text_config=_llama(), image_token_index=4, video_token_index=24,
+        image_seq_length=16, video_seq_length=8 * 17, **IDS,
+    )  # fmt: skip
+    return _make(VideoLlavaForConditionalGeneration, config)
+
+
+class _ImagesOnly:
+    """A processor without its video processor, which needs torchvision."""
+
+    def check_argument_for_proper_class(self, name: str, argument: Any) -> Any:
+        """Takes None for the video processor."""
+        return None if name == "video_processor" else super().check_argument_for_proper_class(name, argument)  # type: ignore[misc]
+
+
+class ImageOnlyVideoLlavaProcessor(_ImagesOnly, VideoLlavaProcessor):
+    """`VideoLlavaProcessor` for images."""
+
+
+class ImageOnlyOnevisionProcessor(_ImagesOnly, LlavaOnevisionProcessor):
+    """`LlavaOnevisionProcessor` for images."""
+
+
+def video_llava_processor() -> VideoLlavaProcessor:
+    """For images; videos need torchvision."""
+    images = VideoLlavaImageProcessor(size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE})
+    options = {"patch_size": 8, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+    return ImageOnlyVideoLlavaProcessor(images, None, words(), chat_template=CHAT, **options)
+
+
+def onevision(**vision: Any) -> LlavaOnevisionForConditionalGeneration:
+    """SigLIP, any resolution."""
+    config = LlavaOnevisionConfig(
+        vision_config=siglip_config(**vision), text_config=_llama(Qwen2Config), image_token_index=4,
+        video_token_index=24, image_grid_pinpoints=PINPOINTS, **IDS,
+    )  # fmt: skip
+    return _make(LlavaOnevisionForConditionalGeneration, config)
+
+
+def onevision_processor() -> LlavaOnevisionProcessor:
+    """For images; videos need torchvision."""
+    images = LlavaOnevisionImageProcessor(size={"height": SIZE, "width": SIZE}, image_grid_pinpoints=PINPOINTS)
+    options = {"num_image_tokens": 16, "vision_feature_select_strategy": "full"}
+    return ImageOnlyOnevisionProcessor(images, words(), None, chat_template=CHAT, **options)
+
+
+def idefics(**vision: Any) -> IdeficsForVisionText2Text:
+    """The open Flamingo, with its resampler."""
+    tower = vision_config(**vision)
+    names = ("intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size", "hidden_act")
+    fields = {name: getattr(tower, name) for name in names}
+    config = IdeficsConfig(
+        vocab_size=len(SPECIAL) + len(WORDS) + len(EXTRA), **SIZES, **IDS, cross_layer_interval=1, use_resampler=True,
+        vision_config={"embed_dim": tower.hidden_size, **fields, "layer_norm_eps": tower.layer_norm_eps},
+        perceiver_config={"resampler_n_latents": 4, "resampler_depth": 1, "resampler_n_heads": 2,
+                          "resampler_head_dim": 8},
+    )  # fmt: skip
+    return _make(IdeficsForVisionText2Text, config)
+
+
+def idefics_processor() -> IdeficsProcessor:
+    """Its processor."""
+    return IdeficsProcessor(IdeficsImageProcessor(image_size=SIZE), words())
+
+
+def aya_vision(**vision: Any) -> AyaVisionForConditionalGeneration:
+    """SigLIP behind a pixel shuffle."""
+    config = AyaVisionConfig(
+        vision_config=siglip_config(**vision), text_config=_llama(), image_token_index=4, vision_feature_layer=-1,
+        downsample_factor=2,
+        adapter_layer_norm_eps=1e-6, **IDS,
+    )  # fmt: skip
+    return _make(AyaVisionForConditionalGeneration, config)
+
+
+def paligemma(**vision: Any) -> PaliGemmaForConditionalGeneration:
+    """SigLIP, its normed last state."""
+    text = {"model_type": "gemma", **SIZES, "num_key_value_heads": 4, "head_dim": 8, "vocab_size": 32}
+    config = PaliGemmaConfig(
+        vision_config=siglip_config(**vision), text_config=text, image_token_index=4, projection_dim=32
+    )
+    return _make(PaliGemmaForConditionalGeneration, config)
+
+
+def gemma3(**vision: Any) -> Gemma3ForConditionalGeneration:
+    """SigLIP, pooled to few tokens."""
+    text = {**SIZES, "num_key_value_heads": 4, "head_dim": 8, "vocab_size": 32}
+    config = Gemma3Config(
+        text_config=text, vision_config=siglip_config(**vision), mm_tokens_per_image=4, image_token_index=4
+    )
+    return _make(Gemma3ForConditionalGeneration, config)
+
+
+def llava_processor() -> LlavaProcessor:
+    """`fixtures_vlm.processor` with the chat template."""
+    found = processor()
+    return LlavaProcessor(
+        found.image_processor, words(), chat_template=CHAT, patch_size=8, vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    )  # fmt: skip
+
+
+def plain_llava(**vision: Any) -> LlavaForConditionalGeneration:
+    """`fixtures_vlm.llava` with room for all special tokens."""
+    config = llava(**vision).config
+    config.text_config.vocab_size = len(SPECIAL) + len(WORDS) + len(EXTRA)
+    config.image_seq_length = 16
+    return _make(LlavaForConditionalGeneration, config)
+
+
+TINY: dict[str, Tiny] = {
+    tiny.name: tiny
+    for tiny in (
+        Tiny("Llava (1.5, BakLlava)", plain_llava, llava_processor, clip_encoder),
+        Tiny("Llava on SigLIP", llava_siglip, llava_siglip_processor, siglip_encoder),
+        Tiny("LlavaNext", llava_next, llava_next_processor, clip_encoder),
+        Tiny("VipLlava", vip_llava, llava_processor, clip_encoder),
+        Tiny("VideoLlava", video_llava, video_llava_processor, clip_encoder),
+        Tiny("LlavaOnevision", onevision, onevision_processor, siglip_encoder),
+        Tiny("Idefics", idefics, idefics_processor, clip_encoder),
+        Tiny("AyaVision", aya_vision, None, siglip_encoder),
+        Tiny("PaliGemma", paligemma, None, siglip_encoder),
+        Tiny("Gemma3", gemma3, None, siglip_encoder),
+    )
+}
+"""Every family of the table; without a processor where only swapping is claimed."""
+
+
+def images(count: int, height: int = SIZE, width: int = SIZE, seed: int = 0) -> torch.Tensor:
+    """Random pixels in [0, 1]."""
+    return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+__all__ = ["CHAT", "PROMPT", "TINY", "Tiny", "clip_encoder", "images", "siglip_encoder"]

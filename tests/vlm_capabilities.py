@@ -1,0 +1,249 @@
+"""What each family can do, each thing tried: the checks behind the table of `fare_hf/vlm/FAMILIES.md`.
+
+`python tests/vlm_capabilities.py` runs all of them and writes the table; `test_vlm_families.py` runs them as tests
+and compares the table with what is possible.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from fixtures_families import PROMPT, TINY, Tiny, images
+from fixtures_vlm import SIZE
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
+
+from fare_hf.encoders import frozen
+from fare_hf.pixels import to_pil
+from fare_hf.vlm import VlmLoss, families, robust_pipeline, swap_vision_tower, tower_of, towers_of
+from fare_hf.vlm.prompts import join
+
+DOCUMENT = Path(__file__).parents[1] / "fare_hf" / "vlm" / "FAMILIES.md"
+OTHER = 48
+TEXTS = ["a red cat", "a photo of a green bird"]
+NO_PROCESSOR = "swap only: no geometry of its processor"
+
+
+class NotClaimed(Exception):
+    """A capability that the family does not have, with the reason."""
+
+
+def logits(model: Any, tiny: Tiny, processor: Any, picture: Image.Image) -> torch.Tensor:
+    """What the model says of a picture through its processor (of the tower's tokens, where there is none)."""
+    with torch.no_grad():
+        if processor is None:
+            size = tower_of(model).config.image_size
+            return tower_of(model)(images(1, size, size), output_hidden_states=True).hidden_states[-1]
+        return model(**inputs_of(processor, picture, PROMPT)).logits
+
+
+def inputs_of(processor: Any, picture: Image.Image, text: str) -> dict[str, torch.Tensor]:
+    """The processor's own output, without anything of fare_hf."""
+    if type(processor).__name__ == "IdeficsProcessor":
+        before, after = text.split("<image>")
+        return dict(processor(text=[[before, picture, after]], return_tensors="pt"))
+    return dict(processor(images=picture, text=text, return_tensors="pt"))
+
+
+def made(tiny: Tiny) -> tuple[Any, Any]:
+    """Model and processor."""
+    return tiny.model(), tiny.processor() if tiny.processor else None
+
+
+def picture_of(height: int = 50, width: int = 70) -> Image.Image:
+    """A random picture."""
+    return to_pil(images(1, height, width, seed=7))[0]
+
+
+def swap(tiny: Tiny) -> None:
+    """The towers compute what the encoder computes, to the bit, and nothing else changes."""
+    model, processor = made(tiny)
+    encoder = tiny.encoder()
+    inside = tuple(f"{path}." for path in families.family_of(model).towers)
+    others = {n: t.clone() for n, t in model.state_dict().items() if not n.startswith(inside)}
+    report = swap_vision_tower(model, encoder, processor)
+    assert report.probe_difference == 0.0 and report.changed > 0
+    vision = getattr(encoder, "vision_model", encoder)
+    pixels = images(2).sub(0.5)
+    with torch.no_grad():
+        expected = vision(pixel_values=pixels, output_hidden_states=True)
+        for tower in towers_of(model).values():
+            assert torch.equal(tower(pixel_values=pixels).last_hidden_state, expected.last_hidden_state)
+            if hasattr(tower, "dtype"):
+                found = tower(pixel_values=pixels, output_hidden_states=True).hidden_states
+                assert all(torch.equal(a, b) for a, b in zip(found, expected.hidden_states, strict=True))
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in others.items())
+
+
+def other_resolution(tiny: Tiny) -> None:
+    """An encoder of 48 px in place of 32: the whole model runs on what its processor makes, with more tokens."""
+    model, processor = made(tiny)
+    if processor is None:
+        raise NotClaimed("a fixed number of patches")
+    encoder = tiny.encoder(image_size=OTHER)
+    report = swap_vision_tower(model, encoder, processor)
+    assert report.resolution == (SIZE, OTHER) and report.image_tokens is not None
+    assert model.config.vision_config.image_size == OTHER == tower_of(model).config.image_size
+    made_pixels = inputs_of(processor, picture_of(), PROMPT)
+    values = next(made_pixels[name] for name in ("pixel_values", "pixel_values_images") if name in made_pixels)
+    assert values.shape[-2:] == (OTHER, OTHER)
+    assert logits(model, tiny, processor, picture_of()).isfinite().all()
+    if report.image_tokens[1] and not families.family_of(model).any_resolution:
+        assert report.image_tokens == (16, 36)
+
+
+def put_back(tiny: Tiny) -> None:
+    """After a swap, of the same and of another resolution, everything is as it was."""
+    model, processor = made(tiny)
+    before = logits(model, tiny, processor, picture_of())
+    config, state = model.config.to_dict(), {n: t.clone() for n, t in model.state_dict().items()}
+    settings = processor and copy.deepcopy(processor.image_processor.to_dict())
+    for size in (SIZE, OTHER) if processor else (SIZE,):
+        with swap_vision_tower(model, tiny.encoder(image_size=size), processor):
+            assert not torch.equal(logits(model, tiny, processor, picture_of()), before)
+        assert torch.equal(logits(model, tiny, processor, picture_of()), before)
+        assert model.config.to_dict() == config
+        assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+        assert processor is None or processor.image_processor.to_dict() == settings
+
+
+def save_and_reload(tiny: Tiny) -> None:
+    """A saved swapped model, of another resolution where there is one, loads with plain transformers."""
+    model, processor = made(tiny)
+    swap_vision_tower(model, tiny.encoder(image_size=OTHER if processor else SIZE), processor)
+    expected = logits(model, tiny, processor, picture_of())
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        again = AutoModelForImageTextToText.from_pretrained(folder).eval()
+        if processor is not None and not type(processor).__name__.startswith("ImageOnly"):  # these need torchvision
+            processor.save_pretrained(folder)
+            processor = AutoProcessor.from_pretrained(folder)
+        assert torch.equal(logits(again, tiny, processor, picture_of()), expected)
+
+
+def in_pipeline(tiny: Tiny) -> None:
+    """`image-text-to-text`: one call, batches, several images, a chat."""
+    model, processor = made(tiny)
+    if processor is None:
+        raise NotClaimed(NO_PROCESSOR)
+    with tempfile.TemporaryDirectory() as folder:
+        if type(processor).__name__.startswith("ImageOnly"):
+            swap_vision_tower(model, tiny.encoder(), processor)
+            pipe: Any = pipeline("image-text-to-text", model=model, processor=processor)
+        else:
+            model.save_pretrained(folder)
+            processor.save_pretrained(folder)
+            pipe = robust_pipeline(folder, tiny.encoder())
+            assert pipe.swap_report.changed
+    options = {"max_new_tokens": 3, "return_full_text": False}
+    pictures = [picture_of(), picture_of(40, 32)]
+    idefics = type(processor).__name__ == "IdeficsProcessor"  # writes the placeholders itself
+    prompt = "describe the image :" if idefics else PROMPT
+    one = pipe(images=pictures[0], text=prompt, **options)
+    assert isinstance(one[0]["generated_text"], str)
+    if idefics:
+        return
+    assert len(pipe(images=[[picture] for picture in pictures], text=[PROMPT] * 2, batch_size=2, **options)) == 2
+    both = "user : <image> and <image> assistant :"
+    assert pipe(images=pictures, text=[both], **options)
+    content = [{"type": "image", "image": pictures[0]}, {"type": "text", "text": "describe the image"}]
+    assert pipe(text=[{"role": "user", "content": content}], **options)
+
+
+def own_loss(model: Any, processor: Any, picture: Image.Image, text: str) -> float:
+    """The model's own loss on its processor's output, the prompt's labels ignored."""
+    inputs = inputs_of(processor, picture, join(PROMPT, text))
+    labels = inputs["input_ids"].clone()
+    labels[:, : inputs_of(processor, picture, PROMPT)["input_ids"].shape[1]] = -100
+    with torch.no_grad():
+        return float(model(**inputs, labels=labels).loss)
+
+
+def loss_gradient(tiny: Tiny) -> None:
+    """`VlmLoss` is the model's own loss (1e-5; 5e-2 where the processor rounds to bytes), and its slope is right."""
+    model, processor = made(tiny)
+    if processor is None:
+        raise NotClaimed(NO_PROCESSOR)
+    for (height, width), tolerance in (((SIZE, SIZE), 1e-5), ((50, 70), 5e-2), ((96, 31), 5e-2)):
+        if tolerance == 1e-5 and families.family_of(model).any_resolution:
+            tolerance = 5e-2  # tiles are larger than the image: it is resized
+        pixels = images(2, height, width, seed=3).mul(255).round().div(255)
+        losses = VlmLoss(model, processor, PROMPT, TEXTS)(pixels)
+        expected = [own_loss(model, processor, p, t) for p, t in zip(to_pil(pixels), TEXTS, strict=True)]
+        torch.testing.assert_close(losses.detach(), torch.tensor(expected), rtol=tolerance, atol=tolerance)
+    _check_slope(model, processor)
+
+
+def _check_slope(model: Any, processor: Any) -> None:
+    """Directional derivatives against central differences in fp64."""
+    for parent in list(model.modules()):
+        for name, part in list(parent.named_children()):
+            if type(part).__name__.endswith("RMSNorm"):  # it rounds to fp32, which drowns the differences
+                plain = torch.nn.RMSNorm(part.weight.shape, eps=1e-6)
+                plain.weight.data = part.weight.data.clone()
+                setattr(parent, name, plain)
+    model.double()
+    loss = VlmLoss(model, processor, PROMPT, TEXTS)
+    pixels = images(2, 40, 56, seed=4).double().mul(0.5).add(0.25)  # away from 0 and 1, where resizing is clamped
+    direction = torch.randn(pixels.shape, generator=torch.Generator().manual_seed(3)).double()
+    with frozen(model):
+        point = pixels.clone().requires_grad_()
+        slope = (torch.autograd.grad(loss(point).sum(), point)[0] * direction).flatten(1).sum(1)
+        h = 1e-5
+        with torch.no_grad():
+            difference = (loss(pixels + h * direction) - loss(pixels - h * direction)) / (2 * h)
+    assert slope.abs().min() > 1e-6
+    torch.testing.assert_close(slope, difference, rtol=1e-4, atol=1e-7)
+
+
+CAPABILITIES: dict[str, Callable[[Tiny], None]] = {
+    "swap": swap,
+    "other resolution": other_resolution,
+    "put back": put_back,
+    "save and reload": save_and_reload,
+    "pipeline": in_pipeline,
+    "VlmLoss = own loss, gradient = finite differences": loss_gradient,
+}
+
+
+def table() -> str:
+    """Run everything; the table as Markdown."""
+    lines = ["| family | " + " | ".join(CAPABILITIES) + " |", "|---|" + "---|" * len(CAPABILITIES)]
+    for name, tiny in TINY.items():
+        cells = []
+        for check in CAPABILITIES.values():
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    check(tiny)
+                cells.append("yes")
+            except NotClaimed as reason:
+                cells.append(f"no ({reason})")
+            except Exception as error:
+                cells.append(f"FAILED: {type(error).__name__}")
+                print(name, check.__name__, repr(error)[:400], file=sys.stderr)
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def refused() -> str:
+    """The families that are refused, as Markdown."""
+    return "\n".join(f"| {start}... | {reason} |" for start, reason in families.REFUSED.items())
+
+
+if __name__ == "__main__":
+    text = DOCUMENT.read_text()
+    for mark, content in (("table", table()), ("refused", refused())):
+        begin, end = f"<!-- {mark}:begin -->", f"<!-- {mark}:end -->"
+        head, tail = text.split(begin)[0], text.split(end)[1]
+        title = "| class | why |\n|---|---|\n" if mark == "refused" else ""
+        text = f"{head}{begin}\n{title}{content}\n{end}{tail}"
+    DOCUMENT.write_text(text)
+    print(text)

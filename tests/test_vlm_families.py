@@ -88,10 +88,8 @@ def _values(processor: Any, picture: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize(("height", "width"), SHAPES)
 def test_padding_to_a_square(height: int, width: int) -> None:
-    square = {"height": SIZE, "width": SIZE}
-    _compare(
-        LlavaImageProcessor(do_pad=True, size={"shortest_edge": SIZE}, crop_size=square), images(1, height, width)
-    )
+    options = {"size": {"shortest_edge": SIZE}, "crop_size": {"height": SIZE, "width": SIZE}}
+    _compare(LlavaImageProcessor(do_pad=True, **options), quantize(images(1, height, width)))
 
 
 def test_a_crop_larger_than_the_image() -> None:

@@ -8,9 +8,11 @@ the height, and this does not: a pixel differs by at most 1.5/255.
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from transformers.image_processing_utils import select_best_resolution
@@ -107,11 +109,28 @@ def _target(size: Any, pixels: Tensor) -> tuple[int, int]:
 def _resize(pixels: Tensor, size: tuple[int, int], image_processor: Any) -> Tensor:
     if pixels.shape[-2:] == size:
         return pixels
-    mode = MODES[int(image_processor.resample)]
-    for shape in ((pixels.shape[-2], size[1]), size):  # first the width, then the height: PIL clips after each
+    return _passes(pixels, size, MODES[int(image_processor.resample)], _smaller_first())
+
+
+def _passes(pixels: Tensor, size: tuple[int, int], mode: str, smaller_first: bool) -> Tensor:
+    """One side after the other with a clip after each, as PIL does it; the order matters where something is clipped."""
+    (height, width), (rows, columns) = pixels.shape[-2:], size
+    height_first = smaller_first and rows * width < height * columns
+    for shape in ((rows, width) if height_first else (height, columns), size):
         if pixels.shape[-2:] != shape:
             pixels = F.interpolate(pixels, shape, mode=mode, align_corners=False, antialias=True).clamp(0, 1)
     return pixels
+
+
+@cache
+def _smaller_first() -> bool:
+    """Whether this Pillow takes the side first that leaves less to do (newer ones), or always the width."""
+    noise = torch.rand(1, 3, 64, 20, generator=torch.Generator().manual_seed(0))
+    levels = noise.mul(255).round()
+    picture = Image.fromarray(levels[0].to(torch.uint8).permute(1, 2, 0).numpy())
+    found = torch.tensor(list(picture.resize((32, 32), 3).tobytes())).view(32, 32, 3).permute(2, 0, 1) / 255
+    gaps = [(_passes(levels / 255, (32, 32), "bicubic", flag)[0] - found).abs().max() for flag in (True, False)]
+    return bool(gaps[0] < gaps[1])
 
 
 def _center_crop(pixels: Tensor, height: int, width: int) -> Tensor:

@@ -109,13 +109,13 @@ def _target(size: Any, pixels: Tensor) -> tuple[int, int]:
 def _resize(pixels: Tensor, size: tuple[int, int], image_processor: Any) -> Tensor:
     if pixels.shape[-2:] == size:
         return pixels
-    return _passes(pixels, size, MODES[int(image_processor.resample)], _smaller_first())
+    height_first = _height_first(*pixels.shape[-2:], *size, int(image_processor.resample))
+    return _passes(pixels, size, MODES[int(image_processor.resample)], height_first)
 
 
-def _passes(pixels: Tensor, size: tuple[int, int], mode: str, smaller_first: bool) -> Tensor:
-    """One side after the other with a clip after each, as PIL does it; the order matters where something is clipped."""
+def _passes(pixels: Tensor, size: tuple[int, int], mode: str, height_first: bool) -> Tensor:
+    """One side after the other with a clip after each, as PIL does it; the order matters where a value is clipped."""
     (height, width), (rows, columns) = pixels.shape[-2:], size
-    height_first = smaller_first and rows * width < height * columns
     for shape in ((rows, width) if height_first else (height, columns), size):
         if pixels.shape[-2:] != shape:
             pixels = F.interpolate(pixels, shape, mode=mode, align_corners=False, antialias=True).clamp(0, 1)
@@ -123,14 +123,17 @@ def _passes(pixels: Tensor, size: tuple[int, int], mode: str, smaller_first: boo
 
 
 @cache
-def _smaller_first() -> bool:
-    """Whether this Pillow takes the side first that leaves less to do (newer ones), or always the width."""
-    noise = torch.rand(1, 3, 64, 20, generator=torch.Generator().manual_seed(0))
-    levels = noise.mul(255).round()
-    picture = Image.fromarray(levels[0].to(torch.uint8).permute(1, 2, 0).numpy())
-    found = torch.tensor(list(picture.resize((32, 32), 3).tobytes())).view(32, 32, 3).permute(2, 0, 1) / 255
-    gaps = [(_passes(levels / 255, (32, 32), "bicubic", flag)[0] - found).abs().max() for flag in (True, False)]
-    return bool(gaps[0] < gaps[1])
+def _height_first(height: int, width: int, rows: int, columns: int, resample: int) -> bool:
+    """Whether Pillow takes the height before the width here: its rule has changed over releases, so it is asked."""
+    levels = torch.randint(0, 256, (3, height, width), generator=torch.Generator().manual_seed(0))
+    picture = Image.fromarray(levels.to(torch.uint8).permute(1, 2, 0).numpy())
+    resized = torch.frombuffer(bytearray(picture.resize((columns, rows), resample).tobytes()), dtype=torch.uint8)
+    expected = resized.view(rows, columns, 3).permute(2, 0, 1) / 255
+    pixels = levels[None] / 255
+    gaps = [
+        (_passes(pixels, (rows, columns), MODES[resample], flag)[0] - expected).abs().max() for flag in (False, True)
+    ]
+    return bool(gaps[1] < gaps[0])
 
 
 def _center_crop(pixels: Tensor, height: int, width: int) -> Tensor:

@@ -40,11 +40,24 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--output_dir", type=Path, required=True, help="where report.json and report.md go")
     evaluate.set_defaults(run=run_evaluate)
 
-    swap = commands.add_parser("swap", help="put an encoder into a LLaVA folder and save it as a new folder")
-    swap.add_argument("vlm", help="folder or repository of a LLaVA")
-    swap.add_argument("encoder", help="folder or repository of the robust encoder")
-    swap.add_argument("output_dir", type=Path, help="where the swapped LLaVA goes; must be empty or absent")
+    swap = commands.add_parser("swap", help="put an encoder into a vision-language model and save it as a new folder")
+    swap.add_argument("vlm", help="folder or repository of a LLaVA or one of its relatives")
+    swap.add_argument("encoder", help="folder, repository or open_clip file of the robust encoder")
+    swap.add_argument("output_dir", type=Path, help="where the swapped model goes; must be empty or absent")
     swap.set_defaults(run=run_swap)
+
+    merge = commands.add_parser(
+        "merge", help="the same without loading the language model; on the Hub, without moving it"
+    )
+    merge.add_argument("vlm", help="folder or repository of a LLaVA or one of its relatives, in safetensors")
+    merge.add_argument("encoder", help="folder, repository or open_clip file of the robust encoder")
+    merge.add_argument("out", help="new folder; with --push_to_hub a new repository")
+    merge.add_argument("--push_to_hub", action="store_true", help="copy on the Hub; only the tower's files travel")
+    merge.add_argument("--private", action=argparse.BooleanOptionalAction, help="of the new repository")
+    merge.add_argument("--revision", help="of the vision-language model on the Hub")
+    merge.add_argument("--encoder_revision", help="of the encoder on the Hub")
+    merge.add_argument("--base", help="for a bare open_clip file, the CLIP it was fine-tuned from")
+    merge.set_defaults(run=run_merge)
 
     convert = commands.add_parser(
         "convert", help="from and to open_clip, proven to compute the same before it is written"
@@ -111,10 +124,20 @@ def run_swap(args: argparse.Namespace) -> None:
     if args.output_dir.exists() and any(args.output_dir.iterdir()):
         raise ValueError(f"output_dir {str(args.output_dir)!r} is not empty: name another.")
     vlm = AutoModelForImageTextToText.from_pretrained(args.vlm, dtype="auto")
-    print(swap_vision_tower(vlm, args.encoder))
+    processor = AutoProcessor.from_pretrained(args.vlm)
+    print(swap_vision_tower(vlm, args.encoder, processor))
     vlm.save_pretrained(args.output_dir)
-    AutoProcessor.from_pretrained(args.vlm).save_pretrained(args.output_dir)
+    processor.save_pretrained(args.output_dir)
     print(args.output_dir)
+
+
+def run_merge(args: argparse.Namespace) -> None:
+    """``fare-hf merge``."""
+    from fare_hf.hub import merge_vision_tower
+
+    names = ("push_to_hub", "private", "revision", "encoder_revision", "base")
+    options = {name: getattr(args, name) for name in names}
+    print(merge_vision_tower(args.vlm, args.encoder, args.out, **options))
 
 
 def run_convert(args: argparse.Namespace) -> None:

@@ -36,6 +36,7 @@ class LoopbackHub:
         self.parts: dict[tuple[str, int], bytes] = {}
         self.xet = XetStore()
         self.requests: list[tuple[str, int]] = []
+        self.received = self.sent = 0  # bytes of bodies
         self.leaks: list[str] = []
         self.faults: list[Fault] = []
         self.lock = threading.RLock()
@@ -102,6 +103,7 @@ class Handler(BaseHTTPRequestHandler):
             self.rfile.read(fault.read_bytes)
             return self._reset(request)
         self.body = self._read_body()
+        self.hub.received += len(self.body)
         if fault and fault.status:
             return self._answer(request, fault.status, fault.body.encode(), fault.headers)
         try:
@@ -133,6 +135,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
+            self.hub.sent += len(raw)
             self.wfile.write(raw)
 
     def _reset(self, request: str) -> None:
@@ -211,6 +214,20 @@ class Handler(BaseHTTPRequestHandler):
         if folder and not found:
             raise Refusal(404, "EntryNotFound", f"no folder {folder}")
         return 200, found, {}
+
+    def paths_info(self, repo_id: str, revision: str) -> tuple[int, Any, dict[str, str]]:
+        repo, head = self._head(repo_id, revision)
+        asked = parse_qs(self.body.decode())["paths"] if self.body[:1] != b"{" else json.loads(self.body)["paths"]
+        tree = repo.tree(head)
+        return 200, [tree[path].entry(path) for path in asked if path in tree], {}
+
+    def duplicate(self, repo_id: str) -> tuple[int, Any, dict[str, str]]:
+        """Server-side copy of large files into another repository."""
+        asked = json.loads(self.body)
+        self._repo(asked["target"]["name"], write=True)
+        known = {f.sha256: f.data for tree, _ in self._repo(repo_id).commits.values() for f in tree.values()}
+        self.hub.stored |= {file["sha256"]: known[file["sha256"]] for file in asked["files"]}
+        return 200, {"success": asked["files"], "failed": []}, {}
 
     def refs(self, repo_id: str) -> tuple[int, Any, dict[str, str]]:
         repo = self._repo(repo_id)
@@ -346,6 +363,8 @@ ROUTES = [
     ("GET", MODEL + "/revision/(?P<revision>[^/]+)", "model_info"),
     ("GET", MODEL + "/tree/(?P<revision>[^/]+)", "tree"),
     ("GET", MODEL + "/tree/(?P<revision>[^/]+)/(?P<folder>.+)", "tree"),
+    ("POST", MODEL + "/paths-info/(?P<revision>[^/]+)", "paths_info"),
+    ("POST", MODEL + "/lfs-files/duplicate", "duplicate"),
     ("GET", MODEL + "/refs", "refs"),
     ("GET", MODEL + "/discussions", "discussions"),
     ("POST", MODEL + "/branch/(?P<name>[^/]+)", "branch"),

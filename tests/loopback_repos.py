@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 __all__ = ["TOKEN", "USERS", "Fault", "File", "Refusal", "Repo", "Tree", "write_allowed"]
@@ -25,7 +26,7 @@ class File:
     data: bytes
     lfs: bool
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """Name of the content in the storage of large files."""
         return hashlib.sha256(self.data).hexdigest()
@@ -39,7 +40,8 @@ class File:
 
     def entry(self, path: str) -> dict[str, Any]:
         """As a tree lists it."""
-        lfs = {"lfs": {"oid": self.sha256, "size": len(self.data), "pointerSize": 130}} if self.lfs else {}
+        large = {"lfs": {"oid": self.sha256, "size": len(self.data), "pointerSize": 130}, "xetHash": self.sha256}
+        lfs: dict[str, Any] = large if self.lfs else {}
         return {"type": "file", "path": path, "size": len(self.data), "oid": self.oid, **lfs}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fare_hf.hub.card import CardContent, render_card
 from fare_hf.hub.folder import check_repo_id
+from fare_hf.hub.merge import Merge, merge_vision_tower
 from fare_hf.hub.push import Publication, PushError, check_access, push_robust_encoder
 from fare_hf.hub.regenerate import regenerate_card
 from fare_hf.hub.retry import Retries
@@ -11,11 +12,13 @@ from fare_hf.hub.save import save_robust_encoder
 
 __all__ = [
     "CardContent",
+    "Merge",
     "Publication",
     "PushError",
     "Retries",
     "check_access",
     "check_repo_id",
+    "merge_vision_tower",
     "push_robust_encoder",
     "regenerate_card",
     "render_card",

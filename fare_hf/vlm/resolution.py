@@ -11,7 +11,7 @@ from torch import nn
 
 from fare_hf.vlm.families import image_processor_of
 
-__all__ = ["Edits", "resize_configs", "resize_processor", "resize_tower", "scaled_config"]
+__all__ = ["Edits", "resize_configs", "resize_processor", "resize_tower", "scaled_config", "scaled_processor"]
 
 SIZES = ("shortest_edge", "longest_edge", "height", "width")
 
@@ -74,12 +74,40 @@ def resize_configs(vlm: Any, towers: Iterable[Any], size: int, edits: Edits) -> 
         edits.set(vision, "image_size", size)
 
 
-def scaled_config(config: Mapping[str, Any], old: int, size: int) -> dict[str, Any]:
-    """The same for a `config.json`: a copy for images of `size` instead of `old` pixels."""
-    whole = copy.deepcopy(dict(config))
-    whole |= _changes(whole, old, size)
-    whole["vision_config"]["image_size"] = size
+def scaled_config(content: Mapping[str, Any], config: Any, old: int, size: int) -> dict[str, Any]:
+    """The content of a `config.json`, for images of `size` instead of `old` pixels.
+
+    Args:
+        content: as the file has it, which may leave defaults out.
+        config: the same, read by transformers.
+        old, size: pixels a side.
+    """
+    whole = copy.deepcopy(dict(content))
+    whole |= _changes(config.to_dict(), old, size)
+    whole.setdefault("vision_config", {})["image_size"] = size
     return whole
+
+
+def scaled_processor(content: Mapping[str, Any], old: int, size: int) -> dict[str, Any]:
+    """The content of a `preprocessor_config.json` or `processor_config.json`, for the other resolution.
+
+    Raises:
+        ValueError: a size there is not the tower's.
+    """
+    found = copy.deepcopy(dict(content))
+    for name, value in content.items():
+        if name in ("size", "crop_size") and isinstance(value, (dict, int)):
+            sizes = _scaled_size(value if isinstance(value, dict) else {"height": value}, old, size)
+            found[name] = sizes if isinstance(value, dict) else size
+        elif name == "image_grid_pinpoints" and value:
+            found[name] = _scaled_pinpoints(value, old, size)
+        elif name == "image_size" and value == old:
+            found[name] = size
+        elif name == "num_image_tokens" and value:
+            found[name] = _scaled_patches(value, old, size)
+        elif name in ("image_processor", "video_processor") and isinstance(value, dict):
+            found[name] = scaled_processor(value, old, size)
+    return found
 
 
 def resize_processor(processor: Any, old: int, size: int, edits: Edits) -> None:

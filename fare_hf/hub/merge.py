@@ -1,0 +1,327 @@
+"""A published vision-language model becomes a published robust one, without loading its language model."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import ModelCard, constants, snapshot_download
+from transformers import AutoConfig
+
+from fare_hf.convert.checkpoints import find_file
+from fare_hf.hub.merge_card import merge_card
+from fare_hf.hub.parents import (
+    INDEX,
+    POSITION_IDS,
+    POSITIONS,
+    EncoderFiles,
+    TowerNames,
+    check_parents,
+    open_encoder,
+    tower_names,
+    weight_map_of,
+)
+from fare_hf.hub.save import _write_whole
+from fare_hf.hub.shards import DTYPES, read_header, read_tensor, rewrite
+from fare_hf.vlm.families import Family, family_named
+from fare_hf.vlm.resolution import scaled_config, scaled_processor
+from fare_hf.vlm.sources import transformers_folder
+
+__all__ = ["Merge", "MergePlan", "merge_vision_tower", "plan_merge", "vlm_config", "write_changed"]
+
+PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+MINIMUM_COSINE = 0.6
+# Weights in other files than the index names hold the old tower: a loader could take them in place of the new one.
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".tflite", ".ot")
+NOT_COPIED = (".git/", ".cache/", ".gitattributes", "README.md", "optimizer.pt", "training_args.bin")
+LINKED_FROM = 1 << 20
+
+
+@dataclass(frozen=True)
+class Merge:
+    """What a merge wrote.
+
+    Attributes:
+        vlm, encoder: the parents, as they were named.
+        out: folder, or repository.
+        rewritten: files with new content.
+        copied: files as they were (linked, copied, or copied by the Hub).
+        left_out: other weight files of the parent, which hold the old tower.
+        tensors: how many were replaced.
+        cosine: of the tower's old and new weights; near 1 for a fine-tuned tower.
+        resolution: pixels a side, before and after.
+        commit: on the Hub, else None.
+    """
+
+    vlm: str
+    encoder: str
+    out: str
+    rewritten: tuple[str, ...]
+    copied: tuple[str, ...]
+    left_out: tuple[str, ...]
+    tensors: int
+    cosine: float
+    resolution: tuple[int, int]
+    commit: str | None = None
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.vlm} + {self.encoder} -> {self.out}{f' (commit {self.commit[:12]})' if self.commit else ''}",
+            f"rewritten: {', '.join(self.rewritten)}; copied: {len(self.copied)} files",
+            f"{self.tensors} tensors; cosine of old and new weights {self.cosine:.3f}",
+        ]
+        lines += [f"left out (they hold the old tower): {', '.join(self.left_out)}"] if self.left_out else []
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """What is to be done, from small files alone."""
+
+    vlm: str
+    encoder: EncoderFiles
+    family: Family
+    config: Any
+    names: TowerNames
+    rewritten: tuple[str, ...]
+    copied: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+    @property
+    def resolution(self) -> tuple[int, int]:
+        """Pixels a side, before and after."""
+        return int(self.config.vision_config.image_size), int(self.encoder.config.image_size)
+
+
+@dataclass
+class _Cosine:
+    """Sums for the cosine of all old and new weights."""
+
+    sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+
+    def add(self, old: torch.Tensor, new: torch.Tensor) -> None:
+        a, b = old.float().reshape(-1), new.float().reshape(-1)
+        for index, value in enumerate((a @ b, a @ a, b @ b)):
+            self.sums[index] += float(value)
+
+    def value(self) -> float:
+        product, first, second = self.sums
+        return product / max((first * second) ** 0.5, 1e-30)
+
+
+def merge_vision_tower(
+    vlm_repo: str | os.PathLike[str],
+    encoder_repo: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    push_to_hub: bool = False,
+    private: bool | None = None,
+    token: str | None = None,
+    endpoint: str | None = None,
+    revision: str | None = None,
+    encoder_revision: str | None = None,
+    base: str | os.PathLike[str] | None = None,
+) -> Merge:
+    """Write a vision-language model whose tower is a robust encoder; the language model is never loaded.
+
+    Only the safetensors files that hold the tower are rewritten, tensor by tensor. File names, index and configuration
+    stay (an encoder of another resolution changes configuration and processor), so whatever reads the original's
+    repository reads this one. A card names both parents.
+
+    Args:
+        vlm_repo: folder or Hub name of a model of `fare_hf.vlm.families.FAMILIES`, in safetensors.
+        encoder_repo: folder, Hub name, or file, as `fare_hf.swap_vision_tower` takes it (no module).
+        out: new folder, where all other files are hard-linked or copied; or, with `push_to_hub`, a new repository,
+            to which the Hub copies them itself: nothing else is down- or uploaded.
+        push_to_hub: `out` is a repository, and `vlm_repo` one on the same Hub.
+        private: of the new repository.
+        token: access token; None takes `HF_TOKEN` or that of `hf auth login`.
+        endpoint: of another Hub than `HF_ENDPOINT`.
+        revision: of `vlm_repo` on the Hub.
+        encoder_revision: of `encoder_repo` on the Hub.
+        base: as for `swap_vision_tower`, for a bare file of open_clip weights.
+
+    Raises:
+        TypeError: not a known family.
+        ValueError: parents that do not fit, weights that are not finite, quantised or no safetensors, an `out` that
+            is not empty. Nothing is left behind.
+        OSError: something cannot be read or written.
+    """
+    if push_to_hub:
+        from fare_hf.hub.merge_remote import merge_on_hub
+
+        hub = {"token": token, "endpoint": endpoint, "private": private, "revision": revision}
+        return merge_on_hub(str(vlm_repo), encoder_repo, str(out), encoder_revision=encoder_revision, base=base, **hub)
+    target = Path(out)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"'{target}' is not an empty folder: name a new one, so that nothing is overwritten.")
+    folder = Path(vlm_repo)
+    if not folder.is_dir():
+        folder = Path(
+            snapshot_download(str(vlm_repo), revision=revision, token=token, endpoint=endpoint or constants.ENDPOINT)
+        )
+    files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    config, _ = vlm_config(folder)
+    with transformers_folder(encoder_repo, config.vision_config, base=base, revision=encoder_revision) as found:
+        place, at, _ = found
+        encoder = open_encoder(str(encoder_repo), place, at, card_of(encoder_repo, encoder_revision))
+        plan = plan_merge(str(vlm_repo), folder, list(files), encoder)
+        result: list[Merge] = []
+        _write_whole(target, lambda part: result.append(_merge_folder(plan, folder, part)))
+    return replace(result[0], out=str(out))
+
+
+def plan_merge(vlm: str, folder: Path, files: list[str], encoder: EncoderFiles) -> MergePlan:
+    """Check the parents and sort the files.
+
+    Args:
+        vlm: name of the model.
+        folder: holds its configuration, and index or single file of weights.
+        files: all its files.
+        encoder: the other parent.
+
+    Raises:
+        TypeError, ValueError: as `merge_vision_tower`.
+    """
+    config, family = vlm_config(folder)
+    check_parents(config, family, encoder)
+    weights = weight_map_of(folder)
+    names = tower_names(weights, family, encoder)
+    changed = [*names.files]
+    if config.vision_config.image_size != encoder.config.image_size:
+        changed += ["config.json", *(name for name in PROCESSORS if name in files)]
+        changed += [INDEX] if INDEX in files else []
+    kept = set(weights.values())
+    others = [name for name in files if name not in changed and not name.startswith(NOT_COPIED)]
+    left_out = [name for name in others if name.endswith(WEIGHTS) and name not in kept]
+    left_out += [name for name in others if name.endswith(".index.json") and name != INDEX]
+    copied = [name for name in others if name not in left_out]
+    parts = (tuple(sorted(group)) for group in (changed, copied, left_out))
+    return MergePlan(vlm, encoder, family, config, names, *parts)
+
+
+def write_changed(plan: MergePlan, folder: Path, part: Path) -> float:
+    """Write the files with new content into `part`; returns the cosine of the tower's old and new weights."""
+    old, size = plan.resolution
+    sums, grown = _Cosine(), 0
+    for file in plan.names.files:
+        grown += _rewrite_file(plan, file, folder, part, sums)
+    for name in set(plan.rewritten) - set(plan.names.files):
+        content = json.loads((folder / name).read_text(encoding="utf-8"))
+        if name == "config.json":
+            content = scaled_config(content, plan.config, old, size)
+        elif name == INDEX:
+            content.setdefault("metadata", {})
+            if "total_size" in content["metadata"]:
+                content["metadata"]["total_size"] += grown
+        else:
+            content = scaled_processor(content, old, size)
+        (part / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    cosine = sums.value()
+    if not cosine >= MINIMUM_COSINE:
+        warnings.warn(
+            f"the weights of '{plan.encoder.source}' and of the tower of '{plan.vlm}' have cosine {cosine:.2f} only: "
+            "the encoder seems to be fine-tuned from another CLIP; the language model may not understand it.",
+            UserWarning,
+            stacklevel=3,
+        )
+    return cosine
+
+
+def vlm_config(folder: Path) -> tuple[Any, Family]:
+    """The configuration of a vision-language model, and its family.
+
+    Raises:
+        TypeError: no known family.
+    """
+    config = AutoConfig.from_pretrained(folder)
+    return config, family_named(config.architectures or [type(config).__name__])
+
+
+def card_of(source: str | os.PathLike[str], revision: str | None) -> Path | None:
+    """The model card of a folder or repository, or None."""
+    return None if Path(source).is_file() else find_file(os.fspath(source), "README.md", revision)
+
+
+def write_card(plan: MergePlan, merge: Merge, readme: Path | None, part: Path) -> None:
+    """The card with both parents; licence and languages are those of the language model's card."""
+    old = ModelCard.load(readme) if readme is not None and readme.is_file() else None
+    text = merge_card(merge, plan.family.vlm_class, old, plan.encoder.card)
+    (part / "README.md").write_text(text, encoding="utf-8")
+
+
+def _merge_folder(plan: MergePlan, folder: Path, part: Path) -> Merge:
+    for name in (*plan.rewritten, *plan.copied):
+        (part / name).parent.mkdir(parents=True, exist_ok=True)
+    cosine = write_changed(plan, folder, part)
+    for name in plan.copied:
+        _link(folder / name, part / name)
+    merge = Merge(
+        plan.vlm, plan.encoder.source, "", plan.rewritten, plan.copied, plan.left_out, len(plan.names.flat), cosine,
+        plan.resolution,
+    )  # fmt: skip
+    write_card(plan, merge, folder / "README.md", part)
+    return merge
+
+
+def _rewrite_file(plan: MergePlan, file: str, folder: Path, part: Path, sums: _Cosine) -> int:
+    """One file with the tower's new values; returns by how many bytes it has grown."""
+    source = folder / file
+    header, begin = read_header(source)
+    new: dict[str, Any] = {}
+    shapes: dict[str, list[int]] = {}
+    patches = plan.resolution[1] // int(plan.encoder.config.patch_size)
+    for name in plan.names.files[file]:
+        flat, entry = plan.names.flat[name], header[name]
+        if entry["dtype"] not in DTYPES:
+            raise ValueError(f"the vision tower's '{name}' is quantised ({entry['dtype']}): merge the original model.")
+        if flat == POSITION_IDS:
+            count = patches**2 + int(plan.encoder.config.model_type == "clip_vision_model")
+            new[name] = partial(_position_ids, count)
+            shapes[name] = [1, count]
+            continue
+        new[name] = partial(_new_value, plan, source, header, begin, name, sums)
+        if flat == POSITIONS and plan.resolution[0] != plan.resolution[1]:
+            tensor = plan.encoder.tensor(flat, DTYPES[entry["dtype"]])
+            shapes[name] = list(tensor.shape)
+    return rewrite(source, part / file, new, shapes)
+
+
+def _position_ids(count: int) -> torch.Tensor:
+    return torch.arange(count).unsqueeze(0)
+
+
+def _new_value(
+    plan: MergePlan, source: Path, header: Mapping[str, Any], begin: int, name: str, sums: _Cosine
+) -> torch.Tensor:
+    flat = plan.names.flat[name]
+    new = plan.encoder.tensor(flat, DTYPES[header[name]["dtype"]])
+    if list(new.shape) == header[name]["shape"]:
+        sums.add(read_tensor(source, header, begin, name), new)
+    return new
+
+
+def _link(source: Path, target: Path) -> None:
+    """Large files are linked where the disk can; small ones, which people edit, are copied."""
+    real = source.resolve()
+    if real.stat().st_size >= LINKED_FROM:
+        try:
+            os.link(real, target)
+            return
+        except OSError:  # another disk, or no links there
+            pass
+    shutil.copyfile(real, target)
+
+
+def temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    """Where files of a remote merge lie for a while."""
+    return tempfile.TemporaryDirectory(prefix="fare_hf-merge-")

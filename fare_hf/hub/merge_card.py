@@ -1,0 +1,99 @@
+"""The model card of a merged model: both parents, what was changed, and the limits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+if TYPE_CHECKING:
+    from fare_hf.hub.merge import Merge
+
+__all__ = ["merge_card"]
+
+TAGS = ["robust-clip", "adversarial-robustness", "fare_hf", "merge"]
+KEPT = ("license", "license_name", "license_link", "language", "pipeline_tag")
+
+BODY = """
+# {title}
+
+{vlm} with the robust vision encoder {encoder} in place of its own: small changes of an image no longer decide what the
+model says. Nothing was trained and the language model is untouched, bit for bit.
+
+## Use
+
+As {vlm}:
+
+```python
+from transformers import AutoProcessor, {vlm_class}
+
+model = {vlm_class}.from_pretrained("{name}")
+processor = AutoProcessor.from_pretrained("{name}")
+```
+
+## How it was made
+
+`fare-hf merge` of [fare_hf](https://pypi.org/project/fare_hf) replaced {tensors} tensors of the vision tower, in
+{files}. The cosine of old and new weights is {cosine:.3f}.{resolution}{left_out}
+
+## Parents
+
+- vision-language model: {vlm}
+- robust vision encoder: {encoder} (its card has the threat model, the training and the measured figures{trained_from})
+
+## Limits
+
+- Robust means: within the encoder's threat model, against changes of the image. Text that asks for harm, larger
+  changes and patches are outside.
+- Robustness costs some clean accuracy; compare both parents on your own data.
+- Licences and intended uses of both parents apply.
+"""
+
+
+def merge_card(merge: Merge, vlm_class: str, parent: ModelCard | None, encoder_card: Path | None) -> str:
+    """Render the card.
+
+    Args:
+        merge: what was done.
+        vlm_class: class of the model, for the snippet.
+        parent: the card of the vision-language model, whose licence is kept.
+        encoder_card: that of the encoder.
+    """
+    vlm, encoder = _public(merge.vlm), _public(merge.encoder)
+    kept = {} if parent is None else {key: parent.data.get(key) for key in KEPT if parent.data.get(key)}
+    kept.setdefault("pipeline_tag", "image-text-to-text")
+    data = ModelCardData(
+        base_model=[vlm, encoder], base_model_relation="merge", library_name="transformers", tags=TAGS, **kept
+    )
+    old, size = merge.resolution
+    resolution = f" Images are read at {size} px in place of {old} px." if old != size else ""
+    others = ", ".join(f"`{name}`" for name in merge.left_out)
+    text = BODY.format(
+        title=f"{vlm.rsplit('/', 1)[-1]} with {encoder.rsplit('/', 1)[-1]}",
+        vlm=_link(vlm),
+        encoder=_link(encoder),
+        vlm_class=vlm_class,
+        name=_public(merge.out) if merge.out else "path/to/this/folder",
+        tensors=merge.tensors,
+        files=", ".join(f"`{name}`" for name in merge.rewritten),
+        cosine=merge.cosine,
+        resolution=resolution,
+        left_out=f" Left out, because they hold the old tower: {others}." if others else "",
+        trained_from=_trained_from(encoder_card),
+    )
+    return f"---\n{data.to_yaml()}\n---\n{text}"
+
+
+def _public(name: str) -> str:
+    """A repository's name; of a folder or file the last part alone, as paths of a machine belong on no card."""
+    return Path(name).name if Path(name).exists() or Path(name).is_absolute() else name
+
+
+def _link(name: str) -> str:
+    return f"[{name}](https://huggingface.co/{name})" if name.count("/") == 1 else name
+
+
+def _trained_from(card: Path | None) -> str:
+    base: Any = None if card is None else ModelCard.load(card).data.get("base_model")
+    return f"; it was fine-tuned from {_link(str(base))}" if isinstance(base, str) else ""

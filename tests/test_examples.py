@@ -41,3 +41,18 @@ def test_lab_learning_rates_trains_and_measures(tmp_path: Path) -> None:
     found = subprocess.run(command, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr[-2000:]
     assert "tecoa lr 1e-4: clean" in found.stdout
+
+
+def test_image_encoder_consumer(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    run("image_encoder_consumer.py", monkeypatch=monkeypatch)
+    assert "equal to the bit" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_merge_memory(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    run("merge_memory.py", monkeypatch=monkeypatch)
+    assert "GiB: kept" in capsys.readouterr().out
+
+
+def test_examples_that_need_other_packages_are_tested_elsewhere() -> None:
+    assert "open_flamingo_encoder.py" in (Path(__file__).parent / "test_vlm_open_flamingo.py").read_text()

@@ -7,9 +7,12 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from fare_hf.console import hide_notices
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one subcommand; what was asked wrongly is one sentence, without a traceback."""
+    hide_notices()  # before anything is imported that gives them
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words[:1] == ["train"]:  # its options are those of the Trainer, parsed there
         from fare_hf import train

@@ -287,14 +287,17 @@ def text_class_embeddings(
 
 @contextmanager
 def _quiet_loading() -> Iterator[None]:
-    """No table of what a whole CLIP holds besides the part that is read; what is missing is an error here anyway."""
-    logger = logging.getLogger("transformers.modeling_utils")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """No table of what a whole CLIP holds besides the part that is read (what is missing is an error here anyway), and
+    no list of layers that were not sharded."""
+    names = ("transformers.modeling_utils", "transformers.distributed.tensor_parallel")
+    levels = {logger: logger.level for logger in map(logging.getLogger, names)}
+    for logger in levels:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in levels.items():
+            logger.setLevel(level)
 
 
 class _MatmulForward:

@@ -15,13 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoImageProcessor, HfArgumentParser, set_seed
+from transformers import AutoImageProcessor, HfArgumentParser, ProgressCallback, set_seed
 
+from fare_hf.console import hide_notices
 from fare_hf.data import PixelDataset, PixelStream, class_names_of, find_columns, load_images
 from fare_hf.encoders import load_encoder, text_class_embeddings
 from fare_hf.hub import PushError
 from fare_hf.objectives import FareObjective, Objective, TecoaObjective
 from fare_hf.training import FareConfig, FareTrainer
+from fare_hf.training.progress import ReadableProgress
 from fare_hf.training.publish import can_publish, recipe, save_encoder
 
 __all__ = ["FareScriptArguments", "latest_checkpoint", "main", "train"]
@@ -72,6 +74,9 @@ def train(script: FareScriptArguments, config: FareConfig) -> Path:
         objective=_make_objective(script, config, train_set),
         card=_card(script),
     )
+    if not config.disable_tqdm:
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(ReadableProgress())
     trainer.train(resume_from_checkpoint=checkpoint)
     folder = _save(trainer, config)
     if config.push_to_hub and (published := trainer.push_to_hub(folder=folder)):
@@ -99,6 +104,7 @@ def latest_checkpoint(output_dir: str | Path) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line: errors in what was asked are one sentence, without a traceback."""
     parser = HfArgumentParser((FareScriptArguments, FareConfig), prog="python -m fare_hf.train", description=__doc__)  # type: ignore[arg-type]
+    hide_notices()
     try:
         script, config = parser.parse_args_into_dataclasses(arguments)
         train(script, config)
@@ -187,6 +193,7 @@ def _save(trainer: FareTrainer, config: FareConfig) -> Path:
         trainer.save_model(str(folder))
     if trainer.is_world_process_zero():
         (folder.parent / "training.json").write_text(json.dumps(recipe(trainer), indent=2) + "\n", encoding="utf-8")
+        print(f"The robust encoder is in {folder}")
     trainer.accelerator.wait_for_everyone()
     return folder
 

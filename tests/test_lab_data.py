@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fare_hf.lab import TEST_SETS, captions, drawings, load_test_set, load_training_set, scenes
+from fare_hf.lab import TEST_SETS, captions, drawings, load_test_set, load_training_set, scenes, sets
 from fare_hf.lab.concepts import ZERO_SHOT_CONCEPTS
 from fare_hf.lab.drawings import DATA, TEST_HANDS, TRAIN_HANDS, VALIDATION_HAND, main_concepts
 
@@ -45,7 +45,9 @@ def test_no_drawing_of_a_test_hand_is_in_a_training_hand() -> None:
 
 @pytest.mark.parametrize("name", TEST_SETS)
 def test_test_sets_are_large_enough_labelled_and_always_the_same(name: str) -> None:
-    first, second = load_test_set(name), load_test_set(name)
+    first = load_test_set(name)
+    sets._images.cache_clear()
+    second = load_test_set(name)
     assert len(first) >= 500
     assert first.pixels.shape == (len(first), 3, scenes.IMAGE_SIZE, scenes.IMAGE_SIZE)
     assert first.pixels.dtype == torch.float32 and 0 <= first.pixels.min() and first.pixels.max() <= 1

@@ -1,11 +1,12 @@
-"""What a person sees of a run in the terminal: nothing of other libraries that asks nothing of them."""
+"""What a person sees of a command in the terminal: no notices that ask nothing of them, and errors of one line."""
 
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 
-__all__ = ["hide_notices"]
+__all__ = ["NEGATIVE_NUMBER", "hide_notices", "one_line"]
 
 NOTICES = {
     # The processors without torchvision are the ones meant: torchvision is never needed here.
@@ -14,6 +15,10 @@ NOTICES = {
     "transformers.distributed.tensor_parallel": "layers were not sharded",
 }
 """Logger -> words of the notice that is hidden; whatever else that logger says is shown."""
+
+
+NEGATIVE_NUMBER = re.compile(r"^-\.?\d")
+"""For argparse, which before Python 3.14 takes the `-4/255` of `--eps -4/255` for an option."""
 
 
 class Without(logging.Filter):
@@ -35,3 +40,8 @@ def hide_notices() -> None:
         if not any(isinstance(found, Without) for found in logger.filters):
             logger.addFilter(Without(words))
     warnings.filterwarnings("ignore", message=".*'pin_memory' argument is set as true but no accelerator")
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error without its line breaks, such as those of the Hub's client."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -7,20 +7,20 @@ recipe to `output_dir/training.json`. With `--push_to_hub` the encoder is publis
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from transformers import AutoImageProcessor, HfArgumentParser, ProgressCallback, set_seed
 
-from fare_hf.console import hide_notices
-from fare_hf.data import PixelDataset, PixelStream, class_names_of, find_columns, load_images
-from fare_hf.encoders import load_encoder, text_class_embeddings
-from fare_hf.hub import PushError
+from fare_hf.console import NEGATIVE_NUMBER, hide_notices, one_line
+from fare_hf.data import PixelDataset, PixelStream, check_folder, class_names_of, find_columns, load_images
+from fare_hf.encoders import check_encoder_type, load_encoder, text_class_embeddings
 from fare_hf.objectives import FareObjective, Objective, TecoaObjective
 from fare_hf.training import FareConfig, FareTrainer
 from fare_hf.training.progress import ReadableProgress
@@ -29,6 +29,24 @@ from fare_hf.training.publish import can_publish, recipe, save_encoder
 __all__ = ["FareScriptArguments", "latest_checkpoint", "main", "train"]
 
 logger = logging.getLogger(__name__)
+
+OFTEN_USED = (
+    "bf16",
+    "dataloader_num_workers",
+    "eval_steps",
+    "eval_strategy",
+    "gradient_accumulation_steps",
+    "hub_model_id",
+    "num_train_epochs",
+    "output_dir",
+    "per_device_eval_batch_size",
+    "push_to_hub",
+    "resume_from_checkpoint",
+    "save_steps",
+    "save_strategy",
+    "seed",
+)
+"""Options of `TrainingArguments` that `--help` shows beside FARE's own."""
 
 
 @dataclass
@@ -62,6 +80,8 @@ def train(script: FareScriptArguments, config: FareConfig) -> Path:
         ValueError: an argument that cannot work, named with what to change.
     """
     checkpoint = _check_output(config)
+    check_encoder_type(script.model, config.embedding)  # both before anything large is fetched or prepared
+    check_folder(script.dataset)
     set_seed(config.seed)
     encoder = load_encoder(script.model, config.embedding)
     train_set, eval_set, processor = _load_data(script)
@@ -101,15 +121,41 @@ def latest_checkpoint(output_dir: str | Path) -> str:
     raise ValueError(f"output_dir={str(output_dir)!r} has no complete checkpoint; leave out resume_from_checkpoint.")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m fare_hf.train") -> None:
     """The command line: errors in what was asked are one sentence, without a traceback."""
-    parser = HfArgumentParser((FareScriptArguments, FareConfig), prog="python -m fare_hf.train", description=__doc__)  # type: ignore[arg-type]
     hide_notices()
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    parser = build_parser(prog, everything="--help_all" in words)
     try:
-        script, config = parser.parse_args_into_dataclasses(arguments)
+        script, config, unknown = parser.parse_args_into_dataclasses(words, return_remaining_strings=True)
+        if unknown:
+            raise ValueError(f"{' '.join(unknown)!r} is not understood; --help shows the options.")
         train(script, config)
-    except (ValueError, PushError) as error:
-        sys.exit(f"fare_hf.train: error: {error}")
+    except (OSError, TypeError, ValueError) as error:
+        sys.exit(f"fare_hf.train: error: {one_line(error)}")
+
+
+class OptionParser(HfArgumentParser):
+    """Options of the two dataclasses; a mistake is one sentence, without the usage of two hundred options."""
+
+    def __init__(self, *types: Any, **options: Any) -> None:
+        super().__init__(*types, **options)
+        self._negative_number_matcher = NEGATIVE_NUMBER
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the program."""
+        self.exit(2, f"fare_hf.train: error: {message}; --help shows the options.\n")
+
+
+def build_parser(prog: str, everything: bool) -> OptionParser:
+    """The parser; `everything` shows the options of `TrainingArguments` too that are not of FARE."""
+    parser = OptionParser((FareScriptArguments, FareConfig), prog=prog, description=__doc__)  # type: ignore[arg-type]
+    parser.add_argument("--help_all", action="help", help="show every option of transformers' Trainer too")
+    known = {*FareScriptArguments.__annotations__, *FareConfig.__annotations__, *OFTEN_USED, "help", "help_all"}
+    for action in parser._actions:
+        if action.dest not in known and not everything:
+            action.help = argparse.SUPPRESS
+    return parser
 
 
 def _check_output(config: FareConfig) -> str | None:
@@ -169,6 +215,8 @@ def _make_objective(script: FareScriptArguments, config: FareConfig, train_set: 
             f"objective='tecoa' needs class names and {script.dataset!r} has none; give --class_names, "
             "or a data set with a ClassLabel column (--label_column)."
         )
+    if getattr(train_set, "label_column", "labels") is None:
+        raise ValueError(f"objective='tecoa' needs labels and {script.dataset!r} has none; give --label_column.")
     return TecoaObjective(text_class_embeddings(script.text_model or script.model, names, config.templates))
 
 

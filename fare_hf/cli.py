@@ -182,11 +182,38 @@ def run_swap(args: argparse.Namespace) -> None:
 
     from fare_hf.vlm import swap_vision_tower
 
+    check_swap(args.vlm, args.encoder)
     vlm = AutoModelForImageTextToText.from_pretrained(args.vlm, dtype="auto")
     print(swap_vision_tower(vlm, args.encoder))
     vlm.save_pretrained(args.output_dir)
     AutoProcessor.from_pretrained(args.vlm).save_pretrained(args.output_dir)
     print(args.output_dir)
+
+
+def check_swap(vlm: str, encoder: str) -> None:
+    """Refuses by the two configurations alone what a swap would refuse after the model's gigabytes are loaded."""
+    from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
+
+    from fare_hf.vlm.swap import ARCHITECTURE_FIELDS
+
+    try:
+        config = AutoConfig.from_pretrained(vlm)
+    except OSError as error:
+        raise ValueError(f"{vlm!r} is neither a folder with a model nor found on the Hub; check the name.") from error
+    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        raise ValueError(f"{vlm!r} is a {config.model_type!r} model, not a vision-language model: name one.")
+    try:
+        given = AutoConfig.from_pretrained(encoder)
+    except (OSError, ValueError):
+        return  # the swap itself says what it is
+    tower, given = config.vision_config, getattr(given, "vision_config", given)
+    for field in ARCHITECTURE_FIELDS:
+        value, wanted = getattr(given, field, None), getattr(tower, field, None)
+        if value != wanted:
+            raise ValueError(
+                f"the encoder {encoder!r} has {field} {value!r}, the vision tower of {vlm!r} has {wanted!r}: give an "
+                "encoder of the tower's architecture."
+            )
 
 
 def run_convert(args: argparse.Namespace) -> None:

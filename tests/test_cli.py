@@ -14,9 +14,12 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from fare_hf import cli
 from fare_hf.lab import TEST_SETS, encoder_folder, load_llava
+from fare_hf.lab.models import MODELS
 
 FARE_HF = str(Path(sys.executable).with_name("fare-hf"))
 CLIP = str(encoder_folder("clip"))
+LLAVA = str(MODELS / "llava")
+"""Its folder has no tower, which stands in CLIP's: to load it would fail."""
 
 
 @pytest.mark.parametrize(
@@ -71,7 +74,8 @@ def test_the_program_says_what_is_wrong_in_one_sentence(tmp_path: Path) -> None:
         (["evaluate", "full", "--output_dir", "r"], "'full' is neither a folder with a model nor found"),
         (["evaluate", "OTHER", "--output_dir", "r"], "has image_size 32, the lab's CLIP has 160"),
         (["quickstart", "--output_dir", "full"], "'full' is not an empty folder"),
-        (["swap", CLIP, "OTHER", "r"], "is not a vision-language model"),
+        (["swap", CLIP, "OTHER", "r"], "is a 'clip' model, not a vision-language model"),
+        (["swap", LLAVA, "OTHER", "r"], "has hidden_size 32, the vision tower of .* has 128"),
         (["swap", "nowhere", CLIP, "r"], "'nowhere' is neither a folder with a model nor found"),
     ],
 )

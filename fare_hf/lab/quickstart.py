@@ -177,10 +177,10 @@ def said(row: Row) -> str:
     """One figure as a line."""
     low, high = row["ci"]
     figure = f"{row['value']:6.1%}  [{low:.1%}, {high:.1%}]  n={row['n']}"
-    return f"{row['model']:14s} {row['task']:10s} {row['dataset']:8s} {attacked(row):12s} {figure}"
+    return f"{row['model']:14s} {row['task']:10s} {row['dataset']:8s} {radius(row):12s} {figure}"
 
 
-def attacked(row: Row) -> str:
+def radius(row: Row) -> str:
     """``clean``, or the threat model."""
     threat = row["threat_model"]
     return f"{threat['norm']} {threat['eps']}" if threat else "clean"
@@ -190,7 +190,7 @@ def summary(rows: list[Row]) -> str:
     """The table at the end: a line for each task, data set and threat model, a column for each encoder, in percent."""
     cells: dict[tuple[str, str, str], dict[str, str]] = {}
     for row in rows:
-        line = cells.setdefault((row["metric"], row["dataset"], attacked(row)), {})
+        line = cells.setdefault((row["metric"], row["dataset"], radius(row)), {})
         low, high = row["ci"]
         line[row["model"].removeprefix("LLaVA + ")] = f"{100 * row['value']:.1f} [{100 * low:.0f}, {100 * high:.0f}]"
     columns = list(dict.fromkeys(name for line in cells.values() for name in line))
@@ -199,7 +199,8 @@ def summary(rows: list[Row]) -> str:
         f"{metric:18s}{dataset:10s}{threat:14s}" + "".join(f"{line.get(name, ''):>17s}" for name in columns)
         for (metric, dataset, threat), line in cells.items()
     ]
-    return "\n".join([head, "-" * len(head), *lines])
+    hint = "target forced: how often the attacker's sentence is written, less is better"
+    return "\n".join([head, "-" * len(head), *lines, hint])
 
 
 def draw(before: TextEvaluation, after: TextEvaluation, budget: measure.Budget, path: Path) -> None:

@@ -200,6 +200,8 @@ def check_swap(vlm: str, encoder: str) -> None:
         config = AutoConfig.from_pretrained(vlm)
     except OSError as error:
         raise ValueError(f"{vlm!r} is neither a folder with a model nor found on the Hub; check the name.") from error
+    except ValueError as error:
+        raise ValueError(f"{vlm!r} is not a vision-language model: {error}") from error
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         raise ValueError(f"{vlm!r} is a {config.model_type!r} model, not a vision-language model: name one.")
     try:

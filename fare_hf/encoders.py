@@ -92,6 +92,9 @@ def _encoder_class(name_or_path: str, embedding: str, **kwargs: Any) -> type[Pre
             f"{name_or_path!r} is neither a folder with a model nor found on the Hub; check the name "
             f"({str(error).splitlines()[0]})"
         ) from error
+    except ValueError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{name_or_path!r} is not a vision encoder or CLIP: {reason}") from error
     if model_type not in ENCODER_CLASSES:
         raise ValueError(
             f"{name_or_path!r} is a {model_type!r} model, not a vision encoder or CLIP; "

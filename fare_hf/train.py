@@ -149,7 +149,7 @@ class OptionParser(HfArgumentParser):
 
 def build_parser(prog: str, everything: bool) -> OptionParser:
     """The parser; `everything` shows the options of `TrainingArguments` too that are not of FARE."""
-    parser = OptionParser((FareScriptArguments, FareConfig), prog=prog, description=__doc__)  # type: ignore[arg-type]
+    parser = OptionParser((FareScriptArguments, FareConfig), prog=prog, description=__doc__)
     parser.add_argument("--help_all", action="help", help="show every option of transformers' Trainer too")
     known = {*FareScriptArguments.__annotations__, *FareConfig.__annotations__, *OFTEN_USED, "help", "help_all"}
     for action in parser._actions:

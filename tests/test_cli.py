@@ -71,11 +71,12 @@ def test_the_program_says_what_is_wrong_in_one_sentence(tmp_path: Path) -> None:
         (["evaluate", "nowhere", "--datasets", "imagenet", "--output_dir", "r"], "no test set 'imagenet'.*twemoji"),
         (["evaluate", "nowhere", "--output_dir", "full"], "'full' is not an empty folder"),
         (["evaluate", "nowhere", "--output_dir", "r"], "'nowhere' is neither a folder with a model nor found"),
-        (["evaluate", "full", "--output_dir", "r"], "'full' is neither a folder with a model nor found"),
+        (["evaluate", "full", "--output_dir", "r"], "'full' is not a vision encoder or CLIP"),
         (["evaluate", "OTHER", "--output_dir", "r"], "has image_size 32, the lab's CLIP has 160"),
         (["quickstart", "--output_dir", "full"], "'full' is not an empty folder"),
         (["swap", CLIP, "OTHER", "r"], "is a 'clip' model, not a vision-language model"),
         (["swap", LLAVA, "OTHER", "r"], "has hidden_size 32, the vision tower of .* has 128"),
+        (["swap", "full", CLIP, "r"], "'full' is not a vision-language model"),
         (["swap", "nowhere", CLIP, "r"], "'nowhere' is neither a folder with a model nor found"),
     ],
 )

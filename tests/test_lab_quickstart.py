@@ -46,7 +46,7 @@ def check_story(run: Path, said: str, bars: str) -> None:
     assert "$ accelerate launch" in said and "swap_vision_tower(llava" in said
     assert "step 2: loss " in said and "cosine clean" in said
     table = said.split("percent, with 95 % intervals")[1]
-    assert all(f"accuracy          {name}" in table for name in ("twemoji", "digits")) and "target forced" in table
+    assert all(f"zero-shot accuracy  {name}" in table for name in ("twemoji", "digits")) and "target forced" in table
     for file in ("encoder", "report.md", "report.json", "picture.png"):
         assert f"\n  {file}" in said and (run / file).exists()
     assert not [word for word in NOISE if word in said + bars]

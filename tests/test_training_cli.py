@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from conftest import tiny_clip_config
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import (
     AutoImageProcessor,
     BertConfig,
@@ -105,6 +107,18 @@ def test_bad_input_is_one_clear_sentence(
     assert "no complete checkpoint" in refusal(clip_folder, images, out, "--resume_from_checkpoint", "latest")
     assert "is no checkpoint" in refusal(clip_folder, images, out, "--resume_from_checkpoint", str(empty))
     assert not out.exists()
+    assert "step 2: the loss is not finite" in refusal(clip_folder, images, out, "--learning_rate", "1e38")
+
+
+def test_an_interrupted_run_goes_on_and_ends_with_the_same_weights(
+    clip_folder: Path, images: Path, tmp_path: Path
+) -> None:
+    often = ("--save_strategy", "steps", "--save_steps", "2")
+    run(clip_folder, images, tmp_path / "whole", *often)
+    shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "cut" / "checkpoint-2")
+    run(clip_folder, images, tmp_path / "cut", *often, "--resume_from_checkpoint", "latest")
+    whole, cut = (load_file(tmp_path / name / "encoder" / "model.safetensors") for name in ("whole", "cut"))
+    assert whole.keys() == cut.keys() and all(torch.equal(whole[name], cut[name]) for name in whole)
 
 
 def test_what_needs_no_weights_is_said_before_they_are_read(images: Path, tmp_path: Path) -> None:

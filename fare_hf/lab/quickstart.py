@@ -28,7 +28,8 @@ from .models import encoder_folder, load_clip, load_llava
 from .store import save_with_report
 
 PICTURES = 4
-BAR: dict[str, Any] = {"leave": False, "dynamic_ncols": True}
+BAR: dict[str, Any] = {"leave": False, "dynamic_ncols": True, "disable": None}
+"""Bars of the attacks: gone when done, and only in a terminal, as a file keeps every state of a bar."""
 INTRODUCTION = """\
 A small CLIP, trained on drawings, is the eye of a small LLaVA. An attacker who may change every pixel by at most 4/255
 breaks both. FARE makes the CLIP robust, the LLaVA takes it without being trained again, and everything is measured
@@ -190,13 +191,14 @@ def summary(rows: list[Row]) -> str:
     """The table at the end: a line for each task, data set and threat model, a column for each encoder, in percent."""
     cells: dict[tuple[str, str, str], dict[str, str]] = {}
     for row in rows:
-        line = cells.setdefault((row["metric"], row["dataset"], radius(row)), {})
+        metric = row["metric"] if row["metric"] != "accuracy" else f"{row['task']} accuracy"
+        line = cells.setdefault((metric, row["dataset"], radius(row)), {})
         low, high = row["ci"]
         line[row["model"].removeprefix("LLaVA + ")] = f"{100 * row['value']:.1f} [{100 * low:.0f}, {100 * high:.0f}]"
     columns = list(dict.fromkeys(name for line in cells.values() for name in line))
-    head = f"{'percent, with 95 % intervals':42s}" + "".join(f"{name:>17s}" for name in columns)
+    head = f"{'percent, with 95 % intervals':44s}" + "".join(f"{name:>17s}" for name in columns)
     lines = [
-        f"{metric:18s}{dataset:10s}{threat:14s}" + "".join(f"{line.get(name, ''):>17s}" for name in columns)
+        f"{metric:20s}{dataset:10s}{threat:14s}" + "".join(f"{line.get(name, ''):>17s}" for name in columns)
         for (metric, dataset, threat), line in cells.items()
     ]
     hint = "target forced: how often the attacker's sentence is written, less is better"

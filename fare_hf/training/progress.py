@@ -11,7 +11,7 @@ __all__ = ["ReadableProgress", "log_line"]
 
 SHOWN = {
     "loss": "loss {:.4g}",
-    "attack_gain": "attack gain {:.3g}",
+    "attack_gain": "attack gain {:.4g}",
     "cosine_clean": "cosine clean {:.3f}",
     "cosine_adversarial": "adversarial {:.3f}",
     "grad_norm": "gradient {:.3g}",
@@ -36,5 +36,5 @@ def log_line(logs: Mapping[str, Any], step: int) -> str:
         return f"{step} steps in {logs['train_runtime']:.0f} s, mean loss {logs['train_loss']:.4g}"
     evaluation = any(key.startswith("eval_") for key in logs)
     values = {key.removeprefix("eval_"): value for key, value in logs.items()}
-    words = [text.format(float(values[key])) for key, text in SHOWN.items() if key in values]
+    words = [text.format(float(values[key])) for key, text in SHOWN.items() if key in values] or [str(dict(logs))]
     return f"step {step}{' evaluation' if evaluation else ''}: {', '.join(words)}"

@@ -20,7 +20,7 @@ from transformers import AutoImageProcessor, HfArgumentParser, ProgressCallback,
 
 from fare_hf.console import NEGATIVE_NUMBER, hide_notices, one_line
 from fare_hf.data import PixelDataset, PixelStream, check_folder, class_names_of, find_columns, load_images
-from fare_hf.encoders import check_encoder_type, load_encoder, text_class_embeddings
+from fare_hf.encoders import check_encoder_type, load_encoder, logit_scale_of, text_class_embeddings
 from fare_hf.objectives import FareObjective, Objective, TecoaObjective
 from fare_hf.training import FareConfig, FareTrainer
 from fare_hf.training.progress import ReadableProgress
@@ -217,7 +217,11 @@ def _make_objective(script: FareScriptArguments, config: FareConfig, train_set: 
         )
     if getattr(train_set, "label_column", "labels") is None:
         raise ValueError(f"objective='tecoa' needs labels and {script.dataset!r} has none; give --label_column.")
-    return TecoaObjective(text_class_embeddings(script.text_model or script.model, names, config.templates))
+    text_model = script.text_model or script.model
+    texts = text_class_embeddings(text_model, names, config.templates)
+    if config.logit_scale is None:  # set, so that the recipe that is written says what was used
+        config.logit_scale = logit_scale_of(text_model)
+    return TecoaObjective(texts, config.logit_scale)
 
 
 def _card(script: FareScriptArguments) -> dict[str, Any]:

@@ -115,7 +115,7 @@ class Quickstart:
                     self._add(measure.measure_zero_shot(name, encoder, clip, budget))
                     bar.update()
 
-    def language(self, name: str, llava: Any) -> tuple[TextEvaluation, TextEvaluation]:
+    def language(self, name: str, llava: Any) -> TextEvaluation:
         """Captions and a forced sentence, at 4/255 alone to save time."""
         strongest = measure.THREAT_MODELS[-1:]
         with tqdm(total=2, unit="task", **BAR) as bar:
@@ -124,10 +124,9 @@ class Quickstart:
             self._add(captions.rows)
             bar.update()
             bar.set_description(f"    forcing {measure.TARGET!r}")
-            targeted = measure.measure_targeted(name, llava, self.budget, strongest)
-            self._add(targeted.rows)
+            self._add(measure.measure_targeted(name, llava, self.budget, strongest))
             bar.update()
-        return captions, targeted
+        return captions
 
     def _add(self, rows: list[Row]) -> None:
         """Keeps rows and prints a line for each, above the bar."""
@@ -135,7 +134,7 @@ class Quickstart:
         for row in rows:
             tqdm.write(f"    {said(row)}")
 
-    def write(self, before: tuple[TextEvaluation, ...], after: tuple[TextEvaluation, ...]) -> Path:
+    def write(self, before: TextEvaluation, after: TextEvaluation) -> Path:
         """Report, the card with its figures, and the picture of what both LLaVAs say."""
         report = RobustnessReport(self.rows, environment(seed=0))
         path = report.save(self.output_dir)
@@ -143,7 +142,7 @@ class Quickstart:
         folder = self.output_dir / "encoder"
         named = {"eps": "4/255", "shown": "FARE", "repo_id": "fare_hf-lab-quickstart"}
         save_with_report(load_encoder(str(folder)), recipe, folder, report=report, **named)
-        draw(before[0], after[0], self.budget, self.output_dir / "picture.png")
+        draw(before, after, self.budget, self.output_dir / "picture.png")
         return path
 
 

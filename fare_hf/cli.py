@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from fare_hf import __version__
 from fare_hf.console import NEGATIVE_NUMBER, hide_notices, one_line
@@ -34,11 +34,15 @@ LAB_SETS = ("twemoji", "openmoji", "fxemoji", "fashion", "digits")
 
 
 class Command(argparse.ArgumentParser):
-    """The parser of a subcommand; it takes `-4/255` for a number, to be refused as one."""
+    """Takes `-4/255` for a number, to be refused as one; a mistake is one sentence."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self._negative_number_matcher = NEGATIVE_NUMBER
+
+    def error(self, message: str) -> NoReturn:
+        """One sentence, without the usage."""
+        self.exit(2, f"{self.prog}: error: {message}; `{self.prog} --help` shows the options.\n")
 
 
 def positive(text: str) -> int:
@@ -50,9 +54,9 @@ def positive(text: str) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all subcommands but ``train``."""
-    parser = argparse.ArgumentParser(prog="fare-hf", description="Adversarially robust CLIP vision encoders (FARE).")
+    parser = Command(prog="fare-hf", description="Adversarially robust CLIP vision encoders (FARE).")
     parser.add_argument("--version", action="version", version=f"fare_hf {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Command)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
     commands.add_parser("train", help="fine-tune an encoder; same as python -m fare_hf.train", add_help=False)
 
     evaluate = add_command(

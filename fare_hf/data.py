@@ -59,12 +59,14 @@ def load_images(
 
 
 def check_folder(name: str) -> None:
-    """Refuses a folder of no image or data file, at a glance; what is no folder passes.
+    """Refuses at a glance a folder without any image or data file, and a path that leads nowhere.
 
     Raises:
-        ValueError: the folder holds none.
+        ValueError: the folder holds none, or `name` is a path and there is nothing.
     """
     folder = Path(name).expanduser()
+    if not folder.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise ValueError(f"dataset {name!r} is no folder here; check the path.")
     if folder.is_dir() and not any(path.suffix.lower() in DATA_FILES for path in folder.rglob("*")):
         raise ValueError(_no_images(name))
 
@@ -201,6 +203,8 @@ def _open(name: str, split: str, streaming: bool) -> HuggingFaceDataset:
         if folder.is_dir():
             raise ValueError(_no_images(name)) from error
         raise ValueError(f"dataset {name!r} is neither a folder here nor found on the Hub; check the name.") from error
+    except OSError as error:
+        raise ValueError(f"dataset {name!r} could not be read: {error}; check the name and the connection.") from error
     except ValueError as error:
         if "Unknown split" not in str(error) and "Bad split" not in str(error):
             raise

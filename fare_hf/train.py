@@ -7,46 +7,28 @@ recipe to `output_dir/training.json`. With `--push_to_hub` the encoder is publis
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from transformers import AutoImageProcessor, HfArgumentParser, ProgressCallback, set_seed
+from transformers import AutoImageProcessor, ProgressCallback, set_seed
 
-from fare_hf.console import NEGATIVE_NUMBER, hide_notices, one_line
+from fare_hf.console import hide_notices, one_line
 from fare_hf.data import PixelDataset, PixelStream, check_folder, class_names_of, find_columns, load_images
 from fare_hf.encoders import check_encoder_type, load_encoder, logit_scale_of, text_class_embeddings
 from fare_hf.objectives import FareObjective, Objective, TecoaObjective
 from fare_hf.training import FareConfig, FareTrainer
+from fare_hf.training.options import build_parser
 from fare_hf.training.progress import ReadableProgress
 from fare_hf.training.publish import can_publish, recipe, save_encoder
 
 __all__ = ["FareScriptArguments", "latest_checkpoint", "main", "train"]
 
 logger = logging.getLogger(__name__)
-
-OFTEN_USED = (
-    "bf16",
-    "dataloader_num_workers",
-    "eval_steps",
-    "eval_strategy",
-    "gradient_accumulation_steps",
-    "hub_model_id",
-    "num_train_epochs",
-    "output_dir",
-    "per_device_eval_batch_size",
-    "push_to_hub",
-    "resume_from_checkpoint",
-    "save_steps",
-    "save_strategy",
-    "seed",
-)
-"""Options of `TrainingArguments` that `--help` shows beside FARE's own."""
 
 
 @dataclass
@@ -81,7 +63,7 @@ def train(script: FareScriptArguments, config: FareConfig) -> Path:
     """
     checkpoint = _check_output(config)
     check_encoder_type(script.model, config.embedding)  # both before anything large is fetched or prepared
-    check_folder(script.dataset)
+    _check_dataset(script.dataset)
     set_seed(config.seed)
     encoder = load_encoder(script.model, config.embedding)
     train_set, eval_set, processor = _load_data(script)
@@ -125,7 +107,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m fare_hf.
     """The command line: errors in what was asked are one sentence, without a traceback."""
     hide_notices()
     words = list(sys.argv[1:] if arguments is None else arguments)
-    parser = build_parser(prog, everything="--help_all" in words)
+    parser = build_parser(FareScriptArguments, prog, __doc__, everything="--help_all" in words)
     try:
         script, config, unknown = parser.parse_args_into_dataclasses(words, return_remaining_strings=True)
         if unknown:
@@ -133,29 +115,6 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m fare_hf.
         train(script, config)
     except (OSError, TypeError, ValueError) as error:
         sys.exit(f"fare_hf.train: error: {one_line(error)}")
-
-
-class OptionParser(HfArgumentParser):
-    """Options of the two dataclasses; a mistake is one sentence, without the usage of two hundred options."""
-
-    def __init__(self, *types: Any, **options: Any) -> None:
-        super().__init__(*types, **options)
-        self._negative_number_matcher = NEGATIVE_NUMBER
-
-    def error(self, message: str) -> NoReturn:
-        """Ends the program."""
-        self.exit(2, f"fare_hf.train: error: {message}; --help shows the options.\n")
-
-
-def build_parser(prog: str, everything: bool) -> OptionParser:
-    """The parser; `everything` shows the options of `TrainingArguments` too that are not of FARE."""
-    parser = OptionParser((FareScriptArguments, FareConfig), prog=prog, description=__doc__)
-    parser.add_argument("--help_all", action="help", help="show every option of transformers' Trainer too")
-    known = {*FareScriptArguments.__annotations__, *FareConfig.__annotations__, *OFTEN_USED, "help", "help_all"}
-    for action in parser._actions:
-        if action.dest not in known and not everything:
-            action.help = argparse.SUPPRESS
-    return parser
 
 
 def _check_output(config: FareConfig) -> str | None:
@@ -175,6 +134,17 @@ def _check_output(config: FareConfig) -> str | None:
     if not (Path(config.resume_from_checkpoint) / "trainer_state.json").is_file():
         raise ValueError(f"resume_from_checkpoint={config.resume_from_checkpoint!r} is no checkpoint; or say latest.")
     return config.resume_from_checkpoint
+
+
+def _check_dataset(name: str) -> None:
+    """What can be said of a data set by its name and folder alone."""
+    if not name.startswith("lab:"):
+        check_folder(name)
+        return
+    from fare_hf.lab import TRAINING_SETS
+
+    if name.removeprefix("lab:") not in TRAINING_SETS:
+        raise ValueError(f"dataset={name!r} is not in the lab; use one of lab:{', lab:'.join(TRAINING_SETS)}.")
 
 
 def _load_data(script: FareScriptArguments) -> tuple[Any, Any, Any]:

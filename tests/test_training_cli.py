@@ -107,7 +107,9 @@ def test_bad_input_is_one_clear_sentence(
     assert "no complete checkpoint" in refusal(clip_folder, images, out, "--resume_from_checkpoint", "latest")
     assert "is no checkpoint" in refusal(clip_folder, images, out, "--resume_from_checkpoint", str(empty))
     assert not out.exists()
-    assert "step 2: the loss is not finite" in refusal(clip_folder, images, out, "--learning_rate", "1e38")
+    assert "step 2: the loss is not finite, samples with index [" in refusal(
+        clip_folder, images, out, "--learning_rate", "1e38"
+    )
 
 
 def test_an_interrupted_run_goes_on_and_ends_with_the_same_weights(
@@ -129,6 +131,8 @@ def test_what_needs_no_weights_is_said_before_they_are_read(images: Path, tmp_pa
     Dinov2Config(hidden_size=8, num_hidden_layers=1, num_attention_heads=1).save_pretrained(tmp_path / "dinov2")
     out = tmp_path / "out"
     assert "has no images" in refusal(tmp_path / "clip", tmp_path / "texts", out)
+    assert "'no/such/folder' is no folder here" in refusal(tmp_path / "clip", "no/such/folder", out)
+    assert "'lab:cats' is not in the lab; use one of lab:drawings" in refusal(tmp_path / "clip", "lab:cats", out)
     assert "a 'dinov2' model without a projection" in refusal(tmp_path / "dinov2", images, out)
     assert not out.exists()
 

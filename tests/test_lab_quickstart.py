@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from in_process import instead_of_subprocess, run_main
 from transformers import CLIPVisionModel
 
 from fare_hf.lab import measure, recipes
@@ -72,6 +74,15 @@ def test_recipes_name_their_radius_and_objective(name: str) -> None:
     assert ("objective" in options) == name.startswith("tecoa")
     command = recipes.shown(recipes.command(options, Path("out")))
     assert command.startswith("accelerate launch") and f"--eps {name[-1]}/255" in command
+
+
+def test_one_command_trains_a_shipped_encoder_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "run", instead_of_subprocess)
+    monkeypatch.setitem(recipes.COMMON, "per_device_train_batch_size", "4")
+    run_main(recipes.main, ["fare-2", "--out", str(tmp_path), "--max_steps", "1"], monkeypatch)
+    trained = CLIPVisionModel.from_pretrained(tmp_path / "fare-2" / "encoder")
+    assert trained.config.image_size == 160
+    assert "2/255" in (tmp_path / "fare-2" / "training.json").read_text()
 
 
 def test_unknown_recipes_are_named() -> None:

@@ -82,7 +82,7 @@ def test_one_command_trains_a_shipped_encoder_again(tmp_path: Path, monkeypatch:
     run_main(recipes.main, ["fare-2", "--out", str(tmp_path), "--max_steps", "1"], monkeypatch)
     trained = CLIPVisionModel.from_pretrained(tmp_path / "fare-2" / "encoder")
     assert trained.config.image_size == 160
-    assert "2/255" in (tmp_path / "fare-2" / "training.json").read_text()
+    assert "2/255" in (tmp_path / "fare-2" / "encoder" / "README.md").read_text()
 
 
 def test_unknown_recipes_are_named() -> None:

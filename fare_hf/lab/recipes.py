@@ -16,18 +16,16 @@ from .models import ENCODERS, encoder_folder
 
 COMMON: dict[str, str] = {
     "dataset": "lab:drawings",
-    "attack_steps": "3",
-    "warmup_steps": "30",
-    "per_device_train_batch_size": "64",
-    "logging_steps": "25",
+    "attack_steps": "2",
+    "warmup_steps": "60",
+    "per_device_train_batch_size": "32",
+    "logging_steps": "50",
     "save_strategy": "no",
     "seed": "0",
 }
-QUICK_STEPS, LONG_STEPS = 500, 450
-LEARNING_RATES = {"fare": "2e-3", "tecoa": "1e-3"}
-"""FARE: the best in the validation hand of 5e-4, 1e-3 and 2e-3 after 120 steps (`examples/lab_learning_rates.py`).
-TeCoA: the better of 5e-4 and 1e-3, both far from converged after 120 steps; a fair choice needs longer runs."""
-STEP_SIZES = {"2/255": "1/255", "4/255": "2/255"}
+QUICK_STEPS, LONG_STEPS = 1200, 2000
+LEARNING_RATES = {"fare": "3e-3", "tecoa": "1e-3"}
+STEP_SIZES = {"2/255": "1.5/255", "4/255": "3/255"}
 TECOA = {"objective": "tecoa", "templates": "a photo of {}"}
 
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 from distributed.tiny_run import tiny_trainer
 from fixtures_hub import FILES, online_hub, stop_time
-from huggingface_hub import constants
 from loopback_hub import TOKEN, LoopbackHub
 from PIL import Image
 from safetensors.torch import load
@@ -24,7 +23,6 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LoopbackHub
     """The Hub that the Trainer finds by itself."""
     stop_time(monkeypatch)
     with online_hub(monkeypatch, tmp_path / "xet") as found:
-        monkeypatch.setattr(constants, "ENDPOINT", found.url)
         yield found
 
 

@@ -79,9 +79,12 @@ class CardContent:
         report_model: name under which the report's rows measure this encoder; only these enter the metadata (the
             table shows all). None: all rows if the report measures a single model, else none.
         license: identifier such as "mit", or None to say nothing.
+        license_name: of a licence whose identifier is "other".
+        license_link: its text.
         vlm: LLaVA named in the snippet.
         datasets: what it was trained on, as the Hub knows it.
         text_encoder: whether the repository also holds the original's text encoder and tokenizer.
+        plot: file name of the picture of the report beside the card, or None where there is none.
     """
 
     name: str
@@ -93,9 +96,12 @@ class CardContent:
     report: ReportLike | None = None
     report_model: str | None = None
     license: str | None = None
+    license_name: str | None = None
+    license_link: str | None = None
     vlm: str = "llava-hf/llava-1.5-7b-hf"
     datasets: Sequence[str] = ()
     text_encoder: bool = False
+    plot: str | None = None
 
 
 def render_card(content: CardContent) -> str:
@@ -126,6 +132,8 @@ def render_card(content: CardContent) -> str:
         results=content.report.to_markdown().strip()
         if content.report
         else "No figures were measured for this encoder.",
+        plot=content.plot if content.report else None,
+        license_text=_license_text(content),
         citation=citation,
     )
     return str(card)
@@ -134,7 +142,8 @@ def render_card(content: CardContent) -> str:
 def _metadata(content: CardContent) -> ModelCardData:
     """The YAML head; the licence appears only when it is given."""
     results = [_eval_result(row) for row in _own_rows(content)]
-    extra: dict[str, Any] = {"license": content.license} if content.license else {}
+    stated = {name: getattr(content, name) for name in ("license", "license_name", "license_link")}
+    extra: dict[str, Any] = {name: value for name, value in stated.items() if value}
     if content.datasets:
         extra["datasets"] = list(content.datasets)
     if results:
@@ -147,6 +156,13 @@ def _metadata(content: CardContent) -> ModelCardData:
         tags=TAGS,
         **extra,
     )
+
+
+def _license_text(content: CardContent) -> str:
+    if content.license is None:
+        return f"No licence was found for {content.base_model} or given for this encoder: ask before you use it."
+    name = content.license_name or content.license
+    return f"The licence is {f'[{name}]({content.license_link})' if content.license_link else name}."
 
 
 def _own_rows(content: CardContent) -> list[dict[str, Any]]:

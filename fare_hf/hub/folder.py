@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import CLIPConfig, CLIPVisionConfig
 
 from fare_hf.hub.licenses import check_license
+from fare_hf.hub.plot import PLOT
 from fare_hf.hub.regenerate import card_under_name
 from fare_hf.hub.retry import TOKEN
 
@@ -107,7 +108,7 @@ def read_folder(folder: Path, repo_id: str, token: str | None = None) -> list[Lo
 def is_published(path: str) -> bool:
     """Whether this package alone puts files of this name into a repository: then it also takes an old one away."""
     mine = WEIGHTS.fullmatch(path) or OTHERS.fullmatch(path)
-    return bool(mine) and path != "LICENSE" and not path.endswith(".png")
+    return bool(mine) and path != "LICENSE" and (path == PLOT or not path.endswith(".png"))
 
 
 def vision_shape(config: dict[str, Any], where: str) -> dict[str, Any]:

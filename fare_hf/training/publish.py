@@ -81,10 +81,13 @@ def publish(
     token: str | None = None,
     revision: str | None = None,
     private: bool | None = None,
+    create_pr: bool = False,
+    tag: str | None = None,
     **changes: Any,
 ) -> Publication | None:
     """Publishes the encoder as it is now, or a folder of it, on the main process; None on the others."""
     options = _push_options(trainer, message=message, token=token, revision=revision, private=private)
+    options |= {"create_pr": create_pr, "tag": tag}
     try:
         if not trainer.is_world_process_zero():
             return None

@@ -127,6 +127,17 @@ def test_what_was_measured_later_is_published_with_its_picture(hub: LoopbackHub,
     assert set(hub.repos["me/fare4"].tree()) == FILES | {".gitattributes"}
 
 
+def test_the_licence_comes_from_the_base_models_card(hub: LoopbackHub, tmp_path: Path) -> None:
+    hub.create("openai/clip").tree()["README.md"] = File(b"---\nlicense: other\nlicense_link: LICENSE\n---\n", False)
+    push(hub, save(tmp_path / "fare4", license=None))
+    data = ModelCard(hub.repos["me/fare4"].tree()["README.md"].data.decode()).data
+    assert (data.license, data["license_link"]) == ("other", "https://huggingface.co/openai/clip/blob/main/LICENSE")
+    hub.fail("busy", times=9, status=503)
+    for name in ("openai/none", "openai/busy"):
+        card = save(tmp_path / name, license=None, base_model=name) / "README.md"
+        assert f"No licence was found for {name} or given" in card.read_text()
+
+
 def test_private_tag_and_the_accounts_own_name(hub: LoopbackHub, tmp_path: Path) -> None:
     folder = save(tmp_path / "fare4")
     found = push(hub, folder, "fare4", private=True, tag="v1")

@@ -50,7 +50,7 @@ def main() -> None:
         if not measured(f"LLaVA + {NAMES[name]}"):
             with swap_vision_tower(llava[0], str(encoder_folder(name))):
                 rows += measure.measure_captions(NAMES[name], llava, budget, seed=args.seed).rows
-                rows += measure.measure_targeted(NAMES[name], llava, budget, seed=args.seed).rows
+                rows += measure.measure_targeted(NAMES[name], llava, budget, seed=args.seed)
             save()
     report = RobustnessReport.load(saved)
     print(report.to_markdown())

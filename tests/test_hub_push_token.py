@@ -64,7 +64,14 @@ def test_the_token_is_nowhere(
             hub.faults.clear()
             hub.fail(OPERATIONS[operation], **fault)
             try:
-                push(hub, folder, f"me/{number}", revision="checkpoint-1", tag="v1", retries=Retries(tries=2, silence=1.0))
+                push(
+                    hub,
+                    folder,
+                    f"me/{number}",
+                    revision="checkpoint-1",
+                    tag="v1",
+                    retries=Retries(tries=2, silence=1.0),
+                )
             except (ValueError, PushError) as error:
                 failed += 1
                 assert "\n" not in str(error) and TOKEN not in "".join(traceback.format_exception(error)), fault

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from loopback_hub import TOKEN, LoopbackHub
 from PIL import Image
 from safetensors.torch import load, load_file
 
-from fare_hf.train import main
+from fare_hf.train import FareScriptArguments, main
 from fare_hf.training import FareConfig
 
 
@@ -79,6 +80,21 @@ def test_what_would_publish_the_optimizer_is_refused(tmp_path: Path) -> None:
         FareConfig(output_dir=str(tmp_path), use_cpu=True, push_to_hub=True, hub_model_id="me/a b")
 
 
+def test_a_licence_that_cannot_be_handed_on_is_told_before_the_first_step(
+    hub: LoopbackHub, clip_folder: Path, tmp_path: Path
+) -> None:
+    base = Path(shutil.copytree(clip_folder, tmp_path / "base"))
+    (base / "README.md").write_text("---\nlicense: mine\n---\n")
+    options = {"push_to_hub": True, "hub_model_id": "me/run", "hub_token": TOKEN}
+    with pytest.raises(ValueError, match="license 'mine' is unknown to the Hub"):
+        tiny_trainer(str(base), str(tmp_path / "out"), **options)
+    (base / "README.md").write_text("---\nlicense: mit\n---\n")
+    assert tiny_trainer(str(base), str(tmp_path / "out"), **options).card["license"] == "mit"
+    assert hub.count("POST") == 0
+    with pytest.raises(ValueError, match="license 'yours' is unknown to the Hub"):
+        FareScriptArguments("model", "dataset", license="yours")
+
+
 def test_the_command_line_publishes_a_whole_clip(
     hub: LoopbackHub,
     clip_folder: Path,
@@ -93,8 +109,9 @@ def test_the_command_line_publishes_a_whole_clip(
         "--max_steps 1 --per_device_train_batch_size 1 --attack_steps 1 --warmup_steps 0 --use_cpu --disable_tqdm true"
     )
     words += f" --model {clip_folder} --dataset {tmp_path / 'images'} --output_dir {tmp_path / 'run'}"
-    main([*words.split(), "--push_to_hub", "--hub_private_repo", "true", "--with_text_encoder"])
+    main([*words.split(), "--push_to_hub", "--hub_private_repo", "true", "--with_text_encoder", "--license", "mit"])
     repo = hub.repos["me/run"]
+    assert "license: mit" in repo.tree()["README.md"].data.decode()
     assert repo.private and {"tokenizer.json", *FILES} <= set(repo.tree())
     assert repo.tree()["model.safetensors"].data == (tmp_path / "run" / "encoder" / "model.safetensors").read_bytes()
     said = capsys.readouterr()
@@ -103,7 +120,7 @@ def test_the_command_line_publishes_a_whole_clip(
 
 @pytest.mark.slow
 def test_of_two_processes_the_first_publishes(hub: LoopbackHub, clip_folder: Path, tmp_path: Path) -> None:
-    """`accelerate launch` with two processes: every checkpoint and the end once, by the main process alone."""
+    """`accelerate launch` with two processes: each checkpoint, and the end by `save_model`, once: by the main process."""
     launcher = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
     launcher += " --dynamo_backend no --main_process_port 0"
     options = {"model": str(clip_folder), "output_dir": str(tmp_path / "out"), "max_steps": 2, "save_steps": 1}
@@ -121,7 +138,7 @@ def test_of_two_processes_the_first_publishes(hub: LoopbackHub, clip_folder: Pat
     assert json.loads((tmp_path / "out" / "facts.json").read_text())["processes"] == 2
     repo = hub.repos["me/run"]
     assert set(repo.branches) == {"main", "checkpoint-1", "checkpoint-2"} and len(repo.commits) == 4
-    assert hub.count("GET /api/whoami-v2") == 4 and hub.count("POST /api/repos/create") == 3
+    assert hub.count("GET /api/whoami-v2") == 4 and hub.count("POST /api/repos/create") == 1
     assert hub.count("PUT /lfs/") == 2  # the end has the weights of checkpoint-2
     published, saved = load(repo.tree()["model.safetensors"].data), load_file(tmp_path / "out" / "model.safetensors")
     assert published.keys() == saved.keys() and all(torch.equal(published[name], saved[name]) for name in saved)

@@ -99,8 +99,6 @@ def main() -> None:
     trainer = tiny_trainer(callbacks=[Kill(kill_at)] if kill_at else [], **options)
     trainer.train(resume_from_checkpoint=resume)
     trainer.save_model()
-    if options.get("push_to_hub"):
-        trainer.push_to_hub()
     if trainer.is_world_process_zero():
         trainer.state.save_to_json(os.path.join(options["output_dir"], "log.json"))
         facts = {"processes": trainer.args.world_size, "epochs": sorted(trainer.train_dataset.epochs)}

@@ -154,6 +154,8 @@ def run_card(args: argparse.Namespace) -> None:
 
     given = {"license": args.license, "report_model": args.report_model}
     changes = {name: value for name, value in given.items() if value is not None}
+    if args.report is not None and not args.report.exists():
+        raise ValueError(f"there is no report {str(args.report)!r}: name the output_dir of fare-hf evaluate.")
     report = None if args.report is None else RobustnessReport.load(args.report)
     if not Path(args.source).is_dir():
         print(regenerate_card(args.source, report=report, revision=args.revision, **changes))

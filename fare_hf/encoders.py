@@ -304,12 +304,16 @@ def logit_scale_of(name_or_path: str) -> float:
 def _quiet_loading() -> Iterator[None]:
     """No table of what a whole CLIP holds besides the part that is read; what is missing is an error here anyway."""
     logger = logging.getLogger("transformers.modeling_utils")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    # Not its level: one above WARNING makes transformers list every layer as "not sharded".
+    logger.addFilter(_is_error)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        logger.removeFilter(_is_error)
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 class _MatmulForward:

@@ -120,7 +120,7 @@ def test_the_command_line_publishes_a_whole_clip(
 
 @pytest.mark.slow
 def test_of_two_processes_the_first_publishes(hub: LoopbackHub, clip_folder: Path, tmp_path: Path) -> None:
-    """`accelerate launch` with two processes: each checkpoint, and the end by `save_model`, once: by the main process."""
+    """`accelerate launch` with two processes: each checkpoint, and the end by `save_model`, once, by the main one."""
     launcher = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
     launcher += " --dynamo_backend no --main_process_port 0"
     options = {"model": str(clip_folder), "output_dir": str(tmp_path / "out"), "max_steps": 2, "save_steps": 1}

@@ -60,7 +60,7 @@ def save_robust_encoder(
         encoder: `CLIPVisionModelWithProjection` or `CLIPVisionModel`, unwrapped from DDP and the like.
         folder: absent or empty.
         processor: image processor of the original (or a processor that holds one), with its normalisation on.
-        base_model: Hub name of the original.
+        base_model: Hub name of the original; of a folder, the card tells the last part of its path.
         threat_model: what the encoder was trained against.
         training: the recipe for the card, `{"objective": "fare", "steps": 20000, ...}`.
         report: figures, copied to `report.json` and onto the card, with a picture of them (`results.png`) where
@@ -102,7 +102,7 @@ def save_robust_encoder(
     plot = None if report is None else draw_report(report.rows)
     content = CardContent(
         name=repo_id or folder.resolve().name,
-        base_model=base_model,
+        base_model=_shown(base_model),
         class_name=class_name,
         projected=class_name == "CLIPVisionModelWithProjection",
         threat_model=threat_model,
@@ -149,6 +149,12 @@ def _write_whole(folder: Path, write: Callable[[Path], None]) -> None:
         raise OSError(f"'{folder}' was not saved ({error}): make room on the disk, or name another folder.") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _shown(base_model: str) -> str:
+    """The Hub's name; of a folder on this machine the last part, as its place is nobody's business."""
+    local = Path(base_model).is_dir() and len(Path(base_model).parts) != 2
+    return Path(base_model).absolute().name if local else base_model
 
 
 def _terms(base_model: str, license: str | None, name: str | None, link: str | None) -> dict[str, str | None]:

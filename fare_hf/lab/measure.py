@@ -57,7 +57,7 @@ class Budget:
     targeted_steps: int = 100
 
 
-FULL = Budget({"twemoji": None, "fashion": None, "digits": None, "openmoji": None})
+FULL = Budget({"twemoji": None, "fashion": None, "digits": None})
 QUICK = Budget(
     {"twemoji": 224, "fashion": 100, "digits": 100},
     steps=20,

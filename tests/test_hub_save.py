@@ -145,6 +145,7 @@ def test_card_text(tmp_path: Path) -> None:
     plain = (
         save(tmp_path / "bare", training={"objective": "tecoa"}, threat_model=ThreatModel("l2", 1.5)) / "README.md"
     ).read_text()
+    assert "croce2020reliable" in text and "radford2021learning" in text and "croce2020reliable" not in plain
     assert "No figures were measured" in plain and "mao2023understanding" in plain and "Euclidean length 1.5" in plain
 
 

@@ -32,6 +32,20 @@ TECOA = """@inproceedings{mao2023understanding,
   booktitle = {International Conference on Learning Representations},
   year      = {2023}
 }"""
+CLIP = """@inproceedings{radford2021learning,
+  title     = {Learning Transferable Visual Models From Natural Language Supervision},
+  author    = {Radford, Alec and Kim, Jong Wook and Hallacy, Chris and Ramesh, Aditya and Goh, Gabriel and
+               Agarwal, Sandhini and Sastry, Girish and Askell, Amanda and Mishkin, Pamela and Clark, Jack and
+               Krueger, Gretchen and Sutskever, Ilya},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2021}
+}"""
+APGD = """@inproceedings{croce2020reliable,
+  title     = {Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free Attacks},
+  author    = {Croce, Francesco and Hein, Matthias},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2020}
+}"""
 OBJECTIVES = {
     "fare": (
         "FARE: the embedding of the attacked image is pulled to the original encoder's embedding of the clean image "
@@ -134,7 +148,7 @@ def render_card(content: CardContent) -> str:
         else "No figures were measured for this encoder.",
         plot=content.plot if content.report else None,
         license_text=_license_text(content),
-        citation=citation,
+        citation="\n".join([citation, CLIP, *_attack_citations(content)]),
     )
     return str(card)
 
@@ -156,6 +170,12 @@ def _metadata(content: CardContent) -> ModelCardData:
         tags=TAGS,
         **extra,
     )
+
+
+def _attack_citations(content: CardContent) -> list[str]:
+    """Of the attacks that the report's figures come from."""
+    attacks = [row["attack"] for row in content.report.rows] if content.report else []
+    return [APGD] if any(attack and "apgd" in attack["name"].lower() for attack in attacks) else []
 
 
 def _license_text(content: CardContent) -> str:

@@ -114,7 +114,7 @@ def save_robust_encoder(
         datasets=datasets,
         text_encoder=clip is not None,
         plot=None if plot is None else PLOT,
-        **terms,  # type: ignore[arg-type]
+        **terms,
     )
     texts = {"README.md": render_card(content), RECORD: record_of(content)}
     if report is not None:

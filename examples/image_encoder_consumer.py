@@ -1,12 +1,12 @@
 """A robust encoder where a program wants CLIP's own `CLIPVisionModelWithProjection`: IP-Adapter, retrieval, scoring.
 
-Diffusers pipelines take the encoder as `image_encoder=`, and feed an IP-Adapter either `image_embeds` or, in the "plus"
+Diffusers pipelines take the encoder as `image_encoder=`, and feed an IP-Adapter `image_embeds` or, in the "plus"
 variants, `hidden_states[-2]`. Robust encoders are that class, so nothing but the name changes:
 
     image_encoder = CLIPVisionModelWithProjection.from_pretrained("user/fare4-clip-vit-large-patch14")
     pipeline = StableDiffusionPipeline.from_pretrained(..., image_encoder=image_encoder)
 
-This runs on tiny random weights: the robust encoder is saved, loaded by plain transformers in half precision, and gives
+This runs on tiny random weights: the robust encoder is saved, loaded by plain transformers in fp16, and gives
 an adapter of the same shapes what the original gives it.
 """
 
@@ -25,7 +25,7 @@ from fare_hf.hub import save_robust_encoder
 
 
 def adapter_inputs(encoder: CLIPVisionModelWithProjection, processor: Any, image: Image.Image) -> list[torch.Tensor]:
-    """What an IP-Adapter reads: the projected embedding, and the last but one hidden state; both for "no image" too."""
+    """What an IP-Adapter reads: the projected embedding; the last but one hidden state, and that of "no image"."""
     pixels = processor(image, return_tensors="pt").pixel_values.to(encoder.dtype)
     with torch.no_grad():
         image_embeds = encoder(pixels).image_embeds

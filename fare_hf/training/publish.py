@@ -14,6 +14,7 @@ from transformers import CLIPVisionModel, CLIPVisionModelWithProjection, Schedul
 from transformers.training_args import OptimizerNames
 
 from fare_hf.hub import Publication, check_access, push_robust_encoder, save_robust_encoder
+from fare_hf.hub.licenses import inherited_license
 
 if TYPE_CHECKING:
     from fare_hf.training.trainer import FareTrainer
@@ -69,6 +70,7 @@ def check_push(trainer: FareTrainer, token: str | None) -> str:
     """
     if not can_publish(trainer):
         raise ValueError("push_to_hub=True publishes a CLIP vision encoder trained without FSDP; push it yourself.")
+    _inherit_license(trainer)
     name = trainer.args.hub_model_id or Path(str(trainer.args.output_dir)).absolute().name
     return check_access(name, token or trainer.args.hub_token)
 
@@ -81,10 +83,13 @@ def publish(
     token: str | None = None,
     revision: str | None = None,
     private: bool | None = None,
+    create_pr: bool = False,
+    tag: str | None = None,
     **changes: Any,
 ) -> Publication | None:
     """Publishes the encoder as it is now, or a folder of it, on the main process; None on the others."""
     options = _push_options(trainer, message=message, token=token, revision=revision, private=private)
+    options |= {"create_pr": create_pr, "tag": tag}
     try:
         if not trainer.is_world_process_zero():
             return None
@@ -131,8 +136,19 @@ def _push_options(
 
 def _options(trainer: FareTrainer, changes: dict[str, Any]) -> dict[str, Any]:
     """Arguments of `save_robust_encoder`."""
-    encoder = trainer.accelerator.unwrap_model(trainer.model)
-    name = str(encoder.config._name_or_path or "unknown")
+    name = _origin(trainer)
+    _inherit_license(trainer)
     card: dict[str, Any] = {"base_model": Path(name).resolve().name if Path(name).is_dir() else name, **trainer.card}
     card |= {"processor": trainer.processing_class, "threat_model": trainer.args.threat_model}
     return {**card, "training": recipe(trainer), **changes}
+
+
+def _origin(trainer: FareTrainer) -> str:
+    """Where the encoder was loaded from."""
+    return str(trainer.accelerator.unwrap_model(trainer.model).config._name_or_path or "unknown")
+
+
+def _inherit_license(trainer: FareTrainer) -> None:
+    """Once, and where the model's folder is still known: the card names a folder by its last part alone."""
+    if "license" not in trainer.card:
+        trainer.card |= {"license": None, **inherited_license(_origin(trainer))}

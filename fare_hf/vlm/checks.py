@@ -104,7 +104,11 @@ def check_shared(vlm: nn.Module, towers: Mapping[str, nn.Module]) -> None:
         ValueError: the first weight that is shared, and with what.
     """
     owned = {id(parameter): name for tower in towers.values() for name, parameter in tower.named_parameters()}
-    inside = tuple(f"{name}." for name, module in vlm.named_modules() if any(module is t for t in towers.values()))
+    inside = tuple(
+        f"{name}."
+        for name, module in vlm.named_modules(remove_duplicate=False)
+        if any(module is t for t in towers.values())
+    )
     for name, parameter in vlm.named_parameters(remove_duplicate=False):
         if id(parameter) in owned and not name.startswith(inside):
             raise ValueError(

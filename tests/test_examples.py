@@ -51,6 +51,11 @@ def test_image_encoder_consumer(capsys: pytest.CaptureFixture[str], monkeypatch:
     assert "equal to the bit" in capsys.readouterr().out
 
 
+def test_swap_lab_captions(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    run("swap_lab_captions.py", "--images", "2", "--steps", "2", monkeypatch=monkeypatch)
+    assert capsys.readouterr().out.count("\n| ") == 3
+
+
 @pytest.mark.slow
 def test_merge_memory(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     run("merge_memory.py", monkeypatch=monkeypatch)

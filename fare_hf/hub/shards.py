@@ -92,7 +92,7 @@ def rewrite(source: Path, target: Path, new: Mapping[str, Callable[[], Tensor]],
 
 def bytes_of(tensor: Tensor) -> memoryview:
     """The values as a file has them."""
-    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _values(tensor: Tensor, name: str, entry: Mapping[str, Any]) -> memoryview:

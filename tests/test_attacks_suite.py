@@ -1,4 +1,4 @@
-"""Square, universal perturbations, the ensemble, stopping and resuming: promises kept, and the reference not beaten."""
+"""Square, universal perturbations, the ensemble, stopping, resuming: promises kept, the reference not beaten."""
 
 from __future__ import annotations
 

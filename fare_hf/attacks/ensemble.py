@@ -93,7 +93,8 @@ def autoattack(
     success, found = logits.argmax(1) != labels, clean.clone()
     accuracy = {"clean": 1 - success.float().mean().item()}
     for stage in stages:
-        for rows in (~success).nonzero().flatten().split(batch_size):
+        left = (~success).nonzero().flatten()
+        for rows in left.split(batch_size) if len(left) else ():
             loss = stage_loss(stage, logits_of, labels[rows], others[rows])
             if stage == "square":
                 result = square(loss, clean[rows], threat_model, queries=queries, generator=generator)

@@ -45,7 +45,7 @@ def universal_perturbation(
         The change (C, H, W), fp32: apply it with `apply_universal`.
 
     Raises:
-        TypeError, ValueError: wrong pixels, epochs, step size or start; NaN losses (named by their place in the batch).
+        TypeError, ValueError: wrong pixels, epochs, step size or start; NaN losses (named by place in the batch).
     """
     check_steps(epochs, "epochs")
     check_steps(batch_size, "batch_size")

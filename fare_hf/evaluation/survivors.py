@@ -159,7 +159,7 @@ def _run_stage(
         if number % processes != rank:
             continue
         clean = gather(samples, batch, device)
-        generator = torch.Generator().manual_seed(_mix(*seeds, number))
+        generator = torch.Generator().manual_seed(mix(*seeds, number))
         adversarial = attack(clean, batch, threat_model, generator)
         threat_model.check(adversarial, clean)
         fooled = judge(adversarial, batch, threat_model)
@@ -169,7 +169,7 @@ def _run_stage(
     return [index for number in sorted(survivors) for index in survivors[number]]
 
 
-def _mix(*numbers: int) -> int:
+def mix(*numbers: int) -> int:
     """One seed from several numbers (a hash that is the same in every process)."""
     mixed = 0
     for number in numbers:

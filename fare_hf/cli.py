@@ -30,8 +30,12 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     commands.add_parser("train", help="fine-tune an encoder; same as python -m fare_hf.train", add_help=False)
 
-    evaluate = commands.add_parser("evaluate", help="zero-shot accuracy of an encoder on the lab's sets, attacked")
-    evaluate.add_argument("encoder", help="folder or repository of an encoder fine-tuned from the lab's CLIP")
+    evaluate = commands.add_parser("evaluate", help="a suite (YAML), or one encoder on the lab's zero-shot sets")
+    evaluate.add_argument(
+        "encoder", nargs="?", help="folder or repository of an encoder of the lab's CLIP; no --suite"
+    )
+    evaluate.add_argument("--suite", help="lab, paper-zero-shot, paper-vlm, or a YAML file")
+    evaluate.add_argument("--models", nargs="+", metavar="NAME=PATH", help="instead of the suite's own models")
     evaluate.add_argument("--datasets", nargs="+", default=["twemoji"], help="lab test sets (default: twemoji)")
     evaluate.add_argument("--eps", nargs="+", default=["2/255", "4/255"], help="radii of the linf ball")
     evaluate.add_argument("--steps", type=int, default=50, help="APGD steps of each run")
@@ -86,8 +90,29 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def run_suite_file(args: argparse.Namespace) -> None:
+    """``fare-hf evaluate --suite``: jobs that are finished already are not run again."""
+    from fare_hf.evaluation.suite import load_suite, run_suite
+    from fare_hf.suites import runners
+
+    if args.encoder is not None:
+        raise ValueError(f"--suite has its own models: give --models NAME={args.encoder} instead.")
+    wrong = [pair for pair in args.models or [] if "=" not in pair]
+    if wrong:
+        raise ValueError(f"--models {wrong[0]}: give NAME=PATH.")
+    models = dict(pair.split("=", 1) for pair in args.models) if args.models else None
+    report = run_suite(load_suite(args.suite, models), runners(args.output_dir), args.output_dir)
+    print(report.to_markdown())
+    print(args.output_dir / "report.json")
+
+
 def run_evaluate(args: argparse.Namespace) -> None:
-    """``fare-hf evaluate``: the lab's zero-shot sets."""
+    """``fare-hf evaluate``: a suite, or the lab's zero-shot sets."""
+    if args.suite is not None:
+        run_suite_file(args)
+        return
+    if args.encoder is None:
+        raise ValueError("nothing to evaluate: name an encoder, or a --suite.")
     from fare_hf.attacks import ThreatModel
     from fare_hf.encoders import load_encoder
     from fare_hf.evaluation import RobustnessReport, environment

@@ -74,7 +74,7 @@ def reference_accuracy(problem: Problem, threat_model: ThreatModel, steps: int, 
     reference.apgd.n_restarts, reference.apgd_targeted.n_target_classes = 1, targets
     points, _ = reference.run_standard_evaluation(pixels, labels, batch_size=128)
     with torch.no_grad():
-        return (logits_of(points).argmax(1) == labels).float().mean().item()
+        return (logits_of(points).argmax(1) == labels).double().mean().item()
 
 
 def compare(name: str, eps: float | str, samples: int, steps: int, targets: int) -> dict[str, object]:
@@ -88,7 +88,7 @@ def compare(name: str, eps: float | str, samples: int, steps: int, targets: int)
     generator = torch.Generator().manual_seed(1)
     options = {"version": "paper", "steps": steps, "targets": targets, "batch_size": 128, "generator": generator}
     found = autoattack(*problem, threat_model, **options)  # type: ignore[arg-type]
-    ours = 1 - found.success.float().mean().item()
+    ours = (~found.success).double().mean().item()
     seconds = [round(middle - begin, 2), round(time.perf_counter() - middle, 2)]
     line: dict[str, object] = {"model": name, "eps": format_eps(threat_model.eps), "n": samples, "attack": found.name}
     line |= {"clean": found.accuracy["clean"], "fare_hf": ours, "pyautoattack": reference, "seconds": seconds}

@@ -91,7 +91,7 @@ def autoattack(
     stages = [*stages, "square"] if version == "standard" else stages
     others = logits.scatter(1, labels[:, None], -torch.inf)
     success, found = logits.argmax(1) != labels, clean.clone()
-    accuracy = {"clean": 1 - success.float().mean().item()}
+    accuracy = {"clean": (~success).double().mean().item()}
     for stage in stages:
         left = (~success).nonzero().flatten()
         for rows in left.split(batch_size) if len(left) else ():
@@ -106,7 +106,7 @@ def autoattack(
             with torch.no_grad():  # the prediction on what is returned decides
                 fooled = logits_of(points).argmax(1) != labels[rows]
             found[rows[fooled]], success[rows[fooled]] = points[fooled], True
-        accuracy[stage if stage == "square" else stage_name(stage)] = 1 - success.float().mean().item()
+        accuracy[stage if stage == "square" else stage_name(stage)] = (~success).double().mean().item()
     return AutoAttackResult(found, success, ensemble_name(stages), accuracy, notes)
 
 

@@ -28,7 +28,7 @@ NAMES = ("model", "task", "dataset", "metric")
 REQUIRED = (*NAMES, "value", "ci", "n", "threat_model", "attack")
 OPTIONAL = ("precision", "seconds")
 ATTACK_FIELDS = ("name", "steps", "restarts", "seed")
-LARGEST = {"CIDEr": 10.0}
+LARGEST = {"CIDEr": 10.0, "relative l2 to the original": math.inf}
 """Metrics that are no fractions, and how large they can be; tables print them times 100, as papers do."""
 
 

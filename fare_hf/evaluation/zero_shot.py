@@ -12,12 +12,12 @@ from transformers import PreTrainedModel
 from fare_hf.attacks import ClassifierLoss, ThreatModel, apgd, class_stages, square
 from fare_hf.attacks.ensemble import ensemble_name
 from fare_hf.attacks.losses import cross_entropy, dlr, targeted_dlr
-from fare_hf.encoders import embed, frozen, matmul_patch_embedding
+from fare_hf.encoders import embed, freeze, frozen, matmul_patch_embedding
 from fare_hf.evaluation.report import Row, fraction_row
 from fare_hf.evaluation.survivors import Attack, Judge, attack_nested, chunks, read, screening_steps
 from fare_hf.pixels import Normalization, check_pixels, resize
 
-__all__ = ["evaluate_zero_shot"]
+__all__ = ["evaluate_zero_shot", "logits_function", "predict_zero_shot"]
 
 ATTACKS = ("apgd-ce+apgd-t", "apgd-ce", "autoattack")
 
@@ -102,6 +102,38 @@ def evaluate_zero_shot(
         robust = outcome.robust(len(correct))
         rows.append(row(robust, threat_model=outcome.threat_model, attack=used, seconds=outcome.seconds))
     return rows
+
+
+def logits_function(
+    encoder: PreTrainedModel,
+    text_embeddings: torch.Tensor,
+    normalization: Normalization,
+    *,
+    logit_scale: float = 100.0,
+    native: bool = False,
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Pixels (B, 3, H, W) in [0, 1] to logits (B, K), for attacks on it; the encoder is frozen for good."""
+    freeze(encoder)
+    text = text_embeddings.to(next(encoder.parameters()).device).float()
+    size = encoder.config.image_size if native else None
+    return _logits_function(encoder, text, normalization, logit_scale, size)
+
+
+@torch.no_grad()
+def predict_zero_shot(
+    encoder: PreTrainedModel,
+    text_embeddings: torch.Tensor,
+    pixels: torch.Tensor,
+    normalization: Normalization,
+    *,
+    batch_size: int = 128,
+) -> torch.Tensor:
+    """The likeliest class of each image (N, 3, S, S) in [0, 1], (N,) on the encoder's device."""
+    check_pixels(pixels)
+    device = next(encoder.parameters()).device
+    logits_of = _logits_function(encoder, text_embeddings.to(device).float(), normalization, 100.0)
+    with frozen(encoder):
+        return torch.cat([logits_of(part.to(device).float()).argmax(1) for part in pixels.split(batch_size)])
 
 
 def _stage_losses(attack: str, classes: int, targets: int) -> list[str | int]:

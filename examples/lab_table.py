@@ -3,7 +3,8 @@
     python examples/lab_table.py --output_dir outputs/lab-table
 
 Writes `report.json` and `report.md`. A model that is in `report.json` already is not measured again, so that an
-interrupted run goes on. About half an hour on two cores; `--quick` takes parts of the sets.
+interrupted run goes on. About an hour on two cores; `--quick` takes parts of the sets, and `--models` some of the
+models: runs side by side are put together with `--include`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from fare_hf.encoders import load_encoder
 from fare_hf.evaluation import Row, environment
 from fare_hf.lab import ENCODERS, encoder_folder, load_clip, load_llava, measure
 
-TOWERS = ("clip", "fare-4", "tecoa-4")
+MODELS = ("clip", *ENCODERS, "llava-clip", "llava-fare-4", "llava-tecoa-4")
 BEGIN, END = "<!-- lab-table:begin -->", "<!-- lab-table:end -->"
 NAMES = {"clip": "CLIP", "fare-2": "FARE-2", "fare-4": "FARE-4", "tecoa-2": "TeCoA-2", "tecoa-4": "TeCoA-4"}
 
@@ -27,35 +28,49 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/lab-table"))
     parser.add_argument("--quick", action="store_true", help="parts of the sets, fewer steps")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--models", nargs="*", default=MODELS, choices=MODELS, metavar="MODEL", help=", ".join(MODELS))
+    parser.add_argument("--include", nargs="*", type=Path, default=[], help="report.json of runs with other --models")
     parser.add_argument("--readme", type=Path, default=None, help="a page whose table is replaced by this one")
     args = parser.parse_args()
     budget = measure.QUICK if args.quick else measure.FULL
     saved = args.output_dir / "report.json"
-    rows: list[Row] = RobustnessReport.load(saved).rows if saved.exists() else []
-
-    def measured(model: str) -> bool:
-        return any(row["model"] == model for row in rows)
-
-    def save() -> None:
-        RobustnessReport(rows, environment(seed=args.seed)).save(args.output_dir)
-
-    clip = load_clip()
-    for name in ("clip", *ENCODERS):
-        if not measured(NAMES[name]):
-            encoder = load_encoder(str(encoder_folder(name)))
-            rows += measure.measure_zero_shot(NAMES[name], encoder, clip, budget, seed=args.seed)
-            save()
-    llava = load_llava()
-    for name in TOWERS:
-        if not measured(f"LLaVA + {NAMES[name]}"):
-            with swap_vision_tower(llava[0], str(encoder_folder(name))):
-                rows += measure.measure_captions(NAMES[name], llava, budget, seed=args.seed).rows
-                rows += measure.measure_targeted(NAMES[name], llava, budget, seed=args.seed).rows
-            save()
-    report = RobustnessReport.load(saved)
+    rows: list[Row] = []
+    for path in (saved, *args.include):
+        rows += RobustnessReport.load(path).rows if path.exists() or path in args.include else []
+    for model in MODELS:
+        if model in args.models and shown(model) not in {row["model"] for row in rows}:
+            rows += measured(model, budget, args.seed)
+            save(rows, args.seed, args.output_dir)
+    report = save(rows, args.seed, args.output_dir)
     print(report.to_markdown())
     if args.readme:
         write_into(args.readme, report)
+
+
+def shown(model: str) -> str:
+    """The model's name in the report: ``llava-fare-4`` is ``LLaVA + FARE-4``."""
+    return f"LLaVA + {NAMES[model.removeprefix('llava-')]}" if model.startswith("llava-") else NAMES[model]
+
+
+def measured(model: str, budget: measure.Budget, seed: int) -> list[Row]:
+    """All rows of an encoder, or of the LLaVA with one of the towers."""
+    name = model.removeprefix("llava-")
+    if name == model:
+        return measure.measure_zero_shot(
+            NAMES[name], load_encoder(str(encoder_folder(name))), load_clip(), budget, seed=seed
+        )
+    llava = load_llava()
+    swap_vision_tower(llava[0], str(encoder_folder(name)))
+    captions = measure.measure_captions(NAMES[name], llava, budget, seed=seed)
+    return captions.rows + measure.measure_targeted(NAMES[name], llava, budget, seed=seed)
+
+
+def save(rows: list[Row], seed: int, folder: Path) -> RobustnessReport:
+    """Writes the report, its models in the order of `MODELS`."""
+    order = [shown(model) for model in MODELS]
+    report = RobustnessReport(sorted(rows, key=lambda row: order.index(row["model"])), environment(seed=seed))
+    report.save(folder)
+    return report
 
 
 def write_into(page: Path, report: RobustnessReport) -> None:

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from transformers import (
     AutoConfig,
     AutoTokenizer,
+    CLIPModel,
     CLIPTextModelWithProjection,
     CLIPVisionModel,
     CLIPVisionModelWithProjection,
@@ -36,6 +37,7 @@ __all__ = [
     "freeze_unused",
     "frozen",
     "load_encoder",
+    "logit_scale_of",
     "make_embed",
     "matmul_patch_embedding",
     "text_class_embeddings",
@@ -283,6 +285,19 @@ def text_class_embeddings(
         )
     model = load_complete(CLIPTextModelWithProjection, name_or_path)
     return text_classifier(model, AutoTokenizer.from_pretrained(name_or_path), class_names, templates)
+
+
+def logit_scale_of(name_or_path: str) -> float:
+    """The factor that a CLIP was trained with on its cosines, at most 100: the inverse of its temperature.
+
+    Raises:
+        ValueError: not a whole CLIP, so that no scale was kept.
+    """
+    model_type = AutoConfig.from_pretrained(name_or_path).model_type
+    if model_type != "clip":
+        raise ValueError(f"{name_or_path!r} is a {model_type!r} model, which has no logit scale; give --logit_scale.")
+    clip: Any = load_complete(CLIPModel, name_or_path)
+    return min(100.0, clip.logit_scale.exp().item())
 
 
 @contextmanager

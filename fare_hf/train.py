@@ -18,7 +18,7 @@ from typing import Any
 from transformers import AutoImageProcessor, HfArgumentParser, set_seed
 
 from fare_hf.data import PixelDataset, PixelStream, class_names_of, find_columns, load_images
-from fare_hf.encoders import load_encoder, text_class_embeddings
+from fare_hf.encoders import load_encoder, logit_scale_of, text_class_embeddings
 from fare_hf.hub import PushError
 from fare_hf.objectives import FareObjective, Objective, TecoaObjective
 from fare_hf.training import FareConfig, FareTrainer
@@ -163,7 +163,11 @@ def _make_objective(script: FareScriptArguments, config: FareConfig, train_set: 
             f"objective='tecoa' needs class names and {script.dataset!r} has none; give --class_names, "
             "or a data set with a ClassLabel column (--label_column)."
         )
-    return TecoaObjective(text_class_embeddings(script.text_model or script.model, names, config.templates))
+    text_model = script.text_model or script.model
+    texts = text_class_embeddings(text_model, names, config.templates)
+    if config.logit_scale is None:  # set, so that the recipe that is written says what was used
+        config.logit_scale = logit_scale_of(text_model)
+    return TecoaObjective(texts, config.logit_scale)
 
 
 def _card(script: FareScriptArguments) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from fare_hf.encoders import (
     freeze_unused,
     frozen,
     load_encoder,
+    logit_scale_of,
     make_embed,
     matmul_patch_embedding,
     text_class_embeddings,
@@ -161,6 +163,17 @@ def test_text_class_embeddings_average_normalised_templates(clip_folder: Path) -
     torch.testing.assert_close(ensemble, F.normalize(torch.stack(singles).mean(0), dim=-1))
     torch.testing.assert_close(ensemble.norm(dim=-1), torch.ones(2))
     assert not torch.allclose(ensemble[0], ensemble[1])
+
+
+def test_the_logit_scale_is_that_of_the_clip(clip_folder: Path, tmp_path: Path) -> None:
+    model = CLIPModel.from_pretrained(clip_folder)
+    for stored, scale in ((math.log(30.0), 30.0), (math.log(300.0), 100.0)):
+        model.logit_scale.data.fill_(stored)
+        model.save_pretrained(tmp_path)
+        assert logit_scale_of(str(tmp_path)) == pytest.approx(scale, rel=1e-5)
+    model.vision_model.config.save_pretrained(tmp_path / "vision")
+    with pytest.raises(ValueError, match="keeps no logit scale; give --logit_scale"):
+        logit_scale_of(str(tmp_path / "vision"))
 
 
 @pytest.mark.parametrize(("names", "templates"), [([], ["a {}"]), (["cat"], ["a photo"]), (["cat"], "a {}")])

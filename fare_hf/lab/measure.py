@@ -26,8 +26,10 @@ from .drawings import all_concepts
 from .models import MODELS
 from .sets import TestSet, load_test_set
 
-TARGET = "a photo of a crocodile"
-"""What the targeted attack forces: the caption of something that is in no test image."""
+TARGET = "a photo of a cat"
+"""What the targeted attack forces: the caption of something that is in no test image. Chosen from "a cat",
+"a rainbow" and "a crocodile" as the easiest to force on the original tower, on fxemoji and on training digits."""
+TARGETED_SETS = ("twemoji", "digits")
 THREAT_MODELS = (ThreatModel("linf", "2/255"), ThreatModel("linf", "4/255"))
 PROMPT = chat(CAPTION_PROMPT)
 
@@ -42,7 +44,7 @@ class Budget:
         targets: wrong classes that the targeted DLR loss is run for.
         captions: images captioned and attacked.
         caption_steps: APGD steps of the attack on a caption.
-        targeted: images on which a sentence is forced.
+        targeted: images of each of `TARGETED_SETS` on which a sentence is forced.
         targeted_steps: APGD steps of that.
     """
 
@@ -55,7 +57,7 @@ class Budget:
     targeted_steps: int = 100
 
 
-FULL = Budget({"twemoji": None, "fashion": None, "digits": None, "openmoji": None})
+FULL = Budget({"twemoji": None, "fashion": None, "digits": None})
 QUICK = Budget(
     {"twemoji": 224, "fashion": 100, "digits": 100},
     steps=20,
@@ -148,21 +150,22 @@ def measure_targeted(
     budget: Budget,
     threat_models: Sequence[ThreatModel] = THREAT_MODELS,
     seed: int = 0,
-    keep: Sequence[int] = (),
-) -> TextEvaluation:
-    """In how many images an attacker makes the LLaVA say `TARGET` when asked for a caption."""
-    test = part("twemoji", budget.targeted)
-    return evaluate_targeted(
-        *llava,
-        test.pixels,
-        TARGET,
-        prompt=PROMPT,
-        model=f"LLaVA + {name}",
-        dataset="twemoji",
-        threat_models=threat_models,
-        steps=budget.targeted_steps,
-        seed=seed,
-        max_new_tokens=14,
-        groups=test.groups.tolist(),
-        keep=keep,
-    )
+) -> list[Row]:
+    """In how many images of each of `TARGETED_SETS` an attacker makes the LLaVA say `TARGET`, asked for a caption."""
+    rows = []
+    for dataset in TARGETED_SETS:
+        test = part(dataset, budget.targeted)
+        rows += evaluate_targeted(
+            *llava,
+            test.pixels,
+            TARGET,
+            prompt=PROMPT,
+            model=f"LLaVA + {name}",
+            dataset=dataset,
+            threat_models=threat_models,
+            steps=budget.targeted_steps,
+            seed=seed,
+            max_new_tokens=14,
+            groups=test.groups.tolist(),
+        ).rows
+    return rows

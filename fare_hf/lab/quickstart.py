@@ -81,16 +81,16 @@ class Quickstart:
             self.rows += measure.measure_zero_shot(name, encoder, clip, self.budget)
             print_rows(self.rows, name)
 
-    def language(self, name: str, llava: Any) -> tuple[TextEvaluation, TextEvaluation]:
+    def language(self, name: str, llava: Any) -> TextEvaluation:
         """Captions and a forced sentence, at 4/255 alone to save time."""
         strongest = measure.THREAT_MODELS[-1:]
         captions = measure.measure_captions(name, llava, self.budget, strongest, keep=range(PICTURES * 4))
         targeted = measure.measure_targeted(name, llava, self.budget, strongest)
-        self.rows += captions.rows + targeted.rows
+        self.rows += captions.rows + targeted
         print_rows(self.rows, f"LLaVA + {name}")
-        return captions, targeted
+        return captions
 
-    def write(self, before: tuple[TextEvaluation, ...], after: tuple[TextEvaluation, ...]) -> Path:
+    def write(self, before: TextEvaluation, after: TextEvaluation) -> Path:
         """Report, the card with its figures, and the picture of what both LLaVAs say."""
         report = RobustnessReport(self.rows, environment(seed=0))
         path = report.save(self.output_dir)
@@ -98,7 +98,7 @@ class Quickstart:
         folder = self.output_dir / "encoder"
         named = {"eps": "4/255", "shown": "FARE", "repo_id": "fare_hf-lab-quickstart"}
         save_with_report(load_encoder(str(folder)), recipe, folder, report=report, **named)
-        draw(before[0], after[0], self.budget, self.output_dir / "picture.png")
+        draw(before, after, self.budget, self.output_dir / "picture.png")
         return path
 
 

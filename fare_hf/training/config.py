@@ -53,6 +53,10 @@ class FareConfig(TrainingArguments):
         default_factory=lambda: ["This is a photo of a {}."],
         metadata={"help": "Sentences with {} for the class name, for tecoa."},
     )
+    logit_scale: float | None = field(
+        default=None,
+        metadata={"help": "Factor on the cosines for tecoa; by default the text model's own."},
+    )
 
     learning_rate: float = field(default=1e-5, metadata={"help": "Largest learning rate of AdamW."})
     weight_decay: float = field(default=1e-4, metadata={"help": "Weight decay of AdamW, on all parameters."})
@@ -80,6 +84,8 @@ class FareConfig(TrainingArguments):
             raise ValueError(f"embedding={self.embedding!r} is not known; give one of {', '.join(EMBEDDINGS)}.")
         if self.objective not in OBJECTIVES:
             raise ValueError(f"objective={self.objective!r} is not known; give one of {', '.join(OBJECTIVES)}.")
+        if self.logit_scale is not None and not 0 < self.logit_scale < float("inf"):
+            raise ValueError(f"logit_scale={self.logit_scale} is not positive; give 100, or leave it out.")
         if self.objective == "tecoa" and self.embedding != "projected":
             raise ValueError(f"embedding={self.embedding!r} cannot be compared with text; tecoa needs 'projected'.")
         self._check_trainer()

@@ -83,7 +83,9 @@ def _zero_shot(
 ) -> list[Row]:
     samples, labels, text, options, normalization = _set(settings, source)
     encoder, threats = load_encoder(_place(source)), _threats(settings)
-    options |= _options(settings, "attack", "steps", "restarts", "targets", "queries", "batch_size", "seed")
+    options |= _options(
+        settings, "attack", "steps", "restarts", "targets", "queries", "batch_size", "seed", "stop_fooled"
+    )
     names = {"model": model, "dataset": settings["set"].removeprefix(LAB), "normalization": normalization}
     rows = evaluate_zero_shot(encoder, text, samples, labels, threat_models=threats, **names, **options)
     if settings.get("masking_checks"):

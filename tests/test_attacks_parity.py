@@ -32,3 +32,11 @@ def test_robust_accuracy_is_never_higher_than_the_references(tmp_path: Path, mon
 def test_five_models_at_three_radii(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = lines(tmp_path, monkeypatch, "--samples", "100", "--steps", "30", "--targets", "3")
     assert len(found) == 15
+
+
+def test_throughput_is_measured_in_one_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    words = ["--images", "2", "--steps", "1", "--batch_sizes", "1", "2"]
+    monkeypatch.setattr(sys, "argv", ["vlm_throughput.py", *words])
+    runpy.run_path(str(SCRIPT.with_name("vlm_throughput.py")), run_name="__main__")
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["batch_size"] for line in found] == [1, 2] and found[0]["factor"] == 1.0

@@ -92,6 +92,8 @@ def test_success_is_measured_from_the_saved_picture(vlm, proc, tmp_path: Path) -
     assert said == result.answers and [target in text for text in said] == result.forced
     assert sent["value"] == sum(result.forced) / 4
     assert held.entries[0]["target"] == target
+    with pytest.raises(ValueError, match="holds a run with another threat_model"):
+        evaluate_stealth(vlm, proc, pixels, target, ThreatModel("linf", "1/255"), folder=tmp_path / "a", **options)
     # Interrupted after the first saved state, and called again: the same pictures.
     import fare_hf.evaluation.stealth as room
 

@@ -123,6 +123,13 @@ def test_autoattack_ends_with_square() -> None:
     assert all(a["value"] <= b["value"] for a, b in zip(rows, plain, strict=True))
 
 
+def test_fooled_samples_may_leave_in_the_middle_of_a_run() -> None:
+    options = {"targets": 1, "threat_models": [ThreatModel("linf", "3/255")]}
+    assert [row["value"] for row in evaluate(stop_fooled=True, **options)] == [
+        row["value"] for row in evaluate(**options)
+    ]
+
+
 def test_two_processes_give_the_rows_of_one(tmp_path: Path) -> None:
     tests = Path(__file__).parent
     code = (

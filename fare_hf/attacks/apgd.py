@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -138,8 +139,11 @@ class _State:
 
     def select(self, rows: Tensor) -> _State:
         """Some samples."""
-        parts = {field.name: getattr(self, field.name) for field in fields(self)}
-        return _State(**{name: None if value is None else value[rows] for name, value in parts.items()})
+        parts: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            parts[field.name] = None if value is None else value[rows]
+        return _State(**parts)
 
 
 class _Run:
@@ -267,7 +271,7 @@ class _Run:
         return {name: value.detach().cpu().clone() for name, value in parts.items() if value is not None}
 
     def _load(self, saved: Mapping[str, Tensor]) -> None:
-        parts = {name: value.to(self.clean.device) for name, value in saved.items()}
+        parts: dict[str, Any] = {name: value.to(self.clean.device) for name, value in saved.items()}
         step, steps = parts.pop("step").tolist()
         rows = parts.pop("rows")
         done = [parts.pop(f"done_{name}", None) for name in ("pixels", "loss", "success")]
@@ -277,7 +281,8 @@ class _Run:
                 f"the saved state is of {steps} steps on pixels {tuple(whole.shape)}, asked for are {self.steps} "
                 f"on {tuple(self.clean.shape)}: resume the run that was saved."
             )
-        self.step, self.state = step, _State(**{"best_success": None} | parts)
+        parts.setdefault("best_success", None)
+        self.step, self.state = step, _State(**parts)
         if done[0] is not None and done[1] is not None:
             self._done = ApgdResult(done[0], done[1], done[2])
             self.attacked.keep(rows)

@@ -6,6 +6,8 @@ picture read back from its file, because that is what an attacker sends.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,6 +119,12 @@ def evaluate_stealth(
     folder = Path(folder)
     clean = gather(samples, range(len(samples)), torch.device("cpu"))
 
+    _claim(
+        folder,
+        {"target": target, "prompt": prompt, "model": model, "threat_model": threat_model.to_dict(), "steps": steps}
+        | {"seed": seed, "batch_size": batch_size, "images": hashlib.sha256(clean.numpy().tobytes()).hexdigest()},
+    )
+
     def ask(pixels: Tensor) -> list[str]:
         device, answers = tower_of(vlm).device, []
         for part in pixels.split(batch_size):
@@ -199,6 +207,16 @@ class _Towards:
 
     def select(self, rows: Tensor) -> _Towards:
         return _Towards(self._whole, [self._rows[row] for row in rows.tolist()])
+
+
+def _claim(folder: Path, settings: dict[str, Any]) -> None:
+    """Write down whose folder this is; refuse one of another run, whose states and pictures are not this one's."""
+    path = folder / "settings.json"
+    if path.is_file() and (found := json.loads(path.read_text(encoding="utf-8"))) != settings:
+        other = [name for name in settings if found.get(name) != settings[name]]
+        raise ValueError(f"folder {str(folder)!r} holds a run with another {', '.join(other)}: name another folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def _replace(tensors: dict[str, Tensor], path: Path) -> None:

@@ -10,8 +10,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from fare_hf.attacks import ClassifierLoss, ThreatModel, apgd, class_stages, square
-from fare_hf.attacks.ensemble import ensemble_name
-from fare_hf.attacks.losses import cross_entropy, dlr, targeted_dlr
+from fare_hf.attacks.ensemble import ensemble_name, stage_loss
 from fare_hf.encoders import embed, freeze, frozen, matmul_patch_embedding
 from fare_hf.evaluation.report import Row, fraction_row
 from fare_hf.evaluation.survivors import Attack, Judge, attack_nested, chunks, read, screening_steps
@@ -42,6 +41,7 @@ def evaluate_zero_shot(
     groups: Sequence[Hashable] | None = None,
     native: bool = False,
     queries: int = 5000,
+    stop_fooled: bool = False,
     distributed: bool = False,
 ) -> list[Row]:
     """Clean accuracy, and accuracy under APGD for each threat model.
@@ -68,6 +68,7 @@ def evaluate_zero_shot(
         groups: one label per sample for a cluster bootstrap; None gives Wilson intervals.
         native: the pixels are at their own resolution, are attacked there, and resized (bicubic) inside the attack.
         queries: of Square.
+        stop_fooled: fooled samples leave their batch in the middle of a run, at one host sync a step (see `apgd`).
         distributed: divide the attacks among the processes of accelerate or torchrun, which must all call this; every
             one of them gets the rows that one process alone would compute.
 
@@ -85,8 +86,9 @@ def evaluate_zero_shot(
         logits_of = _logits_function(encoder, text, normalization, logit_scale, size)
         logits, truth = _clean_pass(logits_of, samples, labels, len(text), device, batch_size)
         correct = (logits.argmax(1) == truth).tolist()
-        runs = [_stage("ce", logits_of, logits, truth, few, 1) for few in screening_steps(steps)]
-        runs += [_stage(loss, logits_of, logits, truth, steps, restarts) for loss in stages if loss != "square"]
+        plan: list[tuple[str | int, int, int]] = [("ce", few, 1) for few in screening_steps(steps)]
+        plan += [(loss, steps, restarts) for loss in stages if loss != "square"]
+        runs = [_stage(loss, logits_of, logits, truth, *lengths, stop_fooled) for loss, *lengths in plan]
         runs += [_square_stage(logits_of, truth, queries)] if "square" in stages else []
         alive = [index for index, right in enumerate(correct) if right]
         options: dict[str, Any] = {"device": device, "batch_size": batch_size, "seed": seed}
@@ -203,25 +205,25 @@ def _stage(
     truth: torch.Tensor,
     steps: int,
     restarts: int,
+    stop_fooled: bool,
 ) -> tuple[Attack, Judge]:
     """APGD on one loss, and the fresh prediction on its result that decides."""
     others = clean_logits.scatter(1, truth[:, None], -torch.inf)
 
     def attack(pixels: torch.Tensor, batch: list[int], threat: ThreatModel, rng: torch.Generator) -> torch.Tensor:
-        labels = truth[batch]
-        values = _class_loss(loss, labels, others[batch])
+        values = stage_loss(loss, logits_of, truth[batch], others[batch])
+        options = {"steps": steps, "restarts": restarts, "stop_fooled": stop_fooled}
+        return apgd(values, pixels, threat, generator=rng, **options).pixels  # type: ignore[arg-type]
 
-        def loss_fn(points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            logits = logits_of(points)
-            return values(logits), logits.detach().argmax(1) != labels
+    return attack, _judge(logits_of, truth)
 
-        return apgd(loss_fn, pixels, threat, steps=steps, restarts=restarts, generator=rng).pixels
 
+def _judge(logits_of: Callable[[torch.Tensor], torch.Tensor], truth: torch.Tensor) -> Judge:
     @torch.no_grad()
     def judge(pixels: torch.Tensor, batch: list[int], threat: ThreatModel) -> list[bool]:
         return (logits_of(pixels).argmax(1) != truth[batch]).tolist()
 
-    return attack, judge
+    return judge
 
 
 def _square_stage(
@@ -233,17 +235,4 @@ def _square_stage(
         loss = ClassifierLoss(logits_of, truth[batch], "margin")
         return square(loss, pixels, threat, queries=queries, generator=rng).pixels
 
-    @torch.no_grad()
-    def judge(pixels: torch.Tensor, batch: list[int], threat: ThreatModel) -> list[bool]:
-        return (logits_of(pixels).argmax(1) != truth[batch]).tolist()
-
-    return attack, judge
-
-
-def _class_loss(loss: str | int, labels: torch.Tensor, others: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Logits (B, K) to losses (B,); a number is the rank, in the clean logits `others`, of the class to push to."""
-    if isinstance(loss, int):
-        wrong = others.topk(loss, dim=1).indices[:, -1]
-        return lambda logits: targeted_dlr(logits, labels, wrong)
-    function = {"ce": cross_entropy, "dlr": dlr}[loss]
-    return lambda logits: function(logits, labels)
+    return attack, _judge(logits_of, truth)

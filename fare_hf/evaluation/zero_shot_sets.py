@@ -152,7 +152,7 @@ class NativePixels(Dataset):
 
     def __init__(self, dataset: Any, processor: Any, image_column: str, label_column: str | None = None) -> None:
         self._images = PixelDataset(dataset, processor, image_column, label_column)
-        self._images.processor = _as_it_is  # type: ignore[assignment]
+        self._images.processor = _as_it_is
         self._shape: tuple[int, ...] | None = None
 
     def __len__(self) -> int:

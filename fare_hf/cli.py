@@ -6,52 +6,91 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NoReturn
+
+from fare_hf import __version__
+from fare_hf.console import NEGATIVE_NUMBER, hide_notices, one_line
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one subcommand; what was asked wrongly is one sentence, without a traceback."""
+    hide_notices()  # before anything is imported that gives them
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words[:1] == ["train"]:  # its options are those of the Trainer, parsed there
         from fare_hf import train
 
-        train.main(words[1:])
+        train.main(words[1:], prog="fare-hf train")
         return
     args = build_parser().parse_args(words)
     run: Callable[[argparse.Namespace], None] = args.run
     try:
         run(args)
-    except (ValueError, OSError) as error:
-        sys.exit(f"fare-hf: error: {error}")
+    except (OSError, TypeError, ValueError) as error:
+        sys.exit(f"fare-hf: error: {one_line(error)}")
+
+
+LAB_SETS = ("twemoji", "openmoji", "fxemoji", "fashion", "digits")
+"""`fare_hf.lab.TEST_SETS`, known here before the lab is imported (a test compares them)."""
+
+
+class Command(argparse.ArgumentParser):
+    """Takes `-4/255` for a number, to be refused as one; a mistake is one sentence."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._negative_number_matcher = NEGATIVE_NUMBER
+
+    def error(self, message: str) -> NoReturn:
+        """One sentence, without the usage."""
+        self.exit(2, f"{self.prog}: error: {message}; `{self.prog} --help` shows the options.\n")
+
+
+def positive(text: str) -> int:
+    """An argument that is a whole number from 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    return int(text)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all subcommands but ``train``."""
-    parser = argparse.ArgumentParser(prog="fare-hf", description="Adversarially robust CLIP vision encoders (FARE).")
+    parser = Command(prog="fare-hf", description="Adversarially robust CLIP vision encoders (FARE).")
+    parser.add_argument("--version", action="version", version=f"fare_hf {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     commands.add_parser("train", help="fine-tune an encoder; same as python -m fare_hf.train", add_help=False)
 
-    evaluate = commands.add_parser("evaluate", help="a suite (YAML), or one encoder on the lab's zero-shot sets")
-    evaluate.add_argument(
-        "encoder", nargs="?", help="folder or repository of an encoder of the lab's CLIP; no --suite"
+    evaluate = add_command(
+        commands, "evaluate", "a suite (YAML), or one encoder on the lab's zero-shot sets, attacked"
     )
-    evaluate.add_argument("--suite", help="lab, paper-zero-shot, paper-vlm, or a YAML file")
-    evaluate.add_argument("--models", nargs="+", metavar="NAME=PATH", help="instead of the suite's own models")
-    evaluate.add_argument("--datasets", nargs="+", default=["twemoji"], help="lab test sets (default: twemoji)")
-    evaluate.add_argument("--eps", nargs="+", default=["2/255", "4/255"], help="radii of the linf ball")
-    evaluate.add_argument("--steps", type=int, default=50, help="APGD steps of each run")
-    evaluate.add_argument("--samples", type=int, default=None, help="images of each set (default: all)")
-    evaluate.add_argument("--seed", type=int, default=0, help="seed of the random starts")
-    evaluate.add_argument("--output_dir", type=Path, required=True, help="where report.json and report.md go")
+    evaluate.add_argument(
+        "encoder",
+        nargs="?",
+        help="folder or repository of an encoder fine-tuned from the lab's CLIP; not with --suite",
+    )
+    evaluate.add_argument("--suite", help="lab, paper-zero-shot, paper-vlm, or a YAML file; other options are its own")
+    evaluate.add_argument("--models", nargs="+", metavar="NAME=PATH", help="instead of the models of the suite")
+    evaluate.add_argument(
+        "--datasets", nargs="+", default=["twemoji"], help=f"of {', '.join(LAB_SETS)} (default: twemoji)"
+    )
+    evaluate.add_argument(
+        "--eps", nargs="+", default=["2/255", "4/255"], help="radii of the linf ball (default: 2/255 4/255)"
+    )
+    evaluate.add_argument("--steps", type=positive, default=50, help="APGD steps of each run (default: 50)")
+    evaluate.add_argument("--samples", type=positive, default=None, help="images of each set (default: all)")
+    evaluate.add_argument("--seed", type=int, default=0, help="seed of the random starts (default: 0)")
+    evaluate.add_argument(
+        "--output_dir", type=Path, required=True, help="where report.json and report.md go; must be empty or absent"
+    )
     evaluate.set_defaults(run=run_evaluate)
 
-    swap = commands.add_parser("swap", help="put an encoder into a LLaVA folder and save it as a new folder")
+    swap = add_command(commands, "swap", "put an encoder into a LLaVA and save it as a new folder")
     swap.add_argument("vlm", help="folder or repository of a LLaVA")
     swap.add_argument("encoder", help="folder or repository of the robust encoder")
     swap.add_argument("output_dir", type=Path, help="where the swapped LLaVA goes; must be empty or absent")
     swap.set_defaults(run=run_swap)
 
-    convert = commands.add_parser(
-        "convert", help="from and to open_clip, proven to compute the same before it is written"
+    convert = add_command(
+        commands, "convert", "from and to open_clip, proven to compute the same before it is written"
     )
     convert.add_argument("source", help="repository or folder; or a file with the state dict of a vision tower alone")
     convert.add_argument("output_dir", type=Path, help="where the result goes; must be empty or absent")
@@ -64,7 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
     convert.add_argument("--revision", help="of the source on the Hub")
     convert.set_defaults(run=run_convert)
 
-    push = commands.add_parser("push", help="publish a saved encoder on the Hub, and read it back")
+    push = add_command(commands, "push", "publish a saved encoder on the Hub, and read it back")
     push.add_argument("folder", type=Path, help="as save_robust_encoder or a training (<output_dir>/encoder) wrote it")
     push.add_argument("repo_id", help="namespace/name, or a name in your own account; made if absent")
     push.add_argument("--private", action=argparse.BooleanOptionalAction, help="of a new repository")
@@ -81,13 +120,27 @@ def build_parser() -> argparse.ArgumentParser:
     )
     push.set_defaults(run=run_push)
 
-    quickstart = commands.add_parser("quickstart", help="the whole story on the embedded lab, in minutes")
-    quickstart.add_argument("--output_dir", type=Path, default=Path("outputs/quickstart"))
+    quickstart = add_command(
+        commands,
+        "quickstart",
+        "break a CLIP, make it robust, swap it into a LLaVA, measure: 7 minutes on 2 cores, nothing is downloaded",
+    )
     quickstart.add_argument(
-        "--max_steps", type=int, default=None, help="training steps (default: what fits 6 minutes)"
+        "--output_dir",
+        type=Path,
+        default=Path("outputs/quickstart"),
+        help="where everything goes; must be empty or absent (default: outputs/quickstart)",
+    )
+    quickstart.add_argument(
+        "--max_steps", type=positive, default=None, help="training steps (default: as many as the figures are of)"
     )
     quickstart.set_defaults(run=run_quickstart)
     return parser
+
+
+def add_command(commands: Any, name: str, purpose: str) -> argparse.ArgumentParser:
+    """A subcommand with one line on what it is for, in the list of commands and in its own help."""
+    return commands.add_parser(name, help=purpose, description=f"{purpose[0].upper()}{purpose[1:]}.")
 
 
 def run_suite_file(args: argparse.Namespace) -> None:
@@ -113,33 +166,87 @@ def run_evaluate(args: argparse.Namespace) -> None:
         return
     if args.encoder is None:
         raise ValueError("nothing to evaluate: name an encoder, or a --suite.")
+    from tqdm.auto import tqdm
+
     from fare_hf.attacks import ThreatModel
     from fare_hf.encoders import load_encoder
     from fare_hf.evaluation import RobustnessReport, environment
     from fare_hf.lab import load_clip, measure
 
-    budget = measure.Budget({name: args.samples for name in args.datasets}, steps=args.steps)
+    check_empty(args.output_dir)
+    if unknown := sorted(set(args.datasets) - set(LAB_SETS)):
+        raise ValueError(f"the lab has no test set {unknown[0]!r}: use one of {', '.join(LAB_SETS)}.")
     threats = [ThreatModel("linf", eps) for eps in args.eps]
-    encoder = load_encoder(args.encoder)
-    rows = measure.measure_zero_shot(Path(args.encoder).name, encoder, load_clip(), budget, threats, args.seed)
+    encoder, clip, rows = load_encoder(args.encoder), load_clip(), []
+    check_lab_encoder(args.encoder, encoder, clip[0])
+    with tqdm(args.datasets, unit="set", leave=False) as bar:
+        for name in bar:
+            bar.set_description(f"attacking {args.encoder} on {name}")
+            budget = measure.Budget({name: args.samples}, steps=args.steps)
+            rows += measure.measure_zero_shot(Path(args.encoder).name, encoder, clip, budget, threats, args.seed)
     report = RobustnessReport(rows, environment(seed=args.seed))
     print(report.to_markdown())
     print(report.save(args.output_dir))
 
 
+def check_empty(folder: Path) -> None:
+    """Refuses to write over anything."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"output_dir {str(folder)!r} is not an empty folder: name another.")
+
+
+def check_lab_encoder(name: str, encoder: Any, clip: Any) -> None:
+    """Refuses an encoder that cannot be compared with the lab's texts."""
+    for field in ("image_size", "projection_dim"):
+        value, wanted = getattr(encoder.config, field), getattr(clip.config.vision_config, field)
+        if value != wanted:
+            raise ValueError(
+                f"{name!r} has {field} {value}, the lab's CLIP has {wanted}: give an encoder fine-tuned from it, or "
+                "use fare_hf.evaluate_zero_shot with images and texts of your own."
+            )
+
+
 def run_swap(args: argparse.Namespace) -> None:
     """``fare-hf swap``: load, swap, save."""
+    check_empty(args.output_dir)
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     from fare_hf.vlm import swap_vision_tower
 
-    if args.output_dir.exists() and any(args.output_dir.iterdir()):
-        raise ValueError(f"output_dir {str(args.output_dir)!r} is not empty: name another.")
+    check_swap(args.vlm, args.encoder)
     vlm = AutoModelForImageTextToText.from_pretrained(args.vlm, dtype="auto")
     print(swap_vision_tower(vlm, args.encoder))
     vlm.save_pretrained(args.output_dir)
     AutoProcessor.from_pretrained(args.vlm).save_pretrained(args.output_dir)
     print(args.output_dir)
+
+
+def check_swap(vlm: str, encoder: str) -> None:
+    """Refuses by the two configurations alone what a swap would refuse after the model's gigabytes are loaded."""
+    from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
+
+    from fare_hf.vlm.swap import ARCHITECTURE_FIELDS
+
+    try:
+        config = AutoConfig.from_pretrained(vlm)
+    except OSError as error:
+        raise ValueError(f"{vlm!r} is neither a folder with a model nor found on the Hub; check the name.") from error
+    except ValueError as error:
+        raise ValueError(f"{vlm!r} is not a vision-language model: {error}") from error
+    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        raise ValueError(f"{vlm!r} is a {config.model_type!r} model, not a vision-language model: name one.")
+    try:
+        given = AutoConfig.from_pretrained(encoder)
+    except (OSError, ValueError):
+        return  # the swap itself says what it is
+    tower, given = config.vision_config, getattr(given, "vision_config", given)
+    for field in ARCHITECTURE_FIELDS:
+        value, wanted = getattr(given, field, None), getattr(tower, field, None)
+        if value != wanted:
+            raise ValueError(
+                f"the encoder {encoder!r} has {field} {value!r}, the vision tower of {vlm!r} has {wanted!r}: give an "
+                "encoder of the tower's architecture."
+            )
 
 
 def run_convert(args: argparse.Namespace) -> None:

@@ -18,6 +18,7 @@ from fare_hf.pixels import unnormalized
 __all__ = [
     "PixelDataset",
     "PixelStream",
+    "check_folder",
     "class_names_of",
     "collate_pixels",
     "find_columns",
@@ -25,6 +26,9 @@ __all__ = [
     "sample_generator",
 ]
 
+TABLES_AND_ARCHIVES = ".arrow .csv .gz .h5 .hdf5 .json .jsonl .lance .parquet .tar .vortex .zip".split()
+DATA_FILES = frozenset((*PillowImage.registered_extensions(), *TABLES_AND_ARCHIVES))
+"""Endings of the files that may hold images."""
 HuggingFaceDataset: TypeAlias = "datasets.Dataset | datasets.IterableDataset"
 
 
@@ -52,6 +56,19 @@ def load_images(
     dataset = _open(name, split, streaming)
     find_columns(dataset, image_column, label_column, name)
     return dataset
+
+
+def check_folder(name: str) -> None:
+    """Refuses at a glance a folder without any image or data file, and a path that leads nowhere.
+
+    Raises:
+        ValueError: the folder holds none, or `name` is a path and there is nothing.
+    """
+    folder = Path(name).expanduser()
+    if not folder.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise ValueError(f"dataset {name!r} is no folder here; check the path.")
+    if folder.is_dir() and not any(path.suffix.lower() in DATA_FILES for path in folder.rglob("*")):
+        raise ValueError(_no_images(name))
 
 
 def find_columns(
@@ -184,12 +201,18 @@ def _open(name: str, split: str, streaming: bool) -> HuggingFaceDataset:
         return datasets.load_dataset(name, split=split, streaming=streaming)
     except FileNotFoundError as error:
         if folder.is_dir():
-            raise ValueError(f"the folder {name!r} has no images; give a folder with image files.") from error
+            raise ValueError(_no_images(name)) from error
         raise ValueError(f"dataset {name!r} is neither a folder here nor found on the Hub; check the name.") from error
+    except OSError as error:
+        raise ValueError(f"dataset {name!r} could not be read: {error}; check the name and the connection.") from error
     except ValueError as error:
         if "Unknown split" not in str(error) and "Bad split" not in str(error):
             raise
         raise ValueError(f"dataset {name!r} has no split {split!r}: {error}") from error
+
+
+def _no_images(name: str) -> str:
+    return f"the folder {name!r} has no images; give a folder with image files."
 
 
 def _saved_split(saved: Any, name: str, split: str, streaming: bool) -> HuggingFaceDataset:

@@ -31,6 +31,7 @@ from transformers import (
 
 __all__ = [
     "EMBEDDINGS",
+    "check_encoder_type",
     "embed",
     "evaluating",
     "freeze",
@@ -67,13 +68,35 @@ def load_encoder(name_or_path: str, embedding: str = "projected", **kwargs: Any)
     Raises:
         ValueError: not a vision encoder or CLIP, no such embedding, or weights missing from the checkpoint.
     """
+    return load_complete(_encoder_class(name_or_path, embedding, **kwargs), name_or_path, **kwargs)
+
+
+def check_encoder_type(name_or_path: str, embedding: str = "projected", **kwargs: Any) -> None:
+    """What `load_encoder` checks of the configuration alone, before any weights are fetched.
+
+    Raises:
+        ValueError: not a model, not a vision encoder or CLIP, no such embedding, or none of that kind.
+    """
+    _encoder_class(name_or_path, embedding, **kwargs)
+
+
+def _encoder_class(name_or_path: str, embedding: str, **kwargs: Any) -> type[PreTrainedModel]:
     _check_embedding(embedding)
     hub = {
         key: kwargs[key]
         for key in ("cache_dir", "local_files_only", "revision", "subfolder", "token")
         if key in kwargs
     }
-    model_type = AutoConfig.from_pretrained(name_or_path, **hub).model_type
+    try:
+        model_type = AutoConfig.from_pretrained(name_or_path, **hub).model_type
+    except OSError as error:
+        raise ValueError(
+            f"{name_or_path!r} is neither a folder with a model nor found on the Hub; check the name "
+            f"({str(error).splitlines()[0]})"
+        ) from error
+    except ValueError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{name_or_path!r} is not a vision encoder or CLIP: {reason}") from error
     if model_type not in ENCODER_CLASSES:
         raise ValueError(
             f"{name_or_path!r} is a {model_type!r} model, not a vision encoder or CLIP; "
@@ -85,7 +108,7 @@ def load_encoder(name_or_path: str, embedding: str = "projected", **kwargs: Any)
         raise ValueError(
             f"{name_or_path!r} is a {model_type!r} model without a projection; use embedding='pooled' or 'tokens'."
         )
-    return load_complete(cls, name_or_path, **kwargs)
+    return cls
 
 
 def load_complete(cls: type[PreTrainedModel], name_or_path: str, **kwargs: Any) -> PreTrainedModel:
@@ -302,14 +325,17 @@ def logit_scale_of(name_or_path: str) -> float:
 
 @contextmanager
 def _quiet_loading() -> Iterator[None]:
-    """No table of what a whole CLIP holds besides the part that is read; what is missing is an error here anyway."""
-    logger = logging.getLogger("transformers.modeling_utils")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """No table of what a whole CLIP holds besides the part that is read (what is missing is an error here anyway), and
+    no list of layers that were not sharded."""
+    names = ("transformers.modeling_utils", "transformers.distributed.tensor_parallel")
+    levels = {logger: logger.level for logger in map(logging.getLogger, names)}
+    for logger in levels:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in levels.items():
+            logger.setLevel(level)
 
 
 class _MatmulForward:

@@ -151,7 +151,7 @@ def _vlm(model: str, source: str, settings: Mapping[str, Any], models: Mapping[s
     swap_vision_tower(vlm, _place(source))
     data = load_vlm_set(settings["set"], processor, **_options(settings, "samples", "seed", "root", "template"))
     options = _options(settings, "steps", "batch_size", "seed") | {"max_new_tokens": data.max_new_tokens}
-    names = {"model": model, "task": data.task, "dataset": data.name, "targets": data.targets}
+    names: dict[str, Any] = {"model": model, "task": data.task, "dataset": data.name, "targets": data.targets}
     threats = _threats(settings)
     return evaluate_vlm(
         vlm, processor, data.samples, data.prompts, data.metric, threat_models=threats, **names, **options

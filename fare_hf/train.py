@@ -15,13 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoImageProcessor, HfArgumentParser, set_seed
+from transformers import AutoImageProcessor, ProgressCallback, set_seed
 
-from fare_hf.data import PixelDataset, PixelStream, class_names_of, find_columns, load_images
-from fare_hf.encoders import load_encoder, logit_scale_of, text_class_embeddings
-from fare_hf.hub import PushError
+from fare_hf.console import hide_notices, one_line
+from fare_hf.data import PixelDataset, PixelStream, check_folder, class_names_of, find_columns, load_images
+from fare_hf.encoders import check_encoder_type, load_encoder, logit_scale_of, text_class_embeddings
 from fare_hf.objectives import FareObjective, Objective, TecoaObjective
 from fare_hf.training import FareConfig, FareTrainer
+from fare_hf.training.options import build_parser
+from fare_hf.training.progress import ReadableProgress
 from fare_hf.training.publish import can_publish, recipe, save_encoder
 
 __all__ = ["FareScriptArguments", "latest_checkpoint", "main", "train"]
@@ -60,6 +62,8 @@ def train(script: FareScriptArguments, config: FareConfig) -> Path:
         ValueError: an argument that cannot work, named with what to change.
     """
     checkpoint = _check_output(config)
+    check_encoder_type(script.model, config.embedding)  # both before anything large is fetched or prepared
+    _check_dataset(script.dataset)
     set_seed(config.seed)
     encoder = load_encoder(script.model, config.embedding)
     train_set, eval_set, processor = _load_data(script)
@@ -72,6 +76,9 @@ def train(script: FareScriptArguments, config: FareConfig) -> Path:
         objective=_make_objective(script, config, train_set),
         card=_card(script),
     )
+    if not config.disable_tqdm:
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(ReadableProgress())
     trainer.train(resume_from_checkpoint=checkpoint)
     folder = _save(trainer, config)
     if config.push_to_hub and (published := trainer.push_to_hub(folder=folder)):
@@ -96,14 +103,18 @@ def latest_checkpoint(output_dir: str | Path) -> str:
     raise ValueError(f"output_dir={str(output_dir)!r} has no complete checkpoint; leave out resume_from_checkpoint.")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m fare_hf.train") -> None:
     """The command line: errors in what was asked are one sentence, without a traceback."""
-    parser = HfArgumentParser((FareScriptArguments, FareConfig), prog="python -m fare_hf.train", description=__doc__)  # type: ignore[arg-type]
+    hide_notices()
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    parser = build_parser(FareScriptArguments, prog, __doc__, everything="--help_all" in words)
     try:
-        script, config = parser.parse_args_into_dataclasses(arguments)
+        script, config, unknown = parser.parse_args_into_dataclasses(words, return_remaining_strings=True)
+        if unknown:
+            raise ValueError(f"{' '.join(unknown)!r} is not understood; --help shows the options.")
         train(script, config)
-    except (ValueError, PushError) as error:
-        sys.exit(f"fare_hf.train: error: {error}")
+    except (OSError, TypeError, ValueError) as error:
+        sys.exit(f"fare_hf.train: error: {one_line(error)}")
 
 
 def _check_output(config: FareConfig) -> str | None:
@@ -123,6 +134,17 @@ def _check_output(config: FareConfig) -> str | None:
     if not (Path(config.resume_from_checkpoint) / "trainer_state.json").is_file():
         raise ValueError(f"resume_from_checkpoint={config.resume_from_checkpoint!r} is no checkpoint; or say latest.")
     return config.resume_from_checkpoint
+
+
+def _check_dataset(name: str) -> None:
+    """What can be said of a data set by its name and folder alone."""
+    if not name.startswith("lab:"):
+        check_folder(name)
+        return
+    from fare_hf.lab import TRAINING_SETS
+
+    if name.removeprefix("lab:") not in TRAINING_SETS:
+        raise ValueError(f"dataset={name!r} is not in the lab; use one of lab:{', lab:'.join(TRAINING_SETS)}.")
 
 
 def _load_data(script: FareScriptArguments) -> tuple[Any, Any, Any]:
@@ -163,6 +185,8 @@ def _make_objective(script: FareScriptArguments, config: FareConfig, train_set: 
             f"objective='tecoa' needs class names and {script.dataset!r} has none; give --class_names, "
             "or a data set with a ClassLabel column (--label_column)."
         )
+    if getattr(train_set, "label_column", "labels") is None:
+        raise ValueError(f"objective='tecoa' needs labels and {script.dataset!r} has none; give --label_column.")
     text_model = script.text_model or script.model
     texts = text_class_embeddings(text_model, names, config.templates)
     if config.logit_scale is None:  # set, so that the recipe that is written says what was used
@@ -191,6 +215,7 @@ def _save(trainer: FareTrainer, config: FareConfig) -> Path:
         trainer.save_model(str(folder))
     if trainer.is_world_process_zero():
         (folder.parent / "training.json").write_text(json.dumps(recipe(trainer), indent=2) + "\n", encoding="utf-8")
+        print(f"The robust encoder is in {folder}")
     trainer.accelerator.wait_for_everyone()
     return folder
 

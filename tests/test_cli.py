@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,17 +13,18 @@ import torch
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from fare_hf import cli
-from fare_hf.lab import encoder_folder, load_llava
+from fare_hf.lab import TEST_SETS, encoder_folder, load_llava
+from fare_hf.lab.models import MODELS
 
 FARE_HF = str(Path(sys.executable).with_name("fare-hf"))
+CLIP = str(encoder_folder("clip"))
+LLAVA = str(MODELS / "llava")
+"""Its folder has no tower, which stands in CLIP's: to load it would fail."""
 
 
-def run(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Runs fare-hf in a process of its own."""
-    return subprocess.run([FARE_HF, *words], cwd=cwd, capture_output=True, text=True)
-
-
-@pytest.mark.parametrize("command", [(), ("train",), ("evaluate",), ("swap",), ("push",), ("quickstart",)])
+@pytest.mark.parametrize(
+    "command", [(), ("train",), ("evaluate",), ("swap",), ("convert",), ("push",), ("quickstart",)]
+)
 def test_help_of_every_command(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         cli.main([*command, "--help"])
@@ -53,20 +55,52 @@ def test_swap_saves_a_llava_with_the_new_tower(tmp_path: Path) -> None:
     assert changed and all(name.startswith("model.vision_tower.") for name in changed)
 
 
+def test_the_program_says_what_is_wrong_in_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    found = subprocess.run([FARE_HF, "swap", "vlm", "encoder", "full"], cwd=tmp_path, capture_output=True, text=True)
+    assert found.returncode == 1
+    assert found.stderr == "fare-hf: error: output_dir 'full' is not an empty folder: name another.\n"
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["evaluate", "CLIP", "--eps", "4", "--output_dir", "r"], "did you mean 4/255"),
-        (["evaluate", "CLIP", "--datasets", "imagenet", "--output_dir", "r"], "no test set 'imagenet'"),
-        (["quickstart", "--output_dir", "full"], "not an empty folder"),
-        (["swap", "CLIP", "CLIP", "full"], "not empty"),
+        (["evaluate", "nowhere", "--eps", "4", "--output_dir", "r"], "eps 4 is outside .* did you mean 4/255"),
+        (["evaluate", "nowhere", "--eps", "-4/255", "--output_dir", "r"], "eps '-4/255' is negative"),
+        (["evaluate", "nowhere", "--datasets", "imagenet", "--output_dir", "r"], "no test set 'imagenet'.*twemoji"),
+        (["evaluate", "nowhere", "--output_dir", "full"], "'full' is not an empty folder"),
+        (["evaluate", "nowhere", "--output_dir", "r"], "'nowhere' is neither a folder with a model nor found"),
+        (["evaluate", "full", "--output_dir", "r"], "'full' is not a vision encoder or CLIP"),
+        (["evaluate", "OTHER", "--output_dir", "r"], "has image_size 32, the lab's CLIP has 160"),
+        (["quickstart", "--output_dir", "full"], "'full' is not an empty folder"),
+        (["swap", CLIP, "OTHER", "r"], "is a 'clip' model, not a vision-language model"),
+        (["swap", LLAVA, "OTHER", "r"], "has hidden_size 32, the vision tower of .* has 128"),
+        (["swap", "full", CLIP, "r"], "'full' is not a vision-language model"),
+        (["swap", "nowhere", CLIP, "r"], "'nowhere' is neither a folder with a model nor found"),
     ],
 )
-def test_wrong_input_is_one_sentence(words: list[str], sentence: str, tmp_path: Path) -> None:
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "file").touch()
-    words = [str(encoder_folder("clip")) if word == "CLIP" else word for word in words]
-    found = run(*words, cwd=tmp_path)
-    assert found.returncode == 1
-    assert sentence in found.stderr.strip().splitlines()[-1]
-    assert "Traceback" not in found.stderr
+def test_wrong_input_is_one_sentence_before_any_work(
+    words: list[str], sentence: str, legacy_vision_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model `nowhere` is not there: what is said of something else is said before it is looked for."""
+    monkeypatch.chdir(tmp_path)
+    Path("full").mkdir()
+    Path("full", "file").touch()
+    with pytest.raises(SystemExit) as end:
+        cli.main([str(legacy_vision_folder) if word == "OTHER" else word for word in words])
+    message = str(end.value)
+    assert message.startswith("fare-hf: error: ") and "\n" not in message
+    assert re.search(sentence, message)
+    assert not Path("r").exists()
+
+
+def test_counts_below_one_are_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    for option in ("--steps", "--samples"):
+        with pytest.raises(SystemExit):
+            cli.main(["evaluate", CLIP, "--output_dir", "r", option, "0"])
+        assert f"argument {option}: '0' is no whole number of at least 1" in capsys.readouterr().err
+
+
+def test_the_lab_sets_of_the_help_are_those_of_the_lab() -> None:
+    assert set(cli.LAB_SETS) == set(TEST_SETS)

@@ -8,12 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from in_process import instead_of_subprocess
 
 from fare_hf import RobustnessReport
-from fare_hf.lab import measure
+from fare_hf.lab import measure, recipes
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-TINY = measure.Budget({"digits": 6}, steps=2, targets=1, captions=4, caption_steps=2, targeted=2, targeted_steps=2)
+TINY = measure.Budget({"digits": 6}, steps=2, targets=1, captions=2, caption_steps=2, targeted=2, targeted_steps=2)
 
 
 def run(name: str, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,9 +36,11 @@ def test_lab_table_measures_each_model_once(tmp_path: Path, monkeypatch: pytest.
     assert {row["model"] for row in report.rows} >= {"CLIP", "FARE-2", "TeCoA-4", "LLaVA + CLIP", "LLaVA + FARE-4"}
 
 
-def test_lab_learning_rates_trains_and_measures(tmp_path: Path) -> None:
+def test_lab_learning_rates_trains_and_measures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(subprocess, "run", instead_of_subprocess)
+    monkeypatch.setitem(recipes.COMMON, "per_device_train_batch_size", "4")
     words = ["--learning_rates", "1e-4", "--objectives", "tecoa", "--max_steps", "1", "--samples", "8"]
-    command = [sys.executable, str(EXAMPLES / "lab_learning_rates.py"), "--output_dir", str(tmp_path), *words]
-    found = subprocess.run(command, capture_output=True, text=True)
-    assert found.returncode == 0, found.stderr[-2000:]
-    assert "tecoa lr 1e-4: clean" in found.stdout
+    run("lab_learning_rates.py", "--output_dir", str(tmp_path), *words, monkeypatch=monkeypatch)
+    assert "tecoa lr 1e-4: clean" in capsys.readouterr().out

@@ -2,37 +2,36 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
+import pytest
 import torch
+from in_process import run_main
 from transformers import CLIPModel, LlavaForConditionalGeneration
 
 from fare_hf.encoders import load_encoder
 from fare_hf.lab import encoder_folder, load_clip, load_llava, train_clip, train_llava
 
 
-def run(module: str, *arguments: str) -> str:
-    """Runs ``python -m fare_hf.lab.MODULE`` and returns what it printed."""
-    command = [sys.executable, "-m", f"fare_hf.lab.{module}", *arguments]
-    found = subprocess.run(command, capture_output=True, text=True)
-    assert found.returncode == 0, found.stderr[-2000:]
-    return found.stdout
-
-
-def test_train_clip_trains_and_resumes(tmp_path: Path) -> None:
-    small = ["--batch", "16", "--fresh", "2", "--pool", "256", "--every", "1", "--validation", "16"]
-    assert "step 1 " in run("train_clip", "--out", str(tmp_path), "--steps", "1", *small)
-    printed = run("train_clip", "--out", str(tmp_path), "--steps", "2", *small)
+def test_train_clip_trains_and_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ["--batch", "8", "--fresh", "2", "--pool", "64", "--every", "1", "--validation", "8"]
+    run_main(train_clip.main, ["--out", str(tmp_path), "--steps", "1", *small], monkeypatch)
+    assert "step 1 " in capsys.readouterr().out
+    run_main(train_clip.main, ["--out", str(tmp_path), "--steps", "2", *small], monkeypatch)
+    printed = capsys.readouterr().out
     assert "step 2 " in printed and "step 1 " not in printed
     CLIPModel.from_pretrained(tmp_path / "clip")
     load_encoder(str(tmp_path / "clip"))
 
 
-def test_train_llava_trains(tmp_path: Path) -> None:
+def test_train_llava_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     small = ["--batch", "8", "--fresh", "2", "--pool", "64", "--steps", "1"]
-    assert "captions" in run("train_llava", "--out", str(tmp_path), *small)
+    run_main(train_llava.main, ["--out", str(tmp_path), *small], monkeypatch)
+    assert "captions" in capsys.readouterr().out
     LlavaForConditionalGeneration.from_pretrained(tmp_path / "llava")
 
 

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import tiny_clip_config
 from PIL import Image
-from transformers import AutoImageProcessor, BertConfig, BertModel, CLIPVisionModel, CLIPVisionModelWithProjection
+from safetensors.torch import load_file
+from transformers import (
+    AutoImageProcessor,
+    BertConfig,
+    BertModel,
+    CLIPVisionModel,
+    CLIPVisionModelWithProjection,
+    Dinov2Config,
+)
 
 from fare_hf.train import latest_checkpoint, main
 
@@ -87,13 +95,52 @@ def test_bad_input_is_one_clear_sentence(
     assert "visual_projection" in refusal(flat_vision_folder, images, out)
     assert "has no image processor" in refusal(flat_vision_folder, images, out, "--embedding", "pooled")
     assert "has no images" in refusal(clip_folder, empty, out)
+    assert "'nowhere' is neither a folder with a model nor found on the Hub" in refusal(Path("nowhere"), images, out)
     assert "needs class names" in refusal(clip_folder, flat, out, "--objective", "tecoa")
     assert "attack_steps=0 is no attack" in refusal(clip_folder, images, out, "--attack_steps", "0")
     assert "did you mean 4/255" in refusal(clip_folder, images, out, "--eps", "4")
+    assert "eps '-4/255' is negative" in refusal(clip_folder, images, out, "--eps", "-4/255")
+    assert "'--stepz 3' is not understood" in refusal(clip_folder, images, out, "--stepz", "3")
+    named = ("--objective", "tecoa", "--class_names", "cat", "dog")
+    assert "needs labels and" in refusal(clip_folder, flat, out, *named)
     assert "is not empty" in refusal(clip_folder, images, tmp_path / "full")
     assert "no complete checkpoint" in refusal(clip_folder, images, out, "--resume_from_checkpoint", "latest")
     assert "is no checkpoint" in refusal(clip_folder, images, out, "--resume_from_checkpoint", str(empty))
     assert not out.exists()
+    assert "step 2: the loss is not finite, samples with index [" in refusal(
+        clip_folder, images, out, "--learning_rate", "1e38"
+    )
+
+
+def test_an_interrupted_run_goes_on_and_ends_with_the_same_weights(
+    clip_folder: Path, images: Path, tmp_path: Path
+) -> None:
+    often = ("--save_strategy", "steps", "--save_steps", "2")
+    run(clip_folder, images, tmp_path / "whole", *often)
+    shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "cut" / "checkpoint-2")
+    run(clip_folder, images, tmp_path / "cut", *often, "--resume_from_checkpoint", "latest")
+    whole, cut = (load_file(tmp_path / name / "encoder" / "model.safetensors") for name in ("whole", "cut"))
+    assert whole.keys() == cut.keys() and all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+def test_what_needs_no_weights_is_said_before_they_are_read(images: Path, tmp_path: Path) -> None:
+    """The model is a configuration without weights: whatever reads them fails otherwise."""
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "notes.txt").write_text("no image")
+    tiny_clip_config().save_pretrained(tmp_path / "clip")
+    Dinov2Config(hidden_size=8, num_hidden_layers=1, num_attention_heads=1).save_pretrained(tmp_path / "dinov2")
+    out = tmp_path / "out"
+    assert "has no images" in refusal(tmp_path / "clip", tmp_path / "texts", out)
+    assert "'no/such/folder' is no folder here" in refusal(tmp_path / "clip", "no/such/folder", out)
+    assert "'lab:cats' is not in the lab; use one of lab:drawings" in refusal(tmp_path / "clip", "lab:cats", out)
+    assert "a 'dinov2' model without a projection" in refusal(tmp_path / "dinov2", images, out)
+    assert not out.exists()
+
+
+def test_a_wrong_option_is_one_line_and_not_the_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--model", "m", "--dataset", "d", "--output_dir", "o", "--attack_steps", "many"])
+    assert capsys.readouterr().err.startswith("fare_hf.train: error: argument --attack_steps")
 
 
 def test_a_corrupt_image_is_named(clip_folder: Path, images: Path, tmp_path: Path) -> None:
@@ -111,8 +158,13 @@ def test_latest_checkpoint_passes_over_one_cut_off_while_written(tmp_path: Path)
     assert latest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
 
 
-def test_help_lists_the_attack_and_the_trainer() -> None:
-    command = [sys.executable, "-m", "fare_hf.train", "--help"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr
-    assert all(option in result.stdout for option in ("--eps", "--dataset", "--attack_steps", "--learning_rate"))
+def test_help_lists_the_attack_and_what_is_used_often(capsys: pytest.CaptureFixture[str]) -> None:
+    pages = []
+    for option in ("--help", "--help_all"):
+        with pytest.raises(SystemExit) as end:
+            main([option])
+        assert end.value.code == 0
+        pages.append(capsys.readouterr().out)
+    often = ("--eps", "--dataset", "--attack_steps", "--learning_rate", "--output_dir", "--bf16")
+    assert all(option in page for option in often for page in pages)
+    assert "--adam_beta1" in pages[1] and "--adam_beta1" not in pages[0]

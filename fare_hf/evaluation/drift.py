@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,7 +72,8 @@ def clean_drift(
         each = values.mean(1) if values.ndim == 2 else values
         numbers = each.double().clamp(max=1.0 if metric.startswith("cosine") else torch.inf).tolist()
         interval = bootstrap_interval(numbers, groups, seed=seed)
-        names = {"model": model, "task": "clean drift", "dataset": f"{dataset} ({embedding})", "metric": metric}
+        names: dict[str, Any] = {"model": model, "task": "clean drift", "metric": metric}
+        names |= {"dataset": f"{dataset} ({embedding})"}
         value = sum(numbers) / len(numbers)
         ends = (min(interval[0], value), max(interval[1], value))  # rounding must not leave the mean outside
         rows.append(make_row(value=value, ci=ends, n=len(numbers), **names))

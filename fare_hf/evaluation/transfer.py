@@ -158,7 +158,7 @@ def evaluate_universal_text(
         points = apply_universal(judged, change, threat_model)
         threat_model.check(points, judged)
         before, after = answers(judged), answers(points)
-    names = {"model": model, "task": "jailbreak", "dataset": dataset, "metric": "answered"}
+    names: dict[str, Any] = {"model": model, "task": "jailbreak", "dataset": dataset, "metric": "answered"}
     names |= {"precision": tower_of(vlm).dtype}
     used = {"name": "universal-pgd", "steps": epochs, "restarts": 1, "seed": seed}
     # An image is asked several prompts: its answers belong together.

@@ -88,7 +88,7 @@ def evaluate_zero_shot(
         correct = (logits.argmax(1) == truth).tolist()
         plan: list[tuple[str | int, int, int]] = [("ce", few, 1) for few in screening_steps(steps)]
         plan += [(loss, steps, restarts) for loss in stages if loss != "square"]
-        runs = [_stage(loss, logits_of, logits, truth, *lengths, stop_fooled) for loss, *lengths in plan]
+        runs = [_stage(loss, logits_of, logits, truth, few, times, stop_fooled) for loss, few, times in plan]
         runs += [_square_stage(logits_of, truth, queries)] if "square" in stages else []
         alive = [index for index, right in enumerate(correct) if right]
         options: dict[str, Any] = {"device": device, "batch_size": batch_size, "seed": seed}

@@ -7,7 +7,9 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 from datasets import Dataset
+from datasets.table import InMemoryTable
 from PIL import Image
 
 from .scenes import IMAGE_SIZE
@@ -35,7 +37,8 @@ class Drawing:
 
 def read_parquet(name: str) -> Dataset:
     """One of the lab's parquet files, with its images decoded, read from the package and cached nowhere else."""
-    return Dataset.from_parquet(str(DATA / f"{name}.parquet"), keep_in_memory=True)
+    table = InMemoryTable(pyarrow.parquet.read_table(DATA / f"{name}.parquet"))
+    return Dataset(table, fingerprint=name)
 
 
 @cache

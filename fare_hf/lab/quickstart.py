@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from tqdm.auto import tqdm
+from transformers.utils import logging as transformers_logging
 
 from fare_hf.encoders import load_encoder
 from fare_hf.evaluation import NamesConcept, RobustnessReport, Row, SheetRow, TextEvaluation, attack_sheet, environment
@@ -24,6 +28,19 @@ from .models import encoder_folder, load_clip, load_llava
 from .store import save_with_report
 
 PICTURES = 4
+BAR: dict[str, Any] = {"leave": False, "dynamic_ncols": True, "disable": None}
+"""Bars of the attacks: gone when done, and only in a terminal, as a file keeps every state of a bar."""
+INTRODUCTION = """\
+A small CLIP, trained on drawings, is the eye of a small LLaVA. An attacker who may change every pixel by at most 4/255
+breaks both. FARE makes the CLIP robust, the LLaVA takes it without being trained again, and everything is measured
+before and after, on images that no training has seen. All of it goes to {folder}/."""
+FILES = {
+    "encoder": "the robust encoder and its card, for CLIPVisionModel.from_pretrained",
+    "report.md": "all figures with their attacks",
+    "report.json": "the same for programs",
+    "picture.png": "clean and attacked images, and what both LLaVAs say",
+    "training.json": "how the encoder was trained",
+}
 
 
 @dataclass
@@ -49,46 +66,73 @@ class Quickstart:
     def run(self) -> Path:
         """Runs it all; returns the path of ``report.json``."""
         started = time.perf_counter()
-        with stage("1/5 fine-tune the lab's CLIP with FARE, eps 4/255 (no labels are used)"):
+        print(INTRODUCTION.format(folder=self.output_dir), flush=True)
+        with without_bars_for_loading():
+            path = self.tell()
+        print(f"\n{summary(self.rows)}\n\nIn {self.output_dir}/:")
+        for name, what in FILES.items():
+            if (self.output_dir / name).exists():
+                print(f"  {name:14s} {what}")
+        print(f"{time.perf_counter() - started:.0f} s in all.")
+        return path
+
+    def tell(self) -> Path:
+        """The five stages; returns the path of ``report.json``."""
+        with stage("1/5 Fine-tune the CLIP with FARE at eps 4/255; no labels are used"):
             self.fine_tune()
         encoder_dir = self.output_dir / "encoder"
-        with stage("2/5 attack zero-shot classification: CLIP, the new FARE encoder, the shipped TeCoA-4"):
+        with stage("2/5 Attack zero-shot classification: CLIP, the new FARE encoder, a TeCoA-4 to compare"):
             self.zero_shot({"CLIP": encoder_folder("clip"), "FARE": encoder_dir, "TeCoA": encoder_folder("tecoa-4")})
         llava = load_llava()
-        with stage("3/5 attack the LLaVA with its original tower"):
+        with stage("3/5 Attack the LLaVA with its original tower"):
             before = self.language("CLIP", llava)
-        print(f"\n>>> swap_vision_tower(llava, {str(encoder_dir)!r})")
-        print(swap_vision_tower(llava[0], str(encoder_dir)))
-        with stage("4/5 attack the same LLaVA with the FARE tower; nothing else was touched"):
+        with stage("4/5 Swap the FARE encoder in, touch nothing else, and attack again"):
+            print(f"    >>> swap_vision_tower(llava, {str(encoder_dir)!r})")
+            swapped = swap_vision_tower(llava[0], str(encoder_dir))
+            print(f"    {swapped.changed} of {swapped.tensors} weight tensors of the tower changed", flush=True)
             after = self.language("FARE", llava)
-        with stage("5/5 report and picture"):
-            path = self.write(before, after)
-        print(f"\n{RobustnessReport(self.rows).to_markdown()}")
-        print(f"{time.perf_counter() - started:.0f} s in all; see {self.output_dir}/")
-        return path
+        with stage("5/5 Write the report, the model card and the picture"):
+            return self.write(before, after)
 
     def fine_tune(self) -> None:
         """``accelerate launch -m fare_hf.train``, as a user would type it."""
         words = recipes.command(recipes.recipe("fare-4", self.max_steps), self.output_dir)
-        print(f"$ {recipes.shown(words)}", flush=True)
-        subprocess.run(words, check=True)
+        print(f"{wrapped('$ ' + recipes.shown(words))}\n", flush=True)
+        # Nothing is downloaded here, and loading takes no time: the one bar is the training's.
+        done = subprocess.run(words, env=os.environ | {"HF_HUB_DISABLE_PROGRESS_BARS": "1"})
+        if done.returncode:
+            raise ValueError(f"the training stopped with exit status {done.returncode}; what it said stands above.")
 
     def zero_shot(self, encoders: dict[str, Path]) -> None:
         """Zero-shot accuracy of each encoder, clean and attacked."""
         clip = load_clip()
-        for name, folder in encoders.items():
-            encoder = load_encoder(str(folder))
-            self.rows += measure.measure_zero_shot(name, encoder, clip, self.budget)
-            print_rows(self.rows, name)
+        with tqdm(total=len(encoders) * len(self.budget.images), unit="set", **BAR) as bar:
+            for name, folder in encoders.items():
+                encoder = load_encoder(str(folder))
+                for dataset, count in self.budget.images.items():
+                    bar.set_description(f"    attacking {name} on {dataset}")
+                    budget = replace(self.budget, images={dataset: count})
+                    self._add(measure.measure_zero_shot(name, encoder, clip, budget))
+                    bar.update()
 
     def language(self, name: str, llava: Any) -> TextEvaluation:
         """Captions and a forced sentence, at 4/255 alone to save time."""
         strongest = measure.THREAT_MODELS[-1:]
-        captions = measure.measure_captions(name, llava, self.budget, strongest, keep=range(PICTURES * 4))
-        targeted = measure.measure_targeted(name, llava, self.budget, strongest)
-        self.rows += captions.rows + targeted
-        print_rows(self.rows, f"LLaVA + {name}")
+        with tqdm(total=2, unit="task", **BAR) as bar:
+            bar.set_description("    attacking captions")
+            captions = measure.measure_captions(name, llava, self.budget, strongest, keep=range(PICTURES * 4))
+            self._add(captions.rows)
+            bar.update()
+            bar.set_description(f"    forcing {measure.TARGET!r}")
+            self._add(measure.measure_targeted(name, llava, self.budget, strongest))
+            bar.update()
         return captions
+
+    def _add(self, rows: list[Row]) -> None:
+        """Keeps rows and prints a line for each, above the bar."""
+        self.rows += rows
+        for row in rows:
+            tqdm.write(f"    {said(row)}")
 
     def write(self, before: TextEvaluation, after: TextEvaluation) -> Path:
         """Report, the card with its figures, and the picture of what both LLaVAs say."""
@@ -111,18 +155,53 @@ def stage(title: str) -> Iterator[None]:
     print(f"    ({time.perf_counter() - started:.0f} s)", flush=True)
 
 
-def print_rows(rows: list[Row], model: str) -> None:
-    """One line a figure of one model."""
+@contextmanager
+def without_bars_for_loading() -> Iterator[None]:
+    """Transformers draws a bar for every model it loads, even from a folder in no time."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+def wrapped(command: str) -> str:
+    """A command on several lines, as a shell would take it."""
+    lines = textwrap.wrap(command, 100, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+    return " \\\n".join(lines)
+
+
+def said(row: Row) -> str:
+    """One figure as a line."""
+    low, high = row["ci"]
+    figure = f"{row['value']:6.1%}  [{low:.1%}, {high:.1%}]  n={row['n']}"
+    return f"{row['model']:14s} {row['task']:10s} {row['dataset']:8s} {radius(row):12s} {figure}"
+
+
+def radius(row: Row) -> str:
+    """``clean``, or the threat model."""
+    threat = row["threat_model"]
+    return f"{threat['norm']} {threat['eps']}" if threat else "clean"
+
+
+def summary(rows: list[Row]) -> str:
+    """The table at the end: a line for each task, data set and threat model, a column for each encoder, in percent."""
+    cells: dict[tuple[str, str, str], dict[str, str]] = {}
     for row in rows:
-        if row["model"] == model:
-            threat = row["threat_model"]
-            where = f"{threat['norm']} {threat['eps']}" if threat else "clean"
-            low, high = row["ci"]
-            print(
-                f"    {model:14s} {row['task']:10s} {row['dataset']:8s} {where:12s} "
-                f"{row['value']:6.1%}  [{low:.1%}, {high:.1%}]  n={row['n']}",
-                flush=True,
-            )
+        metric = row["metric"] if row["metric"] != "accuracy" else f"{row['task']} accuracy"
+        line = cells.setdefault((metric, row["dataset"], radius(row)), {})
+        low, high = row["ci"]
+        line[row["model"].removeprefix("LLaVA + ")] = f"{100 * row['value']:.1f} [{100 * low:.0f}, {100 * high:.0f}]"
+    columns = list(dict.fromkeys(name for line in cells.values() for name in line))
+    head = f"{'percent, with 95 % intervals':44s}" + "".join(f"{name:>17s}" for name in columns)
+    lines = [
+        f"{metric:20s}{dataset:10s}{threat:14s}" + "".join(f"{line.get(name, ''):>17s}" for name in columns)
+        for (metric, dataset, threat), line in cells.items()
+    ]
+    hint = "target forced: how often the attacker's sentence is written, less is better"
+    return "\n".join([head, "-" * len(head), *lines, hint])
 
 
 def draw(before: TextEvaluation, after: TextEvaluation, budget: measure.Budget, path: Path) -> None:
@@ -136,7 +215,7 @@ def draw(before: TextEvaluation, after: TextEvaluation, budget: measure.Budget, 
         for index in sorted(shared)[:PICTURES]
     ]
     if not rows:
-        print("    no picture: no image was captioned rightly by both LLaVAs")
+        print("    no picture: no image was captioned rightly by both LLaVAs", flush=True)
         return
     attack_sheet(rows, path, threat_model=threat, title="What the lab's LLaVA says, with both towers")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -131,26 +132,21 @@ def load_test_set(name: str) -> TestSet:
     """
     if name not in TEST_SETS:
         raise ValueError(f"the lab has no test set {name!r}: use one of {', '.join(TEST_SETS)}.")
-    return _grey_set(name) if name in ("fashion", "digits") else _drawn_set(name)
-
-
-def _drawn_set(hand: str) -> TestSet:
-    """Every zero-shot class in one hand, in `VIEWS` views."""
-    rng, classes = np.random.default_rng(_SEEDS[hand]), ZERO_SHOT_CONCEPTS
-    chosen = [drawing for _ in range(VIEWS) for drawing in drawings(hand) if drawing.concept in classes]
-    images = [scenes.single(drawing.image, rng) for drawing in chosen]
-    labels = torch.tensor([classes.index(drawing.concept) for drawing in chosen])
-    return _test_set(hand, images, labels, classes, groups=labels)
-
-
-def _grey_set(name: str) -> TestSet:
-    classes = FASHION_CLASSES if name == "fashion" else DIGIT_CLASSES
-    images, concepts = grey_images(name, "test")
-    images = tuple(scenes.fade(image, GREY_CONTRAST) for image in images)
+    classes = {"fashion": FASHION_CLASSES, "digits": DIGIT_CLASSES}.get(name, ZERO_SHOT_CONCEPTS)
+    images, concepts = _images(name)
     labels = torch.tensor([classes.index(concept) for concept in concepts])
-    return _test_set(name, list(images), labels, classes, groups=torch.arange(len(labels)))
-
-
-def _test_set(name: str, images: list[Any], labels: Tensor, classes: tuple[str, ...], groups: Tensor) -> TestSet:
-    pixels = torch.from_numpy(stack_pixels(images)).float().div_(255)
+    groups = torch.arange(len(labels)) if name in ("fashion", "digits") else labels
+    pixels = torch.from_numpy(images).float().div_(255)
     return TestSet(name, pixels, labels, classes, tuple(captions.zero_shot_prompts(classes, name)), groups)
+
+
+@cache
+def _images(name: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Images (N, 3, 160, 160) uint8 of a test set and what they show; kept, for composing them takes seconds."""
+    if name in ("fashion", "digits"):
+        grey, concepts = grey_images(name, "test")
+        return stack_pixels([scenes.fade(image, GREY_CONTRAST) for image in grey]), concepts
+    rng = np.random.default_rng(_SEEDS[name])
+    chosen = [drawing for _ in range(VIEWS) for drawing in drawings(name) if drawing.concept in ZERO_SHOT_CONCEPTS]
+    images = [scenes.single(drawing.image, rng) for drawing in chosen]
+    return stack_pixels(images), tuple(drawing.concept for drawing in chosen)

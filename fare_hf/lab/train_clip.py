@@ -197,9 +197,9 @@ def validation_set(count: int, views: int = 2, seed: int = 1234) -> tuple[Tensor
     """Main concepts in the validation hand: pixels and labels of the first ``count`` images."""
     rng = np.random.default_rng(seed)
     classes = {name: number for number, name in enumerate(main_concepts())}
-    pairs = [(d, scenes.single(d.image, rng)) for d in drawings(VALIDATION_HAND) for _ in range(views)]
-    pixels = torch.from_numpy(stack_pixels([image for _, image in pairs[:count]])) / 255
-    return pixels, torch.tensor([classes[drawing.concept] for drawing, _ in pairs[:count]])
+    chosen = [drawing for drawing in drawings(VALIDATION_HAND) for _ in range(views)][:count]
+    pixels = torch.from_numpy(stack_pixels([scenes.single(drawing.image, rng) for drawing in chosen])) / 255
+    return pixels, torch.tensor([classes[drawing.concept] for drawing in chosen])
 
 
 @dataclass

@@ -311,15 +311,18 @@ class FareTrainer(Trainer):
 
     def _blame(self, inputs: dict[str, Any], losses: Tensor | None, error: Exception | None = None) -> str:
         """The sentence for a batch that broke: the step and the `index` of the samples at fault, or of all."""
-        pixels = inputs["pixel_values"].flatten(1)
-        bad = ~((pixels >= 0) & (pixels <= 1)).all(dim=1)
-        if losses is not None:
-            bad = bad | ~losses.isfinite()
-        samples = inputs["index"][bad if bad.any() else torch.ones_like(bad)].tolist()
-        cause = f"({error})" if error else "(after the attack)"
+        pixels, step = inputs["pixel_values"].flatten(1), self.state.global_step + 1
+        broken = ~((pixels >= 0) & (pixels <= 1)).all(dim=1)
+        if broken.any():
+            samples = inputs["index"][broken].tolist()
+            return (
+                f"step {step}: samples with index {samples} have NaN or values outside [0, 1]; look at these images."
+            )
+        bad = torch.ones_like(broken) if losses is None else ~losses.isfinite()
+        cause = "" if error is None or "NaN" in str(error) else f" ({error})"
         return (
-            f"step {self.state.global_step + 1}: the loss is not finite or the batch cannot be attacked, samples with "
-            f"index {samples} {cause}; look at these images, or lower learning_rate."
+            f"step {step}: the loss is not finite, samples with index {inputs['index'][bad].tolist()}{cause}; "
+            "lower learning_rate, or look at these images."
         )
 
 

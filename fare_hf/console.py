@@ -1,0 +1,47 @@
+"""What a person sees of a command in the terminal: no notices that ask nothing of them, and errors of one line."""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+
+__all__ = ["NEGATIVE_NUMBER", "hide_notices", "one_line"]
+
+NOTICES = {
+    # The processors without torchvision are the ones meant: torchvision is never needed here.
+    "transformers.utils.import_utils": "requires torchvision (not installed)",
+    # True of every model that is not sharded, which is every model here.
+    "transformers.distributed.tensor_parallel": "layers were not sharded",
+}
+"""Logger -> words of the notice that is hidden; whatever else that logger says is shown."""
+
+
+NEGATIVE_NUMBER = re.compile(r"^-\.?\d")
+"""For argparse, which before Python 3.14 takes the `-4/255` of `--eps -4/255` for an option."""
+
+
+class Without(logging.Filter):
+    """Drops records that hold certain words."""
+
+    def __init__(self, words: str) -> None:
+        super().__init__()
+        self.words = words
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """False for a record with the words."""
+        return self.words not in record.getMessage()
+
+
+def hide_notices() -> None:
+    """Hides `NOTICES`, and the warning that a CPU has no pinned memory, in this process; for command lines."""
+    for name, words in NOTICES.items():
+        logger = logging.getLogger(name)
+        if not any(isinstance(found, Without) for found in logger.filters):
+            logger.addFilter(Without(words))
+    warnings.filterwarnings("ignore", message=".*'pin_memory' argument is set as true but no accelerator")
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error without its line breaks, such as those of the Hub's client."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -120,6 +120,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
     push.set_defaults(run=run_push)
 
+    card = add_command(commands, "card", "render the model card again, with the figures of a report")
+    card.add_argument("source", help="folder of a saved encoder, rewritten in place; or a repository: printed")
+    card.add_argument("--report", type=Path, help="folder or report.json of fare-hf evaluate")
+    card.add_argument("--report_model", help="name under which the report measures this encoder")
+    card.add_argument("--license", help="identifier that the Hub knows, such as mit")
+    card.add_argument("--revision", help="of the repository")
+    card.set_defaults(run=run_card)
+
     quickstart = add_command(
         commands,
         "quickstart",
@@ -269,6 +277,24 @@ def run_push(args: argparse.Namespace) -> None:
     options = {"private": args.private, "revision": args.revision, "create_pr": args.create_pr, "tag": args.tag}
     options |= {} if args.message is None else {"message": args.message}
     print(push_robust_encoder(args.folder, args.repo_id, text_encoder=args.with_text_encoder, **options))
+
+
+def run_card(args: argparse.Namespace) -> None:
+    """``fare-hf card``."""
+    from fare_hf.evaluation import RobustnessReport
+    from fare_hf.hub import regenerate_card, rewrite_card
+
+    given = {"license": args.license, "report_model": args.report_model}
+    changes = {name: value for name, value in given.items() if value is not None}
+    if args.report is not None and not args.report.exists():
+        raise ValueError(f"there is no report {str(args.report)!r}: name the output_dir of fare-hf evaluate.")
+    report = None if args.report is None else RobustnessReport.load(args.report)
+    if not Path(args.source).is_dir():
+        print(regenerate_card(args.source, report=report, revision=args.revision, **changes))
+        return
+    if args.revision is not None:
+        raise ValueError(f"--revision is of a repository, and {args.source!r} is a folder: leave it out.")
+    print(rewrite_card(args.source, report=report, **changes))
 
 
 def run_quickstart(args: argparse.Namespace) -> None:

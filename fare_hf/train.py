@@ -20,6 +20,7 @@ from transformers import AutoImageProcessor, ProgressCallback, set_seed
 from fare_hf.console import hide_notices, one_line
 from fare_hf.data import PixelDataset, PixelStream, check_folder, class_names_of, find_columns, load_images
 from fare_hf.encoders import check_encoder_type, load_encoder, logit_scale_of, text_class_embeddings
+from fare_hf.hub.licenses import check_license, inherited_license
 from fare_hf.objectives import FareObjective, Objective, TecoaObjective
 from fare_hf.training import FareConfig, FareTrainer
 from fare_hf.training.options import build_parser
@@ -53,6 +54,13 @@ class FareScriptArguments:
     with_text_encoder: bool = field(
         default=False, metadata={"help": "Save and publish the text encoder and tokenizer too: a whole CLIP."}
     )
+    license: str | None = field(
+        default=None, metadata={"help": "Licence on the card, such as mit; by default that on the model's own card."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.license is not None:
+            check_license(self.license)
 
 
 def train(script: FareScriptArguments, config: FareConfig) -> Path:
@@ -203,6 +211,7 @@ def _card(script: FareScriptArguments) -> dict[str, Any]:
         "datasets": [script.dataset] if on_the_hub else [],
         "training": {"dataset": f"{script.dataset} ({script.train_split})"},
         "text_encoder": (script.text_model or script.model) if script.with_text_encoder else None,
+        **({"license": script.license} if script.license else inherited_license(script.model)),
     }
 
 

@@ -18,6 +18,7 @@ from loopback_hub import TOKEN, LoopbackHub
 from transformers import CLIPVisionModelWithProjection
 
 from fare_hf.attacks import ThreatModel
+from fare_hf.evaluation import RobustnessReport, make_row
 from fare_hf.hub import Publication, Retries, push_robust_encoder, save_robust_encoder
 
 FOUR = ThreatModel("linf", "4/255")
@@ -28,7 +29,7 @@ FILES = {"README.md", "config.json", "fare_hf.json", "model.safetensors", "prepr
 def online_hub(
     monkeypatch: pytest.MonkeyPatch, cache: Path, storage: str = "lfs", part_size: int | None = None
 ) -> Iterator[LoopbackHub]:
-    """A Hub that the client of this process may reach; large files go by `storage`, "lfs" or "xet"."""
+    """The Hub that the client of this process reaches; large files go by `storage`, "lfs" or "xet"."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", storage == "lfs")
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
@@ -40,6 +41,11 @@ def online_hub(
     close_session()
     abort_xet_session()
     with LoopbackHub(part_size) as hub:
+        # As HF_ENDPOINT would set them at import; commits of two Hubs have the same names, so each gets its own cache.
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache / "downloads"))
         yield hub
     close_session()
     abort_xet_session()
@@ -77,6 +83,14 @@ def save(folder: Path, vision: Any = None, **changes: Any) -> Path:
     """A clean folder of an encoder."""
     options = {"processor": tiny_processor(), "base_model": "openai/clip", "threat_model": FOUR, "license": "mit"}
     return save_robust_encoder(encoder() if vision is None else vision, folder, **options | changes)
+
+
+def report(robust: float) -> RobustnessReport:
+    """A clean figure and a robust one."""
+    names = {"model": "FARE", "task": "zero-shot", "dataset": "digits", "metric": "accuracy", "n": 100}
+    attack = {"name": "apgd-ce", "steps": 50, "restarts": 1, "seed": 0}
+    rows = [make_row(**names, value=0.75, ci=(0.6, 0.9))]
+    return RobustnessReport([*rows, make_row(**names, value=robust, ci=(0, 1), threat_model=FOUR, attack=attack)])
 
 
 def push(hub: LoopbackHub, source: Any, repo_id: str = "me/fare4", **options: Any) -> Publication:

@@ -95,11 +95,12 @@ class Handler(BaseHTTPRequestHandler):
     def _serve(self) -> None:
         request = f"{self.command} {unquote(urlsplit(self.path).path)}"
         fault = self.hub.take_fault(request)
+        if fault and fault.read_bytes is not None:
+            self.rfile.read(fault.read_bytes)
         if fault and fault.wait:
             fault.arrived.set()
             fault.wait.wait(60)
         if fault and fault.read_bytes is not None:
-            self.rfile.read(fault.read_bytes)
             return self._reset(request)
         self.body = self._read_body()
         if fault and fault.status:

@@ -83,7 +83,7 @@ class Fault:
         status, body, headers: the answer given instead of the true one.
         read_bytes: reads so much of the body, then resets the connection.
         lose_answer: does what was asked, then resets the connection.
-        wait: stops until this event is set, after `arrived` was.
+        wait: stops, with `read_bytes` in the middle of the body, until this event is set, after `arrived` was.
     """
 
     where: str

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,7 +12,7 @@ import huggingface_hub
 import pytest
 import torch
 from conftest import tiny_clip_config, tiny_processor
-from loopback_hub import LoopbackHub
+from fixtures_hub import online_hub
 from loopback_repos import File
 from open_clip_files import CONFIG, PREPROCESS, open_clip_state, tokenizer_files, write_open_clip
 from safetensors.torch import load_file, save_file
@@ -211,40 +208,26 @@ def test_a_repository_of_the_hub(folder: Path, tmp_path: Path, monkeypatch: pyte
         convert_from_open_clip("nobody/nothing", tmp_path / "none")
 
 
-HUB_SCRIPT = """
-import sys
-from fare_hf.hub.convert import convert_from_open_clip, convert_to_open_clip
-out, file = sys.argv[1:]
-print(convert_from_open_clip("chs20/fare4-clip", out + "/clip").format)
-print(convert_from_open_clip(file, out + "/visual", base="chs20/fare4-clip").format)
-print(convert_from_open_clip(file, out + "/other", base="openai/clip").activation)
-print(convert_to_open_clip("openai/clip", out + "/back").tokenizer)
-for options in ({"revision": "none"}, {"base": "me/none"}):
-    try:
-        convert_from_open_clip("me/none" if "base" in options else "chs20/fare4-clip", out + "/x", **options)
-    except OSError as error:
-        print(error)
-"""
-
-
-def test_repositories_over_http(folder: Path, clip_folder: Path, tmp_path: Path) -> None:
+def test_repositories_over_http(
+    folder: Path, clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An unmodified client against a Hub on this machine: sources and bases, a missing repository and revision."""
-    file = visual_file(tmp_path / "fare4.pt")
-    with LoopbackHub() as hub:
-        for name, source in (("chs20/fare4-clip", folder), ("openai/clip", clip_folder)):
+    file, name = visual_file(tmp_path / "fare4.pt"), "chs20/fare4-clip"
+    with online_hub(monkeypatch, tmp_path / "cache") as hub:
+        for repo_id, source in ((name, folder), ("openai/clip", clip_folder)):
             files = {path.name: File(path.read_bytes(), path.suffix == ".safetensors") for path in source.iterdir()}
             hub.stored |= {file.sha256: file.data for file in files.values() if file.lfs}
-            repo = hub.create(name)
+            repo = hub.create(repo_id)
             repo.branches["main"] = repo.add(files, None)
-        settings = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
-        words = [sys.executable, "-c", HUB_SCRIPT, str(tmp_path), str(file)]
-        environ = os.environ | settings | {"HF_HOME": str(tmp_path / "home")}
-        found = subprocess.run(words, capture_output=True, text=True, env=environ)
-    assert found.returncode == 0, found.stderr[-3000:]
-    lines = found.stdout.splitlines()
-    assert lines[:4] == ["CLIPModel", "CLIPVisionModelWithProjection", "quick_gelu", "True"]
-    assert lines[4].startswith("the Hub does not give 'chs20/fare4-clip' (HTTP 404): check the name, the revision")
-    assert lines[5].startswith("the Hub does not give 'me/none' (HTTP 40") and len(lines) == 6
+        assert convert_from_open_clip(name, tmp_path / "clip").format == "CLIPModel"
+        visual = convert_from_open_clip(file, tmp_path / "visual", base=name)
+        assert visual.format == "CLIPVisionModelWithProjection"
+        assert convert_from_open_clip(file, tmp_path / "other", base="openai/clip").activation == "quick_gelu"
+        assert convert_to_open_clip("openai/clip", tmp_path / "back").tokenizer
+        with pytest.raises(OSError, match=rf"not give '{name}' \(HTTP 404\): check the name, the revision"):
+            convert_from_open_clip(name, tmp_path / "x", revision="none")
+        with pytest.raises(OSError, match=r"does not give 'me/none' \(HTTP 40"):
+            convert_from_open_clip("me/none", tmp_path / "x", base="me/none")
     assert not (tmp_path / "x").exists()
 
 

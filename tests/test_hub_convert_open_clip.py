@@ -71,12 +71,16 @@ with torch.no_grad():
 """
 
 
-@pytest.fixture(scope="module")
-def python() -> Path:
+def packages() -> list[str]:
     """open_clip with the torchvision of this torch (0.15 minor versions behind it)."""
     minor = int(torch.__version__.split(".")[1]) + 15
-    packages = [f"torchvision==0.{minor}.0", "open-clip-torch>=3.3", "timm", "ftfy", "wcwidth"]
-    return environment("open-clip", packages, dependencies=False)
+    return [f"torchvision==0.{minor}.0", "open-clip-torch>=3.3", "timm", "ftfy", "wcwidth"]
+
+
+@pytest.fixture(scope="module")
+def python() -> Path:
+    """The Python that has open_clip."""
+    return environment("open-clip", packages(), dependencies=False)
 
 
 def write_model(folder: Path, config: dict[str, Any]) -> None:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import tiny_processor
-from fixtures_hub import FILES, FOUR, XET, encoder, online_hub, push, save, stop_time
+from fixtures_hub import FILES, FOUR, encoder, online_hub, push, report, save, stop_time
 from huggingface_hub import ModelCard
-from loopback_hub import TOKEN, File, LoopbackHub
-from safetensors.torch import load
+from loopback_hub import File, LoopbackHub
+from safetensors.torch import load, save_file
 
+from fare_hf import cli
 from fare_hf.hub import regenerate_card
 
 both = pytest.mark.parametrize("storage", ["lfs", "xet"], indirect=True)
@@ -94,15 +95,47 @@ def test_the_published_card_names_the_repository(hub: LoopbackHub, tmp_path: Pat
 
 
 def test_a_card_is_regenerated_from_what_is_published(hub: LoopbackHub, tmp_path: Path) -> None:
-    push(hub, save(tmp_path / "fare4", training={"steps": 7, "objective": "fare", "betas": (0.9, 0.95)}))
-    copy = tmp_path / "copy"
-    copy.mkdir()
+    recipe = {"steps": 7, "objective": "fare", "betas": (0.9, 0.95)}
+    push(hub, save(tmp_path / "fare4", training=recipe, report=report(0.5), license="other", license_name="mine"))
     tree = hub.repos["me/fare4"].tree()
-    for name in ("config.json", "fare_hf.json"):
-        (copy / name).write_bytes(tree[name].data)
-    assert regenerate_card(copy, name="me/fare4") == tree["README.md"].data.decode()
+    published = tree["README.md"].data.decode()
+    assert {"report.json", "results.png"} < set(tree) and "](results.png)" in published
+    hub.requests.clear()
+    assert regenerate_card("me/fare4") == published and hub.count("safetensors") == 0
+    again = regenerate_card("me/fare4", report=report(0.25), revision="main", license="mit")
+    assert "| 25.0 [" in again and "| 50.0 [" not in again and "results.png" not in again and "license: mit" in again
+    with pytest.raises(OSError, match=r"does not give 'me/none' \(HTTP 40"):
+        regenerate_card("me/none")
+    with pytest.raises(ValueError, match="neither a folder here nor the name of a repository"):
+        regenerate_card("a/b/c")
     with pytest.raises(ValueError, match=r"no readable fare_hf\.json"):
         regenerate_card(tmp_path)
+
+
+def test_what_was_measured_later_is_published_with_its_picture(hub: LoopbackHub, tmp_path: Path) -> None:
+    folder = save(tmp_path / "fare4", license="mit")
+    report(0.5).save(tmp_path / "measured")
+    push(hub, folder)
+    cli.main(["card", str(folder), "--report", str(tmp_path / "measured"), "--license", "apache-2.0"])
+    push(hub, folder)
+    tree = hub.repos["me/fare4"].tree()
+    assert set(tree) == FILES | {".gitattributes", "report.json", "results.png"} and commits(hub) == 2
+    assert tree["report.json"].data == (tmp_path / "measured" / "report.json").read_bytes()
+    assert regenerate_card("me/fare4") == tree["README.md"].data.decode()
+    assert ModelCard(tree["README.md"].data.decode()).data.license == "apache-2.0"
+    push(hub, save(tmp_path / "without"))
+    assert set(hub.repos["me/fare4"].tree()) == FILES | {".gitattributes"}
+
+
+def test_the_licence_comes_from_the_base_models_card(hub: LoopbackHub, tmp_path: Path) -> None:
+    hub.create("openai/clip").tree()["README.md"] = File(b"---\nlicense: other\nlicense_link: LICENSE\n---\n", False)
+    push(hub, save(tmp_path / "fare4", license=None))
+    data = ModelCard(hub.repos["me/fare4"].tree()["README.md"].data.decode()).data
+    assert (data.license, data["license_link"]) == ("other", "https://huggingface.co/openai/clip/blob/main/LICENSE")
+    hub.fail("busy", times=9, status=503)
+    for name in ("openai/none", "openai/busy"):
+        card = save(tmp_path / name, license=None, base_model=name) / "README.md"
+        assert f"No licence was found for {name} or given" in card.read_text()
 
 
 def test_private_tag_and_the_accounts_own_name(hub: LoopbackHub, tmp_path: Path) -> None:
@@ -163,33 +196,45 @@ print("loaded", type(AutoModel.from_pretrained(name)).__name__)
 """
 
 
-@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("process", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["one file", "shards", "whole"])
 def test_plain_from_pretrained_equals_to_the_bit(
-    hub: LoopbackHub, tmp_path: Path, clip_folder: Path, whole: bool
+    hub: LoopbackHub,
+    tmp_path: Path,
+    clip_folder: Path,
+    kind: str,
+    process: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    folder = save(tmp_path / "fare4", base_model=str(clip_folder))
-    push(hub, folder, text_encoder="" if whole else None)
-    weights = tmp_path / "published.safetensors"
-    weights.write_bytes(hub.repos["me/fare4"].tree()["model.safetensors"].data)
-    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", LOAD, "me/fare4", str(weights), "whole" if whole else "vision"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "loaded CLIP" + ("Model" if whole else "VisionModel") in done.stdout
+    """Each class, each dtype; in this process, and in one that has nothing but the environment's HF_ENDPOINT."""
+    vision = encoder()
+    sizes: dict[str, Any] = {"max_shard_size": "60KB"} if kind == "shards" else {}
+    push(
+        hub,
+        save(tmp_path / "fare4", vision, base_model=str(clip_folder), **sizes),
+        text_encoder=str(clip_folder) if kind == "whole" else None,
+    )
+    tree = hub.repos["me/fare4"].tree()
+    stored = {
+        key: value for name, file in tree.items() if name.endswith("tensors") for key, value in load(file.data).items()
+    }
+    assert all(torch.equal(stored[name], tensor) for name, tensor in vision.state_dict().items())
+    assert ("model-00001-of-00003.safetensors" in tree) == (kind == "shards")
+    save_file(stored, tmp_path / "published.safetensors")
+    words = ["me/fare4", str(tmp_path / "published.safetensors"), kind]
+    if process:
+        environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run([sys.executable, "-c", LOAD, *words], env=environment, timeout=500)
+        assert done.returncode == 0
+    else:
+        monkeypatch.setattr(sys, "argv", ["-c", *words])
+        exec(compile(LOAD, "LOAD", "exec"), {})
+    assert "loaded CLIP" + ("Model" if kind == "whole" else "VisionModel") in capfd.readouterr().out
 
 
-def test_an_interrupted_push_goes_on(hub: LoopbackHub, tmp_path: Path) -> None:
-    folder, command = save(tmp_path / "fare4"), [sys.executable, "-m", "fare_hf.cli", "push"]
-    environment = {**os.environ, **XET, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": TOKEN}
-    environment |= {"HF_HUB_DISABLE_XET": "1"}
-    fault = hub.fail("POST .*/commit/", wait=threading.Event(), status=503)
-    first = subprocess.Popen([*command, str(folder), "me/fare4"], env=environment)
-    assert fault.arrived.wait(120)
-    first.kill()
-    first.wait()
-    assert fault.wait
-    fault.wait.set()
-    assert commits(hub) == 0 and hub.count("PUT /lfs") == 1
-    again = subprocess.run([*command, str(folder), "me/fare4"], env=environment, capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr[-3000:]
-    assert commits(hub) == 1 and hub.count("PUT /lfs") == 1 and TOKEN not in again.stdout + again.stderr
+def test_a_push_of_other_shards_takes_the_old_ones_away(hub: LoopbackHub, tmp_path: Path) -> None:
+    push(hub, encoder(), processor=tiny_processor(), base_model="a/b", threat_model=FOUR, max_shard_size="60KB")
+    before = {name for name in hub.repos["me/fare4"].tree() if name.startswith("model")}
+    push(hub, save(tmp_path / "one"))
+    assert len(before) == 4 and set(hub.repos["me/fare4"].tree()) == FILES | {".gitattributes"}

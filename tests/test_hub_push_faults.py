@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from loopback_hub import TOKEN, LoopbackHub
 
 from fare_hf.hub import PushError, Retries
 
+slow = pytest.mark.slow
 HTML = "<html><body><h1>503</h1>busy</body></html>"
 FAULTS: dict[str, dict[str, Any]] = {
     "reset": {"read_bytes": 0},
@@ -69,8 +70,17 @@ def failure(hub: LoopbackHub, folder: Path, **options: Any) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("operation", OPERATIONS)
+def some(rows: Iterable[str], columns: Sequence[Any], every: Iterable[str] = ()) -> list[Any]:
+    """All pairs; by default one of each row and those of the rows in `every`, the others as slow tests."""
+    pairs = []
+    for number, row in enumerate(rows):
+        for place, column in enumerate(columns):
+            default = row in every or place == number % len(columns)
+            pairs.append(pytest.param(row, column, marks=[] if default else pytest.mark.slow))
+    return pairs
+
+
+@pytest.mark.parametrize(("operation", "fault"), some(OPERATIONS, list(FAULTS), ["commit"]))
 def test_a_fault_that_passes_leaves_one_commit(
     operation: str, fault: str, hub: LoopbackHub, folder: Path, waits: list[float], capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -87,8 +97,10 @@ def test_a_fault_that_passes_leaves_one_commit(
     assert TOKEN not in said.out + said.err
 
 
-@pytest.mark.parametrize("status", [401, 403, 404])
-@pytest.mark.parametrize("operation", ["create", "preupload", "batch", "upload", "commit", "read", "tag"])
+REFUSED = ["create", "preupload", "batch", "upload", "commit", "read", "tag"]
+
+
+@pytest.mark.parametrize(("operation", "status"), some(REFUSED, [401, 403, 404]))
 def test_a_refusal_is_told_and_not_tried_again(
     operation: str, status: int, hub: LoopbackHub, folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -112,7 +124,9 @@ def test_a_refusal_is_told_and_not_tried_again(
     assert len(hub.repos["me/fare4"].commits) == 2 and hub.count("PUT /lfs/") <= 2
 
 
-@pytest.mark.parametrize("operation", ["create", "upload", "commit", "read"])
+@pytest.mark.parametrize(
+    "operation", [pytest.param("create", marks=slow), "upload", pytest.param("commit", marks=slow), "read"]
+)
 def test_a_fault_that_stays_is_told_and_the_next_push_goes_on(operation: str, hub: LoopbackHub, folder: Path) -> None:
     hub.fail(OPERATIONS[operation], times=999, status=503, body=HTML)
     said = failure(hub, folder)
@@ -167,8 +181,10 @@ def test_a_hub_that_is_away(hub: LoopbackHub, folder: Path) -> None:
     assert "asking who the token belongs to" in said and "Nothing was sent. To go on: fare-hf push" in said
 
 
-@pytest.mark.parametrize("fault", ["reset", "500", "503 HTML", "answer lost", "403"])
-@pytest.mark.parametrize("operation", ["xet-write-token", "/v1/xorbs/", "/v1/shards"])
+XET_STEPS = ["xet-write-token", "/v1/xorbs/", "/v1/shards"]
+
+
+@pytest.mark.parametrize(("operation", "fault"), some(XET_STEPS, ["403", "reset", "answer lost", "500", "503 HTML"]))
 def test_faults_of_xet(
     operation: str, fault: str, monkeypatch: pytest.MonkeyPatch, waits: list[float], folder: Path, tmp_path: Path
 ) -> None:

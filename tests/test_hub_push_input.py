@@ -92,6 +92,16 @@ def write(name: str, text: str) -> Callable[[Path], Any]:
     return lambda folder: (folder / name).write_text(text)
 
 
+def edit(name: str, value: Any) -> Callable[[Path], Any]:
+    """Another value in the configuration."""
+
+    def harm(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, name: value}))
+
+    return harm
+
+
 @pytest.mark.parametrize(
     ("harm", "sentence"),
     [
@@ -103,6 +113,12 @@ def write(name: str, text: str) -> Callable[[Path], Any]:
         (write("model-00001-of-00002.safetensors", "cut off"), "is not readable as safetensors"),
         (write("config.json", '{"model_type": "bert"}'), "holds a model of type 'bert'"),
         (write("config.json", "{"), "is not JSON"),
+        (write("config.json", "[1]"), "holds no JSON object"),
+        (write("preprocessor_config.json", "{}"), "is of no image processor, as it lacks image_mean"),
+        (edit("architectures", ["ResNet"]), "has the architecture 'ResNet' in config.json, not one of CLIPModel"),
+        (edit("num_hidden_layers", 4), "lacks the weights 'vision_model.encoder.layers.3."),
+        (edit("intermediate_size", 65), "of shape (64, 32) and a config.json that asks for (65, 32)"),
+        (write("README.md", "---\nlicense: [a\n---\n"), "has metadata that cannot be read"),
         (write("README.md", "---\nlicense: mine\n---\n"), "license 'mine' is unknown to the Hub"),
         (write("README.md", f"My token is {TOKEN}."), "holds what looks like an access token"),
     ],

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from fixtures_vlm import encoder, images, llava, processor
 from huggingface_hub import ModelCard
+from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel, CLIPModel, CLIPVisionModel, CLIPVisionModelWithProjection
 
 from fare_hf.attacks import ThreatModel
 from fare_hf.evaluation import RobustnessReport, make_row
-from fare_hf.hub import save_robust_encoder
+from fare_hf.hub import regenerate_card, rewrite_card, save_robust_encoder
+from fare_hf.hub.licenses import inherited_license
+from fare_hf.hub.plot import draw_report
 from fare_hf.pixels import to_pil, unnormalized
 from fare_hf.vlm import swap_vision_tower, tower_of
 
@@ -63,6 +69,7 @@ def test_what_the_folder_holds(tmp_path: Path) -> None:
         "model.safetensors",
         "preprocessor_config.json",
         "report.json",
+        "results.png",
     }
     assert {path.name for path in folder.iterdir()} == names
     stored = load_file(folder / "model.safetensors")
@@ -131,12 +138,14 @@ def test_card_text(tmp_path: Path) -> None:
         assert part in text
     assert report("CLIP", "FARE").to_markdown().strip() in text
     assert '"path/to/a/llava-with-this-vision-encoder"' in text and "[openai/clip](https://huggingface.co/" in text
-    assert "schlarmann2024robustclip" in text and "## Limits" in text
+    assert "schlarmann2024robustclip" in text and "## Limits" in text and "](results.png)" in text
+    assert "No licence was found for openai/clip or given" in text
     for part in ("More information", "{{", "{%", "None", "license:", "model-index", "TODO"):
         assert part not in text
     plain = (
         save(tmp_path / "bare", training={"objective": "tecoa"}, threat_model=ThreatModel("l2", 1.5)) / "README.md"
     ).read_text()
+    assert "croce2020reliable" in text and "radford2021learning" in text and "croce2020reliable" not in plain
     assert "No figures were measured" in plain and "mao2023understanding" in plain and "Euclidean length 1.5" in plain
 
 
@@ -145,25 +154,93 @@ def test_template_is_short() -> None:
     assert len(template.read_text().splitlines()) < 80
 
 
+def snippets(folder: Path) -> list[dict[str, Any]]:
+    """Runs the card's snippets as they stand there; what each leaves behind."""
+    found = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    spaces: list[dict[str, Any]] = [{} for _ in found]
+    for snippet, space in zip(found, spaces, strict=True):
+        exec(compile(snippet, "README.md", "exec"), space)
+    return spaces
+
+
 def test_the_cards_snippets_run(tmp_path: Path, clip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     llava().save_pretrained("llava")
     (tmp_path / "clip").symlink_to(clip_folder)
     vision = encoder()
-    folder = save(Path("fare4"), vision, base_model="clip", vlm="llava")
     picture = to_pil(images(1))[0]
     picture.save("image.png")
-    snippets = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
-    assert len(snippets) == 3
-    spaces: list[dict] = [{}, {}, {}]
-    for snippet, space in zip(snippets, spaces, strict=True):
-        exec(compile(snippet, "README.md", "exec"), space)
     values = processor().image_processor(picture, return_tensors="pt")["pixel_values"]
     with torch.no_grad():
-        assert torch.equal(spaces[0]["embedding"], vision(pixel_values=values).image_embeds)
-    tower = tower_of(spaces[1]["llava"]).state_dict()
-    assert all(torch.equal(tensor, vision.vision_model.state_dict()[name]) for name, tensor in tower.items())
-    assert spaces[2]["probabilities"].shape == (1, 3) and abs(float(spaces[2]["probabilities"].sum()) - 1) < 1e-5
+        expected = vision(pixel_values=values).image_embeds
+    for name in ("alone", "whole"):
+        options = {"base_model": "clip", "vlm": "llava", "text_encoder": "clip" if name == "whole" else None}
+        plain, swapped, zero_shot = snippets(save(Path(name), vision, **options))
+        assert torch.equal(plain["embedding"], expected)
+        tower = tower_of(swapped["llava"]).state_dict()
+        assert all(torch.equal(tensor, vision.vision_model.state_dict()[name]) for name, tensor in tower.items())
+        if name == "alone":
+            probabilities = zero_shot["probabilities"]
+        else:  # the pipeline's own prompt differs
+            assert {row["label"] for row in zero_shot["scores"]} == {"cat", "dog", "car"}
+            probabilities = torch.tensor([[row["score"] for row in zero_shot["scores"]]])
+        assert probabilities.shape == (1, 3) and abs(float(probabilities.sum()) - 1) < 1e-5
+
+
+def test_the_picture_shows_the_report(tmp_path: Path) -> None:
+    rows = report("CLIP", "FARE").rows
+    names = {"model": "$FARE$_4", "task": "captions", "dataset": "d", "metric": "accuracy"}
+    first = draw_report(rows)
+    assert first is not None and first == draw_report(rows) != draw_report(rows[:3])
+    more = draw_report([*rows, make_row(**names, value=1.0, ci=(1, 1), n=1)])
+    sizes = [Image.open(io.BytesIO(drawn or b"")).size for drawn in (first, more)]
+    assert sizes[1][1] > sizes[0][1] and draw_report([]) is None
+
+
+def test_without_matplotlib_the_card_does_without_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    folder = save(tmp_path / "fare4", report=report("FARE"))
+    assert not (folder / "results.png").exists() and "results.png" not in (folder / "README.md").read_text()
+
+
+def test_a_card_gets_new_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save(tmp_path / "fare4", report=report("FARE"))
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    rewrite_card(folder, report=report("CLIP", "FARE"), report_model="FARE", license="mit")
+    assert RobustnessReport.load(folder) == report("CLIP", "FARE")
+    assert (folder / "results.png").read_bytes() == draw_report(report("CLIP", "FARE").rows)
+    assert regenerate_card(folder) == (folder / "README.md").read_text() != before["README.md"].decode()
+    with pytest.raises(ValueError, match="license 'mine' is unknown"):
+        rewrite_card(folder, license="mine")
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    rewrite_card(folder, report=report("FARE"))
+    assert not (folder / "results.png").exists() and "results.png" not in (folder / "README.md").read_text()
+    (folder / "README.md").write_text("mine")
+    with pytest.raises(ValueError, match="was edited by hand: move it away"):
+        rewrite_card(folder)
+    (folder / "README.md").unlink()
+    rewrite_card(folder, license=None)
+    assert {path.name for path in folder.iterdir()} == before.keys() - {"results.png"}
+
+
+def test_the_licence_is_the_base_models_unless_given(tmp_path: Path, clip_folder: Path) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "README.md").write_text("---\nlicense: other\nlicense_name: own\nlicense_link: LICENSE\n---\nA CLIP.\n")
+    data = ModelCard.load(save(tmp_path / "a", base_model=str(base)) / "README.md").data
+    assert (data.license, data["license_name"], data.get("license_link")) == ("other", "own", None)
+    assert data.base_model == "base"  # not where it lies on this machine
+    assert regenerate_card(tmp_path / "a") == (tmp_path / "a" / "README.md").read_text()
+    assert (
+        ModelCard.load(save(tmp_path / "b", base_model=str(base), license="mit") / "README.md").data.license == "mit"
+    )
+    (base / "README.md").write_text("---\nlicense:\n- apache-2.0\n---\n")
+    assert inherited_license(str(base)) == {"license": "apache-2.0"}
+    (base / "README.md").write_text("---\nlicense: mine\n---\n")
+    with pytest.raises(ValueError, match="cannot hand its licence on: license 'mine' is unknown to the Hub"):
+        save(tmp_path / "c", base_model=str(base))
+    for silent in (str(clip_folder), "openai/clip", "no name at all"):
+        assert inherited_license(silent) == {}
 
 
 def test_saved_encoder_swaps(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from transformers import CLIPModel, CLIPVisionModel, CLIPVisionModelWithProjecti
 
 from fare_hf import RobustnessReport, ThreatModel
 from fare_hf.encoders import load_encoder
+from fare_hf.hub import regenerate_card
 from fare_hf.lab import ENCODERS, encoder_folder, load_clip, load_llava, load_test_set, measure
 from fare_hf.lab.store import save_with_report
 from fare_hf.vlm import generate_text
@@ -89,8 +90,10 @@ def test_clip_is_a_whole_clip_with_its_tokenizer() -> None:
 
 @pytest.mark.parametrize("name", ENCODERS)
 def test_the_rendered_cards_are_those_in_the_package(name: str) -> None:
-    card = (ROOT / "model_cards" / f"{name}.md").read_text()
-    assert card == (encoder_folder(name) / "README.md").read_text()
+    card = (ROOT / "model_cards" / name / "README.md").read_text()
+    assert card == (encoder_folder(name) / "README.md").read_text() == regenerate_card(encoder_folder(name))
+    picture = (ROOT / "model_cards" / name / "results.png").read_bytes()
+    assert picture == (encoder_folder(name) / "results.png").read_bytes() and "](results.png)" in card
     stated = RobustnessReport.load(encoder_folder(name) / "report.json")
     assert stated.to_markdown().strip() in card
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,12 +15,11 @@ import pytest
 import torch
 from distributed.tiny_run import tiny_trainer
 from fixtures_hub import FILES, online_hub, stop_time
-from huggingface_hub import constants
 from loopback_hub import TOKEN, LoopbackHub
 from PIL import Image
-from safetensors.torch import load
+from safetensors.torch import load, load_file
 
-from fare_hf.train import main
+from fare_hf.train import FareScriptArguments, main
 from fare_hf.training import FareConfig
 
 
@@ -24,7 +28,6 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LoopbackHub
     """The Hub that the Trainer finds by itself."""
     stop_time(monkeypatch)
     with online_hub(monkeypatch, tmp_path / "xet") as found:
-        monkeypatch.setattr(constants, "ENDPOINT", found.url)
         yield found
 
 
@@ -33,9 +36,10 @@ def test_checkpoints_as_revisions_and_the_end_on_main(hub: LoopbackHub, clip_fol
     trainer = tiny_trainer(str(clip_folder), str(tmp_path / "out"), save_strategy="steps", save_steps=2, **options)
     assert hub.count("POST") == 0
     trainer.train()
-    found = trainer.push_to_hub()
+    found = trainer.push_to_hub(tag="v1")
     repo = hub.repos["me/run"]
-    assert found is not None and set(repo.branches) == {"main", "checkpoint-2", "checkpoint-4"}
+    assert found is not None and repo.tags == {"v1": found.commit}
+    assert set(repo.branches) == {"main", "checkpoint-2", "checkpoint-4"}
     for name in repo.branches:
         assert set(repo.tree(name)) == FILES | {".gitattributes"}
     published = load(repo.tree()["model.safetensors"].data)
@@ -76,6 +80,21 @@ def test_what_would_publish_the_optimizer_is_refused(tmp_path: Path) -> None:
         FareConfig(output_dir=str(tmp_path), use_cpu=True, push_to_hub=True, hub_model_id="me/a b")
 
 
+def test_a_licence_that_cannot_be_handed_on_is_told_before_the_first_step(
+    hub: LoopbackHub, clip_folder: Path, tmp_path: Path
+) -> None:
+    base = Path(shutil.copytree(clip_folder, tmp_path / "base"))
+    (base / "README.md").write_text("---\nlicense: mine\n---\n")
+    options = {"push_to_hub": True, "hub_model_id": "me/run", "hub_token": TOKEN}
+    with pytest.raises(ValueError, match="license 'mine' is unknown to the Hub"):
+        tiny_trainer(str(base), str(tmp_path / "out"), **options)
+    (base / "README.md").write_text("---\nlicense: mit\n---\n")
+    assert tiny_trainer(str(base), str(tmp_path / "out"), **options).card["license"] == "mit"
+    assert hub.count("POST") == 0
+    with pytest.raises(ValueError, match="license 'yours' is unknown to the Hub"):
+        FareScriptArguments("model", "dataset", license="yours")
+
+
 def test_the_command_line_publishes_a_whole_clip(
     hub: LoopbackHub,
     clip_folder: Path,
@@ -90,9 +109,36 @@ def test_the_command_line_publishes_a_whole_clip(
         "--max_steps 1 --per_device_train_batch_size 1 --attack_steps 1 --warmup_steps 0 --use_cpu --disable_tqdm true"
     )
     words += f" --model {clip_folder} --dataset {tmp_path / 'images'} --output_dir {tmp_path / 'run'}"
-    main([*words.split(), "--push_to_hub", "--hub_private_repo", "true", "--with_text_encoder"])
+    main([*words.split(), "--push_to_hub", "--hub_private_repo", "true", "--with_text_encoder", "--license", "mit"])
     repo = hub.repos["me/run"]
+    assert "license: mit" in repo.tree()["README.md"].data.decode()
     assert repo.private and {"tokenizer.json", *FILES} <= set(repo.tree())
     assert repo.tree()["model.safetensors"].data == (tmp_path / "run" / "encoder" / "model.safetensors").read_bytes()
     said = capsys.readouterr()
     assert "/me/run (main, commit " in said.out and TOKEN not in said.out + said.err
+
+
+@pytest.mark.slow
+def test_of_two_processes_the_first_publishes(hub: LoopbackHub, clip_folder: Path, tmp_path: Path) -> None:
+    """`accelerate launch` with two processes: each checkpoint, and the end by `save_model`, once, by the main one."""
+    launcher = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
+    launcher += " --dynamo_backend no --main_process_port 0"
+    options = {"model": str(clip_folder), "output_dir": str(tmp_path / "out"), "max_steps": 2, "save_steps": 1}
+    options |= {"push_to_hub": True, "hub_model_id": "me/run", "hub_strategy": "all_checkpoints"}
+    options |= {"save_strategy": "steps", "per_device_train_batch_size": 4}
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
+    environment |= {"HF_HUB_OFFLINE": "0", "OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "home")}
+    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    script = Path(__file__).parent / "distributed" / "tiny_run.py"
+    command = [sys.executable, *launcher.split(), str(script), json.dumps(options)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert TOKEN not in done.stdout + done.stderr
+    assert json.loads((tmp_path / "out" / "facts.json").read_text())["processes"] == 2
+    repo = hub.repos["me/run"]
+    assert set(repo.branches) == {"main", "checkpoint-1", "checkpoint-2"} and len(repo.commits) == 4
+    assert hub.count("GET /api/whoami-v2") == 4 and hub.count("POST /api/repos/create") == 1
+    assert hub.count("PUT /lfs/") == 2  # the end has the weights of checkpoint-2
+    published, saved = load(repo.tree()["model.safetensors"].data), load_file(tmp_path / "out" / "model.safetensors")
+    assert published.keys() == saved.keys() and all(torch.equal(published[name], saved[name]) for name in saved)

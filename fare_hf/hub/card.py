@@ -32,6 +32,20 @@ TECOA = """@inproceedings{mao2023understanding,
   booktitle = {International Conference on Learning Representations},
   year      = {2023}
 }"""
+CLIP = """@inproceedings{radford2021learning,
+  title     = {Learning Transferable Visual Models From Natural Language Supervision},
+  author    = {Radford, Alec and Kim, Jong Wook and Hallacy, Chris and Ramesh, Aditya and Goh, Gabriel and
+               Agarwal, Sandhini and Sastry, Girish and Askell, Amanda and Mishkin, Pamela and Clark, Jack and
+               Krueger, Gretchen and Sutskever, Ilya},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2021}
+}"""
+APGD = """@inproceedings{croce2020reliable,
+  title     = {Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free Attacks},
+  author    = {Croce, Francesco and Hein, Matthias},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2020}
+}"""
 OBJECTIVES = {
     "fare": (
         "FARE: the embedding of the attacked image is pulled to the original encoder's embedding of the clean image "
@@ -79,9 +93,12 @@ class CardContent:
         report_model: name under which the report's rows measure this encoder; only these enter the metadata (the
             table shows all). None: all rows if the report measures a single model, else none.
         license: identifier such as "mit", or None to say nothing.
+        license_name: of a licence whose identifier is "other".
+        license_link: its text.
         vlm: LLaVA named in the snippet.
         datasets: what it was trained on, as the Hub knows it.
         text_encoder: whether the repository also holds the original's text encoder and tokenizer.
+        plot: file name of the picture of the report beside the card, or None where there is none.
     """
 
     name: str
@@ -93,9 +110,12 @@ class CardContent:
     report: ReportLike | None = None
     report_model: str | None = None
     license: str | None = None
+    license_name: str | None = None
+    license_link: str | None = None
     vlm: str = "llava-hf/llava-1.5-7b-hf"
     datasets: Sequence[str] = ()
     text_encoder: bool = False
+    plot: str | None = None
 
 
 def render_card(content: CardContent) -> str:
@@ -126,7 +146,9 @@ def render_card(content: CardContent) -> str:
         results=content.report.to_markdown().strip()
         if content.report
         else "No figures were measured for this encoder.",
-        citation=citation,
+        plot=content.plot if content.report else None,
+        license_text=_license_text(content),
+        citation="\n".join([citation, CLIP, *_attack_citations(content)]),
     )
     return str(card)
 
@@ -134,7 +156,8 @@ def render_card(content: CardContent) -> str:
 def _metadata(content: CardContent) -> ModelCardData:
     """The YAML head; the licence appears only when it is given."""
     results = [_eval_result(row) for row in _own_rows(content)]
-    extra: dict[str, Any] = {"license": content.license} if content.license else {}
+    stated = {name: getattr(content, name) for name in ("license", "license_name", "license_link")}
+    extra: dict[str, Any] = {name: value for name, value in stated.items() if value}
     if content.datasets:
         extra["datasets"] = list(content.datasets)
     if results:
@@ -147,6 +170,19 @@ def _metadata(content: CardContent) -> ModelCardData:
         tags=TAGS,
         **extra,
     )
+
+
+def _attack_citations(content: CardContent) -> list[str]:
+    """Of the attacks that the report's figures come from."""
+    attacks = [row["attack"] for row in content.report.rows] if content.report else []
+    return [APGD] if any(attack and "apgd" in attack["name"].lower() for attack in attacks) else []
+
+
+def _license_text(content: CardContent) -> str:
+    if content.license is None:
+        return f"No licence was found for {content.base_model} or given for this encoder: ask before you use it."
+    name = content.license_name or content.license
+    return f"The licence is {f'[{name}]({content.license_link})' if content.license_link else name}."
 
 
 def _own_rows(content: CardContent) -> list[dict[str, Any]]:

@@ -11,13 +11,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import ModelCard, RepoFile
 from huggingface_hub.errors import StrictDataclassError
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from safetensors import SafetensorError, safe_open
-from transformers import CLIPConfig, CLIPVisionConfig
+from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel, CLIPVisionModelWithProjection
+from yaml import YAMLError
 
 from fare_hf.hub.licenses import check_license
+from fare_hf.hub.plot import PLOT
 from fare_hf.hub.regenerate import card_under_name
 from fare_hf.hub.retry import TOKEN
 
@@ -34,6 +37,7 @@ OTHERS = re.compile(
     r"model\.safetensors\.index\.json|tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|vocab\.json|"
     r"merges\.txt|added_tokens\.json"
 )
+CLASSES: dict[str, Any] = {cls.__name__: cls for cls in (CLIPModel, CLIPVisionModel, CLIPVisionModelWithProjection)}
 SHAPE = (
     "hidden_size",
     "intermediate_size",
@@ -84,8 +88,8 @@ def read_folder(folder: Path, repo_id: str, token: str | None = None) -> list[Lo
     """The files to publish, all checked; the card's snippets name `repo_id` unless the card was edited by hand.
 
     Raises:
-        ValueError: no folder, files that do not belong on the Hub, missing or broken ones, an unknown licence, a
-            secret in a text.
+        ValueError: no folder, files that do not belong on the Hub, missing or broken ones, weights that are missing
+            or of another shape, an unknown licence, a secret in a text.
     """
     if not folder.is_dir():
         raise ValueError(f"'{folder}' is no folder: name one that save_robust_encoder or a training has written.")
@@ -93,8 +97,11 @@ def read_folder(folder: Path, repo_id: str, token: str | None = None) -> list[Lo
     # .git, .cache and the like belong to this machine.
     names = sorted(path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
     _check_names(folder, names)
-    _check_weights(folder, [name for name in names if WEIGHTS.fullmatch(name)])
-    vision_shape(_config(folder / "config.json"), f"'{folder}'")
+    shapes = _check_weights(folder, [name for name in names if WEIGHTS.fullmatch(name)])
+    config = _config(folder / "config.json")
+    vision_shape(config, f"'{folder}'")
+    check_complete(shapes, config, f"'{folder}'")
+    _check_processor(folder / "preprocessor_config.json")
     files = [LocalFile(name, folder / name) for name in names]
     card = card_under_name(folder, repo_id)
     if card is not None:
@@ -107,7 +114,7 @@ def read_folder(folder: Path, repo_id: str, token: str | None = None) -> list[Lo
 def is_published(path: str) -> bool:
     """Whether this package alone puts files of this name into a repository: then it also takes an old one away."""
     mine = WEIGHTS.fullmatch(path) or OTHERS.fullmatch(path)
-    return bool(mine) and path != "LICENSE" and not path.endswith(".png")
+    return bool(mine) and path != "LICENSE" and (path == PLOT or not path.endswith(".png"))
 
 
 def vision_shape(config: dict[str, Any], where: str) -> dict[str, Any]:
@@ -127,6 +134,35 @@ def vision_shape(config: dict[str, Any], where: str) -> dict[str, Any]:
             f"{where} has a config.json that no CLIP can have ({' '.join(str(error).split())}): name another."
         ) from None
     return {name: getattr(vision, name) for name in SHAPE}
+
+
+def check_complete(shapes: dict[str, tuple[int, ...]], config: dict[str, Any], where: str) -> None:
+    """The class that the configuration names has all its weights: else it would load with random ones.
+
+    Args:
+        shapes: of the stored tensors, by their prefixed names.
+        config: content of `config.json`.
+        where: for the message.
+
+    Raises:
+        ValueError: no class that is published, a tensor that is missing, or of another shape.
+    """
+    name = (config.get("architectures") or ["none"])[0]
+    if name not in CLASSES:
+        raise ValueError(f"{where} has the architecture {name!r} in config.json, not one of {', '.join(CLASSES)}.")
+    cls = CLASSES[name]
+    kind: Any = CLIPConfig if cls is CLIPModel else CLIPVisionConfig
+    with torch.device("meta"):
+        expected = cls(kind.from_dict(config)).state_dict()
+    for key, tensor in expected.items():
+        key = key if cls is not CLIPVisionModel or key.startswith("vision_model.") else f"vision_model.{key}"
+        if key not in shapes:
+            raise ValueError(f"{where} lacks the weights {key!r} of {name}: save the encoder again.")
+        if shapes[key] != tuple(tensor.shape):
+            raise ValueError(
+                f"{where} has {key!r} of shape {shapes[key]} and a config.json that asks for {tuple(tensor.shape)}: "
+                "save the encoder again."
+            )
 
 
 def check_repo_id(repo_id: str) -> None:
@@ -157,32 +193,46 @@ def _check_names(folder: Path, names: list[str]) -> None:
             raise ValueError(f"'{folder}' lacks {name}, {what}: save the encoder with save_robust_encoder.")
 
 
-def _check_weights(folder: Path, names: list[str]) -> None:
-    """All tensors are there, and under the names that every release of transformers reads."""
-    found: set[str] = set()
+def _check_weights(folder: Path, names: list[str]) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors, which have the names that every release of transformers reads, and fit the index."""
+    found: dict[str, tuple[int, ...]] = {}
     for name in names:
         try:
             with safe_open(folder / name, framework="np") as file:
-                found |= set(file.keys())
+                found |= {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}
         except (SafetensorError, OSError) as error:
             raise ValueError(f"'{folder / name}' is not readable as safetensors ({error}): save it again.") from None
     index = folder / "model.safetensors.index.json"
-    named = set(_config(index)["weight_map"]) if index.exists() else found
-    if len(names) > 1 and not index.exists() or named != found:
+    named = _config(index)["weight_map"].keys() if index.exists() else found.keys()
+    if len(names) > 1 and not index.exists() or named != found.keys():
         raise ValueError(f"'{folder}' has shards that do not fit its index: save the encoder again.")
     if not any(name.startswith("vision_model.") for name in found):
         raise ValueError(f"'{folder}' holds no weights named vision_model.*: save it with save_robust_encoder.")
+    return found
 
 
 def _config(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"'{path}' is not JSON ({error}): save the encoder again.") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"'{path}' holds no JSON object: save the encoder again.")
+    return found
+
+
+def _check_processor(path: Path) -> None:
+    missing = [name for name in ("image_mean", "image_std") if not _config(path).get(name)]
+    if missing:
+        raise ValueError(f"'{path}' is of no image processor, as it lacks {missing[0]}: save the encoder again.")
 
 
 def _check_card(folder: Path) -> None:
-    card = ModelCard.load(folder / "README.md")
+    try:
+        card = ModelCard.load(folder / "README.md")
+    except (ValueError, YAMLError) as error:
+        told = " ".join(str(error).split())
+        raise ValueError(f"'{folder / 'README.md'}' has metadata that cannot be read ({told}): mend it.") from None
     if card.data.license is not None:
         check_license(str(card.data.license))
 

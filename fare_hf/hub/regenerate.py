@@ -1,4 +1,4 @@
-"""A card again, from what stands beside it: configuration, `fare_hf.json` and `report.json`."""
+"""A card again, from what stands beside it: configuration, `fare_hf.json`, `report.json` and its picture."""
 
 from __future__ import annotations
 
@@ -9,39 +9,91 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from fare_hf.attacks import ThreatModel
 from fare_hf.evaluation import RobustnessReport
 from fare_hf.hub.card import CardContent, ReportLike, render_card
+from fare_hf.hub.licenses import check_license
+from fare_hf.hub.plot import PLOT, draw_report
 
-__all__ = ["RECORD", "card_under_name", "content_of", "record_of", "regenerate_card"]
+__all__ = ["KEPT", "RECORD", "card_under_name", "content_of", "record_of", "regenerate_card", "rewrite_card"]
 
 RECORD = "fare_hf.json"
-KEPT = ("name", "base_model", "training", "report_model", "license", "vlm", "datasets")
+KEPT = (
+    "name",
+    "base_model",
+    "training",
+    "report_model",
+    "license",
+    "license_name",
+    "license_link",
+    "vlm",
+    "datasets",
+)
 
 
 def regenerate_card(
-    source: str | os.PathLike[str], *, name: str | None = None, report: ReportLike | None = None, **changes: Any
+    source: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    report: ReportLike | None = None,
+    revision: str | None = None,
+    **changes: Any,
 ) -> str:
     """The model card of a saved or published encoder, rendered again, with new figures where they are given.
 
     Args:
-        source: folder, or repository on the Hub (only its JSON files are fetched).
+        source: folder, or repository on the Hub (its JSON files and its picture are fetched).
         name: that the snippets load; None keeps it.
-        report: new figures; None takes those published.
+        report: new figures, without a picture; None takes those published. `rewrite_card` draws them too.
+        revision: of the repository.
         changes: other fields of `CardContent`.
 
     Raises:
-        ValueError: the source has no `fare_hf.json`, so it was not saved by this package.
+        ValueError: the source has no `fare_hf.json`, so it was not saved by this package; an unknown licence.
+        OSError: it is no folder, and no repository that the Hub gives.
     """
     folder = Path(source)
     if not folder.is_dir():
-        folder = Path(snapshot_download(str(source), allow_patterns=["*.json"]))
-        name = name or str(source)
-    content = content_of(folder)
+        folder, name = _fetched(str(source), revision), name or str(source)
     changes |= {} if name is None else {"name": name}
-    changes |= {} if report is None else {"report": report}
-    return render_card(replace(content, **changes))
+    changes |= {} if report is None else {"report": report, "plot": None}
+    return render_card(_changed(content_of(folder), changes))
+
+
+def rewrite_card(folder: str | os.PathLike[str], *, report: ReportLike | None = None, **changes: Any) -> Path:
+    """Renders the card of a saved encoder again, in its folder, to be pushed.
+
+    Args:
+        folder: as `save_robust_encoder` wrote it.
+        report: what was measured since; replaces `report.json` and its picture.
+        changes: other fields of `CardContent`: `license`, `report_model`, `datasets`, `vlm`, ...
+
+    Returns:
+        The card.
+
+    Raises:
+        ValueError: as `regenerate_card`, or somebody has written on the card by hand.
+        OSError: the disk is full; everything is as it was.
+    """
+    folder = Path(folder)
+    card, before = folder / "README.md", content_of(folder)
+    if card.exists() and card.read_text("utf-8") != render_card(before):
+        raise ValueError(f"'{card}' was edited by hand: move it away to have it rendered again.")
+    files: dict[str, bytes] = {}
+    plot = None if report is None else draw_report(report.rows)
+    if report is not None:
+        changes |= {"report": report, "plot": None if plot is None else PLOT}
+        files["report.json"] = report.to_json().encode()
+    if plot is not None:
+        files[PLOT] = plot
+    content = _changed(before, changes)
+    files |= {RECORD: record_of(content).encode(), "README.md": render_card(content).encode()}
+    _replace(folder, files)
+    if content.plot is None:
+        (folder / PLOT).unlink(missing_ok=True)
+    return card
 
 
 def content_of(folder: Path) -> CardContent:
@@ -59,7 +111,8 @@ def content_of(folder: Path) -> CardContent:
         text_encoder=whole,
         threat_model=ThreatModel.from_dict(record["threat_model"]),
         report=RobustnessReport.load(folder) if (folder / "report.json").exists() else None,
-        **{field: record[field] for field in KEPT},
+        plot=PLOT if (folder / PLOT).exists() else None,
+        **{name: record[name] for name in KEPT if name in record},
     )
 
 
@@ -77,3 +130,37 @@ def card_under_name(folder: Path, name: str) -> str | None:
         return None
     rendered = regenerate_card(folder)
     return regenerate_card(folder, name=name) if rendered == (folder / "README.md").read_text("utf-8") else None
+
+
+def _changed(content: CardContent, changes: dict[str, Any]) -> CardContent:
+    if changes.get("license") is not None:
+        check_license(changes["license"])
+    return replace(content, **changes)
+
+
+def _fetched(repo_id: str, revision: str | None) -> Path:
+    """What a card is made of, from the Hub."""
+    try:
+        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=["*.json", PLOT]))
+    except HFValidationError:
+        raise ValueError(f"{repo_id!r} is neither a folder here nor the name of a repository.") from None
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        raise OSError(
+            f"the Hub does not give {repo_id!r} (HTTP {status}): check the name, the revision and your right to read."
+        ) from None
+
+
+def _replace(folder: Path, files: dict[str, bytes]) -> None:
+    """All files in place of the old ones, or none."""
+    parts = {name: folder / f".{name}.{os.getpid()}.part" for name in files}
+    try:
+        for name, content in files.items():
+            parts[name].write_bytes(content)
+        for name, part in parts.items():
+            part.replace(folder / name)
+    except OSError as error:
+        raise OSError(f"the card in '{folder}' was not written ({error}): make room on the disk.") from error
+    finally:
+        for part in parts.values():
+            part.unlink(missing_ok=True)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 from urllib.parse import quote
 
-import httpx2
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoFile
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.utils import build_hf_headers, http_stream_backoff
@@ -20,8 +19,6 @@ from fare_hf.hub.retry import Retries, persist, status_of
 __all__ = ["Moved", "Remote", "State"]
 
 Operations = list[CommitOperationAdd | CommitOperationDelete]
-# Seconds without a byte after which a read counts as failed; the client itself would wait for ever.
-TIMEOUT = httpx2.Timeout(60.0)
 
 
 class Moved(ValueError):
@@ -101,9 +98,10 @@ class Remote:
         """Sends the large files; those that the storage holds already, of this push or another, are not sent."""
         additions = [operation for operation in operations if isinstance(operation, CommitOperationAdd)]
         send = self.api.preupload_lfs_files
+        # Here the client tries each request six times by itself.
         persist(
             lambda: send(self.repo_id, additions, revision=revision, create_pr=create_pr, free_memory=False),
-            self.retries,
+            replace(self.retries, tries=-(-self.retries.tries // 3)),
         )
 
     def commit(self, operations: Operations, files: list[LocalFile], revision: str, parent: str, message: str) -> str:
@@ -193,7 +191,7 @@ class Remote:
         url = f"{self.api.endpoint}/{self.repo_id}/resolve/{quote(revision, safe='')}/{quote(path)}"
         headers = {**build_hf_headers(token=self.token, library_name="fare_hf"), "Accept-Encoding": "identity"}
         digest, start = hashlib.sha256(), b""
-        with http_stream_backoff("GET", url, headers=headers, timeout=TIMEOUT, max_retries=0) as response:
+        with http_stream_backoff("GET", url, headers=headers, max_retries=0) as response:
             if response.status_code != 200:
                 raise HfHubHTTPError(f"{response.status_code} for {path}", response=response)
             for chunk in response.iter_bytes():

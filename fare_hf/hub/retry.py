@@ -6,12 +6,14 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
 import httpx2
+from huggingface_hub import get_session
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 __all__ = ["Retries", "is_transient", "persist", "redact", "status_of", "wait_asked"]
@@ -30,12 +32,14 @@ class Retries:
         first_wait: seconds before the second try; doubles with every further one.
         longest_wait: seconds that one wait takes at most.
         longest_asked: seconds that the Hub may ask for (`Retry-After`); where it asks for more, that ends the push.
+        silence: seconds without a byte after which a request counts as failed; the client alone would wait for ever.
     """
 
     tries: int = 6
     first_wait: float = 1.0
     longest_wait: float = 30.0
     longest_asked: float = 600.0
+    silence: float = 120.0
 
     def wait(self, attempt: int) -> float:
         """Seconds before the try after number `attempt`, which counts from 0."""
@@ -57,7 +61,8 @@ def persist(action: Callable[[], T], retries: Retries, settled: Callable[[], T |
     """
     for attempt in range(retries.tries):
         try:
-            return action()
+            with _impatient(retries.silence):
+                return action()
         except Exception as error:
             asked = wait_asked(error)
             if not is_transient(error) or (asked or 0) > retries.longest_asked:
@@ -70,6 +75,17 @@ def persist(action: Callable[[], T], retries: Retries, settled: Callable[[], T |
         if found is not None:
             return found
     raise failure
+
+
+@contextmanager
+def _impatient(seconds: float) -> Iterator[None]:
+    """The client's requests end after so many seconds of silence; it shares one session with the whole process."""
+    session = get_session()
+    before, session.timeout = session.timeout, httpx2.Timeout(seconds)
+    try:
+        yield
+    finally:
+        session.timeout = before
 
 
 def is_transient(error: BaseException) -> bool:

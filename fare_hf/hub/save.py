@@ -11,21 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from transformers import AutoImageProcessor, CLIPVisionModelWithProjection, PreTrainedModel
 
 from fare_hf.attacks import ThreatModel
 from fare_hf.encoders import load_complete
 from fare_hf.hub.card import CardContent, ReportLike, render_card
-from fare_hf.hub.licenses import check_license
-from fare_hf.hub.regenerate import RECORD, content_of, record_of
+from fare_hf.hub.licenses import check_license, inherited_license
+from fare_hf.hub.plot import PLOT, draw_report
+from fare_hf.hub.regenerate import KEPT, RECORD, content_of, record_of
 from fare_hf.hub.text import whole_clip
 
 __all__ = ["copy_with_text_encoder", "save_robust_encoder"]
 
 CLASSES = ("CLIPVisionModel", "CLIPVisionModelWithProjection")
-TAKEN_OVER = ("base_model", "threat_model", "training", "report", "report_model", "license", "vlm", "datasets")
+TAKEN_OVER = ("threat_model", "report", *(name for name in KEPT if name != "name"))
 PREFIX = "vision_model."
 PREFIXED = (PREFIX, "visual_projection.", "text_model.", "text_projection.", "logit_scale")
 
@@ -41,10 +42,13 @@ def save_robust_encoder(
     report: ReportLike | None = None,
     report_model: str | None = None,
     license: str | None = None,
+    license_name: str | None = None,
+    license_link: str | None = None,
     repo_id: str | None = None,
     vlm: str | None = None,
     datasets: Sequence[str] = (),
     text_encoder: str | None = None,
+    max_shard_size: int | str = "5GB",
 ) -> Path:
     """Write weights, configuration, image processor, report and model card into a new folder.
 
@@ -56,19 +60,23 @@ def save_robust_encoder(
         encoder: `CLIPVisionModelWithProjection` or `CLIPVisionModel`, unwrapped from DDP and the like.
         folder: absent or empty.
         processor: image processor of the original (or a processor that holds one), with its normalisation on.
-        base_model: Hub name of the original.
+        base_model: Hub name of the original; of a folder, the card tells the last part of its path.
         threat_model: what the encoder was trained against.
         training: the recipe for the card, `{"objective": "fare", "steps": 20000, ...}`.
-        report: figures, copied to `report.json` and onto the card; an `evaluation.RobustnessReport`.
+        report: figures, copied to `report.json` and onto the card, with a picture of them (`results.png`) where
+            matplotlib is installed; an `evaluation.RobustnessReport`.
         report_model: name under which the report measures this encoder, for the card's metadata; may be None if the
             report measures nothing else.
-        license: identifier for the card, such as "mit".
+        license: identifier for the card, such as "mit"; None takes that of the base model, where its card can be read.
+        license_name: of the licence "other".
+        license_link: its text.
         repo_id: name that the card's snippets load; None takes the folder's name.
         vlm: LLaVA with this encoder's architecture, for the card's snippet; None is LLaVA-1.5 7B for a ViT-L/14 at
             336 px, and a placeholder otherwise.
         datasets: what it was trained on, as the Hub knows it.
         text_encoder: folder or repository of the original CLIP, to put its text encoder and tokenizer into the
             folder too: then it also loads as `CLIPModel` and in the zero-shot image classification pipeline.
+        max_shard_size: weights above, in bytes or as "5GB", go into several files with an index.
 
     Returns:
         The folder.
@@ -87,14 +95,14 @@ def save_robust_encoder(
         raise TypeError(f"{class_name} cannot be published as a robust encoder: pass one of {', '.join(CLASSES)}.")
     if not base_model.strip():
         raise ValueError("base_model is empty: name the encoder that was fine-tuned.")
-    if license is not None:
-        check_license(license)
+    terms = _terms(base_model, license, license_name, license_link)
     images = _image_processor(processor)
     weights = _weights(encoder)
     clip, tokenizer = (None, None) if text_encoder is None else whole_clip(encoder, text_encoder)
+    plot = None if report is None else draw_report(report.rows)
     content = CardContent(
         name=repo_id or folder.resolve().name,
-        base_model=base_model,
+        base_model=_shown(base_model),
         class_name=class_name,
         projected=class_name == "CLIPVisionModelWithProjection",
         threat_model=threat_model,
@@ -102,10 +110,11 @@ def save_robust_encoder(
         training=json.loads(json.dumps(dict(training or {}), default=str)),
         report=report,
         report_model=report_model,
-        license=license,
         vlm=vlm or _default_vlm(encoder.config),
         datasets=datasets,
         text_encoder=clip is not None,
+        plot=None if plot is None else PLOT,
+        **terms,
     )
     texts = {"README.md": render_card(content), RECORD: record_of(content)}
     if report is not None:
@@ -115,11 +124,13 @@ def save_robust_encoder(
     config = _config(model, type(model).__name__)
 
     def write(place: Path) -> None:
-        save_file(weights, place / "model.safetensors", metadata={"format": "pt"})
+        save_torch_state_dict(weights, place, max_shard_size=max_shard_size)
         for part in (config, images, *([] if tokenizer is None else [tokenizer])):
             part.save_pretrained(place)
         for name, text in texts.items():
             (place / name).write_text(text, encoding="utf-8")
+        if plot is not None:
+            (place / PLOT).write_bytes(plot)
 
     _write_whole(folder, write)
     return folder
@@ -138,6 +149,20 @@ def _write_whole(folder: Path, write: Callable[[Path], None]) -> None:
         raise OSError(f"'{folder}' was not saved ({error}): make room on the disk, or name another folder.") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _shown(base_model: str) -> str:
+    """The Hub's name; of a folder on this machine the last part, as its place is nobody's business."""
+    local = Path(base_model).is_dir() and len(Path(base_model).parts) != 2
+    return Path(base_model).absolute().name if local else base_model
+
+
+def _terms(base_model: str, license: str | None, name: str | None, link: str | None) -> dict[str, str | None]:
+    """The licence as the card states it: given, or the base model's."""
+    if license is None:
+        return dict(inherited_license(base_model))
+    check_license(license)
+    return {"license": license, "license_name": name, "license_link": link}
 
 
 def _default_vlm(config: Any) -> str:

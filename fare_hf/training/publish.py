@@ -14,6 +14,7 @@ from transformers import CLIPVisionModel, CLIPVisionModelWithProjection, Schedul
 from transformers.training_args import OptimizerNames
 
 from fare_hf.hub import Publication, check_access, push_robust_encoder, save_robust_encoder
+from fare_hf.hub.licenses import inherited_license
 
 if TYPE_CHECKING:
     from fare_hf.training.trainer import FareTrainer
@@ -31,6 +32,8 @@ def recipe(trainer: FareTrainer) -> dict[str, Any]:
         "objective": args.objective,
         "embedding": args.embedding,
         **trainer.card.get("training", {}),
+        **({} if args.logit_scale is None else {"logit scale": args.logit_scale}),
+        "threat model": str(args.threat_model),
         "attack": f"PGD, {args.attack_steps} steps of {args.attack_step_size}",
         "steps": trainer.state.global_step,
         "batch size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
@@ -38,7 +41,7 @@ def recipe(trainer: FareTrainer) -> dict[str, Any]:
         "learning rate": args.learning_rate,
         "schedule": f"{SchedulerType(args.lr_scheduler_type).value}, warm-up {args.warmup_steps:g}",
         "weight decay": args.weight_decay,
-        "precision": trainer.accelerator.mixed_precision,
+        "precision": "fp32" if trainer.accelerator.mixed_precision == "no" else trainer.accelerator.mixed_precision,
         "seed": args.seed,
         "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",
     }
@@ -69,6 +72,7 @@ def check_push(trainer: FareTrainer, token: str | None) -> str:
     """
     if not can_publish(trainer):
         raise ValueError("push_to_hub=True publishes a CLIP vision encoder trained without FSDP; push it yourself.")
+    _inherit_license(trainer)
     name = trainer.args.hub_model_id or Path(str(trainer.args.output_dir)).absolute().name
     return check_access(name, token or trainer.args.hub_token)
 
@@ -81,10 +85,13 @@ def publish(
     token: str | None = None,
     revision: str | None = None,
     private: bool | None = None,
+    create_pr: bool = False,
+    tag: str | None = None,
     **changes: Any,
 ) -> Publication | None:
     """Publishes the encoder as it is now, or a folder of it, on the main process; None on the others."""
     options = _push_options(trainer, message=message, token=token, revision=revision, private=private)
+    options |= {"create_pr": create_pr, "tag": tag}
     try:
         if not trainer.is_world_process_zero():
             return None
@@ -131,8 +138,19 @@ def _push_options(
 
 def _options(trainer: FareTrainer, changes: dict[str, Any]) -> dict[str, Any]:
     """Arguments of `save_robust_encoder`."""
-    encoder = trainer.accelerator.unwrap_model(trainer.model)
-    name = str(encoder.config._name_or_path or "unknown")
+    name = _origin(trainer)
+    _inherit_license(trainer)
     card: dict[str, Any] = {"base_model": Path(name).resolve().name if Path(name).is_dir() else name, **trainer.card}
     card |= {"processor": trainer.processing_class, "threat_model": trainer.args.threat_model}
     return {**card, "training": recipe(trainer), **changes}
+
+
+def _origin(trainer: FareTrainer) -> str:
+    """Where the encoder was loaded from."""
+    return str(trainer.accelerator.unwrap_model(trainer.model).config._name_or_path or "unknown")
+
+
+def _inherit_license(trainer: FareTrainer) -> None:
+    """Once, and where the model's folder is still known: the card names a folder by its last part alone."""
+    if "license" not in trainer.card:
+        trainer.card |= {"license": None, **inherited_license(_origin(trainer))}

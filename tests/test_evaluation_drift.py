@@ -15,6 +15,7 @@ from fare_hf.evaluation.zero_shot import predict_zero_shot
 from fare_hf.pixels import Normalization, quantize
 
 NAMES = {"model": "CLIP", "dataset": "noise"}
+EXTRA = 'the corruptions are an extra of half a gigabyte: pip install "fare_hf[corruptions]"'
 
 
 def normalization() -> Normalization:
@@ -22,8 +23,7 @@ def normalization() -> Normalization:
 
 
 def test_corruptions_are_the_librarys_and_leave_no_trace() -> None:
-    from imagecorruptions import corrupt
-
+    corrupt = pytest.importorskip("imagecorruptions", reason=EXTRA, exc_type=ImportError).corrupt
     pixels = quantize(images(2))
     state = np.random.get_state()[1].copy()
     found = corrupt_pixels(pixels, "gaussian_noise", 3, seed=7)
@@ -43,6 +43,7 @@ def test_corruptions_are_the_librarys_and_leave_no_trace() -> None:
 
 
 def test_accuracy_under_corruptions() -> None:
+    pytest.importorskip("imagecorruptions", reason=EXTRA, exc_type=ImportError)
     text = F.normalize(torch.randn(4, 16, generator=torch.Generator().manual_seed(0)), dim=1)
     pixels = quantize(images(12))
     labels = predict_zero_shot(encoder(), text, pixels, normalization(), batch_size=5)

@@ -37,7 +37,12 @@ def adapter_inputs(encoder: CLIPVisionModelWithProjection, processor: Any, image
 def main() -> None:
     """Publish into a folder, load as a consumer does, compare."""
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+    }
     config = CLIPVisionConfig(**sizes, image_size=32, patch_size=8, projection_dim=16)
     robust = CLIPVisionModelWithProjection(config).eval()
     processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})

@@ -8,8 +8,15 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from fare_hf.attacks import ThreatModel, apgd, pgd
-    from fare_hf.evaluation import RobustnessReport, evaluate_captions, evaluate_targeted, evaluate_zero_shot
+    from fare_hf.attacks import ThreatModel, apgd, autoattack, pgd, square
+    from fare_hf.evaluation import (
+        RobustnessReport,
+        check_gradient_masking,
+        evaluate_captions,
+        evaluate_targeted,
+        evaluate_vlm,
+        evaluate_zero_shot,
+    )
     from fare_hf.hub import merge_vision_tower, push_robust_encoder, save_robust_encoder
     from fare_hf.objectives import FareObjective, TecoaObjective
     from fare_hf.training import FareConfig, FareTrainer
@@ -25,14 +32,18 @@ _HOMES = {
     "ThreatModel": "attacks",
     "VlmLoss": "vlm",
     "apgd": "attacks",
+    "autoattack": "attacks",
+    "check_gradient_masking": "evaluation",
     "evaluate_captions": "evaluation",
     "evaluate_targeted": "evaluation",
+    "evaluate_vlm": "evaluation",
     "evaluate_zero_shot": "evaluation",
     "merge_vision_tower": "hub",
     "pgd": "attacks",
     "push_robust_encoder": "hub",
     "robust_pipeline": "vlm",
     "save_robust_encoder": "hub",
+    "square": "attacks",
     "swap_vision_tower": "vlm",
 }
 
@@ -45,14 +56,18 @@ __all__ = [
     "ThreatModel",
     "VlmLoss",
     "apgd",
+    "autoattack",
+    "check_gradient_masking",
     "evaluate_captions",
     "evaluate_targeted",
+    "evaluate_vlm",
     "evaluate_zero_shot",
     "merge_vision_tower",
     "pgd",
     "push_robust_encoder",
     "robust_pipeline",
     "save_robust_encoder",
+    "square",
     "swap_vision_tower",
 ]
 

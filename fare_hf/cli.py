@@ -60,9 +60,15 @@ def build_parser() -> argparse.ArgumentParser:
     commands.add_parser("train", help="fine-tune an encoder; same as python -m fare_hf.train", add_help=False)
 
     evaluate = add_command(
-        commands, "evaluate", "zero-shot accuracy of an encoder on the lab's sets, clean and attacked"
+        commands, "evaluate", "a suite (YAML), or one encoder on the lab's zero-shot sets, attacked"
     )
-    evaluate.add_argument("encoder", help="folder or repository of an encoder fine-tuned from the lab's CLIP")
+    evaluate.add_argument(
+        "encoder",
+        nargs="?",
+        help="folder or repository of an encoder fine-tuned from the lab's CLIP; not with --suite",
+    )
+    evaluate.add_argument("--suite", help="lab, paper-zero-shot, paper-vlm, or a YAML file; other options are its own")
+    evaluate.add_argument("--models", nargs="+", metavar="NAME=PATH", help="instead of the models of the suite")
     evaluate.add_argument(
         "--datasets", nargs="+", default=["twemoji"], help=f"of {', '.join(LAB_SETS)} (default: twemoji)"
     )
@@ -158,8 +164,29 @@ def add_command(commands: Any, name: str, purpose: str) -> argparse.ArgumentPars
     return commands.add_parser(name, help=purpose, description=f"{purpose[0].upper()}{purpose[1:]}.")
 
 
+def run_suite_file(args: argparse.Namespace) -> None:
+    """``fare-hf evaluate --suite``: jobs that are finished already are not run again."""
+    from fare_hf.evaluation.suite import load_suite, run_suite
+    from fare_hf.suites import runners
+
+    if args.encoder is not None:
+        raise ValueError(f"--suite has its own models: give --models NAME={args.encoder} instead.")
+    wrong = [pair for pair in args.models or [] if "=" not in pair]
+    if wrong:
+        raise ValueError(f"--models {wrong[0]}: give NAME=PATH.")
+    models = dict(pair.split("=", 1) for pair in args.models) if args.models else None
+    report = run_suite(load_suite(args.suite, models), runners(args.output_dir), args.output_dir)
+    print(report.to_markdown())
+    print(args.output_dir / "report.json")
+
+
 def run_evaluate(args: argparse.Namespace) -> None:
-    """``fare-hf evaluate``: the lab's zero-shot sets."""
+    """``fare-hf evaluate``: a suite, or the lab's zero-shot sets."""
+    if args.suite is not None:
+        run_suite_file(args)
+        return
+    if args.encoder is None:
+        raise ValueError("nothing to evaluate: name an encoder, or a --suite.")
     from tqdm.auto import tqdm
 
     from fare_hf.attacks import ThreatModel

@@ -172,7 +172,7 @@ def test_the_logit_scale_is_that_of_the_clip(clip_folder: Path, tmp_path: Path) 
         model.save_pretrained(tmp_path)
         assert logit_scale_of(str(tmp_path)) == pytest.approx(scale, rel=1e-5)
     model.vision_model.config.save_pretrained(tmp_path / "vision")
-    with pytest.raises(ValueError, match="keeps no logit scale; give --logit_scale"):
+    with pytest.raises(ValueError, match="has no logit scale; give --logit_scale"):
         logit_scale_of(str(tmp_path / "vision"))
 
 

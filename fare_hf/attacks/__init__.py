@@ -1,21 +1,32 @@
-"""Attacks in pixel space: threat models, PGD, APGD and their losses. Depends on torch alone.
+"""Attacks in pixel space: threat models, PGD, APGD, Square, ensembles and their losses. Depends on torch alone.
 
 An attack sees a loss function and pixels: `loss_fn(pixels (B, C, H, W) fp32 in [0, 1]) -> (B,)`, to be maximised. It
 knows no model, no label and no normalisation.
 """
 
 from fare_hf.attacks.apgd import ApgdResult, apgd
+from fare_hf.attacks.classifier import ClassifierLoss, check_labels
+from fare_hf.attacks.ensemble import AutoAttackResult, autoattack, class_stages
 from fare_hf.attacks.gradient import LossFn
 from fare_hf.attacks.losses import cross_entropy, dlr, margin, targeted_dlr
 from fare_hf.attacks.pgd import parse_step_size, pgd
+from fare_hf.attacks.square import SquareResult, square
 from fare_hf.attacks.threat_model import ThreatModel, check_pixels, format_eps, parse_eps
+from fare_hf.attacks.universal import apply_universal, universal_perturbation
 
 __all__ = [
     "ApgdResult",
+    "AutoAttackResult",
+    "ClassifierLoss",
     "LossFn",
+    "SquareResult",
     "ThreatModel",
     "apgd",
+    "apply_universal",
+    "autoattack",
+    "check_labels",
     "check_pixels",
+    "class_stages",
     "cross_entropy",
     "dlr",
     "format_eps",
@@ -23,5 +34,7 @@ __all__ = [
     "parse_eps",
     "parse_step_size",
     "pgd",
+    "square",
     "targeted_dlr",
+    "universal_perturbation",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ class AttackedLoss:
         self._loss_fn = loss_fn
         self._samples = samples
         self._calls = 0
+        self._rows = torch.arange(samples, device=device)
         self._first_bad = torch.full((samples,), -1, dtype=torch.long, device=device)
 
     def gradient(self, pixels: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -53,6 +55,21 @@ class AttackedLoss:
         self._note(loss.isnan())
         return loss, success
 
+    def keep(self, rows: Tensor) -> None:
+        """Go on with some of the present samples only; what follows passes their pixels alone.
+
+        Raises:
+            ValueError: `loss_fn` has no `select(rows)`.
+        """
+        self._loss_fn = select(self._loss_fn, rows)
+        self._rows = self._rows[rows]
+        self._samples = len(self._rows)
+
+    @property
+    def rows(self) -> Tensor:
+        """Which of the samples it began with are still there, (b,), ascending."""
+        return self._rows
+
     def raise_if_bad(self) -> None:
         """Raise ValueError naming step and samples if any loss was NaN or any gradient NaN or infinite. One sync."""
         first = self._first_bad.tolist()
@@ -76,8 +93,23 @@ class AttackedLoss:
         return loss, None if success is None else success.detach().bool()
 
     def _note(self, bad: Tensor) -> None:
-        self._first_bad = torch.where(bad & (self._first_bad < 0), self._calls, self._first_bad)
+        before = self._first_bad[self._rows]
+        self._first_bad[self._rows] = torch.where(bad & (before < 0), self._calls, before)
         self._calls += 1
+
+
+def select(loss_fn: LossFn, rows: Tensor) -> LossFn:
+    """The same loss for some of its samples: `loss_fn.select(rows)`, as `ClassifierLoss` and `VlmLoss` have it.
+
+    Raises:
+        ValueError: it has no such method, so that finished samples cannot be left out.
+    """
+    method: Any = getattr(loss_fn, "select", None)
+    if method is None:
+        raise ValueError(
+            f"{type(loss_fn).__name__} has no select(rows): pass a loss such as ClassifierLoss, or stop_fooled=False."
+        )
+    return method(rows)
 
 
 def check_steps(steps: int, field: str = "steps") -> None:

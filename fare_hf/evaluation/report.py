@@ -1,7 +1,8 @@
 """One report for everything measured: rows with their threat model and attack, and the environment they come from.
 
 Schema 1.0. A row holds `model, task, dataset, metric, value, ci, n, threat_model, attack`, optionally `precision` and
-`seconds`. Values are fractions. A row measured under a threat model names its attack, and the other way round.
+`seconds`. Values are fractions (CIDEr may exceed 1). A row measured under a threat model names its attack, and the
+other way round.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ NAMES = ("model", "task", "dataset", "metric")
 REQUIRED = (*NAMES, "value", "ci", "n", "threat_model", "attack")
 OPTIONAL = ("precision", "seconds")
 ATTACK_FIELDS = ("name", "steps", "restarts", "seed")
+LARGEST = {"CIDEr": 10.0, "relative l2 to the original": math.inf}
+"""Metrics that are no fractions, and how large they can be; tables print them times 100, as papers do."""
 
 
 def make_row(
@@ -173,7 +176,12 @@ def _check_fields(row: Mapping[str, Any], where: str) -> None:
 
 def _check_numbers(row: Mapping[str, Any], where: str) -> None:
     value, ci, n = row["value"], row["ci"], row["n"]
-    if not isinstance(ci, (list, tuple)) or len(ci) != 2 or not all(map(_is_fraction, (value, *ci))):
+    most = LARGEST.get(row["metric"], 1.0)
+    if (
+        not isinstance(ci, (list, tuple))
+        or len(ci) != 2
+        or not all(_is_within(number, most) for number in (value, *ci))
+    ):
         raise ValueError(f"{where} has value {value!r} and ci {ci!r}: give fractions in [0, 1], ci as [low, high].")
     if not ci[0] <= value <= ci[1]:
         raise ValueError(f"{where} has ci {ci!r}, which does not contain its value {value!r}.")
@@ -214,9 +222,9 @@ def _check_threat_model(threat: Any, where: str) -> None:
         raise ValueError(f"{where} writes its threat_model as {threat!r}: write it as {written!r}.")
 
 
-def _is_fraction(value: Any) -> bool:
-    """A number in [0, 1]; NaN and booleans are none."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1
+def _is_within(value: Any, most: float) -> bool:
+    """A number in [0, most]; NaN and booleans are none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= most
 
 
 def _is_count(value: Any, least: int) -> bool:

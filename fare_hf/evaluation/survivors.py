@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 
 from fare_hf.attacks import ThreatModel
 
@@ -98,6 +100,7 @@ def attack_nested(
     device: torch.device,
     batch_size: int,
     seed: int,
+    distributed: bool = False,
 ) -> list[Outcome]:
     """Attack samples under each threat model, stage after stage, each stage only who survived so far.
 
@@ -113,6 +116,8 @@ def attack_nested(
         device: where attacks run.
         batch_size: survivors are packed to full batches again before each stage.
         seed: each batch's generator is seeded from it, the stage and the batch, never from the global RNG.
+        distributed: divide the batches of a stage among the processes that accelerate or torchrun started; all must
+            call this with the same arguments, and get what one process alone would.
 
     Returns:
         One outcome per threat model, in the order given.
@@ -128,7 +133,8 @@ def attack_nested(
         start = time.perf_counter()
         survivors = left.get(threat_model.norm, list(alive))
         for number, (attack, judge) in enumerate(stages):
-            survivors = _run_stage(samples, survivors, threat_model, attack, judge, device, batch_size, (seed, number))
+            options = (device, batch_size, (seed, number), distributed)
+            survivors = _run_stage(samples, survivors, threat_model, attack, judge, *options)
         left[threat_model.norm] = survivors
         outcomes[threat_model] = Outcome(threat_model, survivors, time.perf_counter() - start)
     return [outcomes[threat_model] for threat_model in threat_models]
@@ -143,20 +149,27 @@ def _run_stage(
     device: torch.device,
     batch_size: int,
     seeds: tuple[int, int],
+    distributed: bool,
 ) -> list[int]:
     """One attack over all who are still alive; returns who survives it."""
-    survivors: list[int] = []
+    state = PartialState() if distributed else None
+    rank, processes = (state.process_index, state.num_processes) if state else (0, 1)
+    survivors: dict[int, list[int]] = {}
     for number, batch in enumerate(chunks(alive, batch_size)):
+        if number % processes != rank:
+            continue
         clean = gather(samples, batch, device)
-        generator = torch.Generator().manual_seed(_mix(*seeds, number))
+        generator = torch.Generator().manual_seed(mix(*seeds, number))
         adversarial = attack(clean, batch, threat_model, generator)
         threat_model.check(adversarial, clean)
         fooled = judge(adversarial, batch, threat_model)
-        survivors += [index for index, out in zip(batch, fooled, strict=True) if not out]
-    return survivors
+        survivors[number] = [index for index, out in zip(batch, fooled, strict=True) if not out]
+    if processes > 1:
+        survivors = {number: left for part in gather_object([survivors]) for number, left in part.items()}
+    return [index for number in sorted(survivors) for index in survivors[number]]
 
 
-def _mix(*numbers: int) -> int:
+def mix(*numbers: int) -> int:
     """One seed from several numbers (a hash that is the same in every process)."""
     mixed = 0
     for number in numbers:

@@ -9,14 +9,16 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from fare_hf.attacks import ThreatModel, apgd
-from fare_hf.attacks.losses import cross_entropy, dlr, targeted_dlr
-from fare_hf.encoders import embed, frozen, matmul_patch_embedding
+from fare_hf.attacks import ClassifierLoss, ThreatModel, apgd, class_stages, square
+from fare_hf.attacks.ensemble import ensemble_name, stage_loss
+from fare_hf.encoders import embed, freeze, frozen, matmul_patch_embedding
 from fare_hf.evaluation.report import Row, fraction_row
 from fare_hf.evaluation.survivors import Attack, Judge, attack_nested, chunks, read, screening_steps
-from fare_hf.pixels import Normalization, check_pixels
+from fare_hf.pixels import Normalization, check_pixels, resize
 
-__all__ = ["evaluate_zero_shot"]
+__all__ = ["evaluate_zero_shot", "logits_function", "predict_zero_shot"]
+
+ATTACKS = ("apgd-ce+apgd-t", "apgd-ce", "autoattack")
 
 
 def evaluate_zero_shot(
@@ -37,6 +39,10 @@ def evaluate_zero_shot(
     seed: int = 0,
     batch_size: int = 128,
     groups: Sequence[Hashable] | None = None,
+    native: bool = False,
+    queries: int = 5000,
+    stop_fooled: bool = False,
+    distributed: bool = False,
 ) -> list[Row]:
     """Clean accuracy, and accuracy under APGD for each threat model.
 
@@ -53,13 +59,18 @@ def evaluate_zero_shot(
         normalization: the encoder's, applied inside the attack.
         model, dataset: names for the rows.
         threat_models: none means clean accuracy only.
-        attack: "apgd-ce+apgd-t" or "apgd-ce".
+        attack: "apgd-ce+apgd-t", "apgd-ce", or "autoattack", which is the first with Square after it (and no FAB).
         steps, restarts: of each APGD run.
         targets: number of wrong classes tried, at most K - 1.
         logit_scale: factor on the cosine similarities.
         seed: of all random starts.
         batch_size: images per forward.
         groups: one label per sample for a cluster bootstrap; None gives Wilson intervals.
+        native: the pixels are at their own resolution, are attacked there, and resized (bicubic) inside the attack.
+        queries: of Square.
+        stop_fooled: fooled samples leave their batch in the middle of a run, at one host sync a step (see `apgd`).
+        distributed: divide the attacks among the processes of accelerate or torchrun, which must all call this; every
+            one of them gets the rows that one process alone would compute.
 
     Returns:
         The clean row, then one per threat model: `task` "zero-shot", `metric` "accuracy".
@@ -71,13 +82,17 @@ def evaluate_zero_shot(
     text = text_embeddings.to(device).float()
     stages = _stage_losses(attack, len(text), targets)
     with frozen(encoder), matmul_patch_embedding(encoder):
-        logits_of = _logits_function(encoder, text, normalization, logit_scale)
+        size = encoder.config.image_size if native else None
+        logits_of = _logits_function(encoder, text, normalization, logit_scale, size)
         logits, truth = _clean_pass(logits_of, samples, labels, len(text), device, batch_size)
         correct = (logits.argmax(1) == truth).tolist()
-        runs = [_stage("ce", logits_of, logits, truth, few, 1) for few in screening_steps(steps)]
-        runs += [_stage(loss, logits_of, logits, truth, steps, restarts) for loss in stages]
+        plan: list[tuple[str | int, int, int]] = [("ce", few, 1) for few in screening_steps(steps)]
+        plan += [(loss, steps, restarts) for loss in stages if loss != "square"]
+        runs = [_stage(loss, logits_of, logits, truth, few, times, stop_fooled) for loss, few, times in plan]
+        runs += [_square_stage(logits_of, truth, queries)] if "square" in stages else []
         alive = [index for index, right in enumerate(correct) if right]
-        outcomes = attack_nested(samples, alive, threat_models, runs, device=device, batch_size=batch_size, seed=seed)
+        options: dict[str, Any] = {"device": device, "batch_size": batch_size, "seed": seed}
+        outcomes = attack_nested(samples, alive, threat_models, runs, distributed=distributed, **options)
 
     def row(success: list[bool], **extra: Any) -> Row:
         names = {"model": model, "task": "zero-shot", "dataset": dataset, "metric": "accuracy"}
@@ -91,36 +106,66 @@ def evaluate_zero_shot(
     return rows
 
 
+def logits_function(
+    encoder: PreTrainedModel,
+    text_embeddings: torch.Tensor,
+    normalization: Normalization,
+    *,
+    logit_scale: float = 100.0,
+    native: bool = False,
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Pixels (B, 3, H, W) in [0, 1] to logits (B, K), for attacks on it; the encoder is frozen for good."""
+    freeze(encoder)
+    text = text_embeddings.to(next(encoder.parameters()).device).float()
+    size = encoder.config.image_size if native else None
+    return _logits_function(encoder, text, normalization, logit_scale, size)
+
+
+@torch.no_grad()
+def predict_zero_shot(
+    encoder: PreTrainedModel,
+    text_embeddings: torch.Tensor,
+    pixels: torch.Tensor,
+    normalization: Normalization,
+    *,
+    batch_size: int = 128,
+) -> torch.Tensor:
+    """The likeliest class of each image (N, 3, S, S) in [0, 1], (N,) on the encoder's device."""
+    check_pixels(pixels)
+    device = next(encoder.parameters()).device
+    logits_of = _logits_function(encoder, text_embeddings.to(device).float(), normalization, 100.0)
+    with frozen(encoder):
+        return torch.cat([logits_of(part.to(device).float()).argmax(1) for part in pixels.split(batch_size)])
+
+
 def _stage_losses(attack: str, classes: int, targets: int) -> list[str | int]:
     """Losses in the order they are run: a name, or the rank of a wrong class for the targeted DLR."""
-    if attack not in ("apgd-ce+apgd-t", "apgd-ce"):
-        raise ValueError(f"attack {attack!r} is unknown: pass 'apgd-ce+apgd-t' or 'apgd-ce'.")
+    if attack not in ATTACKS:
+        raise ValueError(f"attack {attack!r} is unknown: pass one of {', '.join(map(repr, ATTACKS))}.")
     if classes < 2:
         raise ValueError(f"text_embeddings hold {classes} classes: zero-shot accuracy needs at least 2.")
-    if targets < 1:
-        raise ValueError(f"targets {targets} must be at least 1.")
-    if attack == "apgd-ce" or classes == 2:
-        return ["ce"]
-    if classes == 3:
-        return ["ce", "dlr"]
-    return ["ce", *range(1, min(targets, classes - 1) + 1)]
+    stages = class_stages(classes, targets)[0]
+    return ["ce"] if attack == "apgd-ce" else [*stages, "square"] if attack == "autoattack" else stages
 
 
 def _attack_name(stages: list[str | int], steps: int) -> str:
     """What was run: "apgd-ce(10)+apgd-ce+apgd-t9" is 10 screening steps, a full run, full runs to 9 targets."""
-    named = [f"apgd-{stage}" for stage in stages if isinstance(stage, str)]
-    targeted = len(stages) - len(named)
-    named = [f"apgd-ce({few})" for few in screening_steps(steps)] + named
-    return "+".join([*named, f"apgd-t{targeted}"] if targeted else named)
+    named = [f"apgd-ce({few})" for few in screening_steps(steps)] + [ensemble_name(stages)]
+    return "+".join(named)
 
 
 def _logits_function(
-    encoder: PreTrainedModel, text: torch.Tensor, normalization: Normalization, logit_scale: float
+    encoder: PreTrainedModel,
+    text: torch.Tensor,
+    normalization: Normalization,
+    logit_scale: float,
+    size: int | None = None,
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Pixels (B, 3, H, W) in [0, 1] to fp32 logits (B, K)."""
+    """Pixels (B, 3, H, W) in [0, 1], resized to `size` if one is given, to fp32 logits (B, K)."""
     dtype = next(encoder.parameters()).dtype
 
     def logits_of(pixels: torch.Tensor) -> torch.Tensor:
+        pixels = pixels if size is None else resize(pixels, size)
         embeddings = embed(encoder, normalization(pixels).to(dtype), "projected").float()
         return logit_scale * F.normalize(embeddings, dim=-1) @ text.T
 
@@ -160,31 +205,34 @@ def _stage(
     truth: torch.Tensor,
     steps: int,
     restarts: int,
+    stop_fooled: bool,
 ) -> tuple[Attack, Judge]:
     """APGD on one loss, and the fresh prediction on its result that decides."""
     others = clean_logits.scatter(1, truth[:, None], -torch.inf)
 
     def attack(pixels: torch.Tensor, batch: list[int], threat: ThreatModel, rng: torch.Generator) -> torch.Tensor:
-        labels = truth[batch]
-        values = _class_loss(loss, labels, others[batch])
+        values = stage_loss(loss, logits_of, truth[batch], others[batch])
+        options = {"steps": steps, "restarts": restarts, "stop_fooled": stop_fooled}
+        return apgd(values, pixels, threat, generator=rng, **options).pixels  # type: ignore[arg-type]
 
-        def loss_fn(points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            logits = logits_of(points)
-            return values(logits), logits.detach().argmax(1) != labels
+    return attack, _judge(logits_of, truth)
 
-        return apgd(loss_fn, pixels, threat, steps=steps, restarts=restarts, generator=rng).pixels
 
+def _judge(logits_of: Callable[[torch.Tensor], torch.Tensor], truth: torch.Tensor) -> Judge:
     @torch.no_grad()
     def judge(pixels: torch.Tensor, batch: list[int], threat: ThreatModel) -> list[bool]:
         return (logits_of(pixels).argmax(1) != truth[batch]).tolist()
 
-    return attack, judge
+    return judge
 
 
-def _class_loss(loss: str | int, labels: torch.Tensor, others: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Logits (B, K) to losses (B,); a number is the rank, in the clean logits `others`, of the class to push to."""
-    if isinstance(loss, int):
-        wrong = others.topk(loss, dim=1).indices[:, -1]
-        return lambda logits: targeted_dlr(logits, labels, wrong)
-    function = {"ce": cross_entropy, "dlr": dlr}[loss]
-    return lambda logits: function(logits, labels)
+def _square_stage(
+    logits_of: Callable[[torch.Tensor], torch.Tensor], truth: torch.Tensor, queries: int
+) -> tuple[Attack, Judge]:
+    """Square on the margin; whoever is fooled leaves the batch at once."""
+
+    def attack(pixels: torch.Tensor, batch: list[int], threat: ThreatModel, rng: torch.Generator) -> torch.Tensor:
+        loss = ClassifierLoss(logits_of, truth[batch], "margin")
+        return square(loss, pixels, threat, queries=queries, generator=rng).pixels
+
+    return attack, _judge(logits_of, truth)

@@ -32,6 +32,8 @@ def recipe(trainer: FareTrainer) -> dict[str, Any]:
         "objective": args.objective,
         "embedding": args.embedding,
         **trainer.card.get("training", {}),
+        **({} if args.logit_scale is None else {"logit scale": args.logit_scale}),
+        "threat model": str(args.threat_model),
         "attack": f"PGD, {args.attack_steps} steps of {args.attack_step_size}",
         "steps": trainer.state.global_step,
         "batch size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
@@ -39,7 +41,7 @@ def recipe(trainer: FareTrainer) -> dict[str, Any]:
         "learning rate": args.learning_rate,
         "schedule": f"{SchedulerType(args.lr_scheduler_type).value}, warm-up {args.warmup_steps:g}",
         "weight decay": args.weight_decay,
-        "precision": trainer.accelerator.mixed_precision,
+        "precision": "fp32" if trainer.accelerator.mixed_precision == "no" else trainer.accelerator.mixed_precision,
         "seed": args.seed,
         "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",
     }

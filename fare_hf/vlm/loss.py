@@ -83,6 +83,11 @@ class VlmLoss:
         """Number of texts B."""
         return len(self._answers)
 
+    @property
+    def labels(self) -> Tensor:
+        """(B, L) for images of the tower's size: the answers' tokens, and -100 at prompt and padding."""
+        return self._texts[self._usual].labels
+
     def __call__(self, pixels: Tensor) -> Tensor:
         """Losses of shape (B,), fp32 (fp64 for an fp64 model), differentiable in pixels (B, 3, H, W) in [0, 1]."""
         return self._reduce(*self._logits(pixels))

@@ -1,0 +1,143 @@
+"""Adversarial images as files: lossless PNG inside the ball, with a manifest that says what they are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fare_hf.attacks import ThreatModel, check_pixels
+from fare_hf.pixels import to_pil
+
+__all__ = ["Exported", "export_adversarial", "load_exported", "quantize_inside", "read_png"]
+
+MANIFEST = "manifest.json"
+
+
+def quantize_inside(points: Tensor, clean: Tensor, threat_model: ThreatModel) -> Tensor:
+    """Round to 8-bit levels k/255 that lie inside ball and box: what a PNG can hold, and an attacker can send.
+
+    Under linf each value goes to the nearest level inside the ball of the fp32 clean pixels; under l2 to the nearest
+    level not beyond the point itself.
+
+    Args:
+        points: fp32 (B, 3, H, W) inside the threat model.
+        clean: clean pixels, of the same shape; they need not lie on 8-bit levels themselves.
+        threat_model: the ball.
+
+    Raises:
+        ValueError: some value has no level inside (eps below 8 bit for pixels between levels).
+    """
+    levels = points.detach().double().mul(255)
+    middle = clean.detach().double().mul(255)
+    if threat_model.norm == "linf":
+        low, high = middle - 255 * threat_model.eps, middle + 255 * threat_model.eps
+    else:
+        low, high = torch.minimum(levels, middle), torch.maximum(levels, middle)
+    tiny = 1e-4  # fp32 pixels at an 8-bit level are that far from it at most; the check below is exact to 1e-6
+    rounded = levels.round().clamp((low - tiny).ceil(), (high + tiny).floor()).clamp(0, 255)
+    result = rounded.div(255).float()
+    excess = threat_model.violation(result, clean.float())
+    if (excess > 1e-6).any() or ((low - tiny).ceil() > (high + tiny).floor()).any():
+        raise ValueError(f"{threat_model} holds no 8-bit image around these pixels: quantize the clean ones first.")
+    return result
+
+
+def read_png(path: str | Path) -> Tensor:
+    """Pixels (3, H, W) fp32 in [0, 1] of an RGB picture."""
+    with Image.open(path) as picture:
+        array = np.asarray(picture.convert("RGB")).copy()
+    return torch.from_numpy(array).permute(2, 0, 1).float().div(255)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A folder of adversarial images.
+
+    Attributes:
+        pixels: (N, 3, H, W) as the files hold them.
+        clean: (N, 3, H, W), 8-bit too.
+        entries: what the manifest says of each: `file`, `clean`, `sha256` and what `export_adversarial` was given.
+        facts: what the manifest says of all: threat model, attack, source.
+    """
+
+    pixels: Tensor
+    clean: Tensor
+    entries: list[dict[str, Any]]
+    facts: dict[str, Any]
+
+
+def export_adversarial(
+    folder: str | Path,
+    points: Tensor,
+    clean: Tensor,
+    threat_model: ThreatModel,
+    *,
+    source: str,
+    attack: Mapping[str, Any],
+    entries: Sequence[Mapping[str, Any]] | None = None,
+) -> Path:
+    """Write images, their clean versions and `manifest.json`, to try by hand on a model one cannot run.
+
+    Args:
+        folder: empty or absent.
+        points: adversarial pixels (N, 3, H, W).
+        clean: their clean pixels.
+        threat_model: checked on what the files hold, against `clean`.
+        source: name of the model they were made on.
+        attack: as a report's row carries it.
+        entries: for each image what else to say: its prompt, its label, its target string.
+
+    Returns:
+        Path of the manifest.
+
+    Raises:
+        ValueError: a folder that is not empty, another number of entries, or as `quantize_inside`.
+    """
+    folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"folder {str(folder)!r} is not empty: name another.")
+    words = [{}] * len(points) if entries is None else list(entries)
+    if len(words) != len(points):
+        raise ValueError(f"{len(words)} entries for {len(points)} images: give one for each.")
+    check_pixels(points)
+    held = quantize_inside(points, clean, threat_model)
+    (folder / "clean").mkdir(parents=True)
+    listed = []
+    for number, (picture, plain) in enumerate(zip(to_pil(held), to_pil(clean), strict=True)):
+        file = folder / f"{number:05d}.png"
+        picture.save(file)
+        plain.save(folder / "clean" / file.name)
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        listed.append({"file": file.name, "clean": f"clean/{file.name}", "sha256": digest, **words[number]})
+    facts = {"source": source, "threat_model": threat_model.to_dict(), "attack": dict(attack)}
+    text = json.dumps({**facts, "images": listed}, indent=2, ensure_ascii=False)
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    return folder / MANIFEST
+
+
+def load_exported(folder: str | Path) -> Exported:
+    """Read such a folder back.
+
+    Raises:
+        ValueError: no manifest, or a file that is not the one that was written.
+    """
+    folder = Path(folder)
+    if not (folder / MANIFEST).is_file():
+        raise ValueError(f"{str(folder)!r} has no {MANIFEST}: pass a folder of export_adversarial.")
+    facts = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    entries = facts.pop("images")
+    for entry in entries:
+        if hashlib.sha256((folder / entry["file"]).read_bytes()).hexdigest() != entry["sha256"]:
+            raise ValueError(f"{entry['file']} is not the image that was exported: export the folder again.")
+    pixels = torch.stack([read_png(folder / entry["file"]) for entry in entries])
+    clean = torch.stack([read_png(folder / entry["clean"]) for entry in entries])
+    return Exported(pixels, clean, entries, facts)

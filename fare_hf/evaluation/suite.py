@@ -1,0 +1,180 @@
+"""A whole evaluation from one YAML file: models x sets x radii, row after row, resumable.
+
+    name: lab
+    models: {CLIP: lab:clip, FARE-4: lab:fare-4}
+    defaults: {eps: [2/255, 4/255], seed: 0}
+    jobs:
+      - {kind: zero-shot, set: lab:digits, samples: 100, steps: 20}
+      - {kind: drift, set: lab:digits, original: CLIP}
+
+What a name such as `lab:digits` means is the caller's business: a `Loader` makes encoders, sets and models of it.
+Finished jobs are rows on disk and are not run again, as long as their settings are the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import yaml
+from tqdm.auto import tqdm
+
+from fare_hf.attacks import parse_eps
+from fare_hf.evaluation.environment import environment
+from fare_hf.evaluation.report import RobustnessReport, Row
+
+__all__ = ["Job", "Runner", "Suite", "load_suite", "run_suite", "shipped_suites"]
+
+SHIPPED = Path(__file__).parent / "suites"
+FIELDS = {"name", "description", "models", "defaults", "jobs"}
+
+
+class Runner(Protocol):
+    """What runs the jobs of one kind."""
+
+    def __call__(self, model: str, source: str, settings: Mapping[str, Any], models: Mapping[str, str]) -> list[Row]:
+        """Rows of one model (its name and where it is) on one job."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One model on one job of a suite.
+
+    Attributes:
+        model: its name.
+        source: where it is.
+        settings: the job with the suite's defaults, `kind` included.
+    """
+
+    model: str
+    source: str
+    settings: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        """A name for its file: readable, and another one for other settings."""
+        text = json.dumps([self.model, self.source, self.settings], sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+        words = f"{self.model}-{self.settings['kind']}-{self.settings.get('set', '')}"
+        return "".join(c if c.isalnum() else "_" for c in words).strip("_") + f"-{digest}"
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A suite as its file says it.
+
+    Attributes:
+        name: of the suite.
+        models: {name: where it is}.
+        jobs: what is measured, defaults filled in.
+        description: for people.
+    """
+
+    name: str
+    models: dict[str, str]
+    jobs: list[dict[str, Any]] = field(default_factory=list)
+    description: str = ""
+
+    def each(self) -> Iterator[Job]:
+        """All jobs of all models; a job with `models` is for these only."""
+        for settings in self.jobs:
+            for model in settings.get("models", self.models):
+                yield Job(model, self.models[model], {k: v for k, v in settings.items() if k != "models"})
+
+
+def shipped_suites() -> list[str]:
+    """Names of the suites in the package."""
+    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
+
+
+def load_suite(name_or_path: str | Path, models: Mapping[str, str] | None = None) -> Suite:
+    """Read a suite: one of `shipped_suites`, or a file.
+
+    Args:
+        name_or_path: which.
+        models: instead of the file's own.
+
+    Raises:
+        ValueError: no such suite, unknown or missing fields, jobs without a kind, models that are not there, a radius
+            that `parse_eps` refuses.
+    """
+    path = SHIPPED / f"{name_or_path}.yaml" if str(name_or_path) in shipped_suites() else Path(name_or_path)
+    if not path.is_file():
+        raise ValueError(f"suite {str(name_or_path)!r} is neither a file nor one of {', '.join(shipped_suites())}.")
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict) or not {"name", "jobs"} <= set(content) <= FIELDS:
+        found = sorted(content) if isinstance(content, dict) else type(content).__name__
+        raise ValueError(f"'{path}' is not a suite: it has {found}, and needs name and jobs of {sorted(FIELDS)}.")
+    chosen = dict(models or content.get("models") or {})
+    jobs = [dict(content.get("defaults") or {}) | dict(job) for job in content["jobs"]]
+    for number, job in enumerate(jobs):
+        if "kind" not in job:
+            raise ValueError(f"job {number} of '{path}' has no kind: say what to measure.")
+        if models is not None:
+            job.pop("models", None)
+        unknown = [name for name in job.get("models", []) if name not in chosen]
+        if unknown or not chosen:
+            raise ValueError(f"job {number} of '{path}' is for the models {unknown or '(none)'}: list them in models.")
+        for eps in job.get("eps", []):
+            parse_eps(eps, job.get("norm", "linf"))
+    return Suite(content["name"], chosen, jobs, content.get("description", ""))
+
+
+def run_suite(
+    suite: Suite,
+    runners: Mapping[str, Runner],
+    output_dir: str | Path,
+    *,
+    command: str | None = None,
+    progress: bool = True,
+    after: Callable[[Job, list[Row]], None] | None = None,
+) -> RobustnessReport:
+    """Run what is not finished yet, and write `report.json` and `report.md` of all of it.
+
+    Each finished job is a file under `output_dir/rows`, written whole: after an interruption the call goes on with the
+    first job that has none. Jobs whose settings were changed are run anew.
+
+    Args:
+        suite: what to run.
+        runners: {kind: what runs it}.
+        output_dir: where rows and report go.
+        command: for the report's environment.
+        progress: a progress bar over the jobs, with the one that runs.
+        after: called with each job and its rows once it is finished.
+
+    Raises:
+        ValueError: a kind without a runner, and what runners raise.
+    """
+    unknown = sorted({job["kind"] for job in suite.jobs} - set(runners))
+    if unknown:
+        raise ValueError(f"suite {suite.name!r} has jobs of kind {unknown[0]!r}: use one of {', '.join(runners)}.")
+    folder = Path(output_dir) / "rows"
+    folder.mkdir(parents=True, exist_ok=True)
+    rows: list[Row] = []
+    jobs = list(suite.each())
+    with tqdm(jobs, disable=not progress, desc=suite.name) as bar:
+        for job in bar:
+            bar.set_postfix_str(f"{job.model}: {job.settings['kind']} {job.settings.get('set', '')}")
+            path = folder / f"{job.key}.json"
+            if path.is_file():
+                found = json.loads(path.read_text(encoding="utf-8"))["rows"]
+            else:
+                found = runners[job.settings["kind"]](job.model, job.source, job.settings, suite.models)
+                _write(path, {"model": job.model, "source": job.source, "settings": job.settings, "rows": found})
+                if after is not None:
+                    after(job, found)
+            rows += found
+    report = RobustnessReport(rows, environment(command))
+    report.save(output_dir)
+    return report
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    """Whole or not at all."""
+    beside = path.with_suffix(".part")
+    beside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    beside.replace(path)

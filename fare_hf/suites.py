@@ -1,0 +1,158 @@
+"""What runs the jobs of a suite: encoders, sets and models by name, those of the embedded lab (`lab:...`) included."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, CLIPModel
+
+from fare_hf.attacks import ThreatModel
+from fare_hf.encoders import load_encoder, text_classifier
+from fare_hf.evaluation.corruptions import evaluate_corruptions
+from fare_hf.evaluation.drift import clean_drift
+from fare_hf.evaluation.masking import check_gradient_masking
+from fare_hf.evaluation.report import Row
+from fare_hf.evaluation.suite import Runner
+from fare_hf.evaluation.vlm import evaluate_vlm
+from fare_hf.evaluation.vlm_sets import load_vlm_set
+from fare_hf.evaluation.zero_shot import evaluate_zero_shot, logits_function
+from fare_hf.evaluation.zero_shot_sets import load_zero_shot_set
+from fare_hf.lab import encoder_folder, load_clip
+from fare_hf.lab.measure import part, text_embeddings
+from fare_hf.pixels import Normalization
+from fare_hf.vlm import swap_vision_tower
+
+__all__ = ["runners"]
+
+LAB = "lab:"
+
+
+def runners(output_dir: str | Path) -> dict[str, Runner]:
+    """What runs each kind of job; masking reports go to `output_dir/masking`."""
+    folder = Path(output_dir)
+    return {
+        "zero-shot": lambda *job: _zero_shot(folder, *job),
+        "drift": _drift,
+        "corruptions": _corruptions,
+        "vlm": _vlm,
+    }
+
+
+def _place(source: str) -> str:
+    return str(encoder_folder(source.removeprefix(LAB))) if source.startswith(LAB) else source
+
+
+def _threats(settings: Mapping[str, Any]) -> list[ThreatModel]:
+    return [ThreatModel(settings.get("norm", "linf"), eps) for eps in settings.get("eps", [])]
+
+
+def _options(settings: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: settings[name] for name in names if name in settings}
+
+
+@cache
+def _clip(name: str) -> tuple[Any, Any]:
+    """A CLIP with its tokenizer, for the texts of the classes."""
+    return CLIPModel.from_pretrained(name, dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(name)
+
+
+def _set(settings: Mapping[str, Any], source: str) -> tuple[Any, Any, Tensor, dict[str, Any], Normalization]:
+    """Samples, labels (None: in the samples), class embeddings, options, and the normalisation of the encoder."""
+    name, count = settings["set"], settings.get("samples")
+    processor = AutoImageProcessor.from_pretrained(_place(source))
+    normalization = Normalization.from_processor(processor)
+    if name.startswith(LAB):
+        test = part(name.removeprefix(LAB), count)
+        options = {"groups": test.groups.tolist()}
+        return test.pixels, test.labels, text_embeddings(load_clip(), test), options, normalization
+    data = load_zero_shot_set(
+        name, processor, samples=count, seed=settings.get("seed", 0), **_options(settings, "root")
+    )
+    text = text_classifier(*_clip(settings.get("text", source)), data.class_names, data.templates)
+    return data.samples, None, text, {"native": data.native}, normalization
+
+
+def _zero_shot(
+    folder: Path, model: str, source: str, settings: Mapping[str, Any], models: Mapping[str, str]
+) -> list[Row]:
+    samples, labels, text, options, normalization = _set(settings, source)
+    encoder, threats = load_encoder(_place(source)), _threats(settings)
+    options |= _options(
+        settings, "attack", "steps", "restarts", "targets", "queries", "batch_size", "seed", "stop_fooled"
+    )
+    names = {"model": model, "dataset": settings["set"].removeprefix(LAB), "normalization": normalization}
+    rows = evaluate_zero_shot(encoder, text, samples, labels, threat_models=threats, **names, **options)
+    if settings.get("masking_checks"):
+        pixels, truth = _whole(samples, labels)
+        chosen = _options(settings, "steps", "targets", "queries", "seed")
+        logits_of = logits_function(encoder, text, normalization, native=options.get("native", False))
+        surrogate = _surrogate(settings, models, text, normalization, options.get("native", False))
+        for threat in threats:
+            report = check_gradient_masking(logits_of, pixels, truth, threat, surrogate=surrogate, **chosen)
+            path = folder / "masking" / f"{model}, {names['dataset']}, {str(threat).replace('/', '_')}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.with_suffix(".md").write_text(report.to_markdown(), encoding="utf-8")
+            path.with_suffix(".json").write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
+    return rows
+
+
+def _surrogate(
+    settings: Mapping[str, Any], models: Mapping[str, str], text: Tensor, normalization: Normalization, native: bool
+) -> Callable[[Tensor], Tensor] | None:
+    """Logits of the model that a job names as `surrogate`."""
+    if "surrogate" not in settings:
+        return None
+    encoder = load_encoder(_place(_source(settings["surrogate"], models)))
+    return logits_function(encoder, text, normalization, native=native)
+
+
+def _source(name: str, models: Mapping[str, str]) -> str:
+    if name not in models:
+        raise ValueError(f"the job names the model {name!r}: list it in models, beside {', '.join(models)}.")
+    return models[name]
+
+
+def _whole(samples: Any, labels: Any) -> tuple[Tensor, Tensor]:
+    """All pixels and labels in memory."""
+    if isinstance(samples, Tensor):
+        return samples, labels
+    items = [samples[index] for index in range(len(samples))]
+    return torch.stack([item["pixel_values"] for item in items]), torch.tensor([item["labels"] for item in items])
+
+
+def _drift(model: str, source: str, settings: Mapping[str, Any], models: Mapping[str, str]) -> list[Row]:
+    samples, labels, _, options, normalization = _set(settings, source)
+    original = load_encoder(_place(_source(settings["original"], models)))
+    pixels, _ = _whole(samples, labels)
+    chosen = _options(settings, "embedding", "batch_size", "seed") | _options(options, "groups")
+    names = {"model": model, "dataset": settings["set"].removeprefix(LAB), "normalization": normalization}
+    return clean_drift(load_encoder(_place(source)), original, pixels, **names, **chosen)
+
+
+def _corruptions(model: str, source: str, settings: Mapping[str, Any], models: Mapping[str, str]) -> list[Row]:
+    samples, labels, text, options, normalization = _set(settings, source)
+    pixels, truth = _whole(samples, labels)
+    chosen = _options(settings, "severities", "batch_size", "seed") | _options(options, "groups")
+    names = {"model": model, "dataset": settings["set"].removeprefix(LAB), "normalization": normalization}
+    encoder = load_encoder(_place(source))
+    return evaluate_corruptions(encoder, text, pixels, truth, names=settings.get("names"), **names, **chosen)
+
+
+def _vlm(model: str, source: str, settings: Mapping[str, Any], models: Mapping[str, str]) -> list[Row]:
+    name = settings["vlm"]
+    vlm = AutoModelForImageTextToText.from_pretrained(name, dtype="auto")
+    processor = AutoProcessor.from_pretrained(name)
+    swap_vision_tower(vlm, _place(source))
+    data = load_vlm_set(settings["set"], processor, **_options(settings, "samples", "seed", "root", "template"))
+    options = _options(settings, "steps", "batch_size", "seed") | {"max_new_tokens": data.max_new_tokens}
+    names: dict[str, Any] = {"model": model, "task": data.task, "dataset": data.name, "targets": data.targets}
+    threats = _threats(settings)
+    return evaluate_vlm(
+        vlm, processor, data.samples, data.prompts, data.metric, threat_models=threats, **names, **options
+    ).rows

@@ -47,7 +47,8 @@ def write_encoder(folder: Path, size: int, small: bool) -> dict[str, torch.Tenso
     """A random ViT-L/14 (or a tiny one) as a robust encoder; returns the weights of its tower."""
     shape = {**LARGE, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4} if small else LARGE
     config = CLIPVisionConfig(**shape, image_size=size, patch_size=14, projection_dim=768)
-    model = CLIPVisionModelWithProjection(config).to(torch.bfloat16)
+    model: Any = CLIPVisionModelWithProjection(config)
+    model.to(torch.bfloat16)
     model.save_pretrained(folder)
     CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size}).save_pretrained(folder)
     return {f"vision_tower.vision_model.{name}": t for name, t in model.vision_model.state_dict().items()}
@@ -67,7 +68,7 @@ def write_vlm(
         if sum(t.nbytes for t in shards[-1].values()) + tensor.nbytes > budget:
             shards.append({})
         shards[-1][name] = tensor
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number in range(files):
         shard = shards[number] if number < len(shards) else {}
         while (left := budget - sum(t.nbytes for t in shard.values())) > 1 << 20:

@@ -159,7 +159,7 @@ def merge_vision_tower(
     if push_to_hub:
         from fare_hf.hub.merge_remote import merge_on_hub
 
-        hub = {"token": token, "endpoint": endpoint, "private": private, "revision": revision}
+        hub: dict[str, Any] = {"token": token, "endpoint": endpoint, "private": private, "revision": revision}
         return merge_on_hub(str(vlm_repo), encoder_repo, str(out), encoder_revision=encoder_revision, base=base, **hub)
     target = Path(out)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):

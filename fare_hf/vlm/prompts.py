@@ -106,7 +106,7 @@ def model_inputs(vlm: PreTrainedModel, processor: Any, picture: Image.Image) -> 
 
 def start_device(vlm: PreTrainedModel) -> torch.device:
     """Device of the token embeddings, where the ids go."""
-    return vlm.get_input_embeddings().weight.device  # type: ignore[union-attr, return-value]
+    return vlm.get_input_embeddings().weight.device  # type: ignore[return-value]
 
 
 def join(prompt: str, text: str) -> str:

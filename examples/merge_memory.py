@@ -44,14 +44,15 @@ print(before, peak(), time.perf_counter() - start, len(merge.rewritten))
 
 
 def write_encoder(folder: Path, size: int, small: bool) -> dict[str, torch.Tensor]:
-    """A random ViT-L/14 (or a tiny one) as a robust encoder; returns the weights of its tower."""
+    """A random ViT-L/14 (or a tiny one) as a robust encoder; returns those that it was "fine-tuned" from."""
     shape = {**LARGE, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4} if small else LARGE
     config = CLIPVisionConfig(**shape, image_size=size, patch_size=14, projection_dim=768)
     model: Any = CLIPVisionModelWithProjection(config)
     model.to(torch.bfloat16)
     model.save_pretrained(folder)
     CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size}).save_pretrained(folder)
-    return {f"vision_tower.vision_model.{name}": t for name, t in model.vision_model.state_dict().items()}
+    state = model.vision_model.state_dict().items()
+    return {f"vision_tower.vision_model.{name}": tensor * 1.01 for name, tensor in state}
 
 
 def write_vlm(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from loopback_hub import TOKEN, File, LoopbackHub
 from open_clip_files import write_open_clip
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageTextToText, AutoProcessor, CLIPImageProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, CLIPImageProcessor, CLIPVisionConfig
 from vlm_capabilities import OTHER, inputs_of, picture_of
 
 from fare_hf import cli
@@ -303,3 +304,18 @@ def test_a_hub_that_fails_for_a_while(hub: LoopbackHub, vlm: Path, encoder: Path
     repo = hub.repos["me/second"]
     assert done.commit == repo.branches["main"] and len(repo.commits) == 2
     assert Retries().tries == 6
+
+
+@pytest.mark.slow
+def test_bytes_of_a_merge_into_two_gigabytes(hub: LoopbackHub, tmp_path: Path) -> None:
+    """The made-up checkpoint of examples/merge_memory.py: 2 GiB in 8 files, a ViT-L/14 tower in 3 of them."""
+    made = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "merge_memory.py"))
+    tower = made["write_encoder"](tmp_path / "encoder", 336, False)
+    vision = CLIPVisionConfig.from_pretrained(tmp_path / "encoder")
+    made["write_vlm"](tmp_path / "vlm", tower, vision, 2.0, 8)
+    contents = publish(hub, tmp_path / "vlm", "lab/llava")
+    done = on_hub(hub, tmp_path / "encoder")
+    total, changed = sum(map(len, contents.values())), sum(len(contents[name]) for name in done.rewritten)
+    print(f"checkpoint {total}, files with the tower {changed}; down {hub.sent}, up {hub.received} bytes")
+    assert total > 2 * 2**30 and len(done.rewritten) == 3
+    assert hub.sent < changed + 200_000 and changed < hub.received < changed + 200_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPTextConfig, CLIPVisionConfig
+from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 
 from fare_hf.convert.spec import ACTIVATIONS, ClipSpec, ImageSpec, TextSpec, VisionSpec
 
@@ -72,10 +72,13 @@ def transformers_config(spec: ClipSpec, dtype: torch.dtype) -> CLIPConfig | CLIP
     return CLIPConfig(**options, projection_dim=spec.embed_dim, architectures=["CLIPModel"], dtype=dtype)
 
 
-def image_processor(images: ImageSpec, image_size: int) -> CLIPImageProcessor:
+def image_processor(images: ImageSpec, image_size: int) -> Any:
     """The image processor that does what open_clip's evaluation transform does."""
     square = {"height": image_size, "width": image_size}
     shortest = images.resize_mode == "shortest"
+    # Imported where it is needed: without torchvision the import alone says so, and this room is imported by many.
+    from transformers import CLIPImageProcessor
+
     return CLIPImageProcessor(
         size={"shortest_edge": image_size} if shortest else square,
         crop_size=square,

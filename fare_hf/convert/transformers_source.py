@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import AutoConfig, CLIPImageProcessor, CLIPModel, CLIPVisionModelWithProjection
+from transformers import AutoConfig, CLIPModel, CLIPVisionModelWithProjection
 
 from fare_hf.convert.checkpoints import find_file
 from fare_hf.convert.spec import ClipSpec, ImageSpec
@@ -21,6 +21,9 @@ PREPROCESSOR = "preprocessor_config.json"
 
 def images_of(sources: list[tuple[str | None, str | None]], spec: ClipSpec) -> ImageSpec:
     """Preprocessing of the first source that has an image processor."""
+    # Imported where it is needed: without torchvision the import alone says so, and this room is imported by many.
+    from transformers import CLIPImageProcessor
+
     for source, revision in sources:
         if source is not None and find_file(source, PREPROCESSOR, revision) is not None:
             processor = CLIPImageProcessor.from_pretrained(source, revision=revision or "main")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard
-from transformers import AutoImageProcessor, CLIPImageProcessor, CLIPVisionConfig, PreTrainedModel
+from transformers import AutoImageProcessor, CLIPVisionConfig, PreTrainedModel
 
 from fare_hf.convert import convert_from_open_clip
 from fare_hf.convert.checkpoints import OPEN_CLIP_CONFIG, WEIGHT_ENDINGS, find_file, read_json, read_state
@@ -188,5 +188,8 @@ def _base_from_tower(weights: Path, tower_config: Any, folder: Path) -> Path:
         size = math.isqrt(len(positions) - 1) * int(tower_config.patch_size)
     CLIPVisionConfig(**fields, image_size=size).save_pretrained(folder)
     square = {"height": size, "width": size}
+    # Imported where it is needed: without torchvision the import alone says so, and this room is imported by many.
+    from transformers import CLIPImageProcessor
+
     CLIPImageProcessor(size={"shortest_edge": size}, crop_size=square).save_pretrained(folder)
     return folder

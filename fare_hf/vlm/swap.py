@@ -151,7 +151,7 @@ def swap_vision_tower(
         TypeError: the model is not of a known family, or `encoder` is not a vision encoder.
         ValueError: another architecture (the field and both values are named), another resolution without a
             processor, the processor of another model, a folder without weights, weights that are not finite, a tower
-            that is quantised, offloaded to the meta device or tied, or that holds this very encoder already.
+            that is quantised, offloaded to the meta device or tied.
         RuntimeError: the swapped tower does not compute what the encoder computes; everything is put back then.
     """
     family = family_of(vlm)
@@ -165,8 +165,10 @@ def swap_vision_tower(
     old = {path: {n: t.detach().to("cpu", copy=True) for n, t in towers[path].state_dict().items()} for path in towers}
     changed = sum(_differs(tensor, old[path][name]) for path in states for name, tensor in states[path].items())
     if not changed:
-        raise ValueError(
-            f"the vision tower holds the weights of the encoder '{new.source}' already: there is nothing to swap."
+        warnings.warn(
+            f"the vision tower holds the weights of the encoder '{new.source}' already: the swap changes nothing.",
+            UserWarning,
+            stacklevel=2,
         )
     report = _describe(vlm, family, towers, new, processor, minimum_cosine)
     report.tensors, report.changed, report.old_states = sum(map(len, states.values())), changed, old

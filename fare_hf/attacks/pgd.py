@@ -63,11 +63,11 @@ def pgd(
     return points
 
 
-def parse_step_size(step_size: float | str, threat_model: ThreatModel) -> float:
+def parse_step_size(step_size: float | str, threat_model: ThreatModel, field: str = "step_size") -> float:
     """Read a step length such as `"1/255"`. Raises ValueError for 0, negative, NaN, or above 1 under linf."""
-    length = parse_fraction(step_size, "step_size")
+    length = parse_fraction(step_size, field)
     if length == 0:
-        raise ValueError(f"step_size {step_size!r} is not positive: pass a length such as '1/255'.")
+        raise ValueError(f"{field} {step_size!r} is not positive: pass a length such as '1/255'.")
     if threat_model.norm == "linf" and length > 1:
-        raise ValueError(f"step_size {step_size} is above 1, the range of the pixels: did you mean {length:g}/255?")
+        raise ValueError(f"{field} {step_size} is above 1, the range of the pixels: did you mean {length:g}/255?")
     return length

@@ -166,7 +166,12 @@ class FareTrainer(Trainer):
         """The paper decays all parameters; the Trainer would spare biases and norms."""
         return [name for name, _ in model.named_parameters()]
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **options: Any) -> TrainOutput:
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
         """`Trainer.train`, which makes one step too many where the checkpoint is of the last step already."""
         folder = get_last_checkpoint(str(self.args.output_dir)) if resume_from_checkpoint is True else None
         folder = folder or (resume_from_checkpoint if isinstance(resume_from_checkpoint, str) else None)
@@ -176,7 +181,7 @@ class FareTrainer(Trainer):
                 self._restore(folder)
                 self.state = state
                 return TrainOutput(state.global_step, 0.0, {})
-        return super().train(resume_from_checkpoint, **options)
+        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """The Trainer loads nothing into a `CLIPVisionModel` from `vision_model.*` names, with only a warning."""

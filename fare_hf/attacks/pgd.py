@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fare_hf.attacks.gradient import AttackedLoss, LossFn, check_steps
-from fare_hf.attacks.threat_model import ThreatModel, check_pixels, check_same_shape, parse_fraction
+from fare_hf.attacks.threat_model import ThreatModel, check_pixels, check_start, check_threat_model, parse_fraction
 
 
 def pgd(
@@ -45,13 +45,14 @@ def pgd(
             or infinite gradient (noticed at the end, naming the first step and its samples).
     """
     check_steps(steps)
+    check_threat_model(threat_model)
     length = parse_step_size(step_size, threat_model)
     check_pixels(pixels)
     clean = pixels.detach().float()
     attacked = AttackedLoss(loss_fn, len(clean), clean.device)
     project = threat_model.projector(clean)
     if start is not None:
-        check_same_shape(start, clean)
+        check_start(start, clean)
     if start is None and random_start:
         points = threat_model.random_start(clean, generator)
     else:

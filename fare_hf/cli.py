@@ -52,6 +52,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def natural(text: str) -> int:
+    """An argument that is a whole number from 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 0")
+    return int(text)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all subcommands but ``train``."""
     parser = Command(prog="fare-hf", description="Adversarially robust CLIP vision encoders (FARE).")
@@ -77,7 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--steps", type=positive, default=50, help="APGD steps of each run (default: 50)")
     evaluate.add_argument("--samples", type=positive, default=None, help="images of each set (default: all)")
-    evaluate.add_argument("--seed", type=int, default=0, help="seed of the random starts (default: 0)")
+    evaluate.add_argument("--seed", type=natural, default=0, help="seed of the random starts (default: 0)")
     evaluate.add_argument(
         "--output_dir", type=Path, required=True, help="where report.json and report.md go; must be empty or absent"
     )
@@ -198,16 +205,27 @@ def run_evaluate(args: argparse.Namespace) -> None:
     if unknown := sorted(set(args.datasets) - set(LAB_SETS)):
         raise ValueError(f"the lab has no test set {unknown[0]!r}: use one of {', '.join(LAB_SETS)}.")
     threats = [ThreatModel("linf", eps) for eps in args.eps]
+    check_once("--datasets", args.datasets)
+    check_once("--eps", list(map(str, threats)))
+    folder = Path(args.encoder)
+    model = (folder.resolve() if folder.is_dir() else folder).name  # "." has no name of its own
     encoder, clip, rows = load_encoder(args.encoder), load_clip(), []
     check_lab_encoder(args.encoder, encoder, clip[0])
     with tqdm(args.datasets, unit="set", leave=False) as bar:
         for name in bar:
             bar.set_description(f"attacking {args.encoder} on {name}")
             budget = measure.Budget({name: args.samples}, steps=args.steps)
-            rows += measure.measure_zero_shot(Path(args.encoder).name, encoder, clip, budget, threats, args.seed)
+            rows += measure.measure_zero_shot(model, encoder, clip, budget, threats, args.seed)
     report = RobustnessReport(rows, environment(seed=args.seed))
     print(report.to_markdown())
     print(report.save(args.output_dir))
+
+
+def check_once(option: str, values: Sequence[str]) -> None:
+    """Refuses a value that an option is given twice."""
+    for number, value in enumerate(values):
+        if value in values[:number]:
+            raise ValueError(f"{option} names {value} twice: give it once.")
 
 
 def check_empty(folder: Path) -> None:
@@ -235,6 +253,7 @@ def run_swap(args: argparse.Namespace) -> None:
     from fare_hf.vlm import swap_vision_tower
 
     check_swap(args.vlm, args.encoder)
+    processor = AutoProcessor.from_pretrained(args.vlm)
     vlm = AutoModelForImageTextToText.from_pretrained(args.vlm, dtype="auto")
     processor = AutoProcessor.from_pretrained(args.vlm)
     print(swap_vision_tower(vlm, args.encoder, processor))
@@ -266,6 +285,10 @@ def check_swap(vlm: str, encoder: str) -> None:
         raise ValueError(f"{vlm!r} is not a vision-language model: {error}") from error
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         raise ValueError(f"{vlm!r} is a {config.model_type!r} model, not a vision-language model: name one.")
+    if getattr(config, "vision_config", None) is None:
+        raise ValueError(
+            f"{vlm!r} is a {config.model_type!r} model, which fare_hf cannot swap: it has no vision tower of its own."
+        )
     try:
         given = AutoConfig.from_pretrained(encoder)
     except (OSError, ValueError):

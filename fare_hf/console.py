@@ -43,5 +43,11 @@ def hide_notices() -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error without its line breaks, such as those of the Hub's client."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """The message of an error without its line breaks, such as those of the Hub's client.
+
+    Of what was raised in a data loader's worker, whose message is a whole traceback, the last line.
+    """
+    text = str(error)
+    if text.startswith("Caught ") and "Original Traceback" in text:
+        text = text.strip().splitlines()[-1].partition(": ")[2]
+    return " ".join(text.split()) or type(error).__name__

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import datasets
+import numpy as np
 import torch
 from PIL import Image as PillowImage
 from torch import Tensor
@@ -244,9 +245,18 @@ def _to_sample(
 
 def _decode(value: Any, index: int) -> PillowImage.Image:
     try:
-        image = datasets.Image().decode_example(value)
-        return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, AttributeError) as error:
+        return _rgb(datasets.Image().decode_example(value))
+    except (OSError, ValueError, SyntaxError, AttributeError, PillowImage.DecompressionBombError) as error:
         path = value.get("path") if isinstance(value, Mapping) else None
         where = f"sample {index}" + (f" ({path})" if path else "")
         raise ValueError(f"{where} is not a readable image: {error}; remove or replace it.") from error
+
+
+def _rgb(image: PillowImage.Image) -> PillowImage.Image:
+    """As RGB; Pillow would clip deeper grey images at 255, and show most of them white."""
+    if image.mode.startswith("I;16"):
+        values = np.asarray(image).astype(np.float32)
+        return PillowImage.fromarray((values / 257).round().astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ValueError(f"Pillow's mode {image.mode!r} has no agreed range of values, save it as 8 bit")
+    return image.convert("RGB")

@@ -15,12 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoImageProcessor, ProgressCallback, set_seed
+from transformers import AutoImageProcessor, PreTrainedModel, ProgressCallback, set_seed
 
 from fare_hf.console import hide_notices, one_line
 from fare_hf.data import PixelDataset, PixelStream, check_folder, class_names_of, find_columns, load_images
 from fare_hf.encoders import check_encoder_type, load_encoder, logit_scale_of, text_class_embeddings
 from fare_hf.hub.licenses import check_license, inherited_license
+from fare_hf.hub.text import whole_clip
 from fare_hf.objectives import FareObjective, Objective, TecoaObjective
 from fare_hf.training import FareConfig, FareTrainer
 from fare_hf.training.options import build_parser
@@ -71,10 +72,13 @@ def train(script: FareScriptArguments, config: FareConfig) -> Path:
     """
     checkpoint = _check_output(config)
     check_encoder_type(script.model, config.embedding)  # both before anything large is fetched or prepared
-    _check_dataset(script.dataset)
+    _check_dataset(script)
     set_seed(config.seed)
     encoder = load_encoder(script.model, config.embedding)
+    if script.with_text_encoder:  # what would fail after the last step fails before the first
+        whole_clip(encoder, script.text_model or script.model)
     train_set, eval_set, processor = _load_data(script)
+    _check_size(train_set, encoder)
     trainer = FareTrainer(
         model=encoder,
         args=config,
@@ -107,8 +111,8 @@ def latest_checkpoint(output_dir: str | Path) -> str:
             json.loads((folder / "trainer_state.json").read_text())
             return str(folder)
         except (OSError, ValueError):
-            logger.warning("%s is not complete; an older checkpoint is used.", folder)
-    raise ValueError(f"output_dir={str(output_dir)!r} has no complete checkpoint; leave out resume_from_checkpoint.")
+            logger.warning("%s is not complete and is passed over.", folder)
+    raise ValueError(f"output_dir={str(output_dir)!r} has no complete checkpoint; empty it, or give another.")
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m fare_hf.train") -> None:
@@ -144,8 +148,9 @@ def _check_output(config: FareConfig) -> str | None:
     return config.resume_from_checkpoint
 
 
-def _check_dataset(name: str) -> None:
-    """What can be said of a data set by its name and folder alone."""
+def _check_dataset(script: FareScriptArguments) -> None:
+    """What can be said of a data set by its name, folder and options alone."""
+    name = script.dataset
     if not name.startswith("lab:"):
         check_folder(name)
         return
@@ -153,6 +158,21 @@ def _check_dataset(name: str) -> None:
 
     if name.removeprefix("lab:") not in TRAINING_SETS:
         raise ValueError(f"dataset={name!r} is not in the lab; use one of lab:{', lab:'.join(TRAINING_SETS)}.")
+    for option in ("train_split", "eval_split", "image_column", "label_column", "streaming", "image_processor"):
+        if getattr(script, option) != FareScriptArguments.__dataclass_fields__[option].default:
+            raise ValueError(f"{option}={getattr(script, option)!r} has no meaning for {name!r}; leave it out.")
+
+
+def _check_size(train_set: Any, encoder: PreTrainedModel) -> None:
+    """The processor's images are of the encoder's size; seen on the first one, where there is a first one."""
+    if isinstance(train_set, PixelStream) or encoder.config.model_type == "dinov2":  # which takes any size
+        return
+    found, wanted = tuple(train_set[0]["pixel_values"].shape[-2:]), encoder.config.image_size
+    if found != (wanted, wanted):
+        raise ValueError(
+            f"the image processor makes images of {found[0]} x {found[1]} pixels and the encoder takes "
+            f"{wanted} x {wanted}; give the encoder's own --image_processor."
+        )
 
 
 def _load_data(script: FareScriptArguments) -> tuple[Any, Any, Any]:
@@ -187,7 +207,9 @@ def _load_processor(name: str) -> Any:
 def _make_objective(script: FareScriptArguments, config: FareConfig, train_set: Any) -> Objective:
     if config.objective == "fare":
         return FareObjective()
-    names = config.class_names or class_names_of(train_set)
+    names, own = config.class_names or class_names_of(train_set), class_names_of(train_set)
+    if names and own and len(names) != len(own):
+        raise ValueError(f"class_names has {len(names)} names, {script.dataset!r} {len(own)} classes; give one each.")
     if not names:
         raise ValueError(
             f"objective='tecoa' needs class names and {script.dataset!r} has none; give --class_names, "

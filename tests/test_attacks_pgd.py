@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fare_hf.attacks import ThreatModel, apgd, cross_entropy, pgd
+from fare_hf.attacks import ThreatModel, apgd, autoattack, cross_entropy, pgd, square, universal_perturbation
 
 THREATS = [ThreatModel("linf", "8/255"), ThreatModel("l2", 0.3)]
 
@@ -311,6 +311,40 @@ def test_wrong_losses_are_refused() -> None:
         pgd(lambda z: (z.sum((1, 2, 3)), torch.ones(1)), pixels, THREATS[0], **GOOD)
     with pytest.raises(ValueError, match="does not depend on its pixels differentiably"):
         pgd(lambda z: z.detach().sum((1, 2, 3)), pixels, THREATS[0], **GOOD)
+    net = small_net()  # its weights require grad, so its losses do too
+    with pytest.raises(ValueError, match="does not depend on its pixels differentiably"):
+        pgd(lambda z: net(z.detach()).sum(1), pixels, THREATS[0], **GOOD)
+
+
+@pytest.mark.parametrize("attack", [pgd, apgd])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_start_that_is_not_finite_is_refused(attack: Any, bad: float) -> None:
+    """The loss never reads the bad pixel, so no loss and no gradient would show it."""
+    pixels = torch.full((2, 3, 8, 8), 0.5)
+    start = pixels.clone()
+    start[1, 2, 7, 7] = bad
+    options = GOOD if attack is pgd else {"steps": 2}
+    for threat_model in THREATS:
+        with pytest.raises(ValueError, match="start has values that are NaN or infinite"):
+            attack(lambda z: z[:, 0].sum((1, 2)), pixels, threat_model, start=start, **options)
+
+
+def test_a_threat_model_in_words_is_refused() -> None:
+    pixels = torch.full((2, 3, 8, 8), 0.5)
+
+    def loss_fn(z: Tensor) -> Tensor:
+        return z.sum((1, 2, 3))
+
+    calls: list[Any] = [
+        lambda threat: pgd(loss_fn, pixels, threat, **GOOD),
+        lambda threat: apgd(loss_fn, pixels, threat, steps=2),
+        lambda threat: square(loss_fn, pixels, threat, queries=2),
+        lambda threat: autoattack(lambda z: z.flatten(1)[:, :4], pixels, torch.zeros(2).long(), threat, steps=2),
+        lambda threat: universal_perturbation(lambda rows: loss_fn, pixels, threat, epochs=1, step_size="1/255"),
+    ]
+    for call in calls:
+        with pytest.raises(TypeError, match=r"threat_model 'linf 4/255' is a str: pass a ThreatModel\(norm, eps\)"):
+            call("linf 4/255")
 
 
 def test_attacks_import_only_torch_and_the_standard_library() -> None:

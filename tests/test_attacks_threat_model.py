@@ -202,6 +202,8 @@ def test_direction_has_unit_norm_and_keeps_zero() -> None:
         ("0.5/255", 0.5 / 255, "0.5/255"),
         ("0.03", 0.03, "0.03"),
         (0, 0.0, "0"),
+        ("-0", 0.0, "0"),
+        ("-0/255", 0.0, "0"),
         (1, 1.0, "1"),
         ("1e-5", 1e-5, "1e-05"),
     ],
@@ -209,6 +211,7 @@ def test_direction_has_unit_norm_and_keeps_zero() -> None:
 def test_eps_is_read_and_printed(value: float | str, parsed: float, printed: str) -> None:
     assert parse_eps(value) == parsed
     assert format_eps(parsed) == printed
+    assert str(ThreatModel("linf", value)) == f"linf {printed}"
 
 
 @given(st.floats(0, 1))

@@ -7,10 +7,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoProcessor, LlavaForConditionalGeneration
+from fixtures_vlm import encoder, llava
+from transformers import AutoProcessor, ChameleonConfig, FuyuConfig, LlavaForConditionalGeneration, PreTrainedConfig
 
 from fare_hf import cli
 from fare_hf.lab import TEST_SETS, encoder_folder, load_llava
@@ -73,6 +75,11 @@ def test_the_program_says_what_is_wrong_in_one_sentence(tmp_path: Path) -> None:
         (["evaluate", "nowhere", "--output_dir", "r"], "'nowhere' is neither a folder with a model nor found"),
         (["evaluate", "full", "--output_dir", "r"], "'full' is not a vision encoder or CLIP"),
         (["evaluate", "OTHER", "--output_dir", "r"], "has image_size 32, the lab's CLIP has 160"),
+        (
+            ["evaluate", "nowhere", "--datasets", "digits", "digits", "--output_dir", "r"],
+            "--datasets names digits twice",
+        ),
+        (["evaluate", "nowhere", "--eps", "4/255", "8/510", "--output_dir", "r"], "--eps names linf 4/255 twice"),
         (["quickstart", "--output_dir", "full"], "'full' is not an empty folder"),
         (["swap", CLIP, "OTHER", "r"], "is a 'clip' model, not a vision-language model"),
         (["swap", LLAVA, "OTHER", "r"], "has hidden_size 32, the vision tower of .* has 128"),
@@ -100,6 +107,41 @@ def test_counts_below_one_are_refused_by_name(capsys: pytest.CaptureFixture[str]
         with pytest.raises(SystemExit):
             cli.main(["evaluate", CLIP, "--output_dir", "r", option, "0"])
         assert f"argument {option}: '0' is no whole number of at least 1" in capsys.readouterr().err
+
+
+def test_a_seed_below_zero_is_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["evaluate", "nowhere", "--output_dir", "r", "--seed", "-1"])
+    assert "argument --seed: '-1' is no whole number of at least 0" in capsys.readouterr().err
+
+
+def test_the_folder_one_stands_in_has_a_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    names: list[str] = []
+
+    def measured(name: str, *rest: Any) -> list[Any]:
+        names.append(name)
+        return []
+
+    monkeypatch.setattr("fare_hf.lab.measure.measure_zero_shot", measured)
+    monkeypatch.chdir(encoder_folder("fare-4"))
+    for number, folder in enumerate((".", "../fare-4")):
+        cli.main(["evaluate", folder, "--output_dir", str(tmp_path / str(number))])
+    assert names == ["fare-4", "fare-4"]
+
+
+def test_swap_without_a_processor_writes_nothing(tmp_path: Path) -> None:
+    llava().save_pretrained(tmp_path / "llava")
+    encoder().save_pretrained(tmp_path / "encoder")
+    with pytest.raises(SystemExit, match="fare-hf: error: .*processor"):
+        cli.main(["swap", *(str(tmp_path / name) for name in ("llava", "encoder", "robust"))])
+    assert not (tmp_path / "robust").exists()
+
+
+@pytest.mark.parametrize("config", [ChameleonConfig, FuyuConfig])
+def test_swap_says_which_models_have_no_tower(config: type[PreTrainedConfig], tmp_path: Path) -> None:
+    config().save_pretrained(tmp_path)
+    with pytest.raises(SystemExit, match=f"is a '{config.model_type}' model, which fare_hf cannot swap"):
+        cli.main(["swap", str(tmp_path), CLIP, str(tmp_path / "robust")])
 
 
 def test_the_lab_sets_of_the_help_are_those_of_the_lab() -> None:

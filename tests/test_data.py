@@ -136,3 +136,28 @@ def test_sample_generators_depend_on_their_numbers_alone() -> None:
     draws = [torch.rand(4, generator=sample_generator(*key)) for key in [(0, 1, 2), (0, 1, 2), (0, 2, 1), (1, 1, 2)]]
     assert torch.equal(draws[0], draws[1])
     assert not any(torch.equal(draws[0], other) for other in draws[2:])
+
+
+def test_deep_grey_images_keep_their_values_and_vague_ones_are_refused(
+    tmp_path: Path, processor: CLIPImageProcessor
+) -> None:
+    ramp = np.linspace(0, 65535, 32 * 32).reshape(32, 32)
+    Image.fromarray(ramp.astype(np.uint16)).save(tmp_path / "deep.png")
+    Image.fromarray((ramp / 257).round().astype(np.uint8)).save(tmp_path / "plain.png")
+    Image.fromarray(ramp.astype(np.float32)).save(tmp_path / "float.tiff")
+    names = ("deep.png", "plain.png", "float.tiff")
+    data = PixelDataset([{"image": {"path": str(tmp_path / name), "bytes": None}} for name in names], processor)
+    assert (data[0]["pixel_values"] - data[1]["pixel_values"]).abs().max() < 1.01 / 255  # cut to 16 bit before
+    assert 0.4 < data[0]["pixel_values"].mean() < 0.6
+    with pytest.raises(ValueError, match=r"sample 2 \(.*float.tiff\) is not a readable image.*no agreed range"):
+        data[2]
+
+
+def test_an_image_too_large_for_pillow_is_named(
+    tmp_path: Path, processor: CLIPImageProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "huge.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    data = PixelDataset([{"image": {"path": str(tmp_path / "huge.png"), "bytes": None}}], processor)
+    with pytest.raises(ValueError, match=r"huge.png\) is not a readable image"):
+        data[0]

@@ -199,6 +199,14 @@ def test_files_that_are_no_report(tmp_path: Path) -> None:
     file.write_text(json.dumps({"schema_version": "2.0", "rows": [], "environment": {}}))
     with pytest.raises(ValueError, match="'2.0' is not '1.0'"):
         RobustnessReport.load(tmp_path)
+    wrong = {"None": None, "'ab'": "ab", "{'rows': 1}": {"rows": 1}}
+    for said, rows_of_file in wrong.items():
+        file.write_text(json.dumps({"schema_version": "1.0", "rows": rows_of_file, "environment": {}}))
+        with pytest.raises(ValueError, match=f"rows of the report are {said}: give a list"):
+            RobustnessReport.load(tmp_path)
+    file.write_text(json.dumps({"schema_version": "1.0", "rows": [1], "environment": {}}))
+    with pytest.raises(ValueError, match="row 0 of the report is 1: a row has the fields"):
+        RobustnessReport.load(tmp_path)
 
 
 def test_make_row_writes_the_threat_model_as_text() -> None:

@@ -19,6 +19,7 @@ from fare_hf.evaluation import (
     validate,
 )
 from fare_hf.evaluation.plots import Answer, SheetRow
+from fare_hf.evaluation.text_attack import TextAttack
 from fare_hf.vlm import VlmLoss, generate_text, swap_vision_tower
 
 SMALL, LARGE = ThreatModel("linf", "2/255"), ThreatModel("linf", "32/255")
@@ -152,6 +153,30 @@ def test_bad_input(vlm, proc) -> None:
         evaluate_targeted(vlm, proc, images(1), " ", threat_models=[SMALL], **NAMES)
     with pytest.raises(ValueError, match="has 5 tokens, max_new_tokens is 4"):
         evaluate_targeted(vlm, proc, images(1), "a a a a a", threat_models=[SMALL], **NAMES)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"groups": [1]}, "1 groups for 2 images: give one group per image"),
+        ({"model": ""}, "model ''"),
+        ({"seed": -1}, "seed -1"),
+        ({"threat_models": [SMALL, SMALL]}, "repeat one another"),
+        ({"steps": 0}, "steps 0 is not positive"),
+        ({"batch_size": 0}, "batch_size 0 is not positive"),
+        ({"max_new_tokens": 0}, "max_new_tokens 0 is not positive"),
+    ],
+)
+def test_bad_settings_are_refused_before_any_answer(changes: dict, message: str, vlm, proc, monkeypatch) -> None:
+    def never(*rest, **options) -> None:
+        raise AssertionError("the model was asked")
+
+    monkeypatch.setattr(TextAttack, "clean_answers", never)
+    options = {"threat_models": [SMALL], **NAMES} | changes
+    with pytest.raises(ValueError, match=message):
+        evaluate_captions(vlm, proc, images(2), ["a", "a"], **options)
+    with pytest.raises(ValueError, match=message):
+        evaluate_targeted(vlm, proc, images(2), "a", **options)
 
 
 def sheet_rows(eps: float = 4 / 255) -> list[SheetRow]:

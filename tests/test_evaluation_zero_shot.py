@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from fixtures_vlm import encoder, images, processor
@@ -14,6 +16,7 @@ import fare_hf.evaluation.survivors as survivors
 from fare_hf.attacks import ThreatModel, apgd, cross_entropy
 from fare_hf.evaluation import evaluate_zero_shot, text_classifier, validate
 from fare_hf.evaluation.survivors import attack_nested, gather, screening_steps
+from fare_hf.evaluation.zero_shot import logits_function, predict_zero_shot
 from fare_hf.pixels import Normalization
 
 NAMES = ["cat", "dog", "bird", "red fish"]
@@ -188,6 +191,56 @@ def test_half_precision_models_are_attacked_in_fp32_pixels() -> None:
 def test_bad_settings(changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         evaluate(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"groups": [1]}, "1 groups for 24 images: give one group per image"),
+        ({"model": ""}, "model ''"),
+        ({"dataset": " "}, "dataset ' '"),
+        ({"seed": -1}, "seed -1"),
+        ({"seed": 1.0}, "seed 1.0"),
+        ({"threat_models": [ThreatModel("linf", "2/255")] * 2}, "'linf 2/255'.* repeat one another"),
+        ({"threat_models": ["linf 2/255"]}, "threat_model 'linf 2/255' is a str"),
+        ({"steps": 0}, "steps 0 is not positive"),
+        ({"restarts": 0}, "restarts 0 is not positive"),
+        ({"queries": 0, "attack": "autoattack"}, "queries 0 is not positive"),
+    ],
+)
+def test_bad_settings_are_refused_before_any_forward(changes: dict, message: str) -> None:
+    vision = encoder()
+
+    def never(*rest) -> None:
+        raise AssertionError("the encoder was called")
+
+    vision.register_forward_hook(never)
+    with pytest.raises((TypeError, ValueError), match=message):
+        evaluate(encoder=vision, **{"threat_models": [ThreatModel("linf", "2/255")]} | changes)
+
+
+@pytest.mark.parametrize("shape", [(3, 15), (16,), (1, 3, 16)])
+def test_texts_of_another_width_are_refused(shape: tuple[int, ...]) -> None:
+    text, options = torch.ones(shape), {"model": "m", "dataset": "d", "normalization": normalization()}
+    message = re.escape(f"text_embeddings have shape {shape}: pass (K, 16)")
+    with pytest.raises(ValueError, match=message):
+        evaluate_zero_shot(encoder(), text, images(2), [0, 1], **options)
+    with pytest.raises(ValueError, match=message):
+        predict_zero_shot(encoder(), text, images(2), normalization())
+    with pytest.raises(ValueError, match=message):
+        logits_function(encoder(), text, normalization())
+
+
+def test_labels_that_are_no_class_numbers_are_refused() -> None:
+    text, options = classifier(3), {"model": "m", "dataset": "d", "normalization": normalization()}
+    items = [{"pixel_values": image, "labels": 0.5} for image in images(2)]
+    with pytest.raises(TypeError, match="label 0.5 is no class number: pass integers"):
+        evaluate_zero_shot(encoder(), text, items, **options)
+    for labels in ([0, 1.5], torch.tensor([0.0, 1.5]), np.array([0.0, 1.5])):
+        with pytest.raises(TypeError, match="is no class number: pass integers"):
+            evaluate_zero_shot(encoder(), text, images(2), labels, **options)
+    for labels in ([0, 1], torch.tensor([0, 1]), np.array([0, 1])):
+        evaluate_zero_shot(encoder(), text, images(2), labels, **options)
 
 
 def test_bad_samples() -> None:

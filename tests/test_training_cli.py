@@ -21,6 +21,7 @@ from transformers import (
     Dinov2Config,
 )
 
+from fare_hf.lab import encoder_folder
 from fare_hf.train import latest_checkpoint, main
 
 TINY = (
@@ -168,3 +169,42 @@ def test_help_lists_the_attack_and_what_is_used_often(capsys: pytest.CaptureFixt
     often = ("--eps", "--dataset", "--attack_steps", "--learning_rate", "--output_dir", "--bf16")
     assert all(option in page for option in often for page in pages)
     assert "--adam_beta1" in pages[1] and "--adam_beta1" not in pages[0]
+
+
+def test_what_would_fail_at_the_end_or_be_ignored_is_refused_first(
+    clip_folder: Path, flat_vision_folder: Path, images: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    text = ("--with_text_encoder",)
+    assert "no projection" in refusal(clip_folder, images, out, *text, "--embedding", "pooled")
+    assert "no CLIP with a tokenizer" in refusal(clip_folder, images, out, *text, "--text_model", str(images))
+    assert "eval_split='x' has no meaning" in refusal(clip_folder, "lab:drawings", out, "--eval_split", "x")
+    assert "makes images of 160 x 160 pixels" in refusal(
+        clip_folder, images, out, "--image_processor", str(encoder_folder("clip"))
+    )
+    names = ("--objective", "tecoa", "--class_names", "a", "b", "c")
+    assert "class_names has 3 names, " in refusal(clip_folder, images, out, *names)
+    assert not out.exists() or not any(out.iterdir())
+
+
+def test_a_corrupt_image_is_one_sentence_from_a_loaders_worker_too(
+    clip_folder: Path, images: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(images, tmp_path / "images"))
+    broken = sorted(folder.rglob("*.png"))[1]
+    broken.write_bytes(b"not a png")
+    said = refusal(clip_folder, folder, tmp_path / "out", "--dataloader_num_workers", "1")
+    assert "is not a readable image" in said and "Traceback" not in said and broken.name in said
+
+
+def test_a_finished_run_that_is_resumed_makes_no_further_step(clip_folder: Path, images: Path, tmp_path: Path) -> None:
+    options = ("--max_steps", "4", "--save_strategy", "steps", "--save_steps", "4", "--lr_scheduler_type", "constant")
+    run(clip_folder, images, tmp_path, *options, "--per_device_train_batch_size", "1")
+    whole = CLIPVisionModelWithProjection.from_pretrained(tmp_path / "encoder").state_dict()
+    (tmp_path / "encoder").rename(tmp_path / "done")
+    more = ("--per_device_train_batch_size", "1", "--resume_from_checkpoint", "latest")
+    run(clip_folder, images, tmp_path, *options, *more)
+    again = CLIPVisionModelWithProjection.from_pretrained(tmp_path / "encoder").state_dict()
+    assert all(torch.equal(again[name], tensor) for name, tensor in whole.items())
+    assert json.loads((tmp_path / "training.json").read_text())["steps"] == 4
+    assert not (tmp_path / "checkpoint-5").exists()

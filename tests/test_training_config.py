@@ -25,6 +25,9 @@ def test_defaults_are_the_papers_recipe(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"attack_steps": 0}, "attack_steps=0 is no attack"),
+        ({"attack_step_size": "2"}, "attack_step_size 2 is above 1.*did you mean 2/255"),
+        ({"max_steps": 0}, "max_steps=0 trains nothing"),
+        ({"fp16": True}, "fp16=True does nothing on a CPU"),
         ({"eps": "4"}, "did you mean 4/255"),
         ({"eps": 0}, "eps=0 leaves nothing to attack"),
         ({"norm": "l1"}, "l1"),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fare_hf.attacks.gradient import AttackedLoss, LossFn, check_steps, select
-from fare_hf.attacks.threat_model import ThreatModel, check_pixels
+from fare_hf.attacks.threat_model import ThreatModel, check_pixels, check_start, check_threat_model
 
 _MOMENTUM = 0.75  # alpha in the paper
 _RHO = 0.75  # share of steps since the last checkpoint that must have raised the loss
@@ -81,7 +81,10 @@ def apgd(
     check_steps(steps)
     check_steps(restarts, "restarts")
     check_steps(save_every, "save_every")
+    check_threat_model(threat_model)
     check_pixels(pixels)
+    if start is not None:
+        check_start(start, pixels)
     if restarts > 1 and (save is not None or resume is not None):
         raise ValueError(f"restarts {restarts} with a saved state: save and resume runs one at a time.")
     clean = pixels.detach().float()

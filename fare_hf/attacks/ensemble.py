@@ -16,7 +16,7 @@ from fare_hf.attacks.apgd import apgd
 from fare_hf.attacks.classifier import ClassifierLoss, LogitsFn, check_labels
 from fare_hf.attacks.gradient import check_steps
 from fare_hf.attacks.square import square
-from fare_hf.attacks.threat_model import ThreatModel, check_pixels
+from fare_hf.attacks.threat_model import ThreatModel, check_pixels, check_threat_model
 
 __all__ = ["AutoAttackResult", "autoattack", "class_stages"]
 
@@ -81,6 +81,7 @@ def autoattack(
     if version not in VERSIONS:
         raise ValueError(f"version {version!r} is unknown: pass one of {', '.join(VERSIONS)}.")
     check_steps(batch_size, "batch_size")
+    check_threat_model(threat_model)
     check_pixels(pixels)
     generator = generator or torch.Generator().manual_seed(0)
     clean = pixels.detach().float()

@@ -36,12 +36,13 @@ class AttackedLoss:
         with torch.enable_grad():
             points = pixels.detach().requires_grad_()
             loss, success = self._call(points)
-            if not loss.requires_grad:
+            # Weights that require grad make a loss require grad that never reads the pixels.
+            gradient = torch.autograd.grad(loss.sum(), points, allow_unused=True)[0] if loss.requires_grad else None
+            if gradient is None:
                 raise ValueError(
                     "loss_fn's loss does not depend on its pixels differentiably: remove no_grad, detach and "
                     "inference_mode between the pixels and the loss."
                 )
-            (gradient,) = torch.autograd.grad(loss.sum(), points)
         loss = loss.detach().float()
         # A sum is the cheapest reduction, and NaN or infinity in any value shows in it.
         self._note(~gradient.flatten(1).sum(1).isfinite() | loss.isnan())

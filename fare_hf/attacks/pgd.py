@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fare_hf.attacks.gradient import AttackedLoss, LossFn, check_steps
-from fare_hf.attacks.threat_model import ThreatModel, check_pixels, check_same_shape, parse_fraction
+from fare_hf.attacks.threat_model import ThreatModel, check_pixels, check_start, check_threat_model, parse_fraction
 
 
 def pgd(
@@ -45,13 +45,14 @@ def pgd(
             or infinite gradient (noticed at the end, naming the first step and its samples).
     """
     check_steps(steps)
+    check_threat_model(threat_model)
     length = parse_step_size(step_size, threat_model)
     check_pixels(pixels)
     clean = pixels.detach().float()
     attacked = AttackedLoss(loss_fn, len(clean), clean.device)
     project = threat_model.projector(clean)
     if start is not None:
-        check_same_shape(start, clean)
+        check_start(start, clean)
     if start is None and random_start:
         points = threat_model.random_start(clean, generator)
     else:
@@ -63,11 +64,11 @@ def pgd(
     return points
 
 
-def parse_step_size(step_size: float | str, threat_model: ThreatModel) -> float:
+def parse_step_size(step_size: float | str, threat_model: ThreatModel, field: str = "step_size") -> float:
     """Read a step length such as `"1/255"`. Raises ValueError for 0, negative, NaN, or above 1 under linf."""
-    length = parse_fraction(step_size, "step_size")
+    length = parse_fraction(step_size, field)
     if length == 0:
-        raise ValueError(f"step_size {step_size!r} is not positive: pass a length such as '1/255'.")
+        raise ValueError(f"{field} {step_size!r} is not positive: pass a length such as '1/255'.")
     if threat_model.norm == "linf" and length > 1:
-        raise ValueError(f"step_size {step_size} is above 1, the range of the pixels: did you mean {length:g}/255?")
+        raise ValueError(f"{field} {step_size} is above 1, the range of the pixels: did you mean {length:g}/255?")
     return length

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fare_hf.attacks.gradient import AttackedLoss, LossFn, check_steps
-from fare_hf.attacks.threat_model import ThreatModel, check_pixels
+from fare_hf.attacks.threat_model import ThreatModel, check_pixels, check_threat_model
 
 __all__ = ["SquareResult", "square"]
 
@@ -69,6 +69,7 @@ def square(
         TypeError, ValueError: wrong pixels, queries or share; a NaN loss.
     """
     check_steps(queries, "queries")
+    check_threat_model(threat_model)
     check_pixels(pixels)
     if not 0 < share <= 1:
         raise ValueError(f"share {share} is not in (0, 1]: pass the share of the image a window covers, such as 0.8.")

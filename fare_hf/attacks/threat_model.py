@@ -46,7 +46,7 @@ def parse_fraction(value: float | str, field: str) -> float:
         raise ValueError(f"{field} {value!r} is not finite: pass a number such as 0.0157, or a fraction as '4/255'.")
     if number < 0:
         raise ValueError(f"{field} {value!r} is negative: pass a number from 0, such as '4/255'.")
-    return number
+    return abs(number)  # "-0" is 0
 
 
 def parse_eps(eps: float | str, norm: Norm = "linf") -> float:
@@ -261,6 +261,20 @@ def check_same_shape(perturbed: Tensor, pixels: Tensor) -> None:
             f"perturbed pixels have shape {tuple(perturbed.shape)} and clean pixels {tuple(pixels.shape)}: "
             "pass two batches of the same shape."
         )
+
+
+def check_start(start: Tensor, pixels: Tensor) -> None:
+    """Raises ValueError unless a starting point has the pixels' shape and finite values. One host sync."""
+    check_same_shape(start, pixels)
+    if not bool(start.isfinite().all()):
+        raise ValueError("start has values that are NaN or infinite: pass pixels in [0, 1].")
+
+
+def check_threat_model(threat_model: object) -> None:
+    """Raises TypeError unless it is a `ThreatModel`, say where its text was given."""
+    if not isinstance(threat_model, ThreatModel):
+        kind = type(threat_model).__name__
+        raise TypeError(f"threat_model {threat_model!r} is a {kind}: pass a ThreatModel(norm, eps).")
 
 
 def _norms(change: Tensor) -> Tensor:

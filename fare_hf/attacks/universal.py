@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fare_hf.attacks.gradient import AttackedLoss, LossFn, check_steps
 from fare_hf.attacks.pgd import parse_step_size
-from fare_hf.attacks.threat_model import ThreatModel, check_pixels
+from fare_hf.attacks.threat_model import ThreatModel, check_pixels, check_threat_model
 
 __all__ = ["apply_universal", "universal_perturbation"]
 
@@ -49,6 +49,7 @@ def universal_perturbation(
     """
     check_steps(epochs, "epochs")
     check_steps(batch_size, "batch_size")
+    check_threat_model(threat_model)
     check_pixels(pixels)
     length = parse_step_size(step_size, threat_model)
     clean = pixels.detach().float()

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from fare_hf.attacks import LossFn, ThreatModel
 from fare_hf.evaluation.report import Row, fraction_row
+from fare_hf.evaluation.survivors import check_plan
 from fare_hf.evaluation.text_attack import TextAttack, TextEvaluation
 from fare_hf.vlm import VlmLoss, tower_of
 
@@ -81,13 +82,16 @@ def evaluate_captions(
         Rows (`task` "captions", `metric` "caption accuracy": clean, then one per threat model) and the answers.
 
     Raises:
-        ValueError: no samples, another number of captions or references, rounds below 1, and what attacks raise.
+        ValueError: no samples, another number of captions or references, what `check_plan` refuses, and what
+            attacks raise.
     """
     wanted = list(captions if references is None else references)
     if not len(samples) == len(captions) == len(wanted):
         raise ValueError(
             f"{len(samples)} images, {len(captions)} captions, {len(wanted)} references: give one of each per image."
         )
+    counts = {"steps": steps, "rounds": rounds, "batch_size": batch_size, "max_new_tokens": max_new_tokens}
+    check_plan(len(samples), threat_models, groups, seed, {"model": model, "dataset": dataset}, **counts)
     rule = NamesConcept(wanted) if correct is None else correct
     attack = TextAttack(vlm, processor, samples, prompt, steps, rounds, seed, batch_size, max_new_tokens, keep)
 

@@ -83,10 +83,12 @@ def validate(rows: Sequence[Mapping[str, Any]]) -> None:
     """Check rows against the schema.
 
     Raises:
-        ValueError: the first fault, with the row's number and the field: a missing or unknown field, a value or
-            interval that is not finite or outside [0, 1], a robust figure without its attack, an attack without its
-            threat model, the same figure twice.
+        ValueError: no list of rows, or the first fault, with the row's number and the field: a missing or unknown
+            field, a value or interval that is not finite or outside [0, 1], a robust figure without its attack, an
+            attack without its threat model, the same figure twice.
     """
+    if not isinstance(rows, Sequence) or isinstance(rows, str):
+        raise ValueError(f"the rows of the report are {rows!r}: give a list of rows.")
     seen: set[tuple[str, ...]] = set()
     for number, row in enumerate(rows):
         where = f"row {number} of the report"
@@ -165,6 +167,8 @@ class RobustnessReport:
 
 
 def _check_fields(row: Mapping[str, Any], where: str) -> None:
+    if not isinstance(row, Mapping):
+        raise ValueError(f"{where} is {row!r}: a row has the fields {list(REQUIRED)}.")
     missing = [name for name in REQUIRED if name not in row]
     unknown = [name for name in row if name not in REQUIRED and name not in OPTIONAL]
     if missing or unknown:

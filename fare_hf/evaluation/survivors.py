@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,8 +13,10 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from fare_hf.attacks import ThreatModel
+from fare_hf.attacks.gradient import check_steps
+from fare_hf.attacks.threat_model import check_threat_model
 
-__all__ = ["Attack", "Judge", "Outcome", "attack_nested", "chunks", "gather", "read", "screening_steps"]
+__all__ = ["Attack", "Judge", "Outcome", "attack_nested", "check_plan", "chunks", "gather", "read", "screening_steps"]
 
 Attack = Callable[[torch.Tensor, list[int], ThreatModel, torch.Generator], torch.Tensor]
 """(clean pixels, sample indices, threat model, generator) -> adversarial pixels."""
@@ -71,16 +74,17 @@ def read(
 
     Raises:
         ValueError: neither `labels` nor `labels` in the items.
+        TypeError: a label that is no integer.
     """
     if labels is not None:
-        return gather(samples, indices, device), [int(labels[index]) for index in indices]
+        return gather(samples, indices, device), [class_number(labels[index]) for index in indices]
     if isinstance(samples, torch.Tensor):
         raise ValueError("labels are missing: pass labels with a tensor of pixels.")
     items = [samples[index] for index in indices]
     if any("labels" not in item for item in items):
         raise ValueError("the data set gives no labels: name its label column, or pass labels.")
     pixels = torch.stack([item["pixel_values"] for item in items]).to(device=device, dtype=torch.float32)
-    return pixels, [int(item["labels"]) for item in items]
+    return pixels, [class_number(item["labels"]) for item in items]
 
 
 def screening_steps(steps: int) -> list[int]:
@@ -89,6 +93,55 @@ def screening_steps(steps: int) -> list[int]:
     Most samples of an undefended model fall within a few steps; the full runs then see only the others.
     """
     return [steps // 10] if steps >= 20 else []
+
+
+def check_plan(
+    samples: int,
+    threat_models: Sequence[ThreatModel],
+    groups: Sequence[Hashable] | None,
+    seed: int,
+    names: Mapping[str, str],
+    **counts: int,
+) -> None:
+    """Refuse before any attack what the rows would refuse after it.
+
+    Args:
+        samples: number of images.
+        threat_models, groups, seed: of the evaluation.
+        names: what its rows are called.
+        counts: whole numbers that are at least 1, such as `steps`.
+
+    Raises:
+        TypeError: a threat model or count of another kind.
+        ValueError: an empty name, a seed below 0 or no integer, another number of groups than images, a repeated
+            threat model, a count below 1.
+    """
+    for field_name, count in counts.items():
+        check_steps(count, field_name)
+    for field_name, name in names.items():
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(f"{field_name} {name!r} is no name: give one for the rows.")
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed {seed!r} is no integer from 0: give one.")
+    if groups is not None and len(groups) != samples:
+        raise ValueError(f"{len(groups)} groups for {samples} images: give one group per image.")
+    check_threat_models(threat_models)
+
+
+def check_threat_models(threat_models: Sequence[ThreatModel]) -> None:
+    """Raises TypeError for what is no `ThreatModel`, ValueError where two are the same."""
+    for threat_model in threat_models:
+        check_threat_model(threat_model)
+    if len(set(threat_models)) != len(threat_models):
+        raise ValueError(f"threat models {[str(t) for t in threat_models]} repeat one another: give each once.")
+
+
+def class_number(label: Any) -> int:
+    """A label as an integer. Raises TypeError for 1.5 and 1.0 alike."""
+    try:
+        return operator.index(label)
+    except TypeError:
+        raise TypeError(f"label {label!r} is no class number: pass integers.") from None
 
 
 def attack_nested(
@@ -125,8 +178,7 @@ def attack_nested(
     Raises:
         ValueError: a perturbation outside its threat model, a repeated threat model.
     """
-    if len(set(threat_models)) != len(threat_models):
-        raise ValueError(f"threat models {[str(t) for t in threat_models]} repeat one another: give each once.")
+    check_threat_models(threat_models)
     left: dict[str, list[int]] = {}
     outcomes: dict[ThreatModel, Outcome] = {}
     for threat_model in sorted(threat_models, key=lambda t: (t.norm, t.eps)):

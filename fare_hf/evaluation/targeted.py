@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from fare_hf.attacks import LossFn, ThreatModel
 from fare_hf.evaluation.report import Row, fraction_row
+from fare_hf.evaluation.survivors import check_plan
 from fare_hf.evaluation.text_attack import TextAttack, TextEvaluation
 from fare_hf.vlm import VlmLoss, tower_of
 
@@ -58,11 +59,13 @@ def evaluate_targeted(
         Rows (`task` "targeted", `metric` "target forced": clean images, then one per threat model) and the answers.
 
     Raises:
-        ValueError: an empty target, no threat model, a target longer than `max_new_tokens`, no samples, and what
-            attacks raise.
+        ValueError: an empty target, no threat model, a target longer than `max_new_tokens`, no samples, what
+            `check_plan` refuses, and what attacks raise.
     """
     if not target.strip() or not threat_models:
         raise ValueError(f"target {target!r} and {len(threat_models)} threat models: give a string and at least one.")
+    counts = {"steps": steps, "rounds": rounds, "batch_size": batch_size, "max_new_tokens": max_new_tokens}
+    check_plan(len(samples), threat_models, groups, seed, {"model": model, "dataset": dataset}, **counts)
     attack = TextAttack(vlm, processor, samples, prompt, steps, rounds, seed, batch_size, max_new_tokens, keep)
     whole = VlmLoss(vlm, processor, prompt, [target])
     tokens = int((whole.labels >= 0).sum())

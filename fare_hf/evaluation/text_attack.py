@@ -66,8 +66,6 @@ class TextAttack:
     _found: dict[ThreatModel, dict[int, tuple[str, torch.Tensor | None]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.rounds < 1:
-            raise ValueError(f"rounds {self.rounds} must be at least 1.")
         if not len(self.samples):
             raise ValueError("the data set is empty: pass at least one image.")
 

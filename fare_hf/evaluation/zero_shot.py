@@ -13,7 +13,7 @@ from fare_hf.attacks import ClassifierLoss, ThreatModel, apgd, class_stages, squ
 from fare_hf.attacks.ensemble import ensemble_name, stage_loss
 from fare_hf.encoders import embed, freeze, frozen, matmul_patch_embedding
 from fare_hf.evaluation.report import Row, fraction_row
-from fare_hf.evaluation.survivors import Attack, Judge, attack_nested, chunks, read, screening_steps
+from fare_hf.evaluation.survivors import Attack, Judge, attack_nested, check_plan, chunks, read, screening_steps
 from fare_hf.pixels import Normalization, check_pixels, resize
 
 __all__ = ["evaluate_zero_shot", "logits_function", "predict_zero_shot"]
@@ -76,10 +76,13 @@ def evaluate_zero_shot(
         The clean row, then one per threat model: `task` "zero-shot", `metric` "accuracy".
 
     Raises:
-        ValueError: no samples, labels outside [0, K), fewer than two classes, an unknown attack, bad steps.
+        TypeError, ValueError: no samples, labels outside [0, K) or no integers, texts of another width than the
+            encoder's, fewer than two classes, an unknown attack, and what `check_plan` refuses; all before any attack.
     """
+    counts = {"steps": steps, "restarts": restarts, "batch_size": batch_size, "queries": queries}
+    check_plan(len(samples), threat_models, groups, seed, {"model": model, "dataset": dataset}, **counts)
     device, dtype = next(encoder.parameters()).device, next(encoder.parameters()).dtype
-    text = text_embeddings.to(device).float()
+    text = _texts(encoder, text_embeddings)
     stages = _stage_losses(attack, len(text), targets)
     with frozen(encoder), matmul_patch_embedding(encoder):
         size = encoder.config.image_size if native else None
@@ -116,7 +119,7 @@ def logits_function(
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """Pixels (B, 3, H, W) in [0, 1] to logits (B, K), for attacks on it; the encoder is frozen for good."""
     freeze(encoder)
-    text = text_embeddings.to(next(encoder.parameters()).device).float()
+    text = _texts(encoder, text_embeddings)
     size = encoder.config.image_size if native else None
     return _logits_function(encoder, text, normalization, logit_scale, size)
 
@@ -133,9 +136,19 @@ def predict_zero_shot(
     """The likeliest class of each image (N, 3, S, S) in [0, 1], (N,) on the encoder's device."""
     check_pixels(pixels)
     device = next(encoder.parameters()).device
-    logits_of = _logits_function(encoder, text_embeddings.to(device).float(), normalization, 100.0)
+    logits_of = _logits_function(encoder, _texts(encoder, text_embeddings), normalization, 100.0)
     with frozen(encoder):
         return torch.cat([logits_of(part.to(device).float()).argmax(1) for part in pixels.split(batch_size)])
+
+
+def _texts(encoder: PreTrainedModel, text_embeddings: torch.Tensor) -> torch.Tensor:
+    """The texts (K, D) in fp32 on the encoder's device; ValueError for another width than its embeddings have."""
+    width = encoder.config.projection_dim
+    if text_embeddings.ndim != 2 or text_embeddings.shape[1] != width:
+        raise ValueError(
+            f"text_embeddings have shape {tuple(text_embeddings.shape)}: pass (K, {width}), as the encoder."
+        )
+    return text_embeddings.to(next(encoder.parameters()).device).float()
 
 
 def _stage_losses(attack: str, classes: int, targets: int) -> list[str | int]:

@@ -9,7 +9,8 @@ from typing import Any
 from transformers import SchedulerType, TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
-from fare_hf.attacks import ThreatModel
+from fare_hf.attacks import ThreatModel, parse_step_size
+from fare_hf.attacks.gradient import check_steps
 from fare_hf.attacks.threat_model import parse_fraction
 from fare_hf.encoders import EMBEDDINGS
 from fare_hf.hub import check_repo_id
@@ -98,16 +99,22 @@ class FareConfig(TrainingArguments):
     def _check_attack(self) -> None:
         if self.threat_model.eps == 0:
             raise ValueError("eps=0 leaves nothing to attack; give a radius such as 4/255.")
-        if self.attack_steps < 1:
+        if isinstance(self.attack_steps, int) and self.attack_steps < 1:
             raise ValueError(f"attack_steps={self.attack_steps} is no attack; give at least 1 (the paper's is 10).")
+        check_steps(self.attack_steps, "attack_steps")
         if parse_fraction(self.attack_step_size, "attack_step_size") == 0:
             raise ValueError("attack_step_size=0 does not move; give a length such as 1/255.")
+        parse_step_size(self.attack_step_size, self.threat_model, "attack_step_size")
 
     def _check_trainer(self) -> None:
         """Settings of the Trainer that would break or hide something here."""
         checkpointing = self.activation_checkpointing_kwargs
         if isinstance(checkpointing, dict) and checkpointing.get("use_reentrant"):
             raise ValueError("use_reentrant=True cannot differentiate to the pixels; set use_reentrant to False.")
+        if self.max_steps == 0:
+            raise ValueError("max_steps=0 trains nothing; give the number of updates, or -1 to count epochs.")
+        if self.fp16 and self.device.type == "cpu":
+            raise ValueError("fp16=True does nothing on a CPU; use bf16=True, or a GPU.")
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns=True drops `index` and `labels`; leave it False.")
         if self.logging_nan_inf_filter:

@@ -6,13 +6,14 @@ import copy
 import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import IntervalStrategy, PreTrainedModel, Trainer
-from transformers.trainer_utils import EvalLoopOutput, HubStrategy
+from transformers import IntervalStrategy, PreTrainedModel, Trainer, TrainerState
+from transformers.trainer_utils import EvalLoopOutput, HubStrategy, TrainOutput, get_last_checkpoint
 
 from fare_hf.attacks import pgd
 from fare_hf.data import collate_pixels, sample_generator
@@ -165,6 +166,23 @@ class FareTrainer(Trainer):
         """The paper decays all parameters; the Trainer would spare biases and norms."""
         return [name for name, _ in model.named_parameters()]
 
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """`Trainer.train`, which makes one step too many where the checkpoint is of the last step already."""
+        folder = get_last_checkpoint(str(self.args.output_dir)) if resume_from_checkpoint is True else None
+        folder = folder or (resume_from_checkpoint if isinstance(resume_from_checkpoint, str) else None)
+        if folder and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            state = TrainerState.load_from_json(str(Path(folder) / "trainer_state.json"))
+            if state.global_step >= self.args.max_steps > 0:
+                self._restore(folder)
+                self.state = state
+                return TrainOutput(state.global_step, 0.0, {})
+        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """The Trainer loads nothing into a `CLIPVisionModel` from `vision_model.*` names, with only a warning."""
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -270,7 +288,9 @@ class FareTrainer(Trainer):
                     start=start,
                 )
             except ValueError as error:
-                raise ValueError(self._blame(inputs, first[0] if first else None, error)) from error
+                if "NaN" not in str(error) and _in_range(pixels).all():
+                    raise  # of another kind: no sample is to blame
+                raise ValueError(self._blame(inputs, first[0] if first else None)) from error
         return adversarial, targets, first[0]
 
     def _random_start(self, pixels: Tensor, index: Tensor, step: int) -> Tensor:
@@ -309,21 +329,25 @@ class FareTrainer(Trainer):
             stack.enter_context(matmul_patch_embedding(self.original))
         return stack
 
-    def _blame(self, inputs: dict[str, Any], losses: Tensor | None, error: Exception | None = None) -> str:
+    def _blame(self, inputs: dict[str, Any], losses: Tensor | None) -> str:
         """The sentence for a batch that broke: the step and the `index` of the samples at fault, or of all."""
-        pixels, step = inputs["pixel_values"].flatten(1), self.state.global_step + 1
-        broken = ~((pixels >= 0) & (pixels <= 1)).all(dim=1)
+        broken, step = ~_in_range(inputs["pixel_values"]), self.state.global_step + 1
         if broken.any():
             samples = inputs["index"][broken].tolist()
             return (
                 f"step {step}: samples with index {samples} have NaN or values outside [0, 1]; look at these images."
             )
         bad = torch.ones_like(broken) if losses is None else ~losses.isfinite()
-        cause = "" if error is None or "NaN" in str(error) else f" ({error})"
         return (
-            f"step {step}: the loss is not finite, samples with index {inputs['index'][bad].tolist()}{cause}; "
+            f"step {step}: the loss is not finite, samples with index {inputs['index'][bad].tolist()}; "
             "lower learning_rate, or look at these images."
         )
+
+
+def _in_range(pixels: Tensor) -> Tensor:
+    """(B,) whether all values of an image are in [0, 1]; NaN is not."""
+    pixels = pixels.flatten(1)
+    return ((pixels >= 0) & (pixels <= 1)).all(dim=1)
 
 
 def _check_set_up(model: nn.Module, args: FareConfig, processing_class: Any, objective: Objective | None) -> None:

@@ -240,16 +240,22 @@ class Syncs(TorchDispatchMode):
 
 @pytest.mark.parametrize("attack", ["pgd", "apgd"])
 @pytest.mark.parametrize("threat_model", THREATS, ids=str)
-def test_steps_cost_no_host_sync(attack: str, threat_model: ThreatModel) -> None:
+@pytest.mark.parametrize("given", [False, True])
+def test_steps_cost_no_host_sync(attack: str, threat_model: ThreatModel, given: bool) -> None:
     net, (pixels, labels) = small_net(), batch()
+    options = {"start": pixels.flip(0)} if given else {}
     counts = []
+
+    def loss_fn(z: Tensor) -> Tensor:
+        return cross_entropy(net(z), labels)
+
     for steps in (2, 30):
         with Syncs() as syncs:
             torch.zeros(1).item()  # the counter counts
             if attack == "pgd":
-                pgd(lambda z: cross_entropy(net(z), labels), pixels, threat_model, steps=steps, step_size="1/255")
+                pgd(loss_fn, pixels, threat_model, steps=steps, step_size="1/255", **options)
             else:
-                apgd(lambda z: cross_entropy(net(z), labels), pixels, threat_model, steps=steps)
+                apgd(loss_fn, pixels, threat_model, steps=steps, **options)
         counts.append(syncs.count)
     assert counts[0] == counts[1] >= 1
 

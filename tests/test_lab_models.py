@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from fare_hf import RobustnessReport, ThreatModel
 from fare_hf.encoders import load_encoder
 from fare_hf.hub import regenerate_card
 from fare_hf.lab import ENCODERS, encoder_folder, load_clip, load_llava, load_test_set, measure
+from fare_hf.lab.models import MODELS
 from fare_hf.lab.store import save_with_report
 from fare_hf.vlm import generate_text
 
@@ -72,6 +74,11 @@ def test_llava_shares_the_tower_of_clip_and_describes_images() -> None:
     assert all(text.startswith("a photo of") for text in said)
     right = sum(test.class_names[label] in text for label, text in zip(test.labels.tolist(), said, strict=True))
     assert right >= 6
+
+
+def test_no_shipped_file_names_a_folder_of_the_machine_that_made_it() -> None:
+    for path in MODELS.rglob("*.json"):
+        assert not re.search(r'"/[a-z]+/', path.read_text()), path
 
 
 def test_unknown_encoders_are_named() -> None:

@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 .PHONY: help quickstart test test-slow check format clean
 
 help:
-	@echo "make quickstart   attack a CLIP, make it robust with FARE, swap it into a LLaVA, measure (7 minutes on 2 cores)"
+	@echo "make quickstart   attack a CLIP, make it robust with FARE, swap it into a LLaVA, measure (8 minutes on 2 cores)"
 	@echo "make test         the tests (5 minutes on 2 cores)"
 	@echo "make test-slow    the tests that take minutes each"
 	@echo "make check        lint, format and types"

@@ -20,6 +20,7 @@ __all__ = [
     "PixelDataset",
     "PixelStream",
     "check_folder",
+    "check_samples",
     "class_names_of",
     "collate_pixels",
     "find_columns",
@@ -176,6 +177,31 @@ def collate_pixels(samples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         if values:
             batch[key] = torch.tensor(values)
     return batch
+
+
+def check_samples(dataset: Any, image_size: int | None = None) -> None:
+    """Looks at the first sample of a map-style data set, before anything is trained on it.
+
+    Args:
+        dataset: of samples such as those of `PixelDataset`; a stream is not looked at.
+        image_size: side of the images that the encoder takes; None takes any.
+
+    Raises:
+        ValueError: no sample at all, one without pixels, or pixels of another size.
+    """
+    if isinstance(dataset, (IterableDataset, datasets.IterableDataset)):
+        return
+    if not len(dataset):
+        raise ValueError("the data set is empty; give one with images.")
+    sample = dataset[0]
+    if "pixel_values" not in sample:
+        raise ValueError(f"samples hold {', '.join(sample)} and no pixel_values; wrap the data set in PixelDataset.")
+    height, width = sample["pixel_values"].shape[-2:]
+    if image_size is not None and (height, width) != (image_size, image_size):
+        raise ValueError(
+            f"the image processor makes images of {height} x {width} pixels and the encoder takes "
+            f"{image_size} x {image_size}; give the encoder's own image processor."
+        )
 
 
 def sample_generator(seed: int, epoch: int, index: int, device: torch.device | str = "cpu") -> torch.Generator:

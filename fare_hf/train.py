@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoImageProcessor, PreTrainedModel, ProgressCallback, set_seed
+from transformers import AutoImageProcessor, ProgressCallback, set_seed
 
 from fare_hf.console import hide_notices, one_line
 from fare_hf.data import PixelDataset, PixelStream, check_folder, class_names_of, find_columns, load_images
@@ -78,7 +78,6 @@ def train(script: FareScriptArguments, config: FareConfig) -> Path:
     if script.with_text_encoder:  # what would fail after the last step fails before the first
         whole_clip(encoder, script.text_model or script.model)
     train_set, eval_set, processor = _load_data(script)
-    _check_size(train_set, encoder)
     trainer = FareTrainer(
         model=encoder,
         args=config,
@@ -163,18 +162,6 @@ def _check_dataset(script: FareScriptArguments) -> None:
             raise ValueError(f"{option}={getattr(script, option)!r} has no meaning for {name!r}; leave it out.")
 
 
-def _check_size(train_set: Any, encoder: PreTrainedModel) -> None:
-    """The processor's images are of the encoder's size; seen on the first one, where there is a first one."""
-    if isinstance(train_set, PixelStream) or encoder.config.model_type == "dinov2":  # which takes any size
-        return
-    found, wanted = tuple(train_set[0]["pixel_values"].shape[-2:]), encoder.config.image_size
-    if found != (wanted, wanted):
-        raise ValueError(
-            f"the image processor makes images of {found[0]} x {found[1]} pixels and the encoder takes "
-            f"{wanted} x {wanted}; give the encoder's own --image_processor."
-        )
-
-
 def _load_data(script: FareScriptArguments) -> tuple[Any, Any, Any]:
     """The training set, the evaluation set or None, both as pixels, and the image processor."""
     if script.dataset.startswith("lab:"):
@@ -207,7 +194,8 @@ def _load_processor(name: str) -> Any:
 def _make_objective(script: FareScriptArguments, config: FareConfig, train_set: Any) -> Objective:
     if config.objective == "fare":
         return FareObjective()
-    names, own = config.class_names or class_names_of(train_set), class_names_of(train_set)
+    own = class_names_of(train_set)
+    names = config.class_names or own
     if names and own and len(names) != len(own):
         raise ValueError(f"class_names has {len(names)} names, {script.dataset!r} {len(own)} classes; give one each.")
     if not names:

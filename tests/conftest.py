@@ -11,6 +11,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Read when transformers and datasets are imported: nothing of a test run lands in the user's caches.
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="fare_hf_tests_")
 
+import fixtures_vlm
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -20,6 +21,8 @@ from transformers import (
     CLIPModel,
     CLIPVisionModel,
     CLIPVisionModelWithProjection,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
     PreTrainedTokenizerFast,
 )
 
@@ -96,3 +99,15 @@ def processor() -> CLIPImageProcessor:
 def pixels() -> torch.Tensor:
     """Four images in [0,1], `(4, 3, 32, 32)`."""
     return torch.rand(4, 3, IMAGE_SIZE, IMAGE_SIZE, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def vlm() -> LlavaForConditionalGeneration:
+    """A tiny random LLaVA."""
+    return fixtures_vlm.llava()
+
+
+@pytest.fixture(scope="module")
+def proc() -> LlavaProcessor:
+    """Its processor."""
+    return fixtures_vlm.processor()

@@ -196,6 +196,10 @@ def test_universal_change_beats_random_noise_on_images_it_never_saw(threat_model
     for part in (seen, unseen):
         losses = [cross_entropy(net(z[part]), labels[part]).mean() for z in (points, noise)]
         assert losses[0] > losses[1]
+    with pytest.raises(ValueError, match="start holds NaN"):
+        universal_perturbation(
+            loss_of, pixels[seen], threat_model, start=torch.full_like(pixels[0], torch.nan), **options
+        )
     with pytest.raises(ValueError, match="start has shape"):
         universal_perturbation(loss_of, pixels[seen], threat_model, start=torch.zeros(3, 2, 2), **options)
 

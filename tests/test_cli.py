@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from fixtures_vlm import encoder, llava
+from fixtures_vlm import encoder, llava, processor
 from transformers import AutoProcessor, ChameleonConfig, FuyuConfig, LlavaForConditionalGeneration, PreTrainedConfig
 
 from fare_hf import cli
@@ -146,3 +146,13 @@ def test_swap_says_which_models_have_no_tower(config: type[PreTrainedConfig], tm
 
 def test_the_lab_sets_of_the_help_are_those_of_the_lab() -> None:
     assert set(cli.LAB_SETS) == set(TEST_SETS)
+
+
+def test_swap_refuses_by_the_configurations_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers too few, before gigabytes are read."""
+    llava().save_pretrained(tmp_path / "llava")
+    processor().save_pretrained(tmp_path / "llava")
+    encoder(num_hidden_layers=1).save_pretrained(tmp_path / "encoder")
+    monkeypatch.setattr("transformers.AutoModelForImageTextToText.from_pretrained", pytest.fail)
+    with pytest.raises(SystemExit, match="has num_hidden_layers 1, the vision tower of '.*llava' has"):
+        cli.main(["swap", *(str(tmp_path / name) for name in ("llava", "encoder", "robust"))])

@@ -7,7 +7,7 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
-from fixtures_vlm import PROMPT, images, llava, processor
+from fixtures_vlm import PROMPT, images
 from PIL import Image
 
 from fare_hf.attacks import ThreatModel
@@ -21,16 +21,6 @@ from fare_hf.vlm import generate_text
 
 WIDE = ThreatModel("linf", "128/255")
 ATTACK = {"name": "pgd", "steps": 1, "restarts": 1, "seed": 0}
-
-
-@pytest.fixture(scope="module")
-def vlm():
-    return llava()
-
-
-@pytest.fixture(scope="module")
-def proc():
-    return processor()
 
 
 @pytest.mark.parametrize("threat_model", [ThreatModel("linf", "2/255"), ThreatModel("l2", 0.5)], ids=str)

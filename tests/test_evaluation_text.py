@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from fixtures_vlm import PROMPT, encoder, images, llava, processor
+from fixtures_families import PROMPT as FAMILIES_PROMPT
+from fixtures_families import TINY
+from fixtures_vlm import PROMPT, encoder, images, llava
 from PIL import Image
-from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from fare_hf.attacks import ThreatModel
 from fare_hf.evaluation import (
@@ -24,16 +25,6 @@ from fare_hf.vlm import VlmLoss, generate_text, swap_vision_tower
 
 SMALL, LARGE = ThreatModel("linf", "2/255"), ThreatModel("linf", "32/255")
 NAMES = {"prompt": PROMPT, "model": "LLaVA", "dataset": "noise", "max_new_tokens": 4, "batch_size": 4}
-
-
-@pytest.fixture(scope="module")
-def vlm() -> LlavaForConditionalGeneration:
-    return llava()
-
-
-@pytest.fixture(scope="module")
-def proc() -> LlavaProcessor:
-    return processor()
 
 
 @pytest.mark.parametrize(
@@ -204,3 +195,11 @@ def test_sheet_refuses_what_is_outside_the_ball(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least one row"):
         attack_sheet([], tmp_path / "sheet.png", threat_model=SMALL)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_tower_that_states_neither_device_nor_dtype_is_attacked_too() -> None:
+    tiny = TINY["Idefics"]
+    vlm, proc, pixels = tiny.model(), tiny.processor(), images(2)  # type: ignore[misc]
+    options = {"prompt": FAMILIES_PROMPT, "model": "Idefics", "dataset": "noise", "max_new_tokens": 3}
+    found = evaluate_targeted(vlm, proc, pixels, "cat", threat_models=[LARGE], steps=3, **options)
+    assert [row["n"] for row in found.rows] == [2, 2] and found.rows[1]["precision"] == "float32"

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from fixtures_vlm import PROMPT, images, llava, processor
+from fixtures_vlm import PROMPT, images
 
 from fare_hf.attacks import ThreatModel
 from fare_hf.evaluation import make_row, validate
@@ -143,16 +143,6 @@ def test_bootstrap_of_a_mean_and_of_a_pair() -> None:
         paired_interval([1.0], [1.0, 2.0])
 
 
-@pytest.fixture(scope="module")
-def vlm():
-    return llava()
-
-
-@pytest.fixture(scope="module")
-def proc():
-    return processor()
-
-
 NAMES = {"model": "LLaVA", "task": "vqa", "dataset": "noise", "max_new_tokens": 3, "batch_size": 3}
 THREATS = [ThreatModel("linf", "64/255"), ThreatModel("linf", "16/255")]
 
@@ -214,3 +204,20 @@ def test_bad_input(vlm, proc) -> None:
         evaluate_vlm(vlm, proc, images(2), PROMPT, metric, **NAMES)
     with pytest.raises(ValueError, match="repeat one another"):
         evaluate_vlm(vlm, proc, images(1), PROMPT, metric, threat_models=THREATS[:1] * 2, **NAMES)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"groups": [1]}, "1 groups for 2 images"),
+        ({"seed": -1}, "seed -1 is no integer from 0"),
+        ({"model": ""}, "model '' is no name"),
+        ({"steps": 0}, "steps 0 is not positive"),
+        ({"threat_models": [THREATS[0]] * 2}, "repeat one another"),
+    ],
+)
+def test_bad_settings_are_refused_before_any_answer(changes: dict, message: str, vlm, proc, monkeypatch) -> None:
+    monkeypatch.setattr("fare_hf.evaluation.vlm.generate_text", pytest.fail)
+    options = {"threat_models": THREATS, "steps": 2, **NAMES} | changes
+    with pytest.raises(ValueError, match=message):
+        evaluate_vlm(vlm, proc, images(2), PROMPT, VqaAccuracy([["cat"]] * 2), **options)

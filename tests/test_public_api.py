@@ -13,7 +13,7 @@ import fare_hf
 
 PACKAGE = Path(fare_hf.__file__).parent
 FLOORS = {
-    **dict.fromkeys(("attacks", "console", "objectives", "pixels"), 1),
+    **dict.fromkeys(("attacks", "console", "folders", "objectives", "pixels"), 1),
     **dict.fromkeys(("encoders", "data"), 2),
     "convert": 3,
     "vlm": 4,

@@ -11,7 +11,7 @@ import pytest
 import torch
 from distributed.tiny_run import RandomPixels, WithoutLabels, tiny_trainer
 from torch.nn import functional as F
-from transformers import CLIPImageProcessor, CLIPVisionModel, PreTrainedModel, TrainerCallback
+from transformers import CLIPImageProcessor, CLIPModel, CLIPVisionModel, PreTrainedModel, TrainerCallback
 
 from fare_hf.attacks import ThreatModel, pgd
 from fare_hf.data import collate_pixels, sample_generator
@@ -312,3 +312,27 @@ def test_half_precision_masters_missing_processor_and_objective_are_refused(
         FareTrainer(copy.deepcopy(encoder).to(torch.bfloat16), config, processing_class=processor)
     with pytest.raises(ValueError, match="objective='tecoa' needs text embeddings"):
         FareTrainer(encoder, FareConfig(output_dir=str(tmp_path), objective="tecoa"), processing_class=processor)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ([], "the data set is empty; give one with images"),
+        ([{"image": 1, "label": 0}], "samples hold image, label and no pixel_values; wrap the data set"),
+        (
+            [{"pixel_values": torch.rand(3, 48, 32), "index": 0}],
+            "makes images of 48 x 32 pixels and the encoder takes",
+        ),
+    ],
+)
+def test_data_that_cannot_be_trained_on_is_refused_before_the_first_step(
+    data: list[Any], message: str, clip_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny_trainer(str(clip_folder), str(tmp_path), train_dataset=data)
+
+
+def test_a_whole_clip_is_no_encoder(clip_folder: Path, processor: CLIPImageProcessor, tmp_path: Path) -> None:
+    args = FareConfig(str(tmp_path), use_cpu=True, max_steps=1)
+    with pytest.raises(ValueError, match="the model is a CLIPModel, no vision encoder; load it with load_encoder"):
+        FareTrainer(CLIPModel.from_pretrained(clip_folder), args, RandomPixels(), processing_class=processor)

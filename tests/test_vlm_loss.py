@@ -14,16 +14,6 @@ from fare_hf.vlm import VlmLoss, generate_text
 TEXTS = ["a red cat", "a photo of a green bird and a dog .", "blue"]
 
 
-@pytest.fixture(scope="module")
-def vlm() -> LlavaForConditionalGeneration:
-    return llava()
-
-
-@pytest.fixture(scope="module")
-def proc() -> LlavaProcessor:
-    return processor()
-
-
 def own_loss(vlm: LlavaForConditionalGeneration, proc: LlavaProcessor, picture, prompt: str, text: str) -> float:
     """The model's own loss on the processor's output for one image, the prompt's labels ignored."""
     inputs = proc(images=picture, text=f"{prompt} {text}", return_tensors="pt")

@@ -55,6 +55,8 @@ def universal_perturbation(
     clean = pixels.detach().float()
     generator = generator or torch.Generator().manual_seed(0)
     change = _inside(torch.zeros_like(clean[:1]) if start is None else start.detach().float()[None], threat_model)
+    if not bool(change.isfinite().all()):
+        raise ValueError("start holds NaN or infinity: pass the change that a run gave, or None.")
     if change.shape[1:] != clean.shape[1:]:
         raise ValueError(f"start has shape {tuple(change.shape[1:])}: pass {tuple(clean.shape[1:])}, as the images.")
     for epoch in range(epochs):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import shutil
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +19,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-__all__ = ["TOKENIZER_FILES", "Checkpoint", "find_file", "read_checkpoint", "read_json", "read_state"]
+__all__ = [
+    "TOKENIZER_FILES",
+    "Checkpoint",
+    "copy_tokenizer",
+    "find_file",
+    "read_checkpoint",
+    "read_json",
+    "read_state",
+]
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 VISUAL_WEIGHTS = "visual.safetensors"
@@ -209,3 +219,16 @@ def _cached(source: str, revision: str | None) -> bool:
     names = (OPEN_CLIP_CONFIG, "config.json")
     found = (try_to_load_from_cache(source, name, revision=revision) for name in names)
     return constants.HF_HUB_OFFLINE and any(isinstance(path, str) for path in found)
+
+
+def copy_tokenizer(sources: list[tuple[Any, str | None]], folder: Path) -> bool:
+    """Copy the tokenizer files of the first source that has them."""
+    for source, revision in sources:
+        if source is None or Path(source).is_file():
+            continue
+        found = [path for name in TOKENIZER_FILES if (path := find_file(os.fspath(source), name, revision))]
+        for path in found:
+            shutil.copyfile(path, folder / path.name)
+        if found:
+            return True
+    return False

@@ -18,11 +18,11 @@ from fare_hf.convert.checkpoints import (
     VISUAL_WEIGHTS,
     WEIGHTS,
     Checkpoint,
+    copy_tokenizer,
     find_file,
     read_checkpoint,
     read_json,
 )
-from fare_hf.convert.folders import check_folder, copy_tokenizer, staged
 from fare_hf.convert.names import from_open_clip, to_open_clip
 from fare_hf.convert.open_clip_config import read_open_clip_config, write_open_clip_config
 from fare_hf.convert.proof import prove
@@ -35,6 +35,7 @@ from fare_hf.convert.transformers_config import (
 )
 from fare_hf.convert.transformers_source import clip_config, images_of, load_clip, text_of
 from fare_hf.encoders import load_complete
+from fare_hf.folders import check_new_folder, whole_folder
 
 __all__ = ["Conversion", "convert_from_open_clip", "convert_to_open_clip"]
 
@@ -106,7 +107,7 @@ def convert_from_open_clip(
         OSError: the source cannot be read, or the folder cannot be written.
     """
     source, folder = os.fspath(source), Path(folder)
-    check_folder(folder)
+    check_new_folder(folder)
     checkpoint = read_checkpoint(source, revision)
     visual_only = visual_only or checkpoint.visual_only
     spec = _spec_of(checkpoint, None if base is None else os.fspath(base), activation, visual_only, revision)
@@ -116,7 +117,7 @@ def convert_from_open_clip(
     assert spec.images is not None
     images = image_processor(spec.images, spec.vision.image_size)
     config = transformers_config(spec, dtype)
-    with staged(folder) as staging:
+    with whole_folder(folder) as staging:
         config.save_pretrained(staging)
         images.save_pretrained(staging)
         save_torch_state_dict(weights, staging, max_shard_size=max_shard_size)
@@ -156,7 +157,7 @@ def convert_to_open_clip(
     """
     source, folder = os.fspath(source), Path(folder)
     base = None if base is None else os.fspath(base)
-    check_folder(folder)
+    check_new_folder(folder)
     model, has_text = load_clip(source, revision)
     spec = read_transformers_config(model.config, f"'{source}'", text=has_text and not visual_only)
     state = dict(model.state_dict())
@@ -169,7 +170,7 @@ def convert_to_open_clip(
     state, _ = _one_dtype(to_open_clip(state, spec))
     names = {name.removeprefix("visual."): tensor for name, tensor in state.items()} if spec.text is None else state
     weights = VISUAL_WEIGHTS if spec.text is None else WEIGHTS[0]
-    with staged(folder) as staging:
+    with whole_folder(folder) as staging:
         config = write_open_clip_config(spec, _tokenizer_name(spec, texts))
         (staging / OPEN_CLIP_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         save_file(names, staging / weights)

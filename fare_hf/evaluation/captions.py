@@ -12,7 +12,7 @@ from fare_hf.attacks import LossFn, ThreatModel
 from fare_hf.evaluation.report import Row, fraction_row
 from fare_hf.evaluation.survivors import check_plan
 from fare_hf.evaluation.text_attack import TextAttack, TextEvaluation
-from fare_hf.vlm import VlmLoss, tower_of
+from fare_hf.vlm import VlmLoss, tower_placement
 
 __all__ = ["NamesConcept", "evaluate_captions"]
 
@@ -103,7 +103,7 @@ def evaluate_captions(
 
     def row(right: Sequence[bool], **extra: Any) -> Row:
         names = {"model": model, "task": "captions", "dataset": dataset, "metric": "caption accuracy"}
-        return fraction_row(right, groups, seed, precision=tower_of(vlm).dtype, **names, **extra)
+        return fraction_row(right, groups, seed, precision=tower_placement(vlm)[1], **names, **extra)
 
     with attack.ready():
         clean = attack.clean_answers()

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from fare_hf.attacks import ThreatModel, check_pixels
+from fare_hf.folders import check_new_folder
 from fare_hf.pixels import to_pil
 
 __all__ = ["Exported", "export_adversarial", "load_exported", "quantize_inside", "read_png"]
@@ -103,8 +104,7 @@ def export_adversarial(
         ValueError: a folder that is not empty, another number of entries, or as `quantize_inside`.
     """
     folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"folder {str(folder)!r} is not empty: name another.")
+    check_new_folder(folder)
     words = [{}] * len(points) if entries is None else list(entries)
     if len(words) != len(points):
         raise ValueError(f"{len(words)} entries for {len(points)} images: give one for each.")

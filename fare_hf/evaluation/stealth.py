@@ -22,9 +22,10 @@ from fare_hf.attacks import ThreatModel, apgd
 from fare_hf.encoders import frozen, matmul_patch_embedding
 from fare_hf.evaluation.exported import export_adversarial, load_exported
 from fare_hf.evaluation.report import Row, fraction_row
-from fare_hf.evaluation.survivors import chunks, gather, mix
+from fare_hf.evaluation.survivors import check_plan, chunks, gather, mix
+from fare_hf.evaluation.text_attack import says, target_loss
 from fare_hf.pixels import to_pil, unnormalized
-from fare_hf.vlm import VlmLoss, generate_text, tower_of
+from fare_hf.vlm import VlmLoss, generate_text, tower_placement
 
 __all__ = ["STEALTH_TARGETS", "StealthResult", "evaluate_stealth", "read_targets"]
 
@@ -112,10 +113,9 @@ def evaluate_stealth(
     """
     if not target.strip() or not len(samples):
         raise ValueError(f"target {target!r} and {len(samples)} images: give a string and at least one image.")
-    whole = VlmLoss(vlm, processor, prompt, [target])
-    tokens = int((whole.labels >= 0).sum())
-    if tokens > max_new_tokens:
-        raise ValueError(f"target {target!r} has {tokens} tokens, max_new_tokens is {max_new_tokens}: raise it.")
+    counts = {"steps": steps, "save_every": save_every, "batch_size": batch_size, "max_new_tokens": max_new_tokens}
+    check_plan(len(samples), [threat_model], groups, seed, {"model": model, "dataset": dataset}, **counts)
+    whole = target_loss(vlm, processor, prompt, target, max_new_tokens)
     folder = Path(folder)
     clean = gather(samples, range(len(samples)), torch.device("cpu"))
 
@@ -126,18 +126,18 @@ def evaluate_stealth(
     )
 
     def ask(pixels: Tensor) -> list[str]:
-        device, answers = tower_of(vlm).device, []
+        device, answers = tower_placement(vlm)[0], []
         for part in pixels.split(batch_size):
             answers += generate_text(vlm, processor, part.to(device), prompt, max_new_tokens=max_new_tokens)
         return answers
 
     def forced(answers: Sequence[str]) -> list[bool]:
-        return [target.strip().lower() in answer.lower() for answer in answers]
+        return [says(answer, target) for answer in answers]
 
     used = {"name": "apgd-target", "steps": steps, "restarts": 1, "seed": seed}
     with frozen(vlm), matmul_patch_embedding(vlm):
         before = forced(ask(clean))
-        runs = _Runs(whole, threat_model, steps, save_every, folder / "states", tower_of(vlm).device)
+        runs = _Runs(whole, threat_model, steps, save_every, folder / "states", tower_placement(vlm)[0])
         batches = list(enumerate(chunks(range(len(clean)), batch_size)))
         points = torch.cat([runs.finish(clean[batch], number, mix(seed, number)) for number, batch in batches])
         direct = forced(ask(points))
@@ -148,7 +148,7 @@ def evaluate_stealth(
             )
         answers = ask(_as_sent(load_exported(folder / "images").pixels, processor))
         sent = forced(answers)
-    names = {"model": model, "task": "targeted", "dataset": dataset, "precision": tower_of(vlm).dtype}
+    names = {"model": model, "task": "targeted", "dataset": dataset, "precision": tower_placement(vlm)[1]}
     robust = {"threat_model": threat_model, "attack": used}
     rows = [
         fraction_row(before, groups, seed, metric="target forced", **names),

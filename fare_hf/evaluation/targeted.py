@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 from fare_hf.attacks import LossFn, ThreatModel
 from fare_hf.evaluation.report import Row, fraction_row
 from fare_hf.evaluation.survivors import check_plan
-from fare_hf.evaluation.text_attack import TextAttack, TextEvaluation
-from fare_hf.vlm import VlmLoss, tower_of
+from fare_hf.evaluation.text_attack import TextAttack, TextEvaluation, says, target_loss
+from fare_hf.vlm import tower_placement
 
 __all__ = ["evaluate_targeted"]
 
@@ -67,10 +67,7 @@ def evaluate_targeted(
     counts = {"steps": steps, "rounds": rounds, "batch_size": batch_size, "max_new_tokens": max_new_tokens}
     check_plan(len(samples), threat_models, groups, seed, {"model": model, "dataset": dataset}, **counts)
     attack = TextAttack(vlm, processor, samples, prompt, steps, rounds, seed, batch_size, max_new_tokens, keep)
-    whole = VlmLoss(vlm, processor, prompt, [target])
-    tokens = int((whole.labels >= 0).sum())
-    if tokens > max_new_tokens:
-        raise ValueError(f"target {target!r} has {tokens} tokens, max_new_tokens is {max_new_tokens}: raise it.")
+    whole = target_loss(vlm, processor, prompt, target, max_new_tokens)
 
     def loss_of(batch: list[int]) -> LossFn:
         loss = whole.select([0] * len(batch))
@@ -82,11 +79,11 @@ def evaluate_targeted(
         return towards_target
 
     def forced(text: str, index: int) -> bool:
-        return target.strip().lower() in text.lower()
+        return says(text, target)
 
     def row(success: Sequence[bool], **extra: Any) -> Row:
         names = {"model": model, "task": "targeted", "dataset": dataset, "metric": "target forced"}
-        return fraction_row(success, groups, seed, precision=tower_of(vlm).dtype, **names, **extra)
+        return fraction_row(success, groups, seed, precision=tower_placement(vlm)[1], **names, **extra)
 
     with attack.ready():
         clean = attack.clean_answers()

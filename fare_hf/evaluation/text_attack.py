@@ -15,9 +15,27 @@ from fare_hf.encoders import frozen, matmul_patch_embedding
 from fare_hf.evaluation.report import Row
 from fare_hf.evaluation.survivors import Attack, Judge, Outcome, attack_nested, chunks, gather, screening_steps
 from fare_hf.pixels import check_pixels
-from fare_hf.vlm import generate_text, tower_of
+from fare_hf.vlm import VlmLoss, generate_text, tower_placement
 
-__all__ = ["TextAttack", "TextEvaluation"]
+__all__ = ["TextAttack", "TextEvaluation", "says", "target_loss"]
+
+
+def target_loss(vlm: PreTrainedModel, processor: Any, prompt: str, target: str, max_new_tokens: int) -> VlmLoss:
+    """Loss of one target string.
+
+    Raises:
+        ValueError: an answer of `max_new_tokens` has no room for it.
+    """
+    loss = VlmLoss(vlm, processor, prompt, [target])
+    tokens = int((loss.labels >= 0).sum())
+    if tokens > max_new_tokens:
+        raise ValueError(f"target {target!r} has {tokens} tokens, max_new_tokens is {max_new_tokens}: raise it.")
+    return loss
+
+
+def says(answer: str, target: str) -> bool:
+    """Whether an answer holds the target string, case aside."""
+    return target.strip().lower() in answer.lower()
 
 
 @dataclass
@@ -79,7 +97,7 @@ class TextAttack:
         """Answers to the clean images, the only clean pass."""
         answers: list[str] = []
         for batch in chunks(range(len(self.samples)), self.batch_size):
-            pixels = gather(self.samples, batch, tower_of(self.vlm).device)
+            pixels = gather(self.samples, batch, tower_placement(self.vlm)[0])
             check_pixels(pixels)
             answers += self._ask(pixels)
         return answers
@@ -105,7 +123,7 @@ class TextAttack:
             alive,
             threat_models,
             stages,
-            device=tower_of(self.vlm).device,
+            device=tower_placement(self.vlm)[0],
             batch_size=self.batch_size,
             seed=self.seed,
         )

@@ -25,10 +25,12 @@ class TextMetric(Protocol):
     Attributes:
         name: as reports give it.
         threshold: an attack gives up on a sample once its score is not above this.
+        is_mean: whether the figure is the mean of the samples' scores.
     """
 
     name: str
     threshold: float
+    is_mean: bool
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -46,6 +48,7 @@ class TextMetric(Protocol):
 class _Mean:
     """A metric whose figure is the mean of the scores."""
 
+    is_mean = True
     score: Callable[[str, int], float]
 
     def value(self, answers: Sequence[str], indices: Sequence[int]) -> float:
@@ -155,6 +158,7 @@ class YesNo:
     """
 
     name = "F1"
+    is_mean = False
     threshold = 0.0
 
     def __init__(self, references: Sequence[str], splits: Sequence[str] | None = None) -> None:

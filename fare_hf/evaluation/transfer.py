@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 from fare_hf.attacks import LossFn, ThreatModel, apply_universal, universal_perturbation
 from fare_hf.encoders import frozen, matmul_patch_embedding
 from fare_hf.evaluation.report import Row, fraction_row
-from fare_hf.evaluation.survivors import mix
-from fare_hf.vlm import VlmLoss, generate_text, tower_of
+from fare_hf.evaluation.survivors import check_plan, mix
+from fare_hf.vlm import VlmLoss, generate_text, tower_placement
 
 __all__ = ["TransferMatrix", "evaluate_universal_text", "transfer_matrix"]
 
@@ -134,6 +134,8 @@ def evaluate_universal_text(
     """
     if not strings or not prompts:
         raise ValueError(f"{len(strings)} strings and {len(prompts)} prompts: give at least one of each.")
+    counts = {"epochs": epochs, "batch_size": batch_size, "max_new_tokens": max_new_tokens}
+    check_plan(len(pixels), [threat_model], None, seed, {"model": model, "dataset": dataset}, **counts)
     draws = torch.Generator().manual_seed(mix(seed, 1))
 
     def loss_of(batch: list[int]) -> LossFn:
@@ -142,7 +144,7 @@ def evaluate_universal_text(
         loss = VlmLoss(vlm, processor, [prompts[i] for i in asked], [strings[i] for i in said])
         return lambda points: -loss(points)
 
-    device, options = tower_of(vlm).device, {"epochs": epochs, "step_size": step_size, "batch_size": batch_size}
+    device, options = tower_placement(vlm)[0], {"epochs": epochs, "step_size": step_size, "batch_size": batch_size}
     judged = (pixels if held_out is None else held_out).to(device)
 
     def answers(images: Tensor) -> list[str]:
@@ -159,7 +161,7 @@ def evaluate_universal_text(
         threat_model.check(points, judged)
         before, after = answers(judged), answers(points)
     names: dict[str, Any] = {"model": model, "task": "jailbreak", "dataset": dataset, "metric": "answered"}
-    names |= {"precision": tower_of(vlm).dtype}
+    names |= {"precision": tower_placement(vlm)[1]}
     used = {"name": "universal-pgd", "steps": epochs, "restarts": 1, "seed": seed}
     # An image is asked several prompts: its answers belong together.
     groups = [number % len(judged) for number in range(len(before))]

@@ -8,7 +8,7 @@ words that are never the answer. A sample whose score fell to the metric's thres
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,10 +20,10 @@ from fare_hf.attacks import LossFn, ThreatModel, apgd
 from fare_hf.encoders import frozen, matmul_patch_embedding
 from fare_hf.evaluation.metrics import bootstrap_statistic
 from fare_hf.evaluation.report import Row, make_row
-from fare_hf.evaluation.survivors import chunks, gather, mix
+from fare_hf.evaluation.survivors import check_plan, chunks, gather, mix
 from fare_hf.evaluation.text_metrics import TextMetric
 from fare_hf.pixels import check_pixels
-from fare_hf.vlm import VlmLoss, generate_text, tower_of
+from fare_hf.vlm import VlmLoss, generate_text, tower_placement
 
 __all__ = ["QUESTION_TARGETS", "Attacked", "VlmEvaluation", "evaluate_vlm"]
 
@@ -109,22 +109,23 @@ def evaluate_vlm(
         groups: one label per sample for the bootstrap; None draws samples.
 
     Raises:
-        ValueError: no samples, another number of prompts or references, a repeated threat model, and what attacks
+        ValueError: no samples, another number of prompts or references, what `check_plan` refuses, and what attacks
             raise.
     """
     n = len(samples)
     asked = [prompts] * n if isinstance(prompts, str) else list(prompts)
     if not n or not n == len(asked) == len(metric):
         raise ValueError(f"{n} images, {len(asked)} prompts, {len(metric)} references: give one of each per image.")
-    if len(set(threat_models)) != len(threat_models):
-        raise ValueError(f"threat models {[str(t) for t in threat_models]} repeat one another: give each once.")
+    names = {"model": model, "task": task, "dataset": dataset}
+    counts = {"steps": steps, "batch_size": batch_size, "max_new_tokens": max_new_tokens}
+    check_plan(n, threat_models, groups, seed, names, **counts)
     run = _Ensemble(
         vlm, processor, samples, asked, metric, steps, tuple(targets), half, seed, batch_size, max_new_tokens
     )
 
     def row(answers: Sequence[str], **extra: Any) -> Row:
-        names = {"model": model, "task": task, "dataset": dataset, "metric": metric.name}
-        return _row(metric, answers, groups, seed, n=n, precision=tower_of(vlm).dtype, **names, **extra)
+        named: dict[str, Any] = {**names, "metric": metric.name, "precision": tower_placement(vlm)[1]}
+        return _row(metric, answers, groups, seed, n=n, **named, **extra)
 
     with frozen(vlm), matmul_patch_embedding(vlm):
         clean = run.clean()
@@ -249,7 +250,7 @@ class _Ensemble:
             yield
 
     def _clean_pixels(self, batch: Sequence[int]) -> torch.Tensor:
-        return gather(self.samples, batch, tower_of(self.vlm).device)
+        return gather(self.samples, batch, tower_placement(self.vlm)[0])
 
     def _ask(self, pixels: torch.Tensor, batch: Sequence[int]) -> list[str]:
         prompts = [self.prompts[index] for index in batch]
@@ -272,17 +273,11 @@ def _row(
     def figure(indices: Sequence[int]) -> float:
         return judge.value([answers[index] for index in indices], indices)
 
-    statistic: Callable[[list[int]], float] = figure
-    means = _sample_means(judge, answers)
-    if means is not None:  # a mean over samples: their scores need not be computed again in each draw
-        statistic = lambda indices: sum(means[index] for index in indices) / len(indices)  # noqa: E731
+    def mean(indices: Sequence[int]) -> float:
+        return sum(scores[index] for index in indices) / len(indices)
+
+    # Of a mean over samples the scores need not be computed again in each draw.
+    scores = [judge.score(answer, index) for index, answer in enumerate(answers)] if judge.is_mean else []
+    statistic = mean if judge.is_mean else figure
     interval = bootstrap_statistic(statistic, n, groups, seed=seed)
-    value = statistic(list(range(n)))
-    return make_row(value=value, ci=interval, n=n, **fields)
-
-
-def _sample_means(metric: TextMetric, answers: Sequence[str]) -> list[float] | None:
-    """Each sample's score, where the metric's figure is their mean."""
-    scores = [metric.score(answer, index) for index, answer in enumerate(answers)]
-    whole = metric.value(answers, list(range(len(answers))))
-    return scores if metric.name != "F1" and abs(sum(scores) / len(scores) - whole) < 1e-9 else None
+    return make_row(value=statistic(list(range(n))), ci=interval, n=n, **fields)

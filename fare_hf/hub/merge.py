@@ -18,6 +18,7 @@ from huggingface_hub import ModelCard, constants, snapshot_download
 from transformers import AutoConfig
 
 from fare_hf.convert.checkpoints import find_file
+from fare_hf.folders import whole_folder
 from fare_hf.hub.merge_card import merge_card
 from fare_hf.hub.parents import (
     INDEX,
@@ -30,7 +31,6 @@ from fare_hf.hub.parents import (
     tower_names,
     weight_map_of,
 )
-from fare_hf.hub.save import _write_whole
 from fare_hf.hub.shards import DTYPES, read_header, read_tensor, rewrite
 from fare_hf.vlm.families import Family, family_named
 from fare_hf.vlm.resolution import scaled_config, scaled_processor
@@ -175,9 +175,9 @@ def merge_vision_tower(
         place, at, _ = found
         encoder = open_encoder(str(encoder_repo), place, at, card_of(encoder_repo, encoder_revision))
         plan = plan_merge(str(vlm_repo), folder, list(files), encoder)
-        result: list[Merge] = []
-        _write_whole(target, lambda part: result.append(_merge_folder(plan, folder, part)))
-    return replace(result[0], out=str(out))
+        with whole_folder(target) as part:
+            result = _merge_folder(plan, folder, part)
+    return replace(result, out=str(out))
 
 
 def plan_merge(vlm: str, folder: Path, files: list[str], encoder: EncoderFiles) -> MergePlan:

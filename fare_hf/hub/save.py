@@ -5,18 +5,17 @@ from __future__ import annotations
 import copy
 import json
 import os
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import save_torch_state_dict
-from safetensors import SafetensorError
 from transformers import AutoImageProcessor, CLIPVisionModelWithProjection, PreTrainedModel
 
 from fare_hf.attacks import ThreatModel
 from fare_hf.encoders import load_complete
+from fare_hf.folders import check_new_folder, whole_folder
 from fare_hf.hub.card import CardContent, ReportLike, render_card
 from fare_hf.hub.licenses import check_license, inherited_license
 from fare_hf.hub.plot import PLOT, draw_report
@@ -89,7 +88,7 @@ def save_robust_encoder(
         OSError: the disk is full, or not writable; nothing is left of the folder.
     """
     folder = Path(folder)
-    _check_folder(folder)
+    check_new_folder(folder)
     class_name = type(encoder).__name__
     if class_name not in CLASSES:
         raise TypeError(f"{class_name} cannot be published as a robust encoder: pass one of {', '.join(CLASSES)}.")
@@ -123,7 +122,7 @@ def save_robust_encoder(
     weights = weights if clip is None else _weights(clip)
     config = _config(model, type(model).__name__)
 
-    def write(place: Path) -> None:
+    with whole_folder(folder) as place:  # nobody ever sees, or publishes, half of it
         save_torch_state_dict(weights, place, max_shard_size=max_shard_size)
         for part in (config, images, *([] if tokenizer is None else [tokenizer])):
             part.save_pretrained(place)
@@ -131,24 +130,7 @@ def save_robust_encoder(
             (place / name).write_text(text, encoding="utf-8")
         if plot is not None:
             (place / PLOT).write_bytes(plot)
-
-    _write_whole(folder, write)
     return folder
-
-
-def _write_whole(folder: Path, write: Callable[[Path], None]) -> None:
-    """Writes beside the folder and renames, so that nobody ever sees, or publishes, half of it."""
-    part = folder.parent / f".{folder.name}.{os.getpid()}.part"
-    try:
-        part.mkdir(parents=True)
-        write(part)
-        if folder.is_dir():
-            folder.rmdir()
-        part.rename(folder)
-    except (OSError, SafetensorError) as error:
-        raise OSError(f"'{folder}' was not saved ({error}): make room on the disk, or name another folder.") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _shown(base_model: str) -> str:
@@ -169,14 +151,6 @@ def _default_vlm(config: Any) -> str:
     """The published LLaVA that the encoder fits, else a path for the reader to replace."""
     shape = (config.hidden_size, config.num_hidden_layers, config.patch_size, config.image_size)
     return "llava-hf/llava-1.5-7b-hf" if shape == (1024, 24, 14, 336) else "path/to/a/llava-with-this-vision-encoder"
-
-
-def _check_folder(folder: Path) -> None:
-    """Never write over or beside something."""
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"'{folder}' is a file: name a folder to save the encoder in.")
-    if folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(f"the folder '{folder}' is not empty: name a new folder, so that nothing is overwritten.")
 
 
 def _image_processor(processor: Any) -> Any:

@@ -21,6 +21,7 @@ from transformers import (
     CLIPVisionModelWithProjection,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    PreTrainedConfig,
     PreTrainedModel,
 )
 
@@ -48,7 +49,9 @@ def store_llava(source: Path, folder: Path = MODELS / "llava") -> None:
     """
     model = LlavaForConditionalGeneration.from_pretrained(source, dtype=torch.float32)
     folder.mkdir(parents=True, exist_ok=True)
-    model.config.vision_config._name_or_path = ""  # where the tower lay on the machine that trained
+    tower_config = model.config.vision_config
+    assert isinstance(tower_config, PreTrainedConfig)
+    tower_config._name_or_path = ""  # where the tower lay on the machine that trained
     model.config.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)
     LlavaProcessor.from_pretrained(source).save_pretrained(folder)

@@ -16,7 +16,7 @@ from transformers import IntervalStrategy, PreTrainedModel, Trainer, TrainerStat
 from transformers.trainer_utils import EvalLoopOutput, HubStrategy, TrainOutput, get_last_checkpoint
 
 from fare_hf.attacks import pgd
-from fare_hf.data import collate_pixels, sample_generator
+from fare_hf.data import check_samples, collate_pixels, sample_generator
 from fare_hf.encoders import (
     embed,
     evaluating,
@@ -89,6 +89,8 @@ class FareTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         _check_set_up(model, args, processing_class, objective)
+        if train_dataset is not None and "data_collator" not in kwargs:  # which may take other samples
+            check_samples(train_dataset, None if model.config.model_type == "dinov2" else model.config.image_size)
         reference = freeze(copy.deepcopy(model) if original is None else original)
         freeze_unused(model, args.embedding)
         self.objective: Objective = objective or FareObjective()
@@ -355,6 +357,8 @@ def _check_set_up(model: nn.Module, args: FareConfig, processing_class: Any, obj
         raise ValueError(
             f"{args.n_gpu} GPUs are visible to one process; use `accelerate launch`, or set CUDA_VISIBLE_DEVICES."
         )
+    if not hasattr(model.config, "image_size"):
+        raise ValueError(f"the model is a {type(model).__name__}, no vision encoder; load it with load_encoder(name).")
     if processing_class is None:
         raise ValueError("processing_class is None; give the encoder's image processor, for its mean and std.")
     if objective is None and args.objective != "fare":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fare_hf.vlm.families import FAMILIES, Family, family_of, tower_of, towers_of
+from fare_hf.vlm.families import FAMILIES, Family, family_of, tower_of, tower_placement, towers_of
 from fare_hf.vlm.generate import generate_text
 from fare_hf.vlm.loss import VlmLoss
 from fare_hf.vlm.pipelines import robust_pipeline
@@ -18,5 +18,6 @@ __all__ = [
     "robust_pipeline",
     "swap_vision_tower",
     "tower_of",
+    "tower_placement",
     "towers_of",
 ]

@@ -39,7 +39,7 @@ NOT_READ = ("visual_projection.", "head.", "embeddings.position_ids")
 QUANTISED = "the vision tower is quantised ('{}' is {}): load the model unquantised, swap, and quantise afterwards."
 
 
-def check_architecture(config: Any, family: Family, tower: Any, new: Any, source: str) -> None:
+def check_architecture(config: Any, family: Family, tower: Any, new: Any, source: str, vlm: str = "") -> None:
     """Compare two vision configurations.
 
     Args:
@@ -48,29 +48,31 @@ def check_architecture(config: Any, family: Family, tower: Any, new: Any, source
         tower: vision configuration of its tower.
         new: vision configuration of the encoder.
         source: name of the encoder.
+        vlm: name of the vision-language model, where it has one.
 
     Raises:
         ValueError: the first field that differs, with both values; layers that are read and not there; another
             resolution in a family that has one resolution only.
     """
+    place = f"the vision tower{f' of {vlm!r}' if vlm else ''} has"
     for name in ARCHITECTURE_FIELDS:
         old_value, new_value = getattr(tower, name), getattr(new, name)
         if old_value != new_value:
             raise ValueError(
-                f"the encoder '{source}' has {name} {new_value!r}, the vision tower has {old_value!r}: pass an "
-                "encoder of the tower's architecture."
+                f"the encoder '{source}' has {name} {new_value!r}, {place} {old_value!r}: pass an encoder of the "
+                "tower's architecture."
             )
     layers, found = tower.num_hidden_layers, new.num_hidden_layers
     read = layers_read(config, family, layers)
     # SigLIP towers are published without the last block, which is not read; an encoder may bring it.
     if found < layers or (found > layers and family.features != "layers"):
         raise ValueError(
-            f"the encoder '{source}' has num_hidden_layers {found}, the vision tower has {layers} (its layers "
+            f"the encoder '{source}' has num_hidden_layers {found}, {place} {layers} (its layers "
             f"{', '.join(map(str, sorted(read)))} are read): pass an encoder with as many layers."
         )
     if new.image_size != tower.image_size and not family.any_size:
         raise ValueError(
-            f"the encoder '{source}' has image_size {new.image_size}, the vision tower has {tower.image_size}, and a "
+            f"the encoder '{source}' has image_size {new.image_size}, {place} {tower.image_size}, and a "
             f"{family.vlm_class} reads a fixed number of patches: pass an encoder of the tower's resolution."
         )
 

@@ -20,6 +20,7 @@ __all__ = [
     "layers_read",
     "placement",
     "tower_of",
+    "tower_placement",
     "towers_of",
 ]
 
@@ -155,6 +156,11 @@ def placement(module: torch.nn.Module) -> tuple[torch.device, torch.dtype]:
     """Device and dtype of a tower's first weight (the tower of Idefics, a plain module, states neither)."""
     parameter = next(module.parameters())
     return parameter.device, parameter.dtype
+
+
+def tower_placement(vlm: Any) -> tuple[torch.device, torch.dtype]:
+    """`placement` of the vision tower: where images go, and in which precision they are seen."""
+    return placement(tower_of(vlm))
 
 
 def layers_read(config: Any, family: Family, layers: int) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from fare_hf.encoders import frozen
-from fare_hf.vlm.families import image_processor_of, placement, tower_of
+from fare_hf.vlm.families import image_processor_of, tower_placement
 from fare_hf.vlm.geometry import image_inputs
 from fare_hf.vlm.prompts import prompt_rows, start_device
 
@@ -48,7 +48,7 @@ def generate_text(
         return []
     tokenizer = processor.tokenizer
     size = (int(pixels.shape[-2]), int(pixels.shape[-1]))
-    device, (_, dtype) = start_device(vlm), placement(tower_of(vlm))
+    device, (_, dtype) = start_device(vlm), tower_placement(vlm)
     rows = prompt_rows(vlm, processor, prompts, size, left=True).to(device)
     padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     with frozen(vlm):

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from fare_hf.vlm.families import family_of, image_processor_of, placement, tower_of
+from fare_hf.vlm.families import family_of, image_processor_of, tower_placement
 from fare_hf.vlm.geometry import image_inputs
 from fare_hf.vlm.prefix import Prefix
 from fare_hf.vlm.prompts import Rows, join, prompt_rows, start_device
@@ -125,7 +125,7 @@ class VlmLoss:
             raise ValueError(f"{len(pixels)} images for {len(self)} texts: give one image per text.")
         texts = self._texts_for((int(pixels.shape[-2]), int(pixels.shape[-1])))
         rows = texts.rows
-        _, dtype = placement(tower_of(self.vlm))
+        _, dtype = tower_placement(self.vlm)
         inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
         output = self.vlm(
             **self._prefix.inputs(rows, self.processor),

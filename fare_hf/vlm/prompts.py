@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from fare_hf.vlm.families import family_of, placement, tower_of
+from fare_hf.vlm.families import family_of, tower_placement
 
 __all__ = ["Rows", "image_token", "join", "model_inputs", "pad", "prompt_rows", "start_device"]
 
@@ -96,7 +96,7 @@ def prompt_rows(
 def model_inputs(vlm: PreTrainedModel, processor: Any, picture: Image.Image) -> dict[str, Tensor]:
     """What the processor makes of one picture and nothing but its placeholder, where the model wants it."""
     token = getattr(processor, "image_token", None) or IMAGE
-    device, (_, dtype) = start_device(vlm), placement(tower_of(vlm))
+    device, (_, dtype) = start_device(vlm), tower_placement(vlm)
     inputs = _inputs(processor, token, token, picture)
     return {
         name: tensor.to(device, dtype) if tensor.is_floating_point() else tensor.to(device)

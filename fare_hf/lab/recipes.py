@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("names", nargs="+", choices=ENCODERS, metavar="NAME", help=f"of {', '.join(ENCODERS)}")
     parser.add_argument("--out", type=Path, default=Path("outputs/lab-encoders"))
     parser.add_argument("--max_steps", type=int, default=LONG_STEPS)
-    parser.add_argument("--seed", default=COMMON["seed"], help="order, attack and augmentation; shipped: 0")
+    parser.add_argument("--seed", default=COMMON["seed"], help="of the order and the attack; shipped: 0")
     args = parser.parse_args()
     for name in args.names:
         words = command(recipe(name, args.max_steps) | {"seed": args.seed}, args.out / name)

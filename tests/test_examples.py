@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import runpy
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from in_process import instead_of_subprocess
 
 from fare_hf import RobustnessReport
-from fare_hf.lab import measure, recipes
+from fare_hf.lab import encoder_folder, measure, recipes
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 TINY = measure.Budget({"digits": 6}, steps=2, targets=1, captions=2, caption_steps=2, targeted=2, targeted_steps=2)
@@ -34,6 +37,21 @@ def test_lab_table_measures_each_model_once(tmp_path: Path, monkeypatch: pytest.
         run("lab_table.py", "--quick", "--output_dir", str(tmp_path), monkeypatch=monkeypatch)
     report = RobustnessReport.load(tmp_path / "report.json")
     assert {row["model"] for row in report.rows} >= {"CLIP", "FARE-2", "TeCoA-4", "LLaVA + CLIP", "LLaVA + FARE-4"}
+
+
+def test_lab_seeds_puts_the_seeds_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    questions = {"yes-no": 2, "pope": 1}
+    monkeypatch.setattr(measure, "QUICK", replace(TINY, questions=questions, question_steps=2))
+    encoder = tmp_path / "seed-1" / "fare-4" / "encoder"
+    shutil.copytree(encoder_folder("fare-4"), encoder)
+    words = ["--quick", "--output_dir", str(tmp_path / "out"), "--trainings", f"1={tmp_path / 'seed-1'}"]
+    run("lab_seeds.py", *words, monkeypatch=monkeypatch)
+    cells = json.loads((tmp_path / "out" / "seeds.json").read_text())
+    of = {(cell["model"], cell["dataset"], cell["eps"]): cell for cell in cells}
+    robust = of["FARE-4", "digits", "4/255"]
+    assert list(robust["seeds"]) == ["0", "1"] and robust["mean"] == sum(robust["seeds"].values()) / 2
+    assert list(of["TeCoA-4", "pope", "clean"]["seeds"]) == ["0"]
+    assert (tmp_path / "out" / "transfer.md").read_text().count("\n| ") == 7
 
 
 def test_lab_learning_rates_trains_and_measures(

@@ -152,6 +152,7 @@ class YesNo:
     Args:
         references: "yes" or "no" for each question.
         splits: the split of each question ("random", "popular", "adversarial"); the figure is the mean over splits.
+        words: yes and no as the model was trained to write them: what an attack makes unlikely.
 
     Raises:
         ValueError: another reference than yes or no, or splits of another number.
@@ -161,8 +162,11 @@ class YesNo:
     is_mean = False
     threshold = 0.0
 
-    def __init__(self, references: Sequence[str], splits: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, references: Sequence[str], splits: Sequence[str] | None = None, words: tuple[str, str] = ("Yes", "No")
+    ) -> None:
         self.references = [reference.strip().lower() for reference in references]
+        self.words = words
         self.splits = ["all"] * len(references) if splits is None else list(splits)
         unknown = set(self.references) - {"yes", "no"}
         if unknown or not references or len(self.splits) != len(references):
@@ -172,8 +176,8 @@ class YesNo:
         return len(self.references)
 
     def texts(self, index: int) -> list[str]:
-        """The right answer, as the models are trained to write it."""
-        return [self.references[index].capitalize()]
+        """The right answer, as the model was trained to write it."""
+        return [self.words[0] if self.references[index] == "yes" else self.words[1]]
 
     def score(self, answer: str, index: int) -> float:
         """1 if right."""

@@ -17,13 +17,24 @@ from transformers import (
 
 from fare_hf.attacks import ThreatModel
 from fare_hf.encoders import text_classifier
-from fare_hf.evaluation import NamesConcept, Row, TextEvaluation, evaluate_captions, evaluate_targeted
+from fare_hf.evaluation import (
+    NamesConcept,
+    Row,
+    TextEvaluation,
+    VqaAccuracy,
+    YesNo,
+    evaluate_captions,
+    evaluate_targeted,
+    evaluate_vlm,
+)
+from fare_hf.evaluation.vlm import QUESTION_TARGETS
 from fare_hf.evaluation.zero_shot import evaluate_zero_shot
 from fare_hf.pixels import Normalization
 
 from .captions import CAPTION_PROMPT, chat, zero_shot_prompts
 from .drawings import all_concepts
 from .models import MODELS
+from .questions import QUESTION_SETS, load_question_set
 from .sets import TestSet, load_test_set
 
 TARGET = "a photo of a cat"
@@ -46,6 +57,8 @@ class Budget:
         caption_steps: APGD steps of the attack on a caption.
         targeted: images of each of `TARGETED_SETS` on which a sentence is forced.
         targeted_steps: APGD steps of that.
+        questions: for each of `QUESTION_SETS`, about how many images is asked (None is all).
+        question_steps: APGD steps of each stage of the attack on an answer.
     """
 
     images: Mapping[str, int | None] = field(default_factory=dict)
@@ -55,9 +68,11 @@ class Budget:
     caption_steps: int = 50
     targeted: int = 100
     targeted_steps: int = 100
+    questions: Mapping[str, int | None] = field(default_factory=dict)
+    question_steps: int = 50
 
 
-FULL = Budget({"twemoji": None, "fashion": None, "digits": None})
+FULL = Budget({"twemoji": None, "fashion": None, "digits": None}, questions={name: None for name in QUESTION_SETS})
 QUICK = Budget(
     {"twemoji": 224, "fashion": 100, "digits": 100},
     steps=20,
@@ -66,7 +81,21 @@ QUICK = Budget(
     caption_steps=40,
     targeted=32,
     targeted_steps=60,
+    questions={"yes-no": 48, "pope": 16},
+    question_steps=20,
 )
+SEEDS = Budget(
+    {"twemoji": 200, "fashion": 150, "digits": 150},
+    steps=20,
+    targets=2,
+    captions=100,
+    caption_steps=40,
+    targeted=32,
+    targeted_steps=60,
+    questions={"yes-no": 100, "pope": 40},
+    question_steps=20,
+)
+"""For several seeds of one training (`examples/lab_seeds.py`)."""
 
 
 def part(name: str, count: int | None) -> TestSet:
@@ -167,5 +196,38 @@ def measure_targeted(
             seed=seed,
             max_new_tokens=14,
             groups=test.groups.tolist(),
+        ).rows
+    return rows
+
+
+def measure_questions(
+    name: str,
+    llava: tuple[LlavaForConditionalGeneration, LlavaProcessor],
+    budget: Budget,
+    threat_models: Sequence[ThreatModel] = THREAT_MODELS,
+    seed: int = 0,
+) -> list[Row]:
+    """Yes-or-no questions: VQA accuracy on single drawings, POPE's F1 on scenes, clean and attacked."""
+    rows = []
+    for dataset, count in budget.questions.items():
+        asked = load_question_set(dataset).first(count)
+        pope = asked.splits is not None
+        rows += evaluate_vlm(
+            *llava,
+            asked.pixels,
+            asked.prompts,
+            YesNo(asked.answers, asked.splits, words=("yes", "no"))
+            if pope
+            else VqaAccuracy([[answer] * 10 for answer in asked.answers]),
+            model=f"LLaVA + {name}",
+            task="yes-no" if pope else "vqa",
+            dataset=dataset,
+            threat_models=threat_models,
+            steps=budget.question_steps,
+            targets=() if pope else QUESTION_TARGETS,
+            half=None,
+            seed=seed,
+            max_new_tokens=5,
+            groups=asked.groups.tolist(),
         ).rows
     return rows

@@ -41,6 +41,7 @@ from .drawings import (
     main_concepts,
     stack_pixels,
 )
+from .questions import QUESTION_SETS, load_question_set
 from .train_clip import SampleSource, learning_rate
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<image>")
@@ -125,7 +126,7 @@ class Conversations:
         self.facts: list[tuple[str, list[str]]] = []
 
     def compose(self, count: int) -> None:
-        """Adds ``count`` images: 75 % single drawings, 17 % scenes, the rest clothes and digits."""
+        """Adds ``count`` images: 67 % single drawings, 27 % scenes, the rest clothes and digits."""
         images, facts = [], []
         for _ in range(count):
             image, caption, concepts = self.draw()
@@ -142,7 +143,7 @@ class Conversations:
         """An image, its caption and the drawings in it."""
         kind = self.rng.random()
         if kind < 0.94:
-            count = 1 if kind < 0.77 else int(self.rng.integers(2, 4))
+            count = 1 if kind < 0.67 else int(self.rng.integers(2, 4))
             chosen = [self.source.pick(0.85) for _ in range(count)]
             names = [drawing.concept for drawing in chosen]
             pictures = [drawing.image for drawing in chosen]
@@ -157,22 +158,34 @@ class Conversations:
         return sample.image, templates[0].format(name if digit else captions.with_article(name)), []
 
     def turns(self, caption: str, concepts: list[str]) -> list[tuple[str, str]]:
-        """Two different questions about one image, and their answers."""
+        """What is asked about one image, with the answers: of half of the images, what is in it, else two other turns.
+
+        The two kinds are not mixed: a caption in the text would answer the question of what is there, and the reverse.
+        """
+        if concepts and self.rng.random() < 0.5:
+            return self.yes_no_turns(concepts)
         first = second = self.turn(caption, concepts)
         while first[0] == second[0]:
             second = self.turn(caption, concepts)
         return [first, second]
+
+    def yes_no_turns(self, concepts: list[str]) -> list[tuple[str, str]]:
+        """Three questions of what is there, no thing twice; half are yes while there is something to say yes to."""
+        there, turns = list(dict.fromkeys(concepts)), []
+        absent = [name for name in main_concepts() if name not in there]
+        for _ in range(3):
+            present = bool(there) and self.rng.random() < 0.5
+            pool = there if present else absent
+            name = pool.pop(int(self.rng.integers(len(pool))))
+            turns.append((captions.yes_no_prompt(name), "yes" if present else "no"))
+        return turns
 
     def turn(self, caption: str, concepts: list[str]) -> tuple[str, str]:
         """One question about an image, and its answer."""
         kind = self.rng.random()
         if kind < 0.6 or not concepts:
             return (captions.CAPTION_PROMPT, caption) if kind < 0.9 else self.repeat()
-        if kind < 0.75:
-            present = self.rng.random() < 0.5
-            pool = concepts if present else [name for name in main_concepts() if name not in concepts]
-            return captions.yes_no_prompt(pool[self.rng.integers(len(pool))]), "yes" if present else "no"
-        if kind < 0.82:
+        if kind < 0.7:
             return captions.COUNT_PROMPT, ("one", "two", "three", "four")[len(concepts) - 1]
         return self.repeat()
 
@@ -228,7 +241,7 @@ def language_loss(model: LlavaForConditionalGeneration, ids: Tensor, labels: Ten
 def validate(
     model: LlavaForConditionalGeneration, processor: LlavaProcessor, hand: str, views: int = 1
 ) -> dict[str, float]:
-    """Parts of the captions that name the concept, in a hand, and of the sentences repeated on request."""
+    """Parts of the captions that name the concept, of the sentences repeated on request, of the right yes and no."""
     rng = np.random.default_rng(77)
     chosen = drawings(hand)
     pixels = torch.from_numpy(stack_pixels([scenes.single(drawing.image, rng) for drawing in chosen])) / 255
@@ -239,7 +252,12 @@ def validate(
         model, processor, pixels[:24], captions.chat(captions.repeat_prompt(captions.SENTENCES[1])), max_new_tokens=14
     )
     echoed = sum(captions.SENTENCES[1] in text for text in said)
-    return {"captions": right / len(chosen), "echo": echoed / len(said)}
+    figures = {"captions": right / len(chosen), "echo": echoed / len(said)}
+    for name in QUESTION_SETS:
+        asked = load_question_set(name, hand)
+        texts = generate_text(model, processor, asked.pixels, asked.prompts, max_new_tokens=2)
+        figures[name] = sum(text == answer for text, answer in zip(texts, asked.answers, strict=True)) / len(asked)
+    return figures
 
 
 def train(args: argparse.Namespace) -> None:

@@ -1,0 +1,165 @@
+"""The lab's encoders trained with several seeds, measured on everything: zero-shot, captions, questions, targeted.
+
+    python -m fare_hf.lab.recipes fare-4 tecoa-4 --seed 1 --out outputs/seed-1
+    python examples/lab_seeds.py --output_dir outputs/lab-seeds --trainings 1=outputs/seed-1
+
+Seed 0 is that of the shipped encoders; every further seed is that of a training, and of the attacks on what it made.
+Each encoder's report is saved on its own, so that an interrupted run goes on. Writes `seeds.md`, `seeds.json` (the
+mean of each figure over the seeds, and its range) and `transfer.md`: who is fooled by whose images. A budget of parts
+of the sets, which `--quick` cuts once more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fare_hf import RobustnessReport, swap_vision_tower
+from fare_hf.attacks import ClassifierLoss, LogitsFn, ThreatModel, apgd
+from fare_hf.encoders import load_encoder
+from fare_hf.evaluation import Row, environment, transfer_matrix
+from fare_hf.evaluation.zero_shot import logits_function
+from fare_hf.lab import ENCODERS, encoder_folder, load_clip, load_llava, measure
+
+NAMES = {"clip": "CLIP", "fare-2": "FARE-2", "fare-4": "FARE-4", "tecoa-2": "TeCoA-2", "tecoa-4": "TeCoA-4"}
+TRANSFER = ThreatModel("linf", "4/255")
+IMAGES, STEPS = 100, 50
+"""Of the transfer matrix."""
+
+
+def main() -> None:
+    """Measures what is missing, then puts the seeds together."""
+    parser = argparse.ArgumentParser(description="Measures the lab's encoders over several seeds of training.")
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/lab-seeds"))
+    parser.add_argument("--trainings", nargs="*", default=[], metavar="SEED=FOLDER", help="of fare_hf.lab.recipes")
+    parser.add_argument("--quick", action="store_true", help="smaller parts of the sets")
+    args = parser.parse_args()
+    budget = measure.QUICK if args.quick else measure.SEEDS
+    reports: dict[int, list[Row]] = {}
+    for seed, name, folder in encoders(args.trainings):
+        saved = args.output_dir / f"seed-{seed}" / name
+        if not (saved / "report.json").exists():
+            RobustnessReport(measured(name, folder, budget, seed), environment(seed=seed)).save(saved)
+            print(f"seed {seed}: {NAMES[name]} is measured", flush=True)
+        reports.setdefault(seed, []).extend(RobustnessReport.load(saved).rows)
+    table = over_seeds(reports)
+    (args.output_dir / "seeds.json").write_text(json.dumps(table, indent=2) + "\n")
+    (args.output_dir / "seeds.md").write_text(markdown(table))
+    (args.output_dir / "transfer.md").write_text(transfer(10 if args.quick else IMAGES, 2 if args.quick else STEPS))
+    print((args.output_dir / "seeds.md").read_text(), (args.output_dir / "transfer.md").read_text(), sep="\n")
+
+
+def encoders(trainings: list[str]) -> Iterator[tuple[int, str, str]]:
+    """(seed, name, folder) of the CLIP, of the shipped encoders, and of those found in the trainings.
+
+    Raises:
+        ValueError: a training that is not SEED=FOLDER, or a folder without encoders.
+    """
+    for name in ("clip", *ENCODERS):
+        yield 0, name, str(encoder_folder(name))
+    for training in trainings:
+        seed, _, folder = training.partition("=")
+        if not seed.isdigit() or not folder:
+            raise ValueError(f"--trainings has {training!r}: write SEED=FOLDER, such as 1=outputs/seed-1.")
+        found = [name for name in ENCODERS if (Path(folder) / name / "encoder" / "model.safetensors").exists()]
+        if not found:
+            raise ValueError(f"{folder!r} has no trained encoder: make them with python -m fare_hf.lab.recipes.")
+        yield int(seed), "clip", str(encoder_folder("clip"))
+        for name in found:
+            yield int(seed), name, str(Path(folder) / name / "encoder")
+
+
+def measured(name: str, folder: str, budget: measure.Budget, seed: int) -> list[Row]:
+    """All rows of one encoder, and of the LLaVA that sees through it."""
+    rows = measure.measure_zero_shot(NAMES[name], load_encoder(folder), load_clip(), budget, seed=seed)
+    llava = load_llava()
+    swap_vision_tower(llava[0], folder)
+    rows += measure.measure_captions(NAMES[name], llava, budget, seed=seed).rows
+    rows += measure.measure_questions(NAMES[name], llava, budget, seed=seed)
+    return rows + measure.measure_targeted(NAMES[name], llava, budget, seed=seed)
+
+
+def over_seeds(reports: dict[int, list[Row]]) -> list[dict]:
+    """For each figure its value with each seed, their mean, and the mean of the ends of their 95 % intervals."""
+    table: dict[tuple, dict] = {}
+    for seed, rows in sorted(reports.items()):
+        for row in rows:
+            eps = "clean" if row["threat_model"] is None else row["threat_model"]["eps"]
+            model = row["model"].removeprefix("LLaVA + ")
+            cell = {
+                "model": model,
+                "task": row["task"],
+                "dataset": row["dataset"],
+                "metric": row["metric"],
+                "eps": eps,
+            }
+            entry = table.setdefault(tuple(cell.values()), cell | {"n": row["n"], "seeds": {}, "ci": []})
+            entry["seeds"][str(seed)] = row["value"]
+            entry["ci"].append(row["ci"])
+    for entry in table.values():
+        values, ends = list(entry["seeds"].values()), entry.pop("ci")
+        entry["mean"], entry["range"] = sum(values) / len(values), [min(values), max(values)]
+        entry["mean_ci"] = [sum(end[side] for end in ends) / len(ends) for side in (0, 1)]
+    return list(table.values())
+
+
+def markdown(table: list[dict]) -> str:
+    """A line a model and a figure's radii as columns: mean over the seeds, smallest and largest, in percent."""
+    lines = [
+        "| task, set | model | clean | 2/255 | 4/255 | n | seeds |",
+        "| --- | --- | ---: | ---: | ---: | ---: | --- |",
+    ]
+    found = {(c["task"], c["dataset"], c["model"], c["eps"]): c for c in table}
+    for task, dataset in dict.fromkeys((c["task"], c["dataset"]) for c in table):
+        for model in NAMES.values():
+            cells = [found.get((task, dataset, model, eps)) for eps in ("clean", "2/255", "4/255")]
+            if cells[0] is None:
+                continue
+            shown = [_cell(cell) if cell else "" for cell in cells]
+            lines.append(
+                f"| {task}, {dataset} ({cells[0]['metric']}) | {model} | {' | '.join(shown)} | {cells[0]['n']} "
+                f"| {', '.join(cells[0]['seeds'])} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def _cell(cell: dict) -> str:
+    low, high = cell["range"]
+    return f"{100 * cell['mean']:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def transfer(images: int, steps: int) -> str:
+    """Accuracy of each shipped encoder on the images that APGD on the cross entropy made on each of them."""
+    test = measure.part("twemoji", images)
+    text = measure.text_embeddings(load_clip(), test)
+    logits = {
+        NAMES[name]: logits_function(load_encoder(str(encoder_folder(name))), text, measure.lab_normalization())
+        for name in ("clip", *ENCODERS)
+    }
+    made = {}
+    for name, logits_of in logits.items():
+        generator = torch.Generator().manual_seed(0)
+        loss = ClassifierLoss(logits_of, test.labels, "ce")
+        made[name] = apgd(loss, test.pixels, TRANSFER, steps=steps, generator=generator).pixels
+
+    def right(logits_of: LogitsFn, pixels: Tensor) -> list[bool]:
+        return (logits_of(pixels).argmax(1) == test.labels).tolist()
+
+    attack = {"name": "apgd-ce", "steps": steps, "restarts": 1, "seed": 0}
+    names: dict[str, Any] = {"task": "transfer", "dataset": "twemoji", "metric": "accuracy"}
+    judges = {name: partial(right, logits_of) for name, logits_of in logits.items()}
+    with torch.no_grad():
+        matrix = transfer_matrix(made, judges, test.pixels, TRANSFER, attack=attack, **names)
+    head = f"Accuracy in percent on {len(test)} images of twemoji, {TRANSFER}, APGD-CE of {steps} steps, seed 0:\n\n"
+    return head + matrix.to_markdown()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""The lab's yes-or-no questions: one about each drawing of the main set, and POPE's three splits on scenes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from . import captions, scenes
+from .drawings import TEST_HANDS, VALIDATION_HAND, drawings, main_concepts, stack_pixels
+
+QUESTION_SETS = ("yes-no", "pope")
+HANDS = (TEST_HANDS[0], VALIDATION_HAND)
+SPLITS = ("random", "popular", "adversarial")
+"""POPE's three ways to choose what is not there (Li et al., EMNLP 2023, arXiv 2305.10355)."""
+SCENES = 100
+_SEEDS = {"yes-no": 404, "pope": 505}
+
+
+@dataclass(frozen=True)
+class QuestionSet:
+    """Questions about images, half of them to be answered with yes.
+
+    Attributes:
+        name: the set's name.
+        pixels: (N, 3, 160, 160), fp32 in [0, 1]: one image for each question, repeated where it is asked about twice.
+        prompts: N questions as the LLaVA is asked them.
+        answers: N times "yes" or "no".
+        splits: of each question one of `SPLITS`; None where the set has no splits.
+        groups: (N,), the image that a question is about: questions about one image are not independent.
+    """
+
+    name: str
+    pixels: Tensor
+    prompts: list[str]
+    answers: list[str]
+    splits: list[str] | None
+    groups: Tensor
+
+    def __len__(self) -> int:
+        return len(self.answers)
+
+    def first(self, count: int | None) -> QuestionSet:
+        """The questions about the first ``count`` images; None is all of them."""
+        chosen = [number for number, image in enumerate(self.groups.tolist()) if count is None or image < count]
+        splits = None if self.splits is None else [self.splits[number] for number in chosen]
+        prompts, answers = [self.prompts[i] for i in chosen], [self.answers[i] for i in chosen]
+        return QuestionSet(self.name, self.pixels[chosen], prompts, answers, splits, self.groups[chosen])
+
+
+@cache
+def load_question_set(name: str, hand: str = HANDS[0]) -> QuestionSet:
+    """One of `QUESTION_SETS`, the same questions on every machine.
+
+    ``yes-no`` shows a single drawing and asks for it, or for another of the main concepts. ``pope`` shows two or three
+    drawings and asks, in each of the three splits, for one that is there and one that is not: any (random), the one
+    that scenes show most (popular), or the one whose name is closest to something in the scene (adversarial; POPE
+    takes what is most often seen together, which scenes drawn at random do not have).
+
+    Args:
+        name: of the set.
+        hand: of the drawings; the validation hand is for choices.
+
+    Raises:
+        ValueError: if there is no such set, or no such hand.
+    """
+    if name not in QUESTION_SETS:
+        raise ValueError(f"the lab has no questions {name!r}: use one of {', '.join(QUESTION_SETS)}.")
+    if hand not in HANDS:
+        raise ValueError(f"the lab asks about no drawings of {hand!r}: use one of {', '.join(HANDS)}.")
+    rng = np.random.default_rng((_SEEDS[name], HANDS.index(hand)))
+    return _about_drawings(hand, rng) if name == "yes-no" else _about_scenes(hand, rng)
+
+
+def _about_drawings(hand: str, rng: np.random.Generator) -> QuestionSet:
+    pictures = [drawing for drawing in drawings(hand) if drawing.concept in main_concepts()]
+    chosen = [pictures[number] for number in rng.permutation(len(pictures))]
+    images, asked, answers = [], [], []
+    for number, drawing in enumerate(chosen):
+        images.append(scenes.single(drawing.image, rng))
+        asked.append(drawing.concept if number % 2 == 0 else _other(rng, [drawing.concept]))
+        answers.append("yes" if number % 2 == 0 else "no")
+    return _question_set("yes-no", images, asked, answers, None, list(range(len(images))))
+
+
+def _about_scenes(hand: str, rng: np.random.Generator) -> QuestionSet:
+    pictures = [drawing for drawing in drawings(hand) if drawing.concept in main_concepts()]
+    shown = [
+        [pictures[number] for number in rng.choice(len(pictures), size=rng.integers(2, 4), replace=False)]
+        for _ in range(SCENES)
+    ]
+    images = [scenes.several([drawing.image for drawing in scene], rng) for scene in shown]
+    common = [name for name, _ in Counter(drawing.concept for scene in shown for drawing in scene).most_common()]
+    numbers, asked, answers, splits = [], [], [], []
+    for number, scene in enumerate(shown):
+        present = [drawing.concept for drawing in scene]
+        absent = {
+            "random": _other(rng, present),
+            "popular": next(name for name in common if name not in present),
+            "adversarial": _closest(present),
+        }
+        for split in SPLITS:
+            asked += [present[rng.integers(len(present))], absent[split]]
+            answers += ["yes", "no"]
+            splits += [split, split]
+            numbers += [number, number]
+    return _question_set("pope", [images[number] for number in numbers], asked, answers, splits, numbers)
+
+
+def _other(rng: np.random.Generator, present: list[str]) -> str:
+    """A main concept that is not there."""
+    pool = [name for name in main_concepts() if name not in present]
+    return pool[rng.integers(len(pool))]
+
+
+def _closest(present: list[str]) -> str:
+    """The main concept that is not there, of the largest cosine to one that is."""
+    cosines = _name_cosines()[[main_concepts().index(name) for name in present]].amax(dim=0)
+    order = cosines.argsort(descending=True, stable=True).tolist()
+    return next(main_concepts()[number] for number in order if main_concepts()[number] not in present)
+
+
+@cache
+def _name_cosines() -> Tensor:
+    """Cosines (K, K) between the names of the main concepts in the lab CLIP's text embedding."""
+    from .models import load_clip
+
+    model, tokenizer = load_clip()
+    sentences = captions.zero_shot_prompts(main_concepts(), "twemoji")
+    with torch.no_grad():
+        text = model.get_text_features(**tokenizer(sentences, padding=True, return_tensors="pt")).pooler_output
+    names = F.normalize(text, dim=-1)
+    return names @ names.T
+
+
+def _question_set(
+    name: str, images: list, asked: list[str], answers: list[str], splits: list[str] | None, numbers: list[int]
+) -> QuestionSet:
+    pixels = torch.from_numpy(stack_pixels(images)).float().div_(255)
+    prompts = [captions.chat(captions.yes_no_prompt(concept)) for concept in asked]
+    return QuestionSet(name, pixels, prompts, answers, splits, torch.tensor(numbers))

@@ -1,0 +1,60 @@
+"""The lab's yes-or-no questions: balanced, always the same, and true of the images they are asked about."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fare_hf.lab import questions
+from fare_hf.lab.drawings import main_concepts
+from fare_hf.lab.questions import QUESTION_SETS, SPLITS, load_question_set
+
+
+def concept_of(prompt: str) -> str:
+    """The thing that a question asks for."""
+    name = prompt.removeprefix("USER: <image>\nIs there ").removesuffix(" in the image? ASSISTANT:")
+    return name.removeprefix("an ").removeprefix("a ")
+
+
+@pytest.mark.parametrize("name", QUESTION_SETS)
+def test_questions_are_balanced_and_always_the_same(name: str) -> None:
+    first = load_question_set(name)
+    load_question_set.cache_clear()
+    second = load_question_set(name)
+    assert first.prompts == second.prompts and torch.equal(first.pixels, second.pixels)
+    assert first.answers.count("yes") == first.answers.count("no") == len(first) // 2
+    assert {concept_of(prompt) for prompt in first.prompts} <= set(main_concepts())
+    assert len(first.first(10)) == {"yes-no": 10, "pope": 60}[name]
+
+
+def test_nothing_that_is_shown_is_asked_for_as_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scenes are composed again with what they show written down."""
+    shown: list[set[str]] = []
+    by_image = {id(d.image): d.concept for d in questions.drawings("fxemoji")}
+    several = questions.scenes.several
+
+    def noted(pictures: list, *arguments: object) -> object:
+        shown.append({by_image[id(picture)] for picture in pictures})
+        return several(pictures, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(questions.scenes, "several", noted)
+    asked = load_question_set.__wrapped__("pope", "fxemoji")
+    for prompt, answer, image in zip(asked.prompts, asked.answers, asked.groups.tolist(), strict=True):
+        assert (concept_of(prompt) in shown[image]) == (answer == "yes")
+    assert asked.splits == [split for _ in shown for split in SPLITS for _ in range(2)]
+    counts = {name: sum(name in scene for scene in shown) for name in main_concepts()}
+    popular = [
+        (concept_of(prompt), shown[image])
+        for prompt, answer, split, image in zip(
+            asked.prompts, asked.answers, asked.splits, asked.groups.tolist(), strict=True
+        )
+        if (split, answer) == ("popular", "no")
+    ]
+    for name, scene in popular:
+        assert counts[name] == max(count for other, count in counts.items() if other not in scene)
+
+
+@pytest.mark.parametrize(("name", "hand"), [("vqa", "twemoji"), ("pope", "noto")])
+def test_unknown_questions_are_refused(name: str, hand: str) -> None:
+    with pytest.raises(ValueError, match="use one of"):
+        load_question_set(name, hand)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from fare_hf import RobustnessReport, swap_vision_tower
-from fare_hf.attacks import ClassifierLoss, LogitsFn, ThreatModel, apgd
+from fare_hf.attacks import ClassifierLoss, ThreatModel, apgd
 from fare_hf.encoders import load_encoder
 from fare_hf.evaluation import Row, environment, transfer_matrix
 from fare_hf.evaluation.zero_shot import logits_function
@@ -149,7 +149,7 @@ def transfer(images: int, steps: int) -> str:
         loss = ClassifierLoss(logits_of, test.labels, "ce")
         made[name] = apgd(loss, test.pixels, TRANSFER, steps=steps, generator=generator).pixels
 
-    def right(logits_of: LogitsFn, pixels: Tensor) -> list[bool]:
+    def right(logits_of: Callable[[Tensor], Tensor], pixels: Tensor) -> list[bool]:
         return (logits_of(pixels).argmax(1) == test.labels).tolist()
 
     attack = {"name": "apgd-ce", "steps": steps, "restarts": 1, "seed": 0}

@@ -39,11 +39,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measures the lab's encoders over several seeds of training.")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/lab-seeds"))
     parser.add_argument("--trainings", nargs="*", default=[], metavar="SEED=FOLDER", help="of fare_hf.lab.recipes")
+    parser.add_argument("--models", nargs="*", default=list(NAMES), choices=NAMES, metavar="MODEL", help="some only")
     parser.add_argument("--quick", action="store_true", help="smaller parts of the sets")
     args = parser.parse_args()
     budget = measure.QUICK if args.quick else measure.SEEDS
     reports: dict[int, list[Row]] = {}
     for seed, name, folder in encoders(args.trainings):
+        if name not in args.models:
+            continue
         saved = args.output_dir / f"seed-{seed}" / name
         if not (saved / "report.json").exists():
             RobustnessReport(measured(name, folder, budget, seed), environment(seed=seed)).save(saved)

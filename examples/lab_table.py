@@ -62,7 +62,8 @@ def measured(model: str, budget: measure.Budget, seed: int) -> list[Row]:
     llava = load_llava()
     swap_vision_tower(llava[0], str(encoder_folder(name)))
     captions = measure.measure_captions(NAMES[name], llava, budget, seed=seed)
-    return captions.rows + measure.measure_targeted(NAMES[name], llava, budget, seed=seed)
+    rows = captions.rows + measure.measure_questions(NAMES[name], llava, budget, seed=seed)
+    return rows + measure.measure_targeted(NAMES[name], llava, budget, seed=seed)
 
 
 def save(rows: list[Row], seed: int, folder: Path) -> RobustnessReport:

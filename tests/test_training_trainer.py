@@ -336,3 +336,9 @@ def test_a_whole_clip_is_no_encoder(clip_folder: Path, processor: CLIPImageProce
     args = FareConfig(str(tmp_path), use_cpu=True, max_steps=1)
     with pytest.raises(ValueError, match="the model is a CLIPModel, no vision encoder; load it with load_encoder"):
         FareTrainer(CLIPModel.from_pretrained(clip_folder), args, RandomPixels(), processing_class=processor)
+
+
+def test_a_broken_image_in_an_evaluation_is_said_to_be_there(clip_folder: Path, tmp_path: Path) -> None:
+    trainer = tiny_trainer(str(clip_folder), str(tmp_path), eval_dataset=RandomPixels(6, poison=4))
+    with pytest.raises(ValueError, match=r"evaluation: samples with index \[4\] have NaN"):
+        trainer.evaluate()

@@ -16,8 +16,9 @@ from fare_hf.encoders import frozen, make_embed
 from fare_hf.objectives import Objective
 from fare_hf.pixels import Normalization
 from fare_hf.training.config import FareConfig
+from fare_hf.training.failures import blame, in_range
 
-__all__ = ["EVALUATION", "Attacked", "BatchAttack", "blame"]
+__all__ = ["EVALUATION", "Attacked", "BatchAttack"]
 
 # Stands for the step in the seeds of an evaluation, so that its random starts are the same after any step.
 EVALUATION = -1
@@ -74,9 +75,9 @@ class BatchAttack:
             try:
                 adversarial = self._maximise(loss_fn, pixels, self.random_start(pixels, inputs["index"], step))
             except ValueError as error:
-                if "NaN" not in str(error) and _in_range(pixels).all():
+                if "NaN" not in str(error) and in_range(pixels).all():
                     raise  # of another kind: no sample is to blame
-                raise ValueError(blame(inputs, loss_fn.first, step)) from error
+                raise ValueError(blame(step + 1, inputs, loss_fn.first)) from error
         assert loss_fn.first is not None
         return Attacked(adversarial, targets, loss_fn.first)
 
@@ -114,29 +115,3 @@ class _Recorded:
         if self.first is None:
             self.first = losses.detach()
         return losses
-
-
-def blame(inputs: dict[str, Any], losses: Tensor | None, step: int) -> str:
-    """The sentence for a batch that broke: the step and the `index` of the samples at fault, or of all.
-
-    Args:
-        inputs: the batch.
-        losses: (B,), or None where none was computed.
-        step: updates made before, or `EVALUATION`.
-    """
-    where = "evaluation" if step == EVALUATION else f"step {step + 1}"
-    broken = ~_in_range(inputs["pixel_values"])
-    if broken.any():
-        samples = inputs["index"][broken].tolist()
-        return f"{where}: samples with index {samples} have NaN or values outside [0, 1]; look at these images."
-    bad = torch.ones_like(broken) if losses is None else ~losses.isfinite()
-    return (
-        f"{where}: the loss is not finite, samples with index {inputs['index'][bad].tolist()}; "
-        "lower learning_rate, or look at these images."
-    )
-
-
-def _in_range(pixels: Tensor) -> Tensor:
-    """(B,) whether all values of an image are in [0, 1]; NaN is not."""
-    pixels = pixels.flatten(1)
-    return ((pixels >= 0) & (pixels <= 1)).all(dim=1)

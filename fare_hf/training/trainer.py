@@ -6,14 +6,13 @@ import copy
 import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import IntervalStrategy, PreTrainedModel, Trainer, TrainerState
-from transformers.trainer_utils import EvalLoopOutput, HubStrategy, TrainOutput, get_last_checkpoint
+from transformers import IntervalStrategy, PreTrainedModel
+from transformers.trainer_utils import EvalLoopOutput, HubStrategy
 
 from fare_hf.data import check_samples, collate_pixels
 from fare_hf.encoders import (
@@ -22,22 +21,23 @@ from fare_hf.encoders import (
     freeze,
     freeze_unused,
     frozen,
-    load_complete,
     make_embed,
     matmul_patch_embedding,
 )
 from fare_hf.hub import Publication
 from fare_hf.objectives import FareObjective, Objective
 from fare_hf.pixels import Normalization
-from fare_hf.training.attack import EVALUATION, BatchAttack, blame
+from fare_hf.training.attack import EVALUATION, BatchAttack
+from fare_hf.training.checkpoints import CheckpointTrainer
 from fare_hf.training.config import FareConfig
+from fare_hf.training.failures import blame
 from fare_hf.training.publish import check_push, publish, publish_checkpoint
 from fare_hf.training.window import EpochCallback, Window, summarise
 
 __all__ = ["FareTrainer"]
 
 
-class FareTrainer(Trainer):
+class FareTrainer(CheckpointTrainer):
     """Trainer whose loss is taken on images attacked by PGD against the current encoder (arXiv 2402.12336).
 
     Batches are `{"pixel_values": (B, 3, H, W) fp32 in [0,1], "index": (B,), "labels"?: (B,)}`, as `PixelDataset` and
@@ -123,7 +123,7 @@ class FareTrainer(Trainer):
             embeddings = embed(model, self.normalization(attacked.pixels), self.args.embedding)
             losses = self.objective(embeddings, attacked.targets)
             if not losses.isfinite().all():
-                raise ValueError(blame(inputs, losses, self.state.global_step))
+                raise ValueError(blame(self.state.global_step + 1, inputs, losses))
             if self._is_measured_step():
                 self._window.add(self._measure(inputs["pixel_values"], embeddings, losses, attacked.start_losses))
         loss = losses.mean()
@@ -168,42 +168,6 @@ class FareTrainer(Trainer):
         """The paper decays all parameters; the Trainer would spare biases and norms."""
         return [name for name, _ in model.named_parameters()]
 
-    def train(
-        self,
-        resume_from_checkpoint: str | bool | None = None,
-        trial: Any = None,
-        ignore_keys_for_eval: list[str] | None = None,
-    ) -> TrainOutput:
-        """`Trainer.train`, which makes one step too many where the checkpoint is of the last step already."""
-        folder = get_last_checkpoint(str(self.args.output_dir)) if resume_from_checkpoint is True else None
-        folder = folder or (resume_from_checkpoint if isinstance(resume_from_checkpoint, str) else None)
-        if folder and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            state = TrainerState.load_from_json(str(Path(folder) / "trainer_state.json"))
-            if state.global_step >= self.args.max_steps > 0:
-                self._restore(folder)
-                self.state = state
-                return TrainOutput(state.global_step, 0.0, {})
-        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """The Trainer loads nothing into a `CLIPVisionModel` from `vision_model.*` names, with only a warning."""
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
-            self._restore(resume_from_checkpoint)
-
-    def _load_best_model(self) -> None:
-        """As `_load_from_checkpoint`."""
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            super()._load_best_model()
-        else:
-            self._restore(str(self.state.best_model_checkpoint))
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """`Trainer.train` puts `use_cache` into the configuration, which no vision encoder has."""
-        vars(self.accelerator.unwrap_model(self.model).config).pop("use_cache", None)
-        super()._save(output_dir, state_dict)
-
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """The Trainer makes a repository before the first step; here it is only seen that one can be made."""
         if self.is_world_process_zero():
@@ -246,11 +210,6 @@ class FareTrainer(Trainer):
             self.callback_handler.on_push_begin(self.args, self.state, self.control)
             own = self.args.hub_strategy == HubStrategy.ALL_CHECKPOINTS
             publish_checkpoint(self, checkpoint_folder, os.path.basename(checkpoint_folder) if own else None)
-
-    def _restore(self, folder: str) -> None:
-        """Every weight from a checkpoint, by name, or an error."""
-        encoder = self.accelerator.unwrap_model(self.model)
-        encoder.load_state_dict(load_complete(type(encoder), folder).state_dict(), strict=True)
 
     def _prepare_original(self, reference: nn.Module) -> nn.Module:
         prepared = self.accelerator.prepare_model(reference, evaluation_mode=True)

@@ -8,13 +8,17 @@ from typing import Any
 
 import torch
 from fixtures_vlm import SIZE, SPECIAL, WORDS, llava, processor, tokenizer, vision_config
-from tokenizers import AddedToken
+from tokenizers import AddedToken, processors
 from transformers import (
     AyaVisionConfig,
     AyaVisionForConditionalGeneration,
+    AyaVisionProcessor,
     CLIPVisionModelWithProjection,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
+    Gemma3ImageProcessor,
+    Gemma3Processor,
+    GotOcr2ImageProcessor,
     IdeficsConfig,
     IdeficsForVisionText2Text,
     IdeficsImageProcessor,
@@ -33,6 +37,7 @@ from transformers import (
     LlavaProcessor,
     PaliGemmaConfig,
     PaliGemmaForConditionalGeneration,
+    PaliGemmaProcessor,
     PreTrainedTokenizerFast,
     Qwen2Config,
     SiglipImageProcessor,
@@ -63,12 +68,23 @@ class Tiny:
 
     name: str
     model: Callable[..., Any]
-    processor: Callable[[], Any] | None
+    processor: Callable[[], Any]
     encoder: Callable[..., Any]
+    image: str = "<image>"
+
+    @property
+    def prompt(self) -> str:
+        """A prompt with one image."""
+        return PROMPT.replace("<image>", self.image)
+
+
+GEMMA = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
+AYA = ["<|START_OF_IMG|>", "<|END_OF_IMG|>", "<|IMG_PATCH|>", "<|IMG_LINE_BREAK|>", "TILE", "TILE_GLOBAL"]
+AYA += [f"TILE_{number}" for number in range(1, 13)]
 
 
 def words() -> PreTrainedTokenizerFast:
-    """The tokenizer with the special tokens of all families and a chat template."""
+    """The tokenizer with the special tokens of most families."""
     found = tokenizer()
     found.add_special_tokens({"additional_special_tokens": [AddedToken(t, normalized=False) for t in EXTRA]})
     return found
@@ -228,12 +244,60 @@ def idefics_processor() -> IdeficsProcessor:
     return IdeficsProcessor(IdeficsImageProcessor(image_size=SIZE), words())
 
 
+def aya_words() -> PreTrainedTokenizerFast:
+    """The tokenizer with the tokens of AyaVision."""
+    found = words()
+    found.add_special_tokens({"additional_special_tokens": [AddedToken(t, normalized=False) for t in [*EXTRA, *AYA]]})
+    return found
+
+
+def aya_vision_processor() -> AyaVisionProcessor:
+    """Its processor: tiles in a grid of up to four, and two patches a side make one token."""
+    images = GotOcr2ImageProcessor(size={"height": SIZE, "width": SIZE}, max_patches=4)
+    return AyaVisionProcessor(
+        images, aya_words(), patch_size=8, img_size=SIZE, downsample_factor=2, chat_template=CHAT
+    )
+
+
+def paligemma_words() -> PreTrainedTokenizerFast:
+    """The tokenizer without the <bos> that PaliGemma's processor writes itself."""
+    found = words()
+    core = found.backend_tokenizer
+    core.post_processor = processors.TemplateProcessing(single="$A", pair="$A $B:1", special_tokens=[])
+    names = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<bos>", "eos_token": "<eos>"}
+    return PreTrainedTokenizerFast(tokenizer_object=core, **names)
+
+
+def paligemma_processor() -> PaliGemmaProcessor:
+    """Its processor."""
+    images = SiglipImageProcessor(size={"height": SIZE, "width": SIZE}, image_seq_length=16)
+    return PaliGemmaProcessor(images, paligemma_words(), chat_template=CHAT)
+
+
+def gemma3_words() -> PreTrainedTokenizerFast:
+    """The tokenizer with Gemma 3's three tokens of an image under their names."""
+    found = words()
+    found.add_special_tokens(
+        {"additional_special_tokens": [AddedToken(t, normalized=False) for t in [*EXTRA, *GEMMA.values()]]}
+    )
+    names = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<bos>", "eos_token": "<eos>"}
+    return PreTrainedTokenizerFast(tokenizer_object=found.backend_tokenizer, **names, extra_special_tokens=GEMMA)
+
+
+def gemma3_processor(**changes: Any) -> Gemma3Processor:
+    """Its processor."""
+    images = Gemma3ImageProcessor(size={"height": SIZE, "width": SIZE}, **changes)
+    chat = CHAT.replace("<image>", GEMMA["boi_token"])
+    return Gemma3Processor(images, gemma3_words(), image_seq_length=4, chat_template=chat)
+
+
 def aya_vision(**vision: Any) -> AyaVisionForConditionalGeneration:
     """SigLIP behind a pixel shuffle."""
+    text = _llama()
+    text.vocab_size += len(AYA)
     config = AyaVisionConfig(
-        vision_config=siglip_config(**vision), text_config=_llama(), image_token_index=4, vision_feature_layer=-1,
-        downsample_factor=2,
-        adapter_layer_norm_eps=1e-6, **IDS,
+        vision_config=siglip_config(**vision), text_config=text, image_token_index=31, vision_feature_layer=-1,
+        vision_feature_select_strategy="full", downsample_factor=2, adapter_layer_norm_eps=1e-6, **IDS,
     )  # fmt: skip
     return _make(AyaVisionForConditionalGeneration, config)
 
@@ -251,9 +315,11 @@ def gemma3(**vision: Any) -> Gemma3ForConditionalGeneration:
     """SigLIP, pooled to few tokens."""
     text = {**SIZES, "num_key_value_heads": 4, "head_dim": 8, "vocab_size": 32}
     config = Gemma3Config(
-        text_config=text, vision_config=siglip_config(**vision), mm_tokens_per_image=4, image_token_index=4
+        text_config=text, vision_config=siglip_config(**vision), mm_tokens_per_image=4, image_token_index=31
     )
-    return _make(Gemma3ForConditionalGeneration, config)
+    model = _make(Gemma3ForConditionalGeneration, config)
+    torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight)  # zero in a new model
+    return model
 
 
 def llava_processor() -> LlavaProcessor:
@@ -283,12 +349,12 @@ TINY: dict[str, Tiny] = {
         Tiny("VideoLlava", video_llava, video_llava_processor, clip_encoder),
         Tiny("LlavaOnevision", onevision, onevision_processor, siglip_encoder),
         Tiny("Idefics", idefics, idefics_processor, clip_encoder),
-        Tiny("AyaVision", aya_vision, None, siglip_encoder),
-        Tiny("PaliGemma", paligemma, None, siglip_encoder),
-        Tiny("Gemma3", gemma3, None, siglip_encoder),
+        Tiny("AyaVision", aya_vision, aya_vision_processor, siglip_encoder),
+        Tiny("PaliGemma", paligemma, paligemma_processor, siglip_encoder),
+        Tiny("Gemma3", gemma3, gemma3_processor, siglip_encoder, GEMMA["boi_token"]),
     )
 }
-"""Every family of the table; without a processor where only swapping is claimed."""
+"""Every family of the table."""
 
 
 def images(count: int, height: int = SIZE, width: int = SIZE, seed: int = 0) -> torch.Tensor:
@@ -296,4 +362,4 @@ def images(count: int, height: int = SIZE, width: int = SIZE, seed: int = 0) -> 
     return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(seed))
 
 
-__all__ = ["CHAT", "PROMPT", "TINY", "Tiny", "clip_encoder", "images", "siglip_encoder"]
+__all__ = ["CHAT", "PROMPT", "TINY", "Tiny", "clip_encoder", "gemma3_processor", "images", "siglip_encoder"]

@@ -14,7 +14,7 @@ import fare_hf
 PACKAGE = Path(fare_hf.__file__).parent
 FLOORS = {
     **dict.fromkeys(("attacks", "console", "folders", "objectives", "pixels"), 1),
-    **dict.fromkeys(("encoders", "data"), 2),
+    **dict.fromkeys(("data", "encoders", "flops"), 2),
     "convert": 3,
     "vlm": 4,
     "evaluation": 5,

@@ -232,15 +232,15 @@ def test_random_starts_depend_on_seed_step_and_sample_alone(clip_folder: Path, t
     trainer = tiny_trainer(str(clip_folder), str(tmp_path))
     pixels = torch.full((3, 3, 32, 32), 0.5)
     state = torch.get_rng_state()
-    batch = trainer._random_start(pixels, torch.tensor([4, 9, 4]), 0)
-    alone = trainer._random_start(pixels[:1], torch.tensor([9]), 0)
+    batch = trainer._attack.random_start(pixels, torch.tensor([4, 9, 4]), 0)
+    alone = trainer._attack.random_start(pixels[:1], torch.tensor([9]), 0)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(batch[0], batch[2])
     assert torch.equal(batch[1], alone[0])
     assert not torch.equal(batch[0], batch[1])
-    assert not torch.equal(trainer._random_start(pixels[:1], torch.tensor([9]), 1), alone)
+    assert not torch.equal(trainer._attack.random_start(pixels[:1], torch.tensor([9]), 1), alone)
     trainer.args.seed += 1
-    assert not torch.equal(trainer._random_start(pixels[:1], torch.tensor([9]), 0), alone)
+    assert not torch.equal(trainer._attack.random_start(pixels[:1], torch.tensor([9]), 0), alone)
 
 
 def test_modes_flags_and_forwards_are_restored_after_a_step(clip_folder: Path, tmp_path: Path) -> None:
@@ -336,3 +336,9 @@ def test_a_whole_clip_is_no_encoder(clip_folder: Path, processor: CLIPImageProce
     args = FareConfig(str(tmp_path), use_cpu=True, max_steps=1)
     with pytest.raises(ValueError, match="the model is a CLIPModel, no vision encoder; load it with load_encoder"):
         FareTrainer(CLIPModel.from_pretrained(clip_folder), args, RandomPixels(), processing_class=processor)
+
+
+def test_a_broken_image_in_an_evaluation_is_said_to_be_there(clip_folder: Path, tmp_path: Path) -> None:
+    trainer = tiny_trainer(str(clip_folder), str(tmp_path), eval_dataset=RandomPixels(6, poison=4))
+    with pytest.raises(ValueError, match=r"evaluation: samples with index \[4\] have NaN"):
+        trainer.evaluate()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fixtures_families import PROMPT, TINY, Tiny, images
+from fixtures_families import TINY, Tiny, images
 from fixtures_vlm import SIZE
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
@@ -28,7 +28,6 @@ from fare_hf.vlm.prompts import join
 DOCUMENT = Path(__file__).parents[1] / "fare_hf" / "vlm" / "FAMILIES.md"
 OTHER = 48
 TEXTS = ["a red cat", "a photo of a green bird"]
-NO_PROCESSOR = "swap only: no geometry of its processor"
 
 
 class NotClaimed(Exception):
@@ -36,12 +35,9 @@ class NotClaimed(Exception):
 
 
 def logits(model: Any, tiny: Tiny, processor: Any, picture: Image.Image) -> torch.Tensor:
-    """What the model says of a picture through its processor (of the tower's tokens, where there is none)."""
+    """What the model says of a picture through its processor."""
     with torch.no_grad():
-        if processor is None:
-            size = tower_of(model).config.image_size
-            return tower_of(model)(images(1, size, size), output_hidden_states=True).hidden_states[-1]
-        return model(**inputs_of(processor, picture, PROMPT)).logits
+        return model(**inputs_of(processor, picture, tiny.prompt)).logits
 
 
 def inputs_of(processor: Any, picture: Image.Image, text: str) -> dict[str, torch.Tensor]:
@@ -49,12 +45,14 @@ def inputs_of(processor: Any, picture: Image.Image, text: str) -> dict[str, torc
     if type(processor).__name__ == "IdeficsProcessor":
         before, after = text.split("<image>")
         return dict(processor(text=[[before, picture, after]], return_tensors="pt"))
-    return dict(processor(images=picture, text=text, return_tensors="pt"))
+    inputs = dict(processor(images=picture, text=text, return_tensors="pt"))
+    inputs.pop("labels", None)  # PaliGemma's, all ignored
+    return inputs
 
 
 def made(tiny: Tiny) -> tuple[Any, Any]:
     """Model and processor."""
-    return tiny.model(), tiny.processor() if tiny.processor else None
+    return tiny.model(), tiny.processor()
 
 
 def picture_of(height: int = 50, width: int = 70) -> Image.Image:
@@ -85,17 +83,22 @@ def swap(tiny: Tiny) -> None:
 def other_resolution(tiny: Tiny) -> None:
     """An encoder of 48 px in place of 32: the whole model runs on what its processor makes, with more tokens."""
     model, processor = made(tiny)
-    if processor is None:
-        raise NotClaimed("a fixed number of patches")
     encoder = tiny.encoder(image_size=OTHER)
+    if not families.family_of(model).any_size:
+        try:
+            swap_vision_tower(model, encoder, processor)
+        except ValueError as error:
+            raise NotClaimed("a fixed number of patches") from error
     report = swap_vision_tower(model, encoder, processor)
     assert report.resolution == (SIZE, OTHER) and report.image_tokens is not None
     assert model.config.vision_config.image_size == OTHER == tower_of(model).config.image_size
-    made_pixels = inputs_of(processor, picture_of(), PROMPT)
+    made_pixels = inputs_of(processor, picture_of(), tiny.prompt)
     values = next(made_pixels[name] for name in ("pixel_values", "pixel_values_images") if name in made_pixels)
     assert values.shape[-2:] == (OTHER, OTHER)
     assert logits(model, tiny, processor, picture_of()).isfinite().all()
-    if report.image_tokens[1] and not families.family_of(model).any_resolution:
+    if type(processor).__name__ == "AyaVisionProcessor":  # tiles of other numbers, of four and of nine tokens
+        assert all(count and count % tokens == 0 for count, tokens in zip(report.image_tokens, (4, 9), strict=True))
+    elif report.image_tokens[1] and not families.family_of(model).any_resolution:
         assert report.image_tokens == (16, 36)
 
 
@@ -104,25 +107,26 @@ def put_back(tiny: Tiny) -> None:
     model, processor = made(tiny)
     before = logits(model, tiny, processor, picture_of())
     config, state = model.config.to_dict(), {n: t.clone() for n, t in model.state_dict().items()}
-    settings = processor and copy.deepcopy(processor.image_processor.to_dict())
-    for size in (SIZE, OTHER) if processor else (SIZE,):
+    settings = copy.deepcopy(processor.to_dict()), copy.deepcopy(processor.image_processor.to_dict())
+    for size in (SIZE, OTHER) if families.family_of(model).any_size else (SIZE,):
         with swap_vision_tower(model, tiny.encoder(image_size=size), processor):
             assert not torch.equal(logits(model, tiny, processor, picture_of()), before)
         assert torch.equal(logits(model, tiny, processor, picture_of()), before)
         assert model.config.to_dict() == config
         assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
-        assert processor is None or processor.image_processor.to_dict() == settings
+        assert (processor.to_dict(), processor.image_processor.to_dict()) == settings
 
 
 def save_and_reload(tiny: Tiny) -> None:
     """A saved swapped model, of another resolution where there is one, loads with plain transformers."""
     model, processor = made(tiny)
-    swap_vision_tower(model, tiny.encoder(image_size=OTHER if processor else SIZE), processor)
+    size = OTHER if families.family_of(model).any_size else SIZE
+    swap_vision_tower(model, tiny.encoder(image_size=size), processor)
     expected = logits(model, tiny, processor, picture_of())
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         again = AutoModelForImageTextToText.from_pretrained(folder).eval()
-        if processor is not None and not type(processor).__name__.startswith("ImageOnly"):  # these need torchvision
+        if not type(processor).__name__.startswith("ImageOnly"):  # these need torchvision
             processor.save_pretrained(folder)
             processor = AutoProcessor.from_pretrained(folder)
         assert torch.equal(logits(again, tiny, processor, picture_of()), expected)
@@ -131,8 +135,6 @@ def save_and_reload(tiny: Tiny) -> None:
 def in_pipeline(tiny: Tiny) -> None:
     """`image-text-to-text`: one call, batches, several images, a chat."""
     model, processor = made(tiny)
-    if processor is None:
-        raise NotClaimed(NO_PROCESSOR)
     with tempfile.TemporaryDirectory() as folder:
         if type(processor).__name__.startswith("ImageOnly"):
             swap_vision_tower(model, tiny.encoder(), processor)
@@ -145,23 +147,28 @@ def in_pipeline(tiny: Tiny) -> None:
     options = {"max_new_tokens": 3, "return_full_text": False}
     pictures = [picture_of(), picture_of(40, 32)]
     idefics = type(processor).__name__ == "IdeficsProcessor"  # writes the placeholders itself
-    prompt = "describe the image :" if idefics else PROMPT
+    prompt = "describe the image :" if idefics else tiny.prompt
     one = pipe(images=pictures[0], text=prompt, **options)
     assert isinstance(one[0]["generated_text"], str)
     if idefics:
         return
-    assert len(pipe(images=[[picture] for picture in pictures], text=[PROMPT] * 2, batch_size=2, **options)) == 2
-    both = "user : <image> and <image> assistant :"
+    assert len(pipe(images=[[picture] for picture in pictures], text=[prompt] * 2, batch_size=2, **options)) == 2
+    both = f"user : {tiny.image} and {tiny.image} assistant :"
     assert pipe(images=pictures, text=[both], **options)
     content = [{"type": "image", "image": pictures[0]}, {"type": "text", "text": "describe the image"}]
     assert pipe(text=[{"role": "user", "content": content}], **options)
 
 
-def own_loss(model: Any, processor: Any, picture: Image.Image, text: str) -> float:
+def own_loss(model: Any, processor: Any, picture: Image.Image, prompt: str, text: str) -> float:
     """The model's own loss on its processor's output, the prompt's labels ignored."""
-    inputs = inputs_of(processor, picture, join(PROMPT, text))
-    labels = inputs["input_ids"].clone()
-    labels[:, : inputs_of(processor, picture, PROMPT)["input_ids"].shape[1]] = -100
+    if type(processor).__name__ == "PaliGemmaProcessor":  # its labels end with an end of text, which is left out
+        made_inputs = dict(processor(images=picture, text=prompt, suffix=text, return_tensors="pt"))
+        inputs = {name: value if name == "pixel_values" else value[:, :-1] for name, value in made_inputs.items()}
+        labels = inputs.pop("labels")
+    else:
+        inputs = inputs_of(processor, picture, join(prompt, text))
+        labels = inputs["input_ids"].clone()
+        labels[:, : inputs_of(processor, picture, prompt)["input_ids"].shape[1]] = -100
     with torch.no_grad():
         return float(model(**inputs, labels=labels).loss)
 
@@ -169,28 +176,27 @@ def own_loss(model: Any, processor: Any, picture: Image.Image, text: str) -> flo
 def loss_gradient(tiny: Tiny) -> None:
     """`VlmLoss` is the model's own loss (1e-5; 5e-2 where the processor rounds to bytes), and its slope is right."""
     model, processor = made(tiny)
-    if processor is None:
-        raise NotClaimed(NO_PROCESSOR)
     for (height, width), tolerance in (((SIZE, SIZE), 1e-5), ((50, 70), 5e-2), ((96, 31), 5e-2)):
-        if tolerance == 1e-5 and families.family_of(model).any_resolution:
+        if tolerance == 1e-5 and hasattr(processor.image_processor, "image_grid_pinpoints"):
             tolerance = 5e-2  # tiles are larger than the image: it is resized
         pixels = images(2, height, width, seed=3).mul(255).round().div(255)
-        losses = VlmLoss(model, processor, PROMPT, TEXTS)(pixels)
-        expected = [own_loss(model, processor, p, t) for p, t in zip(to_pil(pixels), TEXTS, strict=True)]
+        losses = VlmLoss(model, processor, tiny.prompt, TEXTS)(pixels)
+        expected = [own_loss(model, processor, p, tiny.prompt, t) for p, t in zip(to_pil(pixels), TEXTS, strict=True)]
         torch.testing.assert_close(losses.detach(), torch.tensor(expected), rtol=tolerance, atol=tolerance)
-    _check_slope(model, processor)
+    _check_slope(model, processor, tiny.prompt)
 
 
-def _check_slope(model: Any, processor: Any) -> None:
+def _check_slope(model: Any, processor: Any, prompt: str) -> None:
     """Directional derivatives against central differences in fp64."""
     for parent in list(model.modules()):
         for name, part in list(parent.named_children()):
             if type(part).__name__.endswith("RMSNorm"):  # it rounds to fp32, which drowns the differences
                 plain = torch.nn.RMSNorm(part.weight.shape, eps=1e-6)
-                plain.weight.data = part.weight.data.clone()
+                shift = 1 if type(part).__name__.startswith("Gemma") else 0
+                plain.weight.data = part.weight.data + shift
                 setattr(parent, name, plain)
     model.double()
-    loss = VlmLoss(model, processor, PROMPT, TEXTS)
+    loss = VlmLoss(model, processor, prompt, TEXTS)
     pixels = images(2, 40, 56, seed=4).double().mul(0.5).add(0.25)  # away from 0 and 1, where resizing is clamped
     direction = torch.randn(pixels.shape, generator=torch.Generator().manual_seed(3)).double()
     with frozen(model):

@@ -6,41 +6,38 @@ import copy
 import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import IntervalStrategy, PreTrainedModel, Trainer, TrainerState
-from transformers.trainer_utils import EvalLoopOutput, HubStrategy, TrainOutput, get_last_checkpoint
+from transformers import IntervalStrategy, PreTrainedModel
+from transformers.trainer_utils import EvalLoopOutput, HubStrategy
 
-from fare_hf.attacks import pgd
-from fare_hf.data import check_samples, collate_pixels, sample_generator
+from fare_hf.data import check_samples, collate_pixels
 from fare_hf.encoders import (
     embed,
     evaluating,
     freeze,
     freeze_unused,
     frozen,
-    load_complete,
     make_embed,
     matmul_patch_embedding,
 )
 from fare_hf.hub import Publication
 from fare_hf.objectives import FareObjective, Objective
 from fare_hf.pixels import Normalization
+from fare_hf.training.attack import EVALUATION, BatchAttack
+from fare_hf.training.checkpoints import CheckpointTrainer
 from fare_hf.training.config import FareConfig
+from fare_hf.training.failures import blame
 from fare_hf.training.publish import check_push, publish, publish_checkpoint
 from fare_hf.training.window import EpochCallback, Window, summarise
 
 __all__ = ["FareTrainer"]
 
-# Stands for the step in the seeds of an evaluation, so that its random starts are the same after any step.
-EVALUATION = -1
 
-
-class FareTrainer(Trainer):
+class FareTrainer(CheckpointTrainer):
     """Trainer whose loss is taken on images attacked by PGD against the current encoder (arXiv 2402.12336).
 
     Batches are `{"pixel_values": (B, 3, H, W) fp32 in [0,1], "index": (B,), "labels"?: (B,)}`, as `PixelDataset` and
@@ -106,6 +103,9 @@ class FareTrainer(Trainer):
         )
         self.original = self._prepare_original(reference)
         self.add_callback(EpochCallback())
+        # FSDP fixes requires_grad when it first gathers a parameter: frozen then, it would never be trained.
+        hold = evaluating if self.is_fsdp_enabled else frozen
+        self._attack = BatchAttack(self.args, self.objective, self.normalization, hold)
         self._window = Window(self.args.device)
         self._evaluated: list[Tensor] = []
 
@@ -119,13 +119,13 @@ class FareTrainer(Trainer):
         """The encoder's forward returns no loss: attack the batch, then one forward of what the attack found."""
         self._window.begin(len(inputs["pixel_values"]) * self.accelerator.num_processes)
         with self._fast_patches():
-            adversarial, targets, start = self._attack(inputs, self.state.global_step)
-            embeddings = embed(model, self.normalization(adversarial), self.args.embedding)
-            losses = self.objective(embeddings, targets)
+            attacked = self._attack(self.model, self.original, inputs, self.state.global_step)
+            embeddings = embed(model, self.normalization(attacked.pixels), self.args.embedding)
+            losses = self.objective(embeddings, attacked.targets)
             if not losses.isfinite().all():
-                raise ValueError(self._blame(inputs, losses))
+                raise ValueError(blame(self.state.global_step + 1, inputs, losses))
             if self._is_measured_step():
-                self._window.add(self._measure(inputs["pixel_values"], embeddings, losses, start))
+                self._window.add(self._measure(inputs["pixel_values"], embeddings, losses, attacked.start_losses))
         loss = losses.mean()
         return (loss, {"embeddings": embeddings}) if return_outputs else loss
 
@@ -139,10 +139,10 @@ class FareTrainer(Trainer):
         """The Trainer computes no loss without labels: here it is the loss under attack, from fixed random starts."""
         inputs = self._prepare_inputs(inputs)
         with self._fast_patches(), torch.no_grad():
-            adversarial, targets, start = self._attack(inputs, EVALUATION)
-            embeddings = embed(model, self.normalization(adversarial), self.args.embedding)
-            losses = self.objective(embeddings, targets)
-            values = self._measure(inputs["pixel_values"], embeddings, losses, start)
+            attacked = self._attack(self.model, self.original, inputs, EVALUATION)
+            embeddings = embed(model, self.normalization(attacked.pixels), self.args.embedding)
+            losses = self.objective(embeddings, attacked.targets)
+            values = self._measure(inputs["pixel_values"], embeddings, losses, attacked.start_losses)
         self._evaluated.append(self.accelerator.gather_for_metrics(values))
         return losses.mean(), None, None
 
@@ -167,42 +167,6 @@ class FareTrainer(Trainer):
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """The paper decays all parameters; the Trainer would spare biases and norms."""
         return [name for name, _ in model.named_parameters()]
-
-    def train(
-        self,
-        resume_from_checkpoint: str | bool | None = None,
-        trial: Any = None,
-        ignore_keys_for_eval: list[str] | None = None,
-    ) -> TrainOutput:
-        """`Trainer.train`, which makes one step too many where the checkpoint is of the last step already."""
-        folder = get_last_checkpoint(str(self.args.output_dir)) if resume_from_checkpoint is True else None
-        folder = folder or (resume_from_checkpoint if isinstance(resume_from_checkpoint, str) else None)
-        if folder and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            state = TrainerState.load_from_json(str(Path(folder) / "trainer_state.json"))
-            if state.global_step >= self.args.max_steps > 0:
-                self._restore(folder)
-                self.state = state
-                return TrainOutput(state.global_step, 0.0, {})
-        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """The Trainer loads nothing into a `CLIPVisionModel` from `vision_model.*` names, with only a warning."""
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
-            self._restore(resume_from_checkpoint)
-
-    def _load_best_model(self) -> None:
-        """As `_load_from_checkpoint`."""
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            super()._load_best_model()
-        else:
-            self._restore(str(self.state.best_model_checkpoint))
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """`Trainer.train` puts `use_cache` into the configuration, which no vision encoder has."""
-        vars(self.accelerator.unwrap_model(self.model).config).pop("use_cache", None)
-        super()._save(output_dir, state_dict)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """The Trainer makes a repository before the first step; here it is only seen that one can be made."""
@@ -247,64 +211,11 @@ class FareTrainer(Trainer):
             own = self.args.hub_strategy == HubStrategy.ALL_CHECKPOINTS
             publish_checkpoint(self, checkpoint_folder, os.path.basename(checkpoint_folder) if own else None)
 
-    def _restore(self, folder: str) -> None:
-        """Every weight from a checkpoint, by name, or an error."""
-        encoder = self.accelerator.unwrap_model(self.model)
-        encoder.load_state_dict(load_complete(type(encoder), folder).state_dict(), strict=True)
-
     def _prepare_original(self, reference: nn.Module) -> nn.Module:
         prepared = self.accelerator.prepare_model(reference, evaluation_mode=True)
         # evaluate() without train() prepares the encoder only while the accelerator knows of no model.
         self.accelerator._models.remove(prepared)
         return prepared
-
-    def _attack(self, inputs: dict[str, Any], step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Attacks a batch: adversarial pixels `(B, 3, H, W)`, the objective's targets, losses at the start `(B,)`."""
-        if "index" not in inputs:
-            raise ValueError("the batch has no 'index', only " + ", ".join(inputs) + "; use PixelDataset, or add it.")
-        pixels = inputs["pixel_values"]
-        embed_original = make_embed(self.original, self.normalization, self.args.embedding)
-        # Not the DDP wrapper, which syncs buffers in every forward; FSDP's hooks are needed and self.model has them.
-        embed_current = make_embed(self.model, self.normalization, self.args.embedding)
-        first: list[Tensor] = []
-
-        def loss_fn(points: Tensor) -> Tensor:
-            losses = self.objective(embed_current(points), targets)
-            if not first:
-                first.append(losses.detach())
-            return losses
-
-        # FSDP fixes requires_grad when it first gathers a parameter: frozen then, it would never be trained.
-        hold = evaluating if self.is_fsdp_enabled else frozen
-        with hold(self.model):
-            with torch.no_grad():
-                targets = self.objective.targets(pixels, inputs.get("labels"), embed_original)
-            try:
-                start = self._random_start(pixels, inputs["index"], step)
-                adversarial = pgd(
-                    loss_fn,
-                    pixels,
-                    self.args.threat_model,
-                    steps=self.args.attack_steps,
-                    step_size=self.args.attack_step_size,
-                    start=start,
-                )
-            except ValueError as error:
-                if "NaN" not in str(error) and _in_range(pixels).all():
-                    raise  # of another kind: no sample is to blame
-                raise ValueError(self._blame(inputs, first[0] if first else None)) from error
-        return adversarial, targets, first[0]
-
-    def _random_start(self, pixels: Tensor, index: Tensor, step: int) -> Tensor:
-        """A random start for each sample from (seed, step, index): the same in any process, batch or resumed run.
-
-        Not projected: the attack does that first thing.
-        """
-        start = torch.empty_like(pixels)
-        for row, image, number in zip(start.split(1), pixels.split(1), index.tolist(), strict=True):
-            generator = sample_generator(self.args.seed, step, number, pixels.device)
-            torch.add(image, self.args.threat_model.noise(image, generator), out=row)
-        return start
 
     @torch.no_grad()
     def _measure(self, pixels: Tensor, embeddings: Tensor, losses: Tensor, start: Tensor) -> Tensor:
@@ -330,26 +241,6 @@ class FareTrainer(Trainer):
             stack.enter_context(matmul_patch_embedding(self.model))
             stack.enter_context(matmul_patch_embedding(self.original))
         return stack
-
-    def _blame(self, inputs: dict[str, Any], losses: Tensor | None) -> str:
-        """The sentence for a batch that broke: the step and the `index` of the samples at fault, or of all."""
-        broken, step = ~_in_range(inputs["pixel_values"]), self.state.global_step + 1
-        if broken.any():
-            samples = inputs["index"][broken].tolist()
-            return (
-                f"step {step}: samples with index {samples} have NaN or values outside [0, 1]; look at these images."
-            )
-        bad = torch.ones_like(broken) if losses is None else ~losses.isfinite()
-        return (
-            f"step {step}: the loss is not finite, samples with index {inputs['index'][bad].tolist()}; "
-            "lower learning_rate, or look at these images."
-        )
-
-
-def _in_range(pixels: Tensor) -> Tensor:
-    """(B,) whether all values of an image are in [0, 1]; NaN is not."""
-    pixels = pixels.flatten(1)
-    return ((pixels >= 0) & (pixels <= 1)).all(dim=1)
 
 
 def _check_set_up(model: nn.Module, args: FareConfig, processing_class: Any, objective: Objective | None) -> None:

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from fare_hf.vlm.families import Family, image_processor_of, layers_read
+from fare_hf.vlm.families import Family, feature_token, image_processor_of, layers_read
 
 __all__ = [
     "ARCHITECTURE_FIELDS",
     "check_architecture",
+    "check_image_token",
     "check_normalization",
     "check_processor",
     "check_shared",
@@ -171,17 +172,9 @@ def check_processor(config: Any, processor: Any, patch_size: int) -> None:
         ValueError: the field in which it differs.
     """
     image_processor_of(processor)
-    expected = getattr(config, "image_token_id", None)
-    token = getattr(processor, "image_token", None)
-    if expected is not None and token is not None:
-        index = processor.tokenizer.convert_tokens_to_ids(token)
-        if index != expected:
-            raise ValueError(
-                f"the processor's image token '{token}' has id {index}, the model expects {expected}: load both from "
-                "the same repository."
-            )
+    check_image_token(config, processor)
     pairs = (
-        ("patch_size", patch_size),
+        ("patch_size", patch_size * getattr(config, "downsample_factor", 1)),  # AyaVision joins patches to a token
         ("vision_feature_select_strategy", getattr(config, "vision_feature_select_strategy", None)),
     )
     for name, value in pairs:
@@ -190,6 +183,21 @@ def check_processor(config: Any, processor: Any, patch_size: int) -> None:
             raise ValueError(
                 f"the processor has {name} {other!r}, the model {value!r}: load both from the same repository."
             )
+
+
+def check_image_token(config: Any, processor: Any) -> None:
+    """Processor and model must agree on the token that stands for an image.
+
+    Raises:
+        ValueError: they do not.
+    """
+    expected, token = getattr(config, "image_token_id", None), feature_token(processor)
+    index = processor.tokenizer.convert_tokens_to_ids(token)
+    if expected is not None and index != expected:
+        raise ValueError(
+            f"the processor's image token '{token}' has id {index}, the model expects {expected}: load both from the "
+            "same repository."
+        )
 
 
 def check_normalization(processor: Any, images: Any | None, source: str) -> None:

@@ -16,6 +16,7 @@ __all__ = [
     "Family",
     "family_named",
     "family_of",
+    "feature_token",
     "image_processor_of",
     "layers_read",
     "placement",
@@ -46,8 +47,8 @@ class Family:
         features: what is read of the tower: "layers" (the hidden states that the configuration names), "last" (the
             last hidden state before the final norm) or "normed" (after it).
         any_size: whether an encoder of another resolution fits (projector and processor count patches freely).
-        any_resolution: whether the processor cuts an image into tiles.
-        loss: whether `VlmLoss` and `generate_text` know its processor.
+        any_resolution: whether the processor may cut an image into tiles, so that its size decides how many
+            placeholders stand for it.
     """
 
     vlm_class: str
@@ -56,7 +57,6 @@ class Family:
     features: str = "layers"
     any_size: bool = True
     any_resolution: bool = False
-    loss: bool = True
 
     @property
     def tower(self) -> str:
@@ -73,9 +73,10 @@ FAMILIES: tuple[Family, ...] = (
     Family("VideoLlavaForConditionalGeneration", ("model.image_tower", "model.video_tower"), (CLIP,)),
     Family("LlavaOnevisionForConditionalGeneration", ONE, any_resolution=True),
     Family("IdeficsForVisionText2Text", ("model.vision_model",), ("IdeficsVisionTransformer",), "last"),
-    Family("AyaVisionForConditionalGeneration", ONE, (SIGLIP,), any_size=False, loss=False),
-    Family("PaliGemmaForConditionalGeneration", ONE, (SIGLIP,), "normed", any_size=False, loss=False),
-    Family("Gemma3ForConditionalGeneration", ONE, (SIGLIP,), "normed", any_size=False, loss=False),
+    Family("AyaVisionForConditionalGeneration", ONE, (SIGLIP,), any_resolution=True),
+    Family("PaliGemmaForConditionalGeneration", ONE, (SIGLIP,), "normed"),
+    # Its projector pools the patches over windows that follow from their number when it is made.
+    Family("Gemma3ForConditionalGeneration", ONE, (SIGLIP,), "normed", any_size=False, any_resolution=True),
 )
 
 QFORMER = "its tower is EVA-CLIP's ViT-g in a class of its own, read by a Q-Former that was trained on it"
@@ -202,6 +203,15 @@ def image_processor_of(processor: Any) -> Any:
             "AutoProcessor.from_pretrained from the model's repository."
         )
     return images
+
+
+def feature_token(processor: Any) -> str:
+    """The token at whose places the language model reads an image: the placeholder, or what it is expanded to."""
+    if getattr(processor, "img_patch_token", None):  # AyaVision
+        return processor.img_patch_token
+    if getattr(processor, "boi_token", None):  # Gemma 3
+        return processor.tokenizer.image_token
+    return getattr(processor, "image_token", None) or "<image>"
 
 
 def _check_tower_class(vlm: Any, family: Family, path: str) -> None:

@@ -9,8 +9,8 @@ import torch
 from transformers import PreTrainedModel
 
 from fare_hf.encoders import frozen
-from fare_hf.vlm.families import image_processor_of, tower_placement
-from fare_hf.vlm.geometry import image_inputs
+from fare_hf.vlm.families import tower_placement
+from fare_hf.vlm.geometry import image_inputs, image_settings
 from fare_hf.vlm.prompts import prompt_rows, start_device
 
 __all__ = ["generate_text"]
@@ -40,7 +40,7 @@ def generate_text(
     Raises:
         ValueError: pixels of another shape, another number of prompts than images, no image placeholder.
     """
-    inputs = image_inputs(image_processor_of(processor), pixels)
+    inputs = image_inputs(image_settings(processor), pixels)
     prompts = [prompt] * len(pixels) if isinstance(prompt, str) else list(prompt)
     if len(prompts) != len(pixels):
         raise ValueError(f"{len(prompts)} prompts for {len(pixels)} images: give one prompt, or one per image.")

@@ -7,6 +7,7 @@ the height, and this does not: a pixel differs by at most 1.5/255.
 
 from __future__ import annotations
 
+import copy
 import math
 from functools import cache
 from typing import Any
@@ -18,22 +19,38 @@ from torch.nn import functional as F
 from transformers.image_processing_utils import select_best_resolution
 
 from fare_hf.pixels import Normalization
+from fare_hf.vlm.families import image_processor_of
 
-__all__ = ["image_inputs", "processed_pixels"]
+__all__ = ["image_inputs", "image_settings", "processed_pixels"]
 
 MODES = {2: "bilinear", 3: "bicubic"}
 """PIL's numbers of the filters that torch has too."""
+
+
+def image_settings(processor: Any) -> Any:
+    """The image processor as a processor calls it: with the options that the processor's class sets itself.
+
+    AyaVision cuts images into tiles and Gemma 3 does not look closer, whatever the image processor's own file says.
+
+    Raises:
+        TypeError: it is no processor of a vision-language model.
+    """
+    settings = copy.copy(image_processor_of(processor))
+    for name, value in getattr(processor, "images_kwargs", {}).items():
+        setattr(settings, name, value)
+    return settings
 
 
 def image_inputs(image_processor: Any, pixels: Tensor) -> dict[str, Tensor]:
     """The model inputs that the processor would make of a batch of images.
 
     Args:
-        image_processor: of a model of `fare_hf.vlm.families.FAMILIES` for which `Family.loss` holds.
+        image_processor: `image_settings` of the processor of a model of `fare_hf.vlm.families.FAMILIES`.
         pixels: (B, 3, H, W) in [0, 1].
 
     Returns:
-        `pixel_values`: (B, 3, S, S), or (B, T, 3, S, S) with T tiles; and `image_sizes` (B, 2) with tiles.
+        `pixel_values`: (B, 3, S, S), or (B, T, 3, S, S) with T tiles and `image_sizes` (B, 2) where the model puts the
+        tiles together, or (B * T, 3, S, S) where it reads them one after the other (AyaVision, Gemma 3).
 
     Raises:
         ValueError: pixels of another shape, or a processor with a filter or range that this does not know.
@@ -57,6 +74,11 @@ def processed_pixels(image_processor: Any, pixels: Tensor) -> Tensor:
     """The same before normalisation: values stay in [0, 1]."""
     if getattr(image_processor, "image_grid_pinpoints", None) is not None:
         return _tiles(image_processor, pixels)
+    if getattr(image_processor, "crop_to_patches", False) and image_processor.max_patches > 1:
+        return _canvas(image_processor, pixels)
+    if getattr(image_processor, "do_pan_and_scan", False):
+        parts = [_fit(image_processor, part) for part in (pixels, *_close_ups(image_processor, pixels))]
+        return torch.stack(parts, 1).flatten(0, 1)
     if getattr(image_processor, "do_pad", False) and hasattr(image_processor, "pad_to_square"):
         pixels = _square(pixels, image_processor.image_mean)
     return _fit(image_processor, pixels)
@@ -86,6 +108,36 @@ def _tiles(image_processor: Any, pixels: Tensor) -> Tensor:
     parts = [_resize(pixels, overview, image_processor)]
     parts += [padded[..., i : i + tile, j : j + tile] for i in range(0, rows, tile) for j in range(0, columns, tile)]
     return torch.stack([_fit(image_processor, part) for part in parts], 1)
+
+
+def _canvas(image_processor: Any, pixels: Tensor) -> Tensor:
+    """AyaVision: an image stretched over the best grid of tiles, row by row, then the whole: (B * T, 3, S, S)."""
+    # Imported where it is needed: its module asks for torchvision in some versions of transformers.
+    from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
+
+    tile = int(image_processor.size["height"]), int(image_processor.size["width"])
+    fewest, most = image_processor.min_patches, image_processor.max_patches
+    columns, rows = get_optimal_tiled_canvas(tuple(pixels.shape[-2:]), tile, fewest, most)
+    large = _resize(pixels, (rows * tile[0], columns * tile[1]), image_processor)
+    parts = [part for row in large.split(tile[0], -2) for part in row.split(tile[1], -1)]
+    if len(parts) > 1:
+        parts.append(_resize(pixels, tile, image_processor))
+    return torch.stack(parts, 1).flatten(0, 1)
+
+
+def _close_ups(image_processor: Any, pixels: Tensor) -> tuple[Tensor, ...]:
+    """Gemma 3's "pan and scan": an image that is much longer than wide, in a few pieces along its length."""
+    height, width = pixels.shape[-2:]
+    long, short = max(height, width), min(height, width)
+    least = image_processor.pan_and_scan_min_crop_size
+    if long / short < image_processor.pan_and_scan_min_ratio_to_activate:
+        return ()
+    count = min(long // least, math.floor(long / short + 0.5))
+    count = min(image_processor.pan_and_scan_max_num_crops, max(2, count))
+    length = math.ceil(long / count)
+    if min(length, short) < least:
+        return ()
+    return pixels.split(length, -1 if width >= height else -2)
 
 
 def _inside(height: int, width: int, rows: int, columns: int) -> tuple[int, int]:

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from fare_hf.vlm.families import family_of, image_processor_of, tower_placement
-from fare_hf.vlm.geometry import image_inputs
+from fare_hf.vlm.families import family_of, tower_placement
+from fare_hf.vlm.geometry import image_inputs, image_settings
 from fare_hf.vlm.prefix import Prefix
-from fare_hf.vlm.prompts import Rows, join, prompt_rows, start_device
+from fare_hf.vlm.prompts import Rows, prompt_rows, start_device
 
 __all__ = ["VlmLoss"]
 
@@ -58,7 +58,7 @@ class VlmLoss:
         texts: the B texts; each is joined to its prompt by one space unless one of the two has white space there.
 
     Raises:
-        TypeError: a family whose processor's geometry is not known.
+        TypeError: a model of another family.
         ValueError: an empty text, prompts and texts of different number, a prompt without (or with a second) image
             placeholder, or a prompt whose last token merges with the text's first.
     """
@@ -120,7 +120,7 @@ class VlmLoss:
 
     def _logits(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, L - first, V) that predict the labels (B, L - first) from the first answer token on."""
-        inputs = image_inputs(image_processor_of(self.processor), pixels)
+        inputs = image_inputs(image_settings(self.processor), pixels)
         if len(pixels) != len(self):
             raise ValueError(f"{len(pixels)} images for {len(self)} texts: give one image per text.")
         texts = self._texts_for((int(pixels.shape[-2]), int(pixels.shape[-1])))
@@ -147,7 +147,7 @@ def _prepare(
     vlm: PreTrainedModel, processor: Any, prompts: Sequence[str], answers: Sequence[str], size: tuple[int, int]
 ) -> _Texts:
     heads = prompt_rows(vlm, processor, prompts, size)
-    rows = prompt_rows(vlm, processor, [join(p, text) for p, text in zip(prompts, answers, strict=True)], size)
+    rows = prompt_rows(vlm, processor, prompts, size, answers)
     labels = rows.ids.masked_fill(rows.mask == 0, IGNORED)
     for number, answer in enumerate(answers):
         length = heads.lengths[number]

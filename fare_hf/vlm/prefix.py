@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from fare_hf.encoders import evaluating
-from fare_hf.vlm.families import towers_of
-from fare_hf.vlm.prompts import Rows, image_token
+from fare_hf.vlm.families import feature_token, towers_of
+from fare_hf.vlm.prompts import Rows
 
 __all__ = ["Prefix"]
 
@@ -42,9 +42,11 @@ class Prefix:
 
     def _length(self, rows: Rows, processor: Any) -> int:
         """Columns that are the same in all rows, real, and before any image token."""
-        if rows.extras:  # such as the image attention of Idefics, whose language model wants an image at any time
+        # The image attention of Idefics, whose language model wants an image at any time; the token types of
+        # PaliGemma and Gemma 3, which let tokens look ahead.
+        if rows.extras:
             return 0
-        image = processor.tokenizer.convert_tokens_to_ids(image_token(self.vlm, processor))
+        image = processor.tokenizer.convert_tokens_to_ids(feature_token(processor))
         same = (rows.ids == rows.ids[:1]).all(0) & (rows.ids != image).all(0) & (rows.mask == 1).all(0)
         return int(same.long().cumprod(0).sum())
 

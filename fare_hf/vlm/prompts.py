@@ -11,13 +11,15 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from fare_hf.vlm.families import family_of, tower_placement
+from fare_hf.vlm.checks import check_image_token
+from fare_hf.vlm.families import tower_placement
 
 __all__ = ["Rows", "image_token", "join", "model_inputs", "pad", "prompt_rows", "start_device"]
 
 IMAGE = "<image>"
-# What a processor makes of the picture; everything else it makes of the text.
-OF_IMAGE = ("pixel_values", "pixel_values_images", "image_sizes", "batch_num_images")
+# What a processor makes of the picture, or what is no input; everything else it makes of the text.
+OF_IMAGE = ("pixel_values", "pixel_values_images", "image_sizes", "batch_num_images", "num_patches", "num_crops")
+NO_INPUTS = ("labels",)
 
 
 @dataclass(frozen=True)
@@ -48,46 +50,36 @@ class Rows:
         return Rows(self.ids[indices], self.mask[indices], extras, lengths)
 
 
-def image_token(vlm: PreTrainedModel, processor: Any) -> str:
-    """The placeholder of an image in a prompt.
-
-    Raises:
-        TypeError: no `VlmLoss` for this family.
-        ValueError: processor and model disagree on it.
-    """
-    family = family_of(vlm)
-    if not family.loss:
-        raise TypeError(
-            f"losses and answers through pixels are not available for {type(vlm).__name__}: its processor's geometry "
-            "is not written down in fare_hf.vlm.geometry."
-        )
-    token = getattr(processor, "image_token", None) or IMAGE
-    expected = getattr(vlm.config, "image_token_id", None)
-    index = processor.tokenizer.convert_tokens_to_ids(token)
-    if expected is not None and index != expected:
-        raise ValueError(
-            f"the processor's image token '{token}' has id {index}, the model expects {expected}: load both from the "
-            "same repository."
-        )
-    return token
+def image_token(processor: Any) -> str:
+    """The placeholder of an image in a prompt (`<image>` in most families, `<start_of_image>` in Gemma 3)."""
+    return getattr(processor, "image_token", None) or IMAGE
 
 
 def prompt_rows(
-    vlm: PreTrainedModel, processor: Any, texts: Sequence[str], size: tuple[int, int], *, left: bool = False
+    vlm: PreTrainedModel,
+    processor: Any,
+    prompts: Sequence[str],
+    size: tuple[int, int],
+    answers: Sequence[str] | None = None,
+    *,
+    left: bool = False,
 ) -> Rows:
-    """What the processor makes of each text, for an image of `size` (height, width) at its placeholder.
+    """What the processor makes of each prompt, with its answer behind it, for an image of `size` (height, width).
 
     Raises:
-        ValueError: a text does not hold the placeholder exactly once.
+        ValueError: a prompt does not hold the placeholder exactly once; processor and model disagree on the image's
+            token.
     """
-    token = image_token(vlm, processor)
-    for text in texts:
-        if text.count(token) != 1:
-            raise ValueError(f"the prompt {text!r} must hold '{token}' exactly once.")
-    picture = Image.new("RGB", (size[1], size[0]))
-    made = [_inputs(processor, text, token, picture) for text in texts]
+    check_image_token(vlm.config, processor)
+    token, picture = image_token(processor), Image.new("RGB", (size[1], size[0]))
+    made = []
+    for number, prompt in enumerate(prompts):
+        answer = None if answers is None else answers[number]
+        if (prompt if answer is None else join(prompt, answer)).count(token) != 1:
+            raise ValueError(f"the prompt {prompt!r} must hold '{token}' exactly once, and its text must not.")
+        made.append(_inputs(processor, prompt, picture, answer))
     ids, mask = pad([inputs["input_ids"][0].tolist() for inputs in made], _padding(processor), left=left)
-    known = (*OF_IMAGE, "input_ids", "attention_mask")
+    known = (*OF_IMAGE, *NO_INPUTS, "input_ids", "attention_mask")
     names = [name for name in (made[0] if made else {}) if name not in known]
     extras = {name: _pad_rows([inputs[name][0] for inputs in made], ids.shape[1], left) for name in names}
     return Rows(ids, mask, extras, tuple(int(row) for row in mask.sum(1)))
@@ -95,12 +87,12 @@ def prompt_rows(
 
 def model_inputs(vlm: PreTrainedModel, processor: Any, picture: Image.Image) -> dict[str, Tensor]:
     """What the processor makes of one picture and nothing but its placeholder, where the model wants it."""
-    token = getattr(processor, "image_token", None) or IMAGE
     device, (_, dtype) = start_device(vlm), tower_placement(vlm)
-    inputs = _inputs(processor, token, token, picture)
+    inputs = _inputs(processor, image_token(processor), picture)
     return {
         name: tensor.to(device, dtype) if tensor.is_floating_point() else tensor.to(device)
         for name, tensor in inputs.items()
+        if name not in NO_INPUTS
     }
 
 
@@ -126,13 +118,25 @@ def pad(rows: Sequence[Sequence[int]], value: int, *, left: bool = False) -> tup
     return ids, mask
 
 
-def _inputs(processor: Any, text: str, token: str, picture: Image.Image) -> dict[str, Tensor]:
-    """One text and one picture through the processor."""
-    if type(processor).__name__.startswith("Idefics"):  # a prompt is a list with the pictures in their places
-        before, after = text.split(token)
+def _inputs(processor: Any, prompt: str, picture: Image.Image, answer: str | None = None) -> dict[str, Tensor]:
+    """One prompt and one picture through the processor, with the answer behind the prompt."""
+    kind = type(processor).__name__
+    if "PaliGemma" in kind and answer is not None:  # it reads the prompt in both directions: the answer is marked
+        return _with_suffix(processor, prompt, picture, answer)
+    text = prompt if answer is None else join(prompt, answer)
+    if kind.startswith("Idefics"):  # a prompt is a list with the pictures in their places
+        before, after = text.split(image_token(processor))
         parts = [part for part in (before, picture, after) if not isinstance(part, str) or part.strip()]
         return dict(processor(text=[parts], return_tensors="pt"))
     return dict(processor(images=picture, text=text, return_tensors="pt"))
+
+
+def _with_suffix(processor: Any, prompt: str, picture: Image.Image, answer: str) -> dict[str, Tensor]:
+    """PaliGemma's prompt and answer; the end of text that its processor adds is no part of the answer."""
+    if not answer:
+        return dict(processor(images=picture, text=prompt, return_tensors="pt"))
+    inputs = dict(processor(images=picture, text=prompt, suffix=answer, return_tensors="pt"))
+    return {name: value if name in OF_IMAGE else value[:, :-1] for name, value in inputs.items()}
 
 
 def _padding(processor: Any) -> int:

@@ -70,6 +70,9 @@ def resize_configs(vlm: Any, towers: Iterable[Any], size: int, edits: Edits) -> 
         for name, value in _changes(owner.to_dict(), old, size).items():
             if name != "vision_config":
                 edits.set(owner, name, value)
+        text = getattr(owner, "text_config", None)
+        if hasattr(text, "num_image_tokens"):  # PaliGemma
+            edits.set(text, "num_image_tokens", (size // int(owner.vision_config.patch_size)) ** 2)
     for vision in visions:
         edits.set(vision, "image_size", size)
 
@@ -101,9 +104,9 @@ def scaled_processor(content: Mapping[str, Any], old: int, size: int) -> dict[st
             found[name] = sizes if isinstance(value, dict) else size
         elif name == "image_grid_pinpoints" and value:
             found[name] = _scaled_pinpoints(value, old, size)
-        elif name == "image_size" and value == old:
+        elif name in ("image_size", "img_size") and value == old:
             found[name] = size
-        elif name == "num_image_tokens" and value:
+        elif name in ("num_image_tokens", "image_seq_length") and value:
             found[name] = _scaled_patches(value, old, size)
         elif name in ("image_processor", "video_processor") and isinstance(value, dict):
             found[name] = scaled_processor(value, old, size)
@@ -126,8 +129,12 @@ def resize_processor(processor: Any, old: int, size: int, edits: Edits) -> None:
             edits.set(images, "image_grid_pinpoints", _scaled_pinpoints(pinpoints, old, size))
         if isinstance(getattr(images, "image_size", None), int):  # Idefics
             edits.set(images, "image_size", size)
-    if isinstance(getattr(processor, "num_image_tokens", None), int):  # LLaVA-OneVision
-        edits.set(processor, "num_image_tokens", _scaled_patches(processor.num_image_tokens, old, size))
+    counts = [(processor, "num_image_tokens"), (processor, "image_seq_length")]  # LLaVA-OneVision; PaliGemma
+    for owner, name in [*counts, (image_processor_of(processor), "image_seq_length")]:
+        if isinstance(getattr(owner, name, None), int):
+            edits.set(owner, name, _scaled_patches(getattr(owner, name), old, size))
+    if getattr(processor, "img_size", None) == old:  # AyaVision
+        edits.set(processor, "img_size", size)
 
 
 def _changes(config: Mapping[str, Any], old: int, size: int) -> dict[str, Any]:

@@ -1,0 +1,128 @@
+"""Floating-point operations of a vision transformer and of a FARE step, and what a device does at most.
+
+A multiplication and an addition are two operations; only matrix products count, as everywhere where a model FLOP
+utilisation (MFU) is given (Chowdhery et al. 2022, arXiv 2204.02311, appendix B). What activation checkpointing or
+flash attention computes a second time does not count.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+__all__ = ["Flops", "count_flops", "peak_flops"]
+
+PEAKS = {
+    "B200": 2250.0,
+    "GH200": 989.5,
+    "H200": 989.5,
+    "H100 PCIE": 756.5,
+    "H100 NVL": 835.5,
+    "H100": 989.5,
+    "A100": 312.0,
+    "A800": 312.0,
+    "A40": 149.7,
+    "A30": 165.0,
+    "A10G": 70.0,
+    "A10": 125.0,
+    "L40S": 362.0,
+    "L40": 181.0,
+    "L4": 121.0,
+    "RTX A6000": 154.8,
+    "RTX 6000 ADA": 364.2,
+    "RTX 4090": 165.2,
+    "RTX 3090": 71.0,
+    "V100": 125.0,
+    "T4": 65.0,
+}
+"""Part of a CUDA device's name -> dense half-precision TFLOP/s with fp32 accumulation, of NVIDIA's data sheets; the
+first part that is found counts."""
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Operations for one image, in three kinds that differ in their backward pass.
+
+    Attributes:
+        patches: the patch embedding's product, whose input is the image.
+        linear: products with weights.
+        attention: products of queries with keys, and of attention with values.
+    """
+
+    patches: int
+    linear: int
+    attention: int
+
+    @property
+    def forward(self) -> int:
+        """One forward pass."""
+        return self.patches + self.linear + self.attention
+
+    @property
+    def to_pixels(self) -> int:
+        """A backward pass to the pixels with frozen weights; a product of two activations has two gradients."""
+        return self.patches + self.linear + 2 * self.attention
+
+    @property
+    def to_weights(self) -> int:
+        """A backward pass to every weight and not to the pixels."""
+        return self.patches + 2 * self.linear + 2 * self.attention
+
+    def step(self, attack_steps: int, *, clean_target: bool = True) -> int:
+        """One image through a training step: the original's target, the attack, and the update.
+
+        Args:
+            attack_steps: gradient steps of the attack.
+            clean_target: whether the original encoder is run, as for FARE (TeCoA does not).
+        """
+        attack = attack_steps * (self.forward + self.to_pixels)
+        return clean_target * self.forward + attack + self.forward + self.to_weights
+
+
+def count_flops(config: Any, embedding: str = "projected", layer: int = -2) -> Flops:
+    """Operations that an embedding of one image needs.
+
+    Args:
+        config: of a CLIP, SigLIP or DINOv2 vision encoder (a whole CLIP's works too).
+        embedding: `projected`, `pooled` or `tokens`, as in `fare_hf.encoders`.
+        layer: index into the hidden states for `tokens`; later layers are not needed, and not counted.
+
+    Raises:
+        ValueError: a layer that the encoder does not have.
+    """
+    config = getattr(config, "vision_config", config)
+    width, depth = config.hidden_size, config.num_hidden_layers
+    if not -depth - 1 <= layer <= depth:
+        raise ValueError(f"layer={layer} is outside the {depth + 1} hidden states; give one of them, such as -2.")
+    layers = layer % (depth + 1) if embedding == "tokens" else depth
+    patches = (config.image_size // config.patch_size) ** 2
+    siglip = config.model_type.startswith("siglip")
+    tokens = patches if siglip else patches + 1
+    linear = layers * tokens * (8 * width**2 + _mlp(config))
+    attention = layers * 4 * tokens**2 * width
+    if siglip and embedding == "pooled":  # one learned query reads all tokens
+        linear += 4 * tokens * width**2 + 4 * width**2 + _mlp(config)
+        attention += 4 * tokens * width
+    if embedding == "projected":
+        linear += 2 * width * config.projection_dim
+    return Flops(patches * 2 * config.num_channels * config.patch_size**2 * width, linear, attention)
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """What a CUDA device computes at most in half precision, in FLOP/s; None for a CPU or a device not in `PEAKS`."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device).upper().replace("-", " ")
+    return next((tera * 1e12 for part, tera in PEAKS.items() if part in name), None)
+
+
+def _mlp(config: Any) -> int:
+    """Operations of one token in one MLP."""
+    width = config.hidden_size
+    if getattr(config, "use_swiglu_ffn", False):  # as Dinov2SwiGLUFFN: two thirds, in multiples of 8
+        inner = (int(int(width * config.mlp_ratio) * 2 / 3) + 7) // 8 * 8
+        return 6 * width * inner
+    inner = getattr(config, "intermediate_size", None) or int(width * config.mlp_ratio)
+    return 4 * width * inner

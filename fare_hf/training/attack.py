@@ -1,0 +1,117 @@
+"""The attack of a training step: PGD from a random start of each sample, against the encoder as it is now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fare_hf.attacks import pgd
+from fare_hf.data import sample_generator
+from fare_hf.encoders import frozen, make_embed
+from fare_hf.objectives import Objective
+from fare_hf.pixels import Normalization
+from fare_hf.training.config import FareConfig
+from fare_hf.training.failures import blame, in_range
+
+__all__ = ["EVALUATION", "Attacked", "BatchAttack"]
+
+# Stands for the step in the seeds of an evaluation, so that its random starts are the same after any step.
+EVALUATION = -1
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """A batch after its attack: `pixels` (B, 3, H, W), the objective's `targets`, losses at the start (B,)."""
+
+    pixels: Tensor
+    targets: Tensor
+    start_losses: Tensor
+
+
+class BatchAttack:
+    """Attacks batches of `FareTrainer`.
+
+    Args:
+        args: the configuration: threat model, steps, step size, embedding, seed.
+        objective: what the attack maximises.
+        normalization: of the encoder.
+        hold: puts the encoder in eval mode while it is attacked; `frozen` also keeps no activations for the weights.
+    """
+
+    def __init__(
+        self,
+        args: FareConfig,
+        objective: Objective,
+        normalization: Normalization,
+        hold: Callable[[nn.Module], AbstractContextManager[Any]] = frozen,
+    ) -> None:
+        self.args, self.objective, self.normalization, self.hold = args, objective, normalization, hold
+
+    def __call__(self, encoder: nn.Module, original: nn.Module, inputs: dict[str, Any], step: int) -> Attacked:
+        """Attacks a batch.
+
+        Args:
+            encoder: what is attacked; not the DDP wrapper, which syncs buffers in every forward.
+            original: the frozen encoder that gives the targets.
+            inputs: `pixel_values`, `index` and perhaps `labels`.
+            step: what the seeds of the random starts hold besides the samples: the global step, or `EVALUATION`.
+
+        Raises:
+            ValueError: no `index`; NaN or infinite values, with the samples' `index`.
+        """
+        if "index" not in inputs:
+            raise ValueError("the batch has no 'index', only " + ", ".join(inputs) + "; use PixelDataset, or add it.")
+        pixels = inputs["pixel_values"]
+        embed_original = make_embed(original, self.normalization, self.args.embedding)
+        with self.hold(encoder):
+            with torch.no_grad():
+                targets = self.objective.targets(pixels, inputs.get("labels"), embed_original)
+            loss_fn = _Recorded(self.objective, make_embed(encoder, self.normalization, self.args.embedding), targets)
+            try:
+                adversarial = self._maximise(loss_fn, pixels, self.random_start(pixels, inputs["index"], step))
+            except ValueError as error:
+                if "NaN" not in str(error) and in_range(pixels).all():
+                    raise  # of another kind: no sample is to blame
+                raise ValueError(blame(step + 1, inputs, loss_fn.first)) from error
+        assert loss_fn.first is not None
+        return Attacked(adversarial, targets, loss_fn.first)
+
+    def random_start(self, pixels: Tensor, index: Tensor, step: int) -> Tensor:
+        """A random start for each sample from (seed, step, index): the same in any process, batch or resumed run.
+
+        Not projected: the attack does that first thing.
+        """
+        start = torch.empty_like(pixels)
+        for row, image, number in zip(start.split(1), pixels.split(1), index.tolist(), strict=True):
+            generator = sample_generator(self.args.seed, step, number, pixels.device)
+            torch.add(image, self.args.threat_model.noise(image, generator), out=row)
+        return start
+
+    def _maximise(self, loss_fn: Callable[[Tensor], Tensor], pixels: Tensor, start: Tensor) -> Tensor:
+        return pgd(
+            loss_fn,
+            pixels,
+            self.args.threat_model,
+            steps=self.args.attack_steps,
+            step_size=self.args.attack_step_size,
+            start=start,
+        )
+
+
+class _Recorded:
+    """The objective as a function of pixels, which keeps the losses of its first call, on the device."""
+
+    def __init__(self, objective: Objective, embed: Callable[[Tensor], Tensor], targets: Tensor) -> None:
+        self.objective, self.embed, self.targets = objective, embed, targets
+        self.first: Tensor | None = None
+
+    def __call__(self, points: Tensor) -> Tensor:
+        losses = self.objective(self.embed(points), self.targets)
+        if self.first is None:
+            self.first = losses.detach()
+        return losses

@@ -176,7 +176,8 @@ def test_the_cards_snippets_run(tmp_path: Path, clip_folder: Path, monkeypatch: 
     for name in ("alone", "whole"):
         options = {"base_model": "clip", "vlm": "llava", "text_encoder": "clip" if name == "whole" else None}
         plain, swapped, zero_shot = snippets(save(Path(name), vision, **options))
-        assert torch.equal(plain["embedding"], expected)
+        # The weights are equal to the bit (above); where they lie in memory picks the kernel on some processors.
+        torch.testing.assert_close(plain["embedding"], expected, rtol=0, atol=1e-5)
         tower = tower_of(swapped["llava"]).state_dict()
         assert all(torch.equal(tensor, vision.vision_model.state_dict()[name]) for name, tensor in tower.items())
         if name == "alone":

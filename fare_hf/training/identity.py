@@ -66,8 +66,9 @@ def run_identity(
     try:
         return {**identity, "images": len(train_dataset)}
     except TypeError:
-        readers = (args.world_size, args.dataloader_num_workers, args.train_batch_size)
-        return {**identity, "processes, workers and batch of a stream": list(readers)}
+        readers = [args.world_size, args.dataloader_num_workers, args.train_batch_size]
+        readers.append(getattr(train_dataset, "shuffle_buffer", 0))
+        return {**identity, "processes, workers, batch and buffer of a stream": readers}
 
 
 def fingerprint(module: nn.Module) -> str:

@@ -33,6 +33,7 @@ from fare_hf.training.config import FareConfig
 from fare_hf.training.failures import blame
 from fare_hf.training.identity import run_identity
 from fare_hf.training.publish import check_push, publish, publish_checkpoint
+from fare_hf.training.replaced import ReplacedImages
 from fare_hf.training.window import EpochCallback, Window, summarise
 
 __all__ = ["FareTrainer"]
@@ -105,6 +106,8 @@ class FareTrainer(CheckpointTrainer):
         self.identity = run_identity(self.args, model, reference, self.objective, train_dataset)
         self.original = self._prepare_original(reference)
         self.add_callback(EpochCallback())
+        self._replaced = ReplacedImages(str(args.output_dir), args.process_index)
+        self.add_callback(self._replaced)
         # FSDP fixes requires_grad when it first gathers a parameter: frozen then, it would never be trained.
         hold = evaluating if self.is_fsdp_enabled else frozen
         self._attack = BatchAttack(self.args, self.objective, self.normalization, hold)
@@ -119,6 +122,7 @@ class FareTrainer(CheckpointTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The encoder's forward returns no loss: attack the batch, then one forward of what the attack found."""
+        self._replaced.add(inputs.pop("replaced", []))
         self._window.begin(len(inputs["pixel_values"]) * self.accelerator.num_processes)
         with self._fast_patches():
             attacked = self._attack(self.model, self.original, inputs, self.state.global_step)

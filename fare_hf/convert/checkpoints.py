@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -24,6 +25,7 @@ __all__ = [
     "Checkpoint",
     "copy_tokenizer",
     "find_file",
+    "names_repository",
     "read_checkpoint",
     "read_json",
     "read_state",
@@ -87,6 +89,19 @@ def read_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
             visual_only = _is_visual(state, f"'{source}'")
             return Checkpoint(source, _named(state), read_json(path), visual_only)
     raise ValueError(f"'{source}' holds no weights: it needs one of {', '.join(WEIGHTS)}.")
+
+
+def names_repository(source: str) -> bool:
+    """Whether a name can be that of a repository on the Hub, "namespace/name", and is no folder here.
+
+    The Hub has a few old repositories without a namespace, none of a CLIP: a single word that is no folder is a
+    mistake, or the name of a folder on another machine.
+    """
+    try:
+        validate_repo_id(source)
+    except HFValidationError:
+        return False
+    return "/" in source and not Path(source).is_dir()
 
 
 def find_file(source: str, name: str, revision: str | None = None) -> Path | None:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel, PreTrainedModel
 
+from fare_hf.convert.checkpoints import names_repository
+
 __all__ = ["whole_clip"]
+
+# How a tokenizer was loaded here, which its configuration would tell everybody who loads it from the Hub.
+LOADING = ("is_local", "local_files_only")
 
 
 def whole_clip(encoder: PreTrainedModel, original: str) -> tuple[CLIPModel, Any]:
@@ -36,12 +42,16 @@ def whole_clip(encoder: PreTrainedModel, original: str) -> tuple[CLIPModel, Any]
 
 
 def _load(original: str, dtype: torch.dtype) -> tuple[CLIPModel, Any]:
+    if not Path(original).is_dir() and not names_repository(original):
+        raise ValueError(f"{original!r} is no folder here and no name of a repository: name the original CLIP.")
     try:
         loaded: Any = CLIPModel.from_pretrained(original, dtype=dtype, output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(original)
     except (OSError, ValueError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0]
         raise ValueError(f"{original!r} is no CLIP with a tokenizer ({first}): name the original.") from None
+    for name in LOADING:
+        tokenizer.init_kwargs.pop(name, None)
     clip, info = loaded
     if info["missing_keys"]:
         raise ValueError(f"{original!r} has no weights for {sorted(info['missing_keys'])[0]!r}: name a whole CLIP.")
@@ -52,8 +62,9 @@ def _whole_config(whole: CLIPConfig, vision: Any) -> CLIPConfig:
     """The whole CLIP's configuration with the encoder's own vision part."""
     whole = copy.deepcopy(whole)
     part = copy.deepcopy(vision)
-    # Written by Trainer, and of the vision class alone.
+    # Written by Trainer, of the vision class alone, and where the encoder lay on this machine.
     part.__dict__.pop("use_cache", None)
     part.architectures = None
+    part._name_or_path = ""
     whole.vision_config = part
     return whole

@@ -14,7 +14,7 @@ from transformers import CLIPVisionModel, CLIPVisionModelWithProjection, Schedul
 from transformers.training_args import OptimizerNames
 
 from fare_hf.hub import Publication, check_access, push_robust_encoder, save_robust_encoder
-from fare_hf.hub.licenses import inherited_license
+from fare_hf.hub.base import base_name, inherited_license, is_hub_id
 
 if TYPE_CHECKING:
     from fare_hf.training.trainer import FareTrainer
@@ -72,7 +72,7 @@ def check_push(trainer: FareTrainer, token: str | None) -> str:
     """
     if not can_publish(trainer):
         raise ValueError("push_to_hub=True publishes a CLIP vision encoder trained without FSDP; push it yourself.")
-    _inherit_license(trainer)
+    _name_base(trainer)
     name = trainer.args.hub_model_id or Path(str(trainer.args.output_dir)).absolute().name
     return check_access(name, token or trainer.args.hub_token)
 
@@ -138,19 +138,21 @@ def _push_options(
 
 def _options(trainer: FareTrainer, changes: dict[str, Any]) -> dict[str, Any]:
     """Arguments of `save_robust_encoder`."""
-    name = _origin(trainer)
-    _inherit_license(trainer)
-    card: dict[str, Any] = {"base_model": Path(name).resolve().name if Path(name).is_dir() else name, **trainer.card}
-    card |= {"processor": trainer.processing_class, "threat_model": trainer.args.threat_model}
+    _name_base(trainer)
+    card = {**trainer.card, "processor": trainer.processing_class, "threat_model": trainer.args.threat_model}
     return {**card, "training": recipe(trainer), **changes}
 
 
-def _origin(trainer: FareTrainer) -> str:
-    """Where the encoder was loaded from."""
-    return str(trainer.accelerator.unwrap_model(trainer.model).config._name_or_path or "unknown")
-
-
-def _inherit_license(trainer: FareTrainer) -> None:
-    """Once, and where the model's folder is still known: the card names a folder by its last part alone."""
+def _name_base(trainer: FareTrainer) -> None:
+    """The original and its licence for the card; once, while the folder it was loaded from is where it was."""
+    origin = str(trainer.card.get("base_model") or _origin(trainer))
     if "license" not in trainer.card:
-        trainer.card |= {"license": None, **inherited_license(_origin(trainer))}
+        trainer.card |= {"license": "", **inherited_license(origin)}
+    trainer.card["base_model"] = base_name(origin)
+
+
+def _origin(trainer: FareTrainer) -> str:
+    """Where the encoder was loaded from: repository, or folder, which may be gone; one made in memory has no name."""
+    found = str(trainer.accelerator.unwrap_model(trainer.model).config._name_or_path or "unknown")
+    known = Path(found).is_dir() or (is_hub_id(found) and found != "unknown")
+    return found if known else f"./{Path(found).name}"

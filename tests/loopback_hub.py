@@ -227,7 +227,11 @@ class Handler(BaseHTTPRequestHandler):
         tree = repo.tree(head)
         found = [(path, tree[path]) for path in asked if path in tree]
         # Without the hash of Xet the client copies nothing to another repository.
-        return 200, [{**file.entry(path), **({"xetHash": file.sha256} if file.lfs else {})} for path, file in found], {}
+        return (
+            200,
+            [{**file.entry(path), **({"xetHash": file.sha256} if file.lfs else {})} for path, file in found],
+            {},
+        )
 
     def duplicate(self, repo_id: str) -> tuple[int, Any, dict[str, str]]:
         """Server-side copy of large files into another repository."""

@@ -15,7 +15,14 @@ from fixtures_vlm import encoder, images, llava, processor
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoImageProcessor, AutoModel, CLIPModel, CLIPVisionModel, CLIPVisionModelWithProjection
+from transformers import (
+    AutoImageProcessor,
+    AutoModel,
+    AutoTokenizer,
+    CLIPModel,
+    CLIPVisionModel,
+    CLIPVisionModelWithProjection,
+)
 
 from fare_hf.attacks import ThreatModel
 from fare_hf.evaluation import RobustnessReport, make_row
@@ -186,6 +193,17 @@ def test_the_cards_snippets_run(tmp_path: Path, clip_folder: Path, monkeypatch: 
             assert {row["label"] for row in zero_shot["scores"]} == {"cat", "dog", "car"}
             probabilities = torch.tensor([[row["score"] for row in zero_shot["scores"]]])
         assert probabilities.shape == (1, 3) and abs(float(probabilities.sum()) - 1) < 1e-5
+
+
+def test_a_whole_clip_tells_nothing_of_this_machine(tmp_path: Path, clip_folder: Path) -> None:
+    """Not in the configuration of its vision part, nor how its tokenizer was loaded."""
+    loaded = CLIPVisionModelWithProjection.from_pretrained(clip_folder)
+    folder = save(tmp_path / "whole", loaded, base_model=str(clip_folder), text_encoder=str(clip_folder))
+    for path in folder.glob("*.[jm]*"):
+        text = path.read_text("utf-8")
+        assert str(clip_folder) not in text and "local_files_only" not in text, path
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer("a cat").input_ids == AutoTokenizer.from_pretrained(clip_folder)("a cat").input_ids
 
 
 def test_the_picture_shows_the_report(tmp_path: Path) -> None:

@@ -113,6 +113,10 @@ def find_file(source: str, name: str, revision: str | None = None) -> Path | Non
     folder = Path(source)
     if folder.is_dir():
         return folder / name if (folder / name).is_file() else None
+    if not names_repository(source):
+        raise ValueError(
+            f"'{source}' is neither a folder or file here nor the name of a Hub repository (namespace/name)."
+        )
     try:
         return Path(hf_hub_download(source, name, revision=revision))
     except LocalEntryNotFoundError as error:
@@ -120,7 +124,7 @@ def find_file(source: str, name: str, revision: str | None = None) -> Path | Non
             return None
         raise OSError(
             f"'{source}' is not a folder here, and the Hub could not be reached to look for it: check the name and "
-            "the connection."
+            "the connection, or set HF_HUB_OFFLINE=1 to use what is cached."
         ) from error
     except EntryNotFoundError:
         return None
@@ -129,8 +133,6 @@ def find_file(source: str, name: str, revision: str | None = None) -> Path | Non
             f"the Hub does not give '{source}' (HTTP {error.response.status_code}): check the name, the revision and "
             "your right to read it."
         ) from error
-    except HFValidationError as error:
-        raise ValueError(f"'{source}' is neither a folder or file here nor the name of a Hub repository.") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

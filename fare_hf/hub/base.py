@@ -102,7 +102,9 @@ def _hub_card(repo_id: str) -> Mapping[str, Any]:
     except Exception as error:
         if is_transient(error):
             logger.warning(
-                "the licence of %s is not known, as the Hub does not answer (%s): give it.", repo_id, type(error).__name__
+                "the licence of %s is not known, as the Hub does not answer (%s): give it.",
+                repo_id,
+                type(error).__name__,
             )
         return {}  # no such repository, no card, no right to read: there is nothing to inherit
 

@@ -85,7 +85,7 @@ class CardContent:
 
     Attributes:
         name: repository or folder, as the snippets load it.
-        base_model: the encoder that was fine-tuned, as `base_name` gives it; a folder (`./clip`) is not in the metadata.
+        base_model: the encoder that was fine-tuned, as `base_name` gives it; a folder (`./clip`) is in no metadata.
         class_name: transformers class of the published encoder.
         projected: whether it has the visual projection, which zero-shot classification needs.
         threat_model: what it was trained against.

@@ -21,7 +21,7 @@ from fare_hf.hub.card import CardContent, ReportLike, render_card
 from fare_hf.hub.licenses import check_license
 from fare_hf.hub.plot import PLOT, draw_report
 from fare_hf.hub.regenerate import KEPT, RECORD, content_of, record_of
-from fare_hf.hub.text import whole_clip
+from fare_hf.hub.text import save_tokenizer, whole_clip
 
 __all__ = ["copy_with_text_encoder", "save_robust_encoder"]
 
@@ -126,8 +126,10 @@ def save_robust_encoder(
 
     with whole_folder(folder) as place:  # nobody ever sees, or publishes, half of it
         save_torch_state_dict(weights, place, max_shard_size=max_shard_size)
-        for part in (config, images, *([] if tokenizer is None else [tokenizer])):
+        for part in (config, images):
             part.save_pretrained(place)
+        if tokenizer is not None:
+            save_tokenizer(tokenizer, place)
         for name, text in texts.items():
             (place / name).write_text(text, encoding="utf-8")
         if plot is not None:

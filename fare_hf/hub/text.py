@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPModel, PreTrainedModel
 
 from fare_hf.convert.checkpoints import names_repository
 
-__all__ = ["whole_clip"]
+__all__ = ["save_tokenizer", "whole_clip"]
 
 # How a tokenizer was loaded here, which its configuration would tell everybody who loads it from the Hub.
 LOADING = ("is_local", "local_files_only")
+# The name that transformers 5 gives a tokenizer without a class of its own, and the one that 4.x knows too.
+NAMES = {"TokenizersBackend": "PreTrainedTokenizerFast"}
 
 
 def whole_clip(encoder: PreTrainedModel, original: str) -> tuple[CLIPModel, Any]:
@@ -41,6 +44,16 @@ def whole_clip(encoder: PreTrainedModel, original: str) -> tuple[CLIPModel, Any]
     return clip.eval(), tokenizer
 
 
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Writes a tokenizer as both majors of transformers load it, without how it was loaded here."""
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    config = {key: value for key, value in json.loads(path.read_text("utf-8")).items() if key not in LOADING}
+    config["tokenizer_class"] = NAMES.get(config["tokenizer_class"], config["tokenizer_class"])
+    config["model_input_names"] = ["input_ids", "attention_mask"]  # a CLIP takes no others
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
 def _load(original: str, dtype: torch.dtype) -> tuple[CLIPModel, Any]:
     if not Path(original).is_dir() and not names_repository(original):
         raise ValueError(f"{original!r} is no folder here and no name of a repository: name the original CLIP.")
@@ -50,8 +63,6 @@ def _load(original: str, dtype: torch.dtype) -> tuple[CLIPModel, Any]:
     except (OSError, ValueError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0]
         raise ValueError(f"{original!r} is no CLIP with a tokenizer ({first}): name the original.") from None
-    for name in LOADING:
-        tokenizer.init_kwargs.pop(name, None)
     clip, info = loaded
     if info["missing_keys"]:
         raise ValueError(f"{original!r} has no weights for {sorted(info['missing_keys'])[0]!r}: name a whole CLIP.")

@@ -8,11 +8,10 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-import transformers
 from transformers import CLIPVisionModel, CLIPVisionModelWithProjection, SchedulerType
 from transformers.training_args import OptimizerNames
 
+from fare_hf.evaluation import environment
 from fare_hf.hub import Publication, check_access, push_robust_encoder, save_robust_encoder
 from fare_hf.hub.base import base_name, inherited_license, is_hub_id
 
@@ -28,22 +27,24 @@ def recipe(trainer: FareTrainer) -> dict[str, Any]:
     """What the model card says of the training; `trainer.card["training"]` is part of it."""
     args = trainer.args
     optimizer = args.optim.value if isinstance(args.optim, OptimizerNames) else args.optim
+    betas = f", betas {args.adam_beta1:g}, {args.adam_beta2:g}"
     return {
         "objective": args.objective,
         "embedding": args.embedding,
         **trainer.card.get("training", {}),
         **({} if args.logit_scale is None else {"logit scale": args.logit_scale}),
         "threat model": str(args.threat_model),
-        "attack": f"PGD, {args.attack_steps} steps of {args.attack_step_size}",
+        "attack": f"PGD, {args.attack_steps} steps of {args.attack_step_size}, random start",
         "steps": trainer.state.global_step,
         "batch size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
-        "optimizer": f"{optimizer}",
+        "optimizer": f"{optimizer}{betas if 'adam' in optimizer else ''}",
         "learning rate": args.learning_rate,
         "schedule": f"{SchedulerType(args.lr_scheduler_type).value}, warm-up {args.warmup_steps:g}",
         "weight decay": args.weight_decay,
+        "gradient norm": f"at most {args.max_grad_norm:g}" if args.max_grad_norm else "not clipped",
         "precision": "fp32" if trainer.accelerator.mixed_precision == "no" else trainer.accelerator.mixed_precision,
         "seed": args.seed,
-        "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",
+        "versions": ", ".join(f"{name} {version}" for name, version in environment()["versions"].items()),
     }
 
 

@@ -20,7 +20,8 @@ from transformers import AutoImageProcessor, ProgressCallback, set_seed
 from fare_hf.console import hide_notices, one_line
 from fare_hf.data import PixelDataset, PixelStream, check_folder, class_names_of, find_columns, load_images
 from fare_hf.encoders import check_encoder_type, load_encoder, logit_scale_of, text_class_embeddings
-from fare_hf.hub.licenses import check_license, inherited_license
+from fare_hf.hub.base import base_name, inherited_license
+from fare_hf.hub.licenses import check_license
 from fare_hf.hub.text import whole_clip
 from fare_hf.objectives import FareObjective, Objective, TecoaObjective
 from fare_hf.training import FareConfig, FareTrainer
@@ -51,6 +52,9 @@ class FareScriptArguments:
     )
     image_processor: str | None = field(
         default=None, metadata={"help": "Repository or folder of the image processor; by default --model."}
+    )
+    base_model: str | None = field(
+        default=None, metadata={"help": "Hub name of the original on the card, where --model is a copy in a folder."}
     )
     with_text_encoder: bool = field(
         default=False, metadata={"help": "Save and publish the text encoder and tokenizer too: a whole CLIP."}
@@ -214,14 +218,14 @@ def _make_objective(script: FareScriptArguments, config: FareConfig, train_set: 
 
 def _card(script: FareScriptArguments) -> dict[str, Any]:
     """What the model card says of the model and the data."""
-    local = Path(script.model).is_dir()
+    base = script.base_model or script.model
     on_the_hub = not script.dataset.startswith("lab:") and not Path(script.dataset).exists()
     return {
-        "base_model": Path(script.model).resolve().name if local else script.model,
+        "base_model": base_name(base),
         "datasets": [script.dataset] if on_the_hub else [],
         "training": {"dataset": f"{script.dataset} ({script.train_split})"},
         "text_encoder": (script.text_model or script.model) if script.with_text_encoder else None,
-        **({"license": script.license} if script.license else inherited_license(script.model)),
+        **({"license": script.license} if script.license else {"license": "", **inherited_license(base)}),
     }
 
 

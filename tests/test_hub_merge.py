@@ -101,8 +101,9 @@ def weight_names(folder: Path) -> list[str]:
 def test_the_card_names_both_parents_and_no_folder_of_this_machine(vlm: Path, encoder: Path, tmp_path: Path) -> None:
     merge_vision_tower(vlm, encoder, tmp_path / "robust")
     card = (tmp_path / "robust" / "README.md").read_text()
-    assert "license: llama2" in card and "base_model_relation: merge" in card
-    assert "- llava\n- fare4\n" in card and "openai/clip-vit-large-patch14" in card
+    assert "license: llama2" in card and "model: llava\n" in card and "encoder: fare4 (" in card
+    assert "openai/clip-vit-large-patch14" in card
+    assert "base_model" not in card  # the Hub has neither, and would refuse what is no name
     assert str(tmp_path) not in card and str(vlm.parent) not in card
     assert "`pytorch_model.bin`" in card and "LlavaForConditionalGeneration.from_pretrained" in card
 

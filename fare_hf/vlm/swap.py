@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from fare_hf.convert.checkpoints import names_repository
 from fare_hf.encoders import load_encoder
 from fare_hf.pixels import Normalization
 from fare_hf.vlm import checks, verify
@@ -287,7 +288,7 @@ def _normalization(new: Encoder, processor: Any) -> Normalization:
 
 def _base_embeddings(new: Encoder, tower: nn.Module, normalization: Normalization, layers: int) -> torch.Tensor | None:
     """Clean embeddings of the base model that the card names, if it is on this machine: nothing is downloaded."""
-    if new.base_model is None:
+    if new.base_model is None or not (os.path.isdir(new.base_model) or names_repository(new.base_model)):
         return None
     try:
         base = load_encoder(new.base_model, "tokens", local_files_only=True)

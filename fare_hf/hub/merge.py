@@ -244,7 +244,7 @@ def vlm_config(folder: Path) -> tuple[Any, Family]:
         TypeError: no known family.
     """
     config = AutoConfig.from_pretrained(folder)
-    return config, family_named(config.architectures or [type(config).__name__])
+    return config, family_named(config.architectures or [type(config).__name__], config)
 
 
 def card_of(source: str | os.PathLike[str], revision: str | None) -> Path | None:

@@ -25,6 +25,7 @@ from fare_hf.vlm.families import (
     layers_read,
     placement,
     towers_of,
+    unwrapped,
 )
 from fare_hf.vlm.resolution import Edits, resize_configs, resize_processor, resize_tower
 from fare_hf.vlm.sources import Encoder, read_encoder
@@ -84,6 +85,7 @@ class SwapReport:
 
         Raises:
             RuntimeError: a later swap of the same tower is in force.
+            ValueError: the tower was offloaded or quantised since; it keeps the new weights.
         """
         stacks = [_active.get(tower, []) for tower in self.towers.values()]
         if not any(self in stack for stack in stacks):
@@ -93,6 +95,7 @@ class SwapReport:
                 raise RuntimeError(
                     f"the encoder '{stack[-1].source}' was swapped in after '{self.source}': undo that swap first."
                 )
+        checks.check_writable(self.towers)
         self.edits.undo()
         for path, tower in self.towers.items():
             tower.load_state_dict(self.old_states[path], strict=True)
@@ -138,7 +141,7 @@ def swap_vision_tower(
     kept in main memory for `SwapReport.undo`.
 
     Args:
-        vlm: a model of `fare_hf.vlm.families.FAMILIES`.
+        vlm: a model of `fare_hf.vlm.families.FAMILIES`; may be compiled, or wrapped for data parallelism or by PEFT.
         encoder: a module (`CLIPVisionModel`, `CLIPVisionModelWithProjection`, `CLIPModel`, `SiglipVisionModel`), a
             folder or Hub name in the format of transformers or open_clip (converted on the fly), or a file with the
             open_clip state dict of a vision tower.
@@ -151,13 +154,15 @@ def swap_vision_tower(
         TypeError: the model is not of a known family, or `encoder` is not a vision encoder.
         ValueError: another architecture (the field and both values are named), another resolution without a
             processor, the processor of another model, a folder without weights, weights that are not finite, a tower
-            that is quantised, offloaded to the meta device or tied.
+            that is quantised, offloaded to the meta device, tied or carries adapters.
         RuntimeError: the swapped tower does not compute what the encoder computes; everything is put back then.
     """
+    if not -1 <= minimum_cosine <= 1:
+        raise ValueError(f"minimum_cosine is {minimum_cosine}: give a number from -1 (never warn) to 1.")
     family = family_of(vlm)
-    towers = towers_of(vlm)
+    vlm, towers = unwrapped(vlm), towers_of(vlm)
     first = next(iter(towers.values()))
-    checks.check_writable(vlm, towers)
+    checks.check_writable(towers)
     checks.check_shared(vlm, towers)
     new = read_encoder(encoder, first.config, base=base, revision=revision)
     _check_fit(vlm, family, towers, new, processor)
@@ -189,7 +194,7 @@ def _check_fit(vlm: Any, family: Family, towers: Mapping[str, Any], new: Encoder
     tower_config = next(iter(towers.values())).config
     old, size = tower_config.image_size, new.module.config.image_size
     if processor is not None:
-        checks.check_processor(vlm.config, processor, tower_config.patch_size)
+        checks.check_processor(vlm.config, processor, tower_config)
         checks.check_normalization(processor, new.images, new.source)
     elif old != size:
         raise ValueError(

@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from fare_hf.vlm.families import Family, feature_token, image_processor_of, layers_read
 
 __all__ = [
     "ARCHITECTURE_FIELDS",
+    "MINIMUM_WEIGHT_COSINE",
     "check_architecture",
     "check_image_token",
     "check_normalization",
@@ -22,6 +24,7 @@ __all__ = [
     "check_weights",
     "check_writable",
     "tower_state",
+    "weight_cosine",
 ]
 
 ARCHITECTURE_FIELDS: tuple[str, ...] = (
@@ -34,6 +37,10 @@ ARCHITECTURE_FIELDS: tuple[str, ...] = (
     "layer_norm_eps",
 )
 """What two encoders must share to compute the same function of the same weights; layers and resolution apart."""
+
+MINIMUM_WEIGHT_COSINE = 0.5
+"""Fine-tuning turns no weight matrix further than this (the lab's encoders, with their large learning rates, keep
+0.68); matrices of another training, and those of other layers or heads of the same encoder, are at 0."""
 
 PREFIX = "vision_model."
 # Of an encoder, never of the features that a language model reads.
@@ -174,6 +181,14 @@ def check_weights(name: str, tensor: torch.Tensor, dtype: torch.dtype, source: s
         raise ValueError(
             f"the weights '{name}' of the encoder '{source}' hold NaN or infinity in {dtype}: check its training."
         )
+
+
+def weight_cosine(new: torch.Tensor, old: torch.Tensor) -> float | None:
+    """Cosine of two weight matrices, on the CPU; None for vectors, and where the shapes differ (other positions)."""
+    if new.ndim < 2 or new.shape != old.shape or not new.is_floating_point():
+        return None
+    a, b = new.detach().float().cpu().flatten(), old.detach().float().cpu().flatten()
+    return 1.0 if torch.equal(a, b) else float(F.cosine_similarity(a, b, dim=0))
 
 
 def check_processor(config: Any, processor: Any, tower: Any) -> None:

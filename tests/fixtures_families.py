@@ -133,7 +133,7 @@ def vip_llava(**vision: Any) -> VipLlavaForConditionalGeneration:
 def video_llava(**vision: Any) -> VideoLlavaForConditionalGeneration:
     """Two towers."""
     config = VideoLlavaConfig(
-        vision_config=vision_config(**vision), text_config=llama(), image_token_index=4, video_token_index=24,
+        vision_config=vision_config(**vision), text_config=llama(), image_token_index=4, video_token_index=27,
         image_seq_length=16, video_seq_length=8 * 17, **IDS,
     )  # fmt: skip
     return make(VideoLlavaForConditionalGeneration, config)
@@ -158,7 +158,7 @@ def onevision(**vision: Any) -> LlavaOnevisionForConditionalGeneration:
     """SigLIP, any resolution."""
     config = LlavaOnevisionConfig(
         vision_config=siglip_config(**vision), text_config=llama(Qwen2Config), image_token_index=4,
-        video_token_index=24, image_grid_pinpoints=PINPOINTS, **IDS,
+        video_token_index=27, image_grid_pinpoints=PINPOINTS, **IDS,
     )  # fmt: skip
     return make(LlavaOnevisionForConditionalGeneration, config)
 

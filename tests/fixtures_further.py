@@ -63,7 +63,7 @@ def named_words(tokens: dict[str, str]) -> PreTrainedTokenizerFast:
 def next_video(**vision: Any) -> LlavaNextVideoForConditionalGeneration:
     """Any resolution; images and videos through one tower."""
     config = LlavaNextVideoConfig(
-        vision_config=vision_config(**vision), text_config=llama(), image_token_index=4, video_token_index=24,
+        vision_config=vision_config(**vision), text_config=llama(), image_token_index=4, video_token_index=27,
         image_grid_pinpoints=PINPOINTS, image_seq_length=16, **IDS,
     )  # fmt: skip
     return make(LlavaNextVideoForConditionalGeneration, config)

@@ -134,10 +134,10 @@ def test_another_resolution_changes_configuration_and_processor(vlm: Path, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["LlavaNext", "VipLlava", "Idefics", "Llava on SigLIP"])
+@pytest.mark.parametrize("family", ["LlavaNext", "VipLlava", "Idefics", "Llava on SigLIP", "DeepseekVL"])
 def test_other_families_and_single_files(family: str, tmp_path: Path) -> None:
     folder = write_vlm(tmp_path / "vlm", family, "5GB")
-    kind = siglip_encoder if "SigLIP" in family else clip_encoder
+    kind = siglip_encoder if family in ("Llava on SigLIP", "DeepseekVL") else clip_encoder
     new = write_encoder(tmp_path / "new", OTHER, kind)
     if kind is siglip_encoder:
         (new / "preprocessor_config.json").unlink()

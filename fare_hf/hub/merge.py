@@ -138,7 +138,8 @@ def merge_vision_tower(
 
     Only the safetensors files that hold the tower are rewritten, tensor by tensor. File names, index and configuration
     stay (an encoder of another resolution changes configuration and processor), so whatever reads the original's
-    repository reads this one. A card names both parents.
+    repository reads this one. A card names both parents. One tensor at a time is in memory, and an encoder in
+    open_clip's format while it is converted.
 
     Args:
         vlm_repo: folder or Hub name of a model of `fare_hf.vlm.families.FAMILIES`, in safetensors.

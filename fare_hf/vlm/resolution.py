@@ -113,6 +113,8 @@ def scaled_processor(content: Mapping[str, Any], old: int, size: int) -> dict[st
             found[name] = _scaled_patches(value, old, size)
         elif name in ("image_processor", "video_processor") and isinstance(value, dict):
             found[name] = scaled_processor(value, old, size)
+    if str(content.get("image_processor_type")).startswith("Cohere2Vision"):  # tokens of a tile on a side
+        found["patch_size"] = content.get("patch_size", 16) * size // old
     return found
 
 

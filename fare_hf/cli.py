@@ -309,10 +309,7 @@ def check_swap(vlm: str, encoder: str) -> None:
         raise ValueError(f"{vlm!r} is not a vision-language model: {error}") from error
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         raise ValueError(f"{vlm!r} is a {config.model_type!r} model, not a vision-language model: name one.")
-    if getattr(config, "vision_config", None) is None:
-        raise ValueError(
-            f"{vlm!r} is a {config.model_type!r} model, which fare_hf cannot swap: it has no vision tower of its own."
-        )
+    family = family_named(config.architectures or [type(config).__name__], config)
     try:
         given = AutoConfig.from_pretrained(encoder)
     except (OSError, ValueError):
@@ -320,7 +317,6 @@ def check_swap(vlm: str, encoder: str) -> None:
     given = getattr(given, "vision_config", given)
     if given.model_type != config.vision_config.model_type:
         return  # a text encoder, another kind of tower: the swap names it
-    family = family_named(config.architectures or [type(config).__name__])
     check_architecture(config, family, config.vision_config, given, encoder, vlm)
 
 

@@ -26,6 +26,7 @@ from fare_hf.hub.push import PushError
 from fare_hf.hub.retry import Retries
 from fare_hf.hub.shards import read_header
 from fare_hf.vlm import swap_vision_tower
+from fare_hf.vlm.resolution import scaled_processor
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:clean images have embeddings"),
@@ -134,11 +135,21 @@ def test_another_resolution_changes_configuration_and_processor(vlm: Path, tmp_p
     assert f"read at {OTHER} px" in (tmp_path / "robust" / "README.md").read_text()
 
 
+def test_files_of_processors_that_count_tokens_elsewhere() -> None:
+    cohere = {"image_processor_type": "Cohere2VisionImageProcessor", "size": {"height": 512, "width": 512}}
+    changed = scaled_processor({"image_processor": cohere, "processor_class": "Cohere2VisionProcessor"}, 512, 384)
+    assert changed["image_processor"] == {**cohere, "size": {"height": 384, "width": 384}, "patch_size": 12}
+    assert scaled_processor({"num_image_tokens": 576, "patch_size": 16}, 384, 256) == {
+        "num_image_tokens": 256,
+        "patch_size": 16,
+    }
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["LlavaNext", "VipLlava", "Idefics", "Llava on SigLIP"])
+@pytest.mark.parametrize("family", ["LlavaNext", "VipLlava", "Idefics", "Llava on SigLIP", "DeepseekVL"])
 def test_other_families_and_single_files(family: str, tmp_path: Path) -> None:
     folder = write_vlm(tmp_path / "vlm", family, "5GB")
-    kind = siglip_encoder if "SigLIP" in family else clip_encoder
+    kind = siglip_encoder if family in ("Llava on SigLIP", "DeepseekVL") else clip_encoder
     new = write_encoder(tmp_path / "new", OTHER, kind)
     if kind is siglip_encoder:
         (new / "preprocessor_config.json").unlink()

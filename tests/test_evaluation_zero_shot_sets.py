@@ -115,10 +115,10 @@ def test_native_pixels_are_attacked_with_the_resize_inside() -> None:
         evaluate(size=16)
 
 
-def test_autoattack_ends_with_square() -> None:
+def test_autoattack_adds_fab_and_square() -> None:
     options = {"targets": 2, "steps": 2, "threat_models": [ThreatModel("linf", "6/255")]}
     rows = evaluate(attack="autoattack", queries=5, **options)
-    assert rows[1]["attack"]["name"] == "apgd-ce+apgd-t2+square"
+    assert rows[1]["attack"]["name"] == "apgd-ce+apgd-t2+fab-t2+square"
     plain = evaluate(**options)
     assert all(a["value"] <= b["value"] for a, b in zip(rows, plain, strict=True))
 

@@ -20,6 +20,7 @@ __all__ = ["FabResult", "fab", "nearest_on_hyperplane"]
 _MOST_BIAS = 0.1  # alpha_max in the paper
 _OVERSHOOT = 1.05  # eta
 _BACKWARD = 0.9  # beta
+_ROUNDS = 8
 
 
 @dataclass(frozen=True)
@@ -157,9 +158,10 @@ def _step(points: Tensor, clean: Tensor, loss: Tensor, gradient: Tensor, norm: N
 def nearest_on_hyperplane(points: Tensor, normal: Tensor, gap: Tensor, norm: Norm) -> Tensor:
     """The smallest change inside the box [0, 1] along which a linear function rises by `gap`.
 
-    Coordinates move at one speed (linf), or in proportion to the normal (l2), each until it meets the box; sorting
-    where they meet it gives the exact length. Where the box does not let the function rise that far, it rises as far
-    as it can. Coordinates of zero slope stay.
+    Coordinates move at one speed (linf), or in proportion to the normal (l2), each until it meets the box. The time it
+    takes is found by Newton's method from below, exact once it knows who meets the box: the rise is concave in time,
+    and `_ROUNDS` are enough but for odd cases, which end a little short. Where the box does not let the function rise
+    that far, it rises as far as it can. Coordinates of zero slope stay.
 
     Args:
         points: (B, D) in [0, 1].
@@ -173,17 +175,16 @@ def nearest_on_hyperplane(points: Tensor, normal: Tensor, gap: Tensor, norm: Nor
     largest = normal.abs().amax(1, keepdim=True)  # squares of tiny gradients underflow in fp32
     scale = torch.where(largest > 0, largest, 1.0)
     normal, gap = normal / scale * torch.where(gap < 0, -1.0, 1.0)[:, None], gap.abs()[:, None] / scale
-    slope = normal.abs()
+    slope, tiny = normal.abs(), torch.finfo(normal.dtype).tiny
     room = torch.where(normal > 0, 1 - points, points)
     speed = slope if norm == "l2" else torch.ones_like(slope)
-    ends, order = torch.where(slope > 0, room / speed, torch.inf).sort(dim=1)
-    gains = (slope * room).gather(1, order)
-    rates = (slope * speed).gather(1, order)
-    missing = gap - (gains.cumsum(1) - gains)  # once all coordinates before this one have met the box
-    times = missing / rates.flip(1).cumsum(1).flip(1).clamp_min(torch.finfo(rates.dtype).tiny)
-    last = (times > ends).sum(1, keepdim=True).clamp_max(times.shape[1] - 1)
-    change = torch.minimum(times.gather(1, last) * speed, room)
-    return torch.where(slope > 0, change * normal.sign(), 0.0)
+    gains, rates = slope * room, slope * speed
+    time = gap / rates.sum(1, keepdim=True).clamp_min(tiny)
+    for _ in range(_ROUNDS):
+        met = time * speed >= room
+        missing, rate = gap - (gains * met).sum(1, keepdim=True), (rates * ~met).sum(1, keepdim=True)
+        time = torch.maximum(time, torch.where(rate > 0, missing / rate.clamp_min(tiny), torch.inf))
+    return torch.where(slope > 0, normal.sign() * torch.minimum(time * speed, room), 0.0)
 
 
 def _length(change: Tensor, norm: Norm) -> Tensor:

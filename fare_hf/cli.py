@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run: Callable[[argparse.Namespace], None] = args.run
     try:
         run(args)
-    except (OSError, TypeError, ValueError) as error:
+    except (ImportError, OSError, TypeError, ValueError) as error:  # ImportError: what an extra of the package brings
         sys.exit(f"fare-hf: error: {one_line(error)}")
 
 
@@ -197,8 +197,10 @@ def add_command(commands: Any, name: str, purpose: str) -> argparse.ArgumentPars
 
 def run_suite_file(args: argparse.Namespace) -> None:
     """``fare-hf evaluate --suite``: jobs that are finished already are not run again."""
+    from transformers.utils import logging
+
     from fare_hf.evaluation.suite import load_suite, run_suite
-    from fare_hf.suites import runners
+    from fare_hf.suites import check_suite, runners
 
     if args.encoder is not None:
         raise ValueError(f"--suite has its own models: give --models NAME={args.encoder} instead.")
@@ -206,7 +208,10 @@ def run_suite_file(args: argparse.Namespace) -> None:
     if wrong:
         raise ValueError(f"--models {wrong[0]}: give NAME=PATH.")
     models = dict(pair.split("=", 1) for pair in args.models) if args.models else None
-    report = run_suite(load_suite(args.suite, models), runners(args.output_dir), args.output_dir)
+    suite = load_suite(args.suite, models)
+    check_suite(suite)
+    logging.disable_progress_bar()  # bars of loaded weights would write over the one that says what is left
+    report = run_suite(suite, runners(args.output_dir), args.output_dir)
     print(report.to_markdown())
     print(args.output_dir / "report.json")
 

@@ -21,7 +21,7 @@ FLOORS = {
     "hub": 6,
     "training": 7,
     "lab": 8,
-    **dict.fromkeys(("cli", "suites", "train"), 9),
+    **dict.fromkeys(("cli", "lmms_eval_plugin", "suites", "train"), 9),
 }
 
 # `pixels` passes on the one check of pixels, which attacks own because they depend on torch alone.

@@ -72,12 +72,15 @@ def prompt_rows(
     """
     check_image_token(vlm.config, processor)
     token, picture = image_token(processor), Image.new("RGB", (size[1], size[0]))
+    found: dict[tuple[str, str | None], dict[str, Tensor]] = {}  # the same words are given to the processor once
     made = []
     for number, prompt in enumerate(prompts):
         answer = None if answers is None else answers[number]
         if (prompt if answer is None else join(prompt, answer)).count(token) != 1:
             raise ValueError(f"the prompt {prompt!r} must hold '{token}' exactly once, and its text must not.")
-        made.append(_inputs(processor, prompt, picture, answer))
+        if (prompt, answer) not in found:
+            found[prompt, answer] = _inputs(processor, prompt, picture, answer)
+        made.append(found[prompt, answer])
     ids, mask = pad([inputs["input_ids"][0].tolist() for inputs in made], _padding(processor), left=left)
     known = (*OF_IMAGE, *NO_INPUTS, "input_ids", "attention_mask")
     names = [name for name in (made[0] if made else {}) if name not in known]

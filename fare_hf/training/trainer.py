@@ -31,6 +31,7 @@ from fare_hf.training.attack import EVALUATION, BatchAttack
 from fare_hf.training.checkpoints import CheckpointTrainer
 from fare_hf.training.config import FareConfig
 from fare_hf.training.failures import blame
+from fare_hf.training.identity import run_identity
 from fare_hf.training.publish import check_push, publish, publish_checkpoint
 from fare_hf.training.window import EpochCallback, Window, summarise
 
@@ -101,6 +102,7 @@ class FareTrainer(CheckpointTrainer):
             processing_class=processing_class,
             **{"data_collator": collate_pixels, **kwargs},
         )
+        self.identity = run_identity(self.args, model, reference, self.objective, train_dataset)
         self.original = self._prepare_original(reference)
         self.add_callback(EpochCallback())
         # FSDP fixes requires_grad when it first gathers a parameter: frozen then, it would never be trained.

@@ -1,8 +1,8 @@
 """Low-precision copies of frozen weights: what autocast would cast again in every forward pass.
 
-Autocast casts weight and bias of each linear layer and convolution when they are used, and keeps the result for the rest
-of a step only where they require a gradient. An attack runs the same frozen weights many times: here they are cast
-once, to the same numbers. Other parameters (norms, embeddings) autocast does not cast.
+Autocast casts weight and bias of each linear layer and convolution when they are used, and keeps the result only where
+they require a gradient. An attack runs the same frozen weights many times: here they are cast once, to the same
+numbers. Other parameters (norms, embeddings) autocast does not cast.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ class BatchAttack:
         args: the configuration: threat model, steps, step size, embedding, seed.
         objective: what the attack maximises.
         normalization: of the encoder.
-        hold: puts the encoder in eval mode while it is attacked; `attack_mode` also keeps no activations for the weights.
+        hold: puts the encoder in eval mode while it is attacked; `attack_mode` also keeps no activations for weights.
         autocast: precision in which the encoder is attacked, where its forward does not have one of its own.
     """
 

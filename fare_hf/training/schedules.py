@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from fare_hf.attacks import parse_step_size
 from fare_hf.training.config import FareConfig
@@ -13,7 +13,8 @@ LONGEST = 1.25
 """Longest step of a short attack, in radii: what Wong et al. 2020 (arXiv 2001.03994) take for single steps."""
 
 
-class AttackSteps(NamedTuple):
+@dataclass(frozen=True)
+class AttackSteps:
     """`count` gradient steps of length `size`, in the threat model's norm."""
 
     count: int

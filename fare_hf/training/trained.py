@@ -63,9 +63,9 @@ def merge_lora(encoder: nn.Module) -> None:
     """Adds the updates to the weights and leaves the plain encoder, in place; nothing where there are none."""
     merged = [(name, part) for name, part in encoder.named_modules() if hasattr(part, "get_base_layer")]
     for name, part in merged:
-        part.merge()  # type: ignore[operator]
+        part.merge()
         parent, _, own = name.rpartition(".")
-        setattr(encoder.get_submodule(parent), own, part.get_base_layer())  # type: ignore[operator]
+        setattr(encoder.get_submodule(parent), own, part.get_base_layer())
 
 
 def trained_share(encoder: nn.Module) -> float:

@@ -100,8 +100,11 @@ def model_inputs(vlm: PreTrainedModel, processor: Any, picture: Image.Image) -> 
 
 
 def start_device(vlm: PreTrainedModel) -> torch.device:
-    """Device of the token embeddings, where the ids go."""
-    return vlm.get_input_embeddings().weight.device  # type: ignore[return-value]
+    """Device where the token embeddings are computed and the ids go; accelerate knows it of offloaded ones."""
+    embeddings: Any = vlm.get_input_embeddings()
+    device: torch.device = embeddings.weight.device
+    execution = getattr(getattr(embeddings, "_hf_hook", None), "execution_device", None)
+    return torch.device(execution) if device.type == "meta" and execution is not None else device
 
 
 def join(prompt: str, text: str) -> str:

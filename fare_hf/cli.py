@@ -66,6 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     commands.add_parser("train", help="fine-tune an encoder; same as python -m fare_hf.train", add_help=False)
     add_evaluate(commands)
+    add_attack(commands)
     add_swap(commands)
     add_merge(commands)
     add_convert(commands)
@@ -98,6 +99,16 @@ def add_evaluate(commands: Any) -> None:
         "--output_dir", type=Path, required=True, help="where report.json and report.md go; must be empty or absent"
     )
     parser.set_defaults(run=run_evaluate)
+
+
+def add_attack(commands: Any) -> None:
+    """The options of ``fare-hf attack``."""
+    from fare_hf import attack
+
+    purpose = "make a vision-language model write given strings; success is measured from the saved PNG files"
+    parser = add_command(commands, "attack", purpose)
+    attack.add_options(parser)
+    parser.set_defaults(run=attack.run)
 
 
 def add_swap(commands: Any) -> None:

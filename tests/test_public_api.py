@@ -21,11 +21,18 @@ FLOORS = {
     "hub": 6,
     "training": 7,
     "lab": 8,
-    **dict.fromkeys(("cli", "lmms_eval_plugin", "suites", "train"), 9),
+    **dict.fromkeys(("attack", "attack_run", "cli", "lmms_eval_plugin", "suites", "train"), 9),
 }
 
 # `pixels` passes on the one check of pixels, which attacks own because they depend on torch alone.
-SAME_FLOOR = {("pixels", "attacks"), ("cli", "train"), ("cli", "suites")}
+SAME_FLOOR = {
+    ("pixels", "attacks"),
+    ("cli", "attack"),
+    ("attack", "cli"),
+    ("attack", "attack_run"),
+    ("cli", "train"),
+    ("cli", "suites"),
+}
 
 
 def test_public_names_are_sorted_and_there() -> None:

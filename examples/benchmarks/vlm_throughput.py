@@ -3,8 +3,8 @@
     python examples/benchmarks/vlm_throughput.py --output examples/benchmarks/results/vlm_throughput.json
 
 The batch-1 harness runs the same attack on the same images one by one, as the published evaluation does. Both arms
-take turns, so that what else the machine does meets both. Beside the factor of the whole (tokens, attack, answer) stand
-those of its parts, and the share of a step that is matrix products: what batching cannot shorten.
+take turns, so that what else the machine does meets both. Beside the factor of the whole stand those of its parts
+(tokens, attack, answer), and the share of a step that is matrix products: what batching cannot shorten.
 """
 
 from __future__ import annotations

@@ -27,6 +27,8 @@ from fare_hf.training import FareConfig, FareTrainer
 from fare_hf.training.options import build_parser
 from fare_hf.training.progress import ReadableProgress
 from fare_hf.training.publish import can_publish, recipe, save_encoder
+from fare_hf.training.recipe_files import expand_config
+from fare_hf.training.trained import merge_lora
 
 __all__ = ["FareScriptArguments", "latest_checkpoint", "main", "train"]
 
@@ -91,6 +93,7 @@ def train(script: FareScriptArguments, config: FareConfig) -> Path:
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(ReadableProgress())
     trainer.train(resume_from_checkpoint=checkpoint)
+    merge_lora(trainer.accelerator.unwrap_model(trainer.model))
     folder = _save(trainer, config)
     if config.push_to_hub and (published := trainer.push_to_hub(folder=folder)):
         print(published)
@@ -120,6 +123,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m fare_hf.
     words = list(sys.argv[1:] if arguments is None else arguments)
     parser = build_parser(FareScriptArguments, prog, __doc__, everything="--help_all" in words)
     try:
+        words = expand_config(words, {action.dest for action in parser._actions})
         script, config, unknown = parser.parse_args_into_dataclasses(words, return_remaining_strings=True)
         if unknown:
             raise ValueError(f"{' '.join(unknown)!r} is not understood; --help shows the options.")

@@ -137,7 +137,7 @@ def report(found: Estimate, gpus: Sequence[str], mfu: float) -> str:
     memory, giga = found.memory, 1e9
     lines = [
         f"{found.parameters / 1e6:.0f} M parameters; {found.images:,} images; {found.flops / 1e18:.3g} EFLOP",
-        f"memory of a process: {memory.peak / giga:.1f} GB: weights, gradients and copies {memory.weights / giga:.1f}, "
+        f"memory of a process: {memory.peak / giga:.1f} GB: weights, gradients, copies {memory.weights / giga:.1f}, "
         f"optimizer {memory.optimizer / giga:.1f}, activations {max(memory.update, memory.attack) / giga:.1f}",
     ]
     if found.evaluation is not None:

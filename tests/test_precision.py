@@ -19,13 +19,13 @@ def test_the_shadow_holds_the_numbers_that_autocast_casts_to(clip_folder: Path, 
         expected = embed(encoder, pixels)
         with attack_mode(encoder, torch.bfloat16):
             inside = dict(encoder.named_parameters())
+            assert not any(parameter.requires_grad for parameter in inside.values())
             found = embed(encoder, pixels)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
     cast = [name for name, parameter in inside.items() if parameter.dtype == torch.bfloat16]
     assert {name.split(".")[-2] for name in cast} >= {"fc1", "q_proj", "patch_embedding", "visual_projection"}
     assert not any("norm" in name or "embedding.weight" in name.replace("patch_embedding", "") for name in cast)
     assert all(torch.equal(inside[name], before[name].to(torch.bfloat16)) for name in cast)
-    assert not any(parameter.requires_grad for parameter in inside.values())
     after = dict(encoder.named_parameters())
     assert all(after[name] is before[name] and after[name].requires_grad for name in before)
 

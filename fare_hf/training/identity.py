@@ -16,6 +16,9 @@ __all__ = ["fingerprint", "run_identity"]
 # What FareConfig declares and the weights do not depend on; the batch sizes count together.
 WITHOUT_INFLUENCE = {
     "ddp_find_unused_parameters",
+    "eval_attack_steps",
+    "eval_images",
+    "global_batch_size",
     "hub_strategy",
     "logging_nan_inf_filter",
     "logging_steps",

@@ -69,7 +69,9 @@ class TrainingStream(IterableDataset):
         if not self.stream.shuffle_buffer:
             return self.stream.dataset
         digest = hashlib.blake2b(f"{self.seed}/{epoch}".encode(), digest_size=4).digest()
-        return self.stream.dataset.shuffle(int.from_bytes(digest, "little"), buffer_size=self.stream.shuffle_buffer)
+        options = {"seed": int.from_bytes(digest, "little"), "buffer_size": self.stream.shuffle_buffer}
+        # One shard at a time: several are read by threads, which wait for seconds when they end.
+        return self.stream.dataset.shuffle(**options, max_buffer_input_shards=1)
 
 
 def warn_of_uneven_shards(dataset: Any, readers: int) -> None:

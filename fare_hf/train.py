@@ -36,6 +36,8 @@ from fare_hf.training.trained import merge_lora
 
 __all__ = ["FareScriptArguments", "main", "train"]
 
+OWN = ("checkpoint-", "failure-step-", "replaced_images.", ".")
+"""How the names of what a run leaves in its folder begin, before its end."""
 logger = logging.getLogger(__name__)
 
 
@@ -163,7 +165,7 @@ def _latest(folder: Path) -> str | None:
     found = latest_checkpoint(folder)
     if found is not None:
         return found
-    others = [path.name for path in folder.glob("*") if not path.name.startswith(("checkpoint-", "."))]
+    others = [path.name for path in folder.glob("*") if not path.name.startswith(OWN)]
     if others:
         raise ValueError(
             f"output_dir={str(folder)!r} has no complete checkpoint, but {', '.join(sorted(others)[:5])}; empty it, "

@@ -189,12 +189,12 @@ def test_corrupt_images_are_replaced_when_asked_counted_and_named_at_the_end(
         (folder / f"{number:02d}.jpg").write_bytes(jpeg(10 * number)[: 60 if number in (3, 4, 15) else None])
     dataset = load_images(str(folder), streaming=streaming)
     cls = PixelStream if streaming else PixelDataset
-    options: dict[str, Any] = {"max_steps": 6, "dataloader_num_workers": 1}
+    options: dict[str, Any] = {"max_steps": 6}
     with pytest.raises(ValueError, match=r"sample \d+ \(.*(03|04|15).jpg\) is not a readable image"):
         run = tiny_trainer(str(legacy_vision_folder), str(tmp_path / "a"), cls(dataset, processor), **options)
         run.train()
     data = cls(dataset, processor, replace_corrupt=True)
-    tiny_trainer(str(legacy_vision_folder), str(tmp_path / "b"), data, **options).train()
+    tiny_trainer(str(legacy_vision_folder), str(tmp_path / "b"), data, **options, dataloader_num_workers=1).train()
     found = replaced_images(tmp_path / "b")
     files = {line.split(".jpg")[0][-2:] for line in found}
     assert files == {"03", "04", "15"}

@@ -34,7 +34,8 @@ from fare_hf.precision import attack_mode, cast_for_good
 from fare_hf.training.attack import EVALUATION, BatchAttack
 from fare_hf.training.checkpoints import CheckpointTrainer
 from fare_hf.training.config import FareConfig
-from fare_hf.training.failures import blame
+from fare_hf.training.failures import NonFiniteError, blame
+from fare_hf.training.finite import FiniteTrainer
 from fare_hf.training.identity import run_identity
 from fare_hf.training.publish import check_push, publish, publish_checkpoint
 from fare_hf.training.replaced import ReplacedImages
@@ -48,7 +49,7 @@ HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """Mixed precision of accelerate -> what autocast casts to."""
 
 
-class FareTrainer(CheckpointTrainer):
+class FareTrainer(FiniteTrainer, CheckpointTrainer):
     """Trainer whose loss is taken on images attacked by PGD against the current encoder (arXiv 2402.12336).
 
     Batches are `{"pixel_values": (B, 3, H, W) fp32 in [0,1], "index": (B,), "labels"?: (B,)}`, as `PixelDataset` and
@@ -155,7 +156,7 @@ class FareTrainer(CheckpointTrainer):
             embeddings = embed(model, self.normalization(attacked.pixels), self.args.embedding)
             losses = self.objective(embeddings, attacked.targets)
             if not losses.isfinite().all():
-                raise ValueError(blame(self.state.global_step + 1, inputs, losses))
+                raise NonFiniteError(blame(self.state.global_step + 1, inputs, losses))
             if self._is_measured_step():
                 self._window.add(self._measure(inputs["pixel_values"], embeddings, losses, attacked.start_losses))
         loss = losses.mean()

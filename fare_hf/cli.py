@@ -21,6 +21,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         train.main(words[1:], prog="fare-hf train")
         return
+    if words[:1] == ["estimate"]:
+        from fare_hf import estimate
+
+        estimate.main(words[1:])
+        return
     args = build_parser().parse_args(words)
     run: Callable[[argparse.Namespace], None] = args.run
     try:
@@ -65,6 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"fare_hf {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     commands.add_parser("train", help="fine-tune an encoder; same as python -m fare_hf.train", add_help=False)
+    commands.add_parser("estimate", help="operations, memory and hours of a training", add_help=False)
     add_evaluate(commands)
     add_attack(commands)
     add_swap(commands)

@@ -14,14 +14,15 @@ import fare_hf
 PACKAGE = Path(fare_hf.__file__).parent
 FLOORS = {
     **dict.fromkeys(("attacks", "console", "folders", "objectives", "pixels"), 1),
-    **dict.fromkeys(("data", "encoders", "flops"), 2),
+    **dict.fromkeys(("data", "encoders", "flops", "memory"), 2),
+    "precision": 3,
     "convert": 3,
     "vlm": 4,
     "evaluation": 5,
     "hub": 6,
     "training": 7,
     "lab": 8,
-    **dict.fromkeys(("attack", "attack_run", "cli", "lmms_eval_plugin", "suites", "train"), 9),
+    **dict.fromkeys(("attack", "attack_run", "cli", "estimate", "lmms_eval_plugin", "suites", "train"), 9),
 }
 
 # `pixels` passes on the one check of pixels, which attacks own because they depend on torch alone.
@@ -30,8 +31,10 @@ SAME_FLOOR = {
     ("cli", "attack"),
     ("attack", "cli"),
     ("attack", "attack_run"),
+    ("cli", "estimate"),
     ("cli", "train"),
     ("cli", "suites"),
+    ("estimate", "train"),
 }
 
 

@@ -194,7 +194,7 @@ def test_what_would_fail_at_the_end_or_be_ignored_is_refused_first(
     text = ("--with_text_encoder",)
     assert "no projection" in refusal(clip_folder, images, out, *text, "--embedding", "pooled")
     assert "no CLIP with a tokenizer" in refusal(clip_folder, images, out, *text, "--text_model", str(images))
-    assert "eval_split='x' has no meaning" in refusal(clip_folder, "lab:drawings", out, "--eval_split", "x")
+    assert "eval_split='x' is not in the lab" in refusal(clip_folder, "lab:drawings", out, "--eval_split", "x")
     assert "makes images of 160 x 160 pixels" in refusal(
         clip_folder, images, out, "--image_processor", str(encoder_folder("clip"))
     )

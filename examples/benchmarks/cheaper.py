@@ -48,7 +48,11 @@ def trainer_of(
     arm: dict[str, Any], images: list[dict[str, Any]], processor: Any, seed: int, steps: int
 ) -> FareTrainer:
     """A training of one arm."""
-    options = {"per_device_train_batch_size": BATCH, "learning_rate": LEARNING_RATE, "warmup_steps": 0.1}
+    options: dict[str, Any] = {
+        "per_device_train_batch_size": BATCH,
+        "learning_rate": LEARNING_RATE,
+        "warmup_steps": 0.1,
+    }
     options |= {"save_strategy": "no", "disable_tqdm": True, "logging_strategy": "no", "use_cpu": True}
     with tempfile.TemporaryDirectory() as folder:
         config = FareConfig(folder, eps="4/255", max_steps=steps, seed=seed, **options, **arm)

@@ -246,7 +246,7 @@ def says_yes(answer: str) -> bool:
     return not {"No", "no", "not"} & set(answer.split(".")[0].replace(",", "").split(" "))
 
 
-# What COCO's tokeniser drops after splitting; the names of brackets stay, as they are written in small letters by then.
+# What COCO's tokeniser drops after splitting; brackets have other names by then (-lrb-), in small letters, and stay.
 _DROPPED = frozenset("' ` \" . ? ! , : - ; … – —".split())
 _BRACKETS = dict(zip("()[]{}", "-lrb- -rrb- -lsb- -rsb- -lcb- -rcb-".split(), strict=True))
 _CLITICS = re.compile(r"(?<=\w)(n't|'(?:s|m|d|re|ve|ll))\b")

@@ -21,6 +21,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         train.main(words[1:], prog="fare-hf train")
         return
+    if words[:1] == ["estimate"]:
+        from fare_hf import estimate
+
+        estimate.main(words[1:])
+        return
     args = build_parser().parse_args(words)
     run: Callable[[argparse.Namespace], None] = args.run
     try:
@@ -65,7 +70,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"fare_hf {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     commands.add_parser("train", help="fine-tune an encoder; same as python -m fare_hf.train", add_help=False)
+    commands.add_parser("estimate", help="operations, memory and hours of a training", add_help=False)
     add_evaluate(commands)
+    add_attack(commands)
     add_swap(commands)
     add_merge(commands)
     add_convert(commands)
@@ -98,6 +105,16 @@ def add_evaluate(commands: Any) -> None:
         "--output_dir", type=Path, required=True, help="where report.json and report.md go; must be empty or absent"
     )
     parser.set_defaults(run=run_evaluate)
+
+
+def add_attack(commands: Any) -> None:
+    """The options of ``fare-hf attack``."""
+    from fare_hf import attack
+
+    purpose = "make a vision-language model write given strings; success is measured from the saved PNG files"
+    parser = add_command(commands, "attack", purpose)
+    attack.add_options(parser)
+    parser.set_defaults(run=attack.run)
 
 
 def add_swap(commands: Any) -> None:
@@ -314,10 +331,7 @@ def check_swap(vlm: str, encoder: str) -> None:
         raise ValueError(f"{vlm!r} is not a vision-language model: {error}") from error
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         raise ValueError(f"{vlm!r} is a {config.model_type!r} model, not a vision-language model: name one.")
-    if getattr(config, "vision_config", None) is None:
-        raise ValueError(
-            f"{vlm!r} is a {config.model_type!r} model, which fare_hf cannot swap: it has no vision tower of its own."
-        )
+    family = family_named(config.architectures or [type(config).__name__], config)
     try:
         given = AutoConfig.from_pretrained(encoder)
     except (OSError, ValueError):
@@ -325,7 +339,6 @@ def check_swap(vlm: str, encoder: str) -> None:
     given = getattr(given, "vision_config", given)
     if given.model_type != config.vision_config.model_type:
         return  # a text encoder, another kind of tower: the swap names it
-    family = family_named(config.architectures or [type(config).__name__])
     check_architecture(config, family, config.vision_config, given, encoder, vlm)
 
 

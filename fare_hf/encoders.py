@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import MethodType
 from typing import Any
 
 import torch
@@ -238,7 +239,7 @@ def matmul_patch_embedding(module: nn.Module) -> Iterator[nn.Module]:
     changed = [part for part in module.modules() if isinstance(part, nn.Conv2d) and _is_patch_convolution(part)]
     saved = [part.__dict__.get("forward") for part in changed]
     for part in changed:
-        vars(part)["forward"] = _MatmulForward(part)
+        vars(part)["forward"] = MethodType(_matmul_forward, part)
     try:
         yield module
     finally:
@@ -338,22 +339,19 @@ def _quiet_loading() -> Iterator[None]:
             logger.setLevel(level)
 
 
-class _MatmulForward:
-    """A patch convolution's forward as one matrix product over `(B * patches, 3 * p * p)`."""
+def _matmul_forward(conv: nn.Conv2d, pixels: Tensor) -> Tensor:
+    """A patch convolution's forward as one matrix product over `(B * patches, 3 * p * p)`.
 
-    def __init__(self, conv: nn.Conv2d) -> None:
-        self.conv = conv
-
-    def __call__(self, pixels: Tensor) -> Tensor:
-        conv = self.conv
-        batch, channels, height, width = pixels.shape
-        p, q = int(conv.kernel_size[0]), int(conv.kernel_size[1])
-        rows, columns = height // p, width // q
-        pixels = pixels[:, :, : rows * p, : columns * q]
-        patches = pixels.reshape(batch, channels, rows, p, columns, q).permute(0, 2, 4, 1, 3, 5)
-        patches = patches.reshape(batch, rows * columns, channels * p * q)
-        output = F.linear(patches, conv.weight.reshape(conv.out_channels, -1), conv.bias)
-        return output.transpose(1, 2).reshape(batch, conv.out_channels, rows, columns)
+    A function, not an object made anew in every step, which would make torch.compile start again.
+    """
+    batch, channels, height, width = pixels.shape
+    p, q = int(conv.kernel_size[0]), int(conv.kernel_size[1])
+    rows, columns = height // p, width // q
+    pixels = pixels[:, :, : rows * p, : columns * q]
+    patches = pixels.reshape(batch, channels, rows, p, columns, q).permute(0, 2, 4, 1, 3, 5)
+    patches = patches.reshape(batch, rows * columns, channels * p * q)
+    output = F.linear(patches, conv.weight.reshape(conv.out_channels, -1), conv.bias)
+    return output.transpose(1, 2).reshape(batch, conv.out_channels, rows, columns)
 
 
 def _is_patch_convolution(conv: nn.Conv2d) -> bool:

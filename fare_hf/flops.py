@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["Flops", "count_flops", "peak_flops"]
+__all__ = ["Flops", "count_flops", "peak_flops", "peak_of"]
 
 PEAKS = {
     "B200": 2250.0,
@@ -70,15 +70,17 @@ class Flops:
         """A backward pass to every weight and not to the pixels."""
         return self.patches + 2 * self.linear + 2 * self.attention
 
-    def step(self, attack_steps: int, *, clean_target: bool = True) -> int:
+    def step(self, attack_steps: int, *, clean_target: bool = True, trained: float = 1.0) -> int:
         """One image through a training step: the original's target, the attack, and the update.
 
         Args:
             attack_steps: gradient steps of the attack.
             clean_target: whether the original encoder is run, as for FARE (TeCoA does not).
+            trained: share of the linear layers' weights that are trained; the gradient passes through all others too.
         """
         attack = attack_steps * (self.forward + self.to_pixels)
-        return clean_target * self.forward + attack + self.forward + self.to_weights
+        update = self.forward + self.to_weights - round((1 - trained) * self.linear)
+        return clean_target * self.forward + attack + update
 
 
 def count_flops(config: Any, embedding: str = "projected", layer: int = -2) -> Flops:
@@ -114,7 +116,12 @@ def peak_flops(device: torch.device) -> float | None:
     """What a CUDA device computes at most in half precision, in FLOP/s; None for a CPU or a device not in `PEAKS`."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device).upper().replace("-", " ")
+    return peak_of(torch.cuda.get_device_name(device))
+
+
+def peak_of(name: str) -> float | None:
+    """As `peak_flops`, of a device by its name, such as `H100` or `RTX 4090`; None if it is not in `PEAKS`."""
+    name = name.upper().replace("-", " ")
     return next((tera * 1e12 for part, tera in PEAKS.items() if part in name), None)
 
 

@@ -145,10 +145,14 @@ class TecoaObjective:
                 f"embeddings have shape {tuple(embeddings.shape)}, class texts {tuple(self.text_embeddings.shape)}: "
                 "use the projected embedding with its own text encoder."
             )
+        return F.cross_entropy(self.logits(embeddings), targets, reduction="none")
+
+    def logits(self, embeddings: Tensor) -> Tensor:
+        """(B, D) projected embeddings to the scaled cosines (B, K)."""
         images = F.normalize(_wide(embeddings), dim=-1)
         # Kept on the device after the first call: copying it at every attack step would be a host sync.
         self.text_embeddings = self.text_embeddings.to(images)
-        return F.cross_entropy(self.logit_scale * images @ self.text_embeddings.T, targets, reduction="none")
+        return self.logit_scale * images @ self.text_embeddings.T
 
 
 def _wide(values: Tensor) -> Tensor:

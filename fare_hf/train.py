@@ -12,23 +12,29 @@ import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from torch.utils.data import IterableDataset, Subset
 from transformers import AutoImageProcessor, ProgressCallback, set_seed
 
 from fare_hf.console import hide_notices, one_line
 from fare_hf.data import PixelDataset, PixelStream, check_folder, class_names_of, find_columns, load_images
 from fare_hf.encoders import check_encoder_type, load_encoder, logit_scale_of, text_class_embeddings
-from fare_hf.hub.licenses import check_license, inherited_license
+from fare_hf.hub.base import base_name, inherited_license
+from fare_hf.hub.licenses import check_license
 from fare_hf.hub.text import whole_clip
 from fare_hf.objectives import FareObjective, Objective, TecoaObjective
 from fare_hf.training import FareConfig, FareTrainer
+from fare_hf.training.manifest import fault_of, latest_checkpoint
 from fare_hf.training.options import build_parser
 from fare_hf.training.progress import ReadableProgress
 from fare_hf.training.publish import can_publish, recipe, save_encoder
+from fare_hf.training.recipe_files import expand_config
+from fare_hf.training.trained import merge_lora
 
-__all__ = ["FareScriptArguments", "latest_checkpoint", "main", "train"]
+__all__ = ["FareScriptArguments", "main", "train"]
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +48,10 @@ class FareScriptArguments:
         metadata={"help": "Images: a folder, a saved data set, a Hub repository, or lab:NAME for a built-in set."}
     )
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
-    eval_split: str | None = field(default=None, metadata={"help": "Split to evaluate on, with --eval_strategy."})
+    eval_split: str | None = field(
+        default=None,
+        metadata={"help": "Split to evaluate on, with --eval_strategy; for the lab, a test set such as fxemoji."},
+    )
     image_column: str | None = field(default=None, metadata={"help": "Column of images; found if there is one."})
     label_column: str | None = field(default=None, metadata={"help": "Column of labels; found if it is a ClassLabel."})
     streaming: bool = field(default=False, metadata={"help": "Read while training; needs --max_steps."})
@@ -51,6 +60,9 @@ class FareScriptArguments:
     )
     image_processor: str | None = field(
         default=None, metadata={"help": "Repository or folder of the image processor; by default --model."}
+    )
+    base_model: str | None = field(
+        default=None, metadata={"help": "Hub name of the original on the card, where --model is a copy in a folder."}
     )
     with_text_encoder: bool = field(
         default=False, metadata={"help": "Save and publish the text encoder and tokenizer too: a whole CLIP."}
@@ -78,6 +90,7 @@ def train(script: FareScriptArguments, config: FareConfig) -> Path:
     if script.with_text_encoder:  # what would fail after the last step fails before the first
         whole_clip(encoder, script.text_model or script.model)
     train_set, eval_set, processor = _load_data(script)
+    eval_set, classes = _bounded(eval_set, config.eval_images), class_names_of(eval_set)
     trainer = FareTrainer(
         model=encoder,
         args=config,
@@ -85,33 +98,18 @@ def train(script: FareScriptArguments, config: FareConfig) -> Path:
         eval_dataset=eval_set,
         processing_class=processor,
         objective=_make_objective(script, config, train_set),
+        validation=_make_validation(script, config, classes),
         card=_card(script),
     )
     if not config.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(ReadableProgress())
     trainer.train(resume_from_checkpoint=checkpoint)
+    merge_lora(trainer.accelerator.unwrap_model(trainer.model))
     folder = _save(trainer, config)
     if config.push_to_hub and (published := trainer.push_to_hub(folder=folder)):
         print(published)
     return folder
-
-
-def latest_checkpoint(output_dir: str | Path) -> str:
-    """The newest complete checkpoint of a folder; one that was cut off while being written is passed over.
-
-    Raises:
-        ValueError: there is none.
-    """
-    folders = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.split("-")[-1].isdigit()]
-    for folder in sorted(folders, key=lambda path: int(path.name.split("-")[-1]), reverse=True):
-        try:
-            # The Trainer writes this file after all others.
-            json.loads((folder / "trainer_state.json").read_text())
-            return str(folder)
-        except (OSError, ValueError):
-            logger.warning("%s is not complete and is passed over.", folder)
-    raise ValueError(f"output_dir={str(output_dir)!r} has no complete checkpoint; empty it, or give another.")
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m fare_hf.train") -> None:
@@ -120,6 +118,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m fare_hf.
     words = list(sys.argv[1:] if arguments is None else arguments)
     parser = build_parser(FareScriptArguments, prog, __doc__, everything="--help_all" in words)
     try:
+        words = expand_config(words, {action.dest for action in parser._actions})
         script, config, unknown = parser.parse_args_into_dataclasses(words, return_remaining_strings=True)
         if unknown:
             raise ValueError(f"{' '.join(unknown)!r} is not understood; --help shows the options.")
@@ -141,10 +140,29 @@ def _check_output(config: FareConfig) -> str | None:
             )
         return None
     if config.resume_from_checkpoint == "latest":
-        return latest_checkpoint(folder)
-    if not (Path(config.resume_from_checkpoint) / "trainer_state.json").is_file():
-        raise ValueError(f"resume_from_checkpoint={config.resume_from_checkpoint!r} is no checkpoint; or say latest.")
+        return _latest(folder)
+    fault = fault_of(Path(config.resume_from_checkpoint))
+    if fault is not None:
+        raise ValueError(
+            f"resume_from_checkpoint={config.resume_from_checkpoint!r} is no complete checkpoint: {fault}; "
+            "give another, or say latest."
+        )
     return config.resume_from_checkpoint
+
+
+def _latest(folder: Path) -> str | None:
+    """The newest complete checkpoint; None, with a warning, where a kill came before the first."""
+    found = latest_checkpoint(folder)
+    if found is not None:
+        return found
+    others = [path.name for path in folder.glob("*") if not path.name.startswith(("checkpoint-", "."))]
+    if others:
+        raise ValueError(
+            f"output_dir={str(folder)!r} has no complete checkpoint, but {', '.join(sorted(others)[:5])}; empty it, "
+            "or give another."
+        )
+    logger.warning("output_dir=%r has no complete checkpoint; the run starts from the beginning.", str(folder))
+    return None
 
 
 def _check_dataset(script: FareScriptArguments) -> None:
@@ -153,11 +171,13 @@ def _check_dataset(script: FareScriptArguments) -> None:
     if not name.startswith("lab:"):
         check_folder(name)
         return
-    from fare_hf.lab import TRAINING_SETS
+    from fare_hf.lab import TEST_SETS, TRAINING_SETS
 
+    if script.eval_split is not None and script.eval_split not in TEST_SETS:
+        raise ValueError(f"eval_split={script.eval_split!r} is not in the lab; use one of {', '.join(TEST_SETS)}.")
     if name.removeprefix("lab:") not in TRAINING_SETS:
         raise ValueError(f"dataset={name!r} is not in the lab; use one of lab:{', lab:'.join(TRAINING_SETS)}.")
-    for option in ("train_split", "eval_split", "image_column", "label_column", "streaming", "image_processor"):
+    for option in ("train_split", "image_column", "label_column", "streaming", "image_processor"):
         if getattr(script, option) != FareScriptArguments.__dataclass_fields__[option].default:
             raise ValueError(f"{option}={getattr(script, option)!r} has no meaning for {name!r}; leave it out.")
 
@@ -168,10 +188,57 @@ def _load_data(script: FareScriptArguments) -> tuple[Any, Any, Any]:
         from fare_hf.lab import load_training_set
 
         lab_set = load_training_set(script.dataset.removeprefix("lab:"))
-        return lab_set, None, lab_set.processor
+        return lab_set, _lab_evaluation(script.eval_split), lab_set.processor
     processor = _load_processor(script.image_processor or script.model)
     train_set = _load_split(script, script.train_split, processor)
     return train_set, _load_split(script, script.eval_split, processor) if script.eval_split else None, processor
+
+
+def _lab_evaluation(name: str | None) -> Any:
+    """A test set of the lab as samples, or None."""
+    if name is None:
+        return None
+    from fare_hf.lab import load_test_set
+
+    test = load_test_set(name)
+    return LabelledPixels(test.pixels, test.labels, test.prompts)
+
+
+class LabelledPixels(Sequence[dict[str, Any]]):
+    """Images (N, 3, H, W) with labels (N,) and a sentence for each class."""
+
+    def __init__(self, pixels: Any, labels: Any, class_names: Sequence[str]) -> None:
+        self.pixels, self.labels, self.class_names = pixels, labels, list(class_names)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: Any) -> Any:
+        return {"pixel_values": self.pixels[index], "labels": int(self.labels[index]), "index": int(index)}
+
+
+def _bounded(dataset: Any, images: int) -> Any:
+    """So many samples of an evaluation set, spread evenly; a stream's first ones, kept; all where that is 0."""
+    if dataset is None or not images:
+        return dataset
+    if isinstance(dataset, IterableDataset):
+        return list(islice(dataset, images))
+    count = min(images, len(dataset))
+    return Subset(dataset, [number * len(dataset) // count for number in range(count)])
+
+
+def _make_validation(script: FareScriptArguments, config: FareConfig, classes: list[str] | None) -> Any:
+    """The classes of the evaluation set, for the zero-shot accuracies; None where it names none."""
+    wanted = (config.metric_for_best_model or "").removeprefix("eval_").endswith("_accuracy")
+    if not classes or config.embedding != "projected" or not config.eval_attack_steps:
+        if wanted:
+            raise ValueError(
+                f"metric_for_best_model={config.metric_for_best_model!r} needs an --eval_split with a ClassLabel "
+                "column, the projected embedding and eval_attack_steps above 0; or use loss."
+            )
+        return None
+    templates = ["{}"] if script.dataset.startswith("lab:") else config.templates
+    return TecoaObjective(text_class_embeddings(script.text_model or script.model, classes, templates))
 
 
 def _load_split(script: FareScriptArguments, split: str, processor: Any) -> Any:
@@ -214,14 +281,14 @@ def _make_objective(script: FareScriptArguments, config: FareConfig, train_set: 
 
 def _card(script: FareScriptArguments) -> dict[str, Any]:
     """What the model card says of the model and the data."""
-    local = Path(script.model).is_dir()
+    base = script.base_model or script.model
     on_the_hub = not script.dataset.startswith("lab:") and not Path(script.dataset).exists()
     return {
-        "base_model": Path(script.model).resolve().name if local else script.model,
+        "base_model": base_name(base),
         "datasets": [script.dataset] if on_the_hub else [],
         "training": {"dataset": f"{script.dataset} ({script.train_split})"},
         "text_encoder": (script.text_model or script.model) if script.with_text_encoder else None,
-        **({"license": script.license} if script.license else inherited_license(script.model)),
+        **({"license": script.license} if script.license else {"license": "", **inherited_license(base)}),
     }
 
 

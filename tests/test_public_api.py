@@ -14,18 +14,28 @@ import fare_hf
 PACKAGE = Path(fare_hf.__file__).parent
 FLOORS = {
     **dict.fromkeys(("attacks", "console", "folders", "objectives", "pixels"), 1),
-    **dict.fromkeys(("data", "encoders", "flops"), 2),
+    **dict.fromkeys(("data", "encoders", "flops", "memory"), 2),
+    "precision": 3,
     "convert": 3,
     "vlm": 4,
     "evaluation": 5,
     "hub": 6,
     "training": 7,
     "lab": 8,
-    **dict.fromkeys(("cli", "suites", "train"), 9),
+    **dict.fromkeys(("attack", "attack_run", "cli", "estimate", "lmms_eval_plugin", "suites", "train"), 9),
 }
 
 # `pixels` passes on the one check of pixels, which attacks own because they depend on torch alone.
-SAME_FLOOR = {("pixels", "attacks"), ("cli", "train"), ("cli", "suites")}
+SAME_FLOOR = {
+    ("pixels", "attacks"),
+    ("cli", "attack"),
+    ("attack", "cli"),
+    ("attack", "attack_run"),
+    ("cli", "estimate"),
+    ("cli", "train"),
+    ("cli", "suites"),
+    ("estimate", "train"),
+}
 
 
 def test_public_names_are_sorted_and_there() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +12,14 @@ from torch import Tensor, nn
 
 from fare_hf.attacks import pgd
 from fare_hf.data import sample_generator
-from fare_hf.encoders import frozen, make_embed
+from fare_hf.encoders import make_embed
 from fare_hf.objectives import Objective
 from fare_hf.pixels import Normalization
+from fare_hf.precision import attack_mode
 from fare_hf.training.config import FareConfig
 from fare_hf.training.failures import blame, in_range
+from fare_hf.training.schedules import AttackSteps, attack_steps_at
+from fare_hf.training.warm import WarmStarts
 
 __all__ = ["EVALUATION", "Attacked", "BatchAttack"]
 
@@ -40,7 +43,8 @@ class BatchAttack:
         args: the configuration: threat model, steps, step size, embedding, seed.
         objective: what the attack maximises.
         normalization: of the encoder.
-        hold: puts the encoder in eval mode while it is attacked; `frozen` also keeps no activations for the weights.
+        hold: puts the encoder in eval mode while it is attacked; `attack_mode` also keeps no activations for weights.
+        autocast: precision in which the encoder is attacked, where its forward does not have one of its own.
     """
 
     def __init__(
@@ -48,11 +52,21 @@ class BatchAttack:
         args: FareConfig,
         objective: Objective,
         normalization: Normalization,
-        hold: Callable[[nn.Module], AbstractContextManager[Any]] = frozen,
+        hold: Callable[[nn.Module], AbstractContextManager[Any]] = attack_mode,
+        autocast: torch.dtype | None = None,
     ) -> None:
         self.args, self.objective, self.normalization, self.hold = args, objective, normalization, hold
+        self.autocast = autocast
+        self._warm = WarmStarts(args.threat_model) if args.attack_warm_start else None
 
-    def __call__(self, encoder: nn.Module, original: nn.Module, inputs: dict[str, Any], step: int) -> Attacked:
+    def __call__(
+        self,
+        encoder: nn.Module,
+        original: nn.Module,
+        inputs: dict[str, Any],
+        step: int,
+        steps: AttackSteps | None = None,
+    ) -> Attacked:
         """Attacks a batch.
 
         Args:
@@ -60,6 +74,7 @@ class BatchAttack:
             original: the frozen encoder that gives the targets.
             inputs: `pixel_values`, `index` and perhaps `labels`.
             step: what the seeds of the random starts hold besides the samples: the global step, or `EVALUATION`.
+            steps: number and length of the steps; by default those of the configuration.
 
         Raises:
             ValueError: no `index`; NaN or infinite values, with the samples' `index`.
@@ -71,9 +86,9 @@ class BatchAttack:
         with self.hold(encoder):
             with torch.no_grad():
                 targets = self.objective.targets(pixels, inputs.get("labels"), embed_original)
-            loss_fn = _Recorded(self.objective, make_embed(encoder, self.normalization, self.args.embedding), targets)
+            loss_fn = _Recorded(self.objective, self._embed(encoder), targets)
             try:
-                adversarial = self._maximise(loss_fn, pixels, self.random_start(pixels, inputs["index"], step))
+                adversarial = self._maximise(loss_fn, inputs, step, steps or attack_steps_at(self.args, 1.0))
             except ValueError as error:
                 if "NaN" not in str(error) and in_range(pixels).all():
                     raise  # of another kind: no sample is to blame
@@ -92,15 +107,28 @@ class BatchAttack:
             torch.add(image, self.args.threat_model.noise(image, generator), out=row)
         return start
 
-    def _maximise(self, loss_fn: Callable[[Tensor], Tensor], pixels: Tensor, start: Tensor) -> Tensor:
-        return pgd(
-            loss_fn,
-            pixels,
-            self.args.threat_model,
-            steps=self.args.attack_steps,
-            step_size=self.args.attack_step_size,
-            start=start,
-        )
+    def _maximise(
+        self, loss_fn: Callable[[Tensor], Tensor], inputs: dict[str, Any], step: int, steps: AttackSteps
+    ) -> Tensor:
+        pixels, index = inputs["pixel_values"], inputs["index"]
+        start = self.random_start(pixels, index, step)
+        warm = self._warm if step != EVALUATION else None
+        if warm is not None:
+            start = warm.begin(pixels, index.tolist(), start)
+        points = pgd(loss_fn, pixels, self.args.threat_model, steps=steps.count, step_size=steps.size, start=start)
+        if warm is not None:
+            warm.keep(pixels, index.tolist(), points)
+        return points
+
+    def _embed(self, encoder: nn.Module) -> Callable[[Tensor], Tensor]:
+        embed = make_embed(encoder, self.normalization, self.args.embedding)
+
+        def embed_pixels(pixels: Tensor) -> Tensor:
+            cast = nullcontext() if self.autocast is None else torch.autocast(pixels.device.type, self.autocast)
+            with cast:
+                return embed(pixels)
+
+        return embed_pixels
 
 
 class _Recorded:

@@ -38,8 +38,46 @@ class FareConfig(TrainingArguments):
 
     eps: str = field(default="4/255", metadata={"help": "Radius of the attack in [0,1] pixels, such as 4/255."})
     norm: str = field(default="linf", metadata={"help": "Norm of the attack.", "choices": ["linf", "l2"]})
-    attack_steps: int = field(default=10, metadata={"help": "Gradient steps of PGD for each batch."})
+    attack_steps: int = field(
+        default=10,
+        metadata={"help": "Gradient steps of PGD for each batch; cheaper: fewer, longer ones (arXiv 2001.03994)."},
+    )
     attack_step_size: str = field(default="1/255", metadata={"help": "Length of a PGD step in [0,1] pixels."})
+    attack_steps_start: int | None = field(
+        default=None,
+        metadata={
+            "help": "Cheaper: PGD steps at the beginning, growing to --attack_steps; shorter attacks take longer "
+            "steps (curriculum, arXiv 1805.04807)."
+        },
+    )
+    attack_bf16: bool = field(
+        default=False,
+        metadata={
+            "help": "Cheaper: the attack alone in bf16, the update in fp32; with --bf16 both are, as in Wong et al. "
+            "(arXiv 2001.03994)."
+        },
+    )
+    attack_warm_start: bool = field(
+        default=False,
+        metadata={
+            "help": "Cheaper: begin at the signs of the sample's last perturbation, 1 bit a value in main memory, for "
+            "images that are the same in every epoch (ATTA, arXiv 1912.11969); such a run cannot be resumed."
+        },
+    )
+    trained_blocks: int | None = field(
+        default=None,
+        metadata={
+            "help": "Cheaper: train the first K blocks and what is before them, freeze the rest (robustness sits in "
+            "shallow layers: R-Adapt, arXiv 2603.12799)."
+        },
+    )
+    lora_rank: int | None = field(
+        default=None,
+        metadata={
+            "help": "Cheaper: train low-rank updates of the blocks' linear layers (LoRA, arXiv 2106.09685; needs "
+            "fare_hf[lora]); the encoder is saved merged."
+        },
+    )
     embedding: str = field(
         default="projected", metadata={"help": "Which embedding is made robust.", "choices": list(EMBEDDINGS)}
     )
@@ -65,6 +103,13 @@ class FareConfig(TrainingArguments):
     warmup_steps: float = field(default=1400, metadata={"help": "Linear warm-up: steps, or a share below 1."})
     max_steps: int = field(default=20_000, metadata={"help": "Updates of the weights; -1 counts epochs instead."})
     per_device_train_batch_size: int = field(default=128, metadata={"help": "Images a process takes in a step."})
+    global_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Images in an update over all processes: batch and accumulation follow, with "
+            "--per_device_train_batch_size as the most that a process takes at once."
+        },
+    )
     max_grad_norm: float = field(default=0.0, metadata={"help": "Largest gradient norm; 0 does not clip."})
     logging_steps: float = field(default=50, metadata={"help": "Steps between two lines of the log."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False: index is needed."})
@@ -78,9 +123,18 @@ class FareConfig(TrainingArguments):
     )
     prediction_loss_only: bool = field(default=True, metadata={"help": "Evaluation computes losses and cosines."})
 
+    eval_images: int = field(
+        default=512, metadata={"help": "Images of --eval_split to evaluate on, spread evenly; 0 takes all."}
+    )
+    eval_attack_steps: int = field(
+        default=10, metadata={"help": "PGD steps on the cross entropy for eval_robust_accuracy; 0 leaves it out."}
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_attack()
+        self._check_cheaper()
+        self._divide_batch()
         if self.embedding not in EMBEDDINGS:
             raise ValueError(f"embedding={self.embedding!r} is not known; give one of {', '.join(EMBEDDINGS)}.")
         if self.objective not in OBJECTIVES:
@@ -106,6 +160,39 @@ class FareConfig(TrainingArguments):
             raise ValueError("attack_step_size=0 does not move; give a length such as 1/255.")
         parse_step_size(self.attack_step_size, self.threat_model, "attack_step_size")
 
+    def _check_cheaper(self) -> None:
+        """Options that train at a lower cost, and the bounds of an evaluation."""
+        start = self.attack_steps_start
+        if start is not None and not 1 <= start <= self.attack_steps:
+            raise ValueError(f"attack_steps_start={start} is not in 1 to attack_steps={self.attack_steps}.")
+        if self.attack_bf16 and (self.bf16 or self.fp16):
+            raise ValueError("attack_bf16=True is for training in fp32; with bf16 or fp16 the attack is cast already.")
+        if self.attack_warm_start and self.norm != "linf":
+            raise ValueError("attack_warm_start=True keeps signs, which fit norm='linf' alone.")
+        if self.attack_warm_start and self.resume_from_checkpoint:
+            raise ValueError("attack_warm_start=True: the perturbations are in no checkpoint; start again without it.")
+        for name in ("trained_blocks", "lora_rank", "global_batch_size"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name}={value} is not positive; give at least 1, or leave it out.")
+        if self.trained_blocks and self.lora_rank:
+            raise ValueError("trained_blocks and lora_rank exclude each other; give one.")
+        for name in ("eval_images", "eval_attack_steps"):
+            if (value := getattr(self, name)) < 0:
+                raise ValueError(f"{name}={value} is negative; give a number from 0.")
+
+    def _divide_batch(self) -> None:
+        """Batch of a process and accumulation from `global_batch_size`: equal parts, as large as allowed."""
+        if self.global_batch_size is None:
+            return
+        share, rest = divmod(self.global_batch_size, self.world_size)
+        if rest or not share:
+            raise ValueError(
+                f"global_batch_size={self.global_batch_size} does not divide among {self.world_size} processes."
+            )
+        most = min(self.per_device_train_batch_size, share)
+        self.per_device_train_batch_size = next(size for size in range(most, 0, -1) if share % size == 0)
+        self.gradient_accumulation_steps = share // self.per_device_train_batch_size
+
     def _check_trainer(self) -> None:
         """Settings of the Trainer that would break or hide something here."""
         checkpointing = self.activation_checkpointing_kwargs
@@ -115,6 +202,11 @@ class FareConfig(TrainingArguments):
             raise ValueError("max_steps=0 trains nothing; give the number of updates, or -1 to count epochs.")
         if self.fp16 and self.device.type == "cpu":
             raise ValueError("fp16=True does nothing on a CPU; use bf16=True, or a GPU.")
+        if self.torch_compile and not self.dataloader_drop_last:
+            raise ValueError(
+                "torch_compile=True compiles for one shape, and an epoch may end in a smaller batch; "
+                "set dataloader_drop_last=True."
+            )
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns=True drops `index` and `labels`; leave it False.")
         if self.logging_nan_inf_filter:

@@ -14,11 +14,13 @@ from fare_hf.training.config import FareConfig
 __all__ = ["OptionParser", "build_parser"]
 
 ATTACK = ("eps", "norm", "attack_steps", "attack_step_size")
+CHEAPER = ("attack_steps_start", "attack_bf16", "attack_warm_start", "trained_blocks", "lora_rank")
 OBJECTIVE = ("objective", "embedding", "class_names", "templates", "logit_scale")
 TRAINING = {
     "max_steps": None,
     "num_train_epochs": "Passes over the images, if --max_steps is -1.",
     "per_device_train_batch_size": None,
+    "global_batch_size": None,
     "gradient_accumulation_steps": "Batches for an update.",
     "learning_rate": None,
     "lr_scheduler_type": None,
@@ -31,6 +33,10 @@ TRAINING = {
     "logging_steps": None,
     "eval_strategy": "When to evaluate on --eval_split.",
     "eval_steps": "Steps between two evaluations.",
+    "eval_images": None,
+    "eval_attack_steps": None,
+    "load_best_model_at_end": "Keep the best checkpoint, by --metric_for_best_model, and end with it.",
+    "metric_for_best_model": "robust_accuracy, loss (robust too), or clean_accuracy.",
     "per_device_eval_batch_size": "Images a process takes at a time in an evaluation.",
     "save_strategy": "When to write a checkpoint.",
     "save_steps": "Steps between two checkpoints.",
@@ -79,13 +85,15 @@ def build_parser(script: type, prog: str, description: str | None, everything: b
     """
     usage = f"{prog} --model MODEL --dataset DATASET --output_dir FOLDER [options]"
     parser = OptionParser((script, FareConfig), prog=prog, usage=usage, description=description)
+    parser.add_argument("--config", nargs="+", help="YAML files of these options; the command line wins")
     parser.add_argument("--help_all", action="help", help="show every option of the Trainer of transformers too")
     actions = {action.dest: action for action in parser._actions}
     actions["output_dir"].help = OUTPUT
     for name, text in TRAINING.items():
         actions[name].help = text or actions[name].help
-    _group(parser, "model and data", [actions[name] for name in (*script.__annotations__, "output_dir")])
+    _group(parser, "model and data", [actions[name] for name in ("config", *script.__annotations__, "output_dir")])
     _group(parser, "attack", [actions[name] for name in ATTACK])
+    _group(parser, "cheaper, off by default", [actions[name] for name in CHEAPER])
     _group(parser, "objective", [actions[name] for name in OBJECTIVE])
     _group(parser, "training", [actions[name] for name in TRAINING])
     for action in parser._optionals._group_actions:

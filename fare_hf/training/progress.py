@@ -17,6 +17,11 @@ SHOWN = {
     "grad_norm": "gradient {:.3g}",
     "learning_rate": "lr {:.3g}",
     "images_per_second": "{:.0f} images/s",
+    "mfu": "MFU {:.1%}",
+    "memory_gib": "{:.1f} GiB",
+    "clean_accuracy": "zero-shot clean {:.1%}",
+    "robust_accuracy": "attacked {:.1%}",
+    "share_of_time": "{:.1%} of the time",
 }
 """Key of the log -> how it is said, in this order; the whole log is in `trainer_state.json`."""
 

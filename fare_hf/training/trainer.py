@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import os
+import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 from typing import Any
 
 import torch
+from accelerate.utils import DynamoBackend
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import IntervalStrategy, PreTrainedModel
@@ -20,21 +23,28 @@ from fare_hf.encoders import (
     evaluating,
     freeze,
     freeze_unused,
-    frozen,
     make_embed,
     matmul_patch_embedding,
 )
+from fare_hf.flops import count_flops
 from fare_hf.hub import Publication
-from fare_hf.objectives import FareObjective, Objective
+from fare_hf.objectives import FareObjective, Objective, TecoaObjective
 from fare_hf.pixels import Normalization
+from fare_hf.precision import attack_mode, cast_for_good
 from fare_hf.training.attack import EVALUATION, BatchAttack
 from fare_hf.training.checkpoints import CheckpointTrainer
 from fare_hf.training.config import FareConfig
 from fare_hf.training.failures import blame
+from fare_hf.training.identity import run_identity
 from fare_hf.training.publish import check_push, publish, publish_checkpoint
+from fare_hf.training.schedules import AttackSteps, attack_of, attack_steps_at
+from fare_hf.training.trained import add_lora, train_first_blocks, trained_share
 from fare_hf.training.window import EpochCallback, Window, summarise
 
 __all__ = ["FareTrainer"]
+
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""Mixed precision of accelerate -> what autocast casts to."""
 
 
 class FareTrainer(CheckpointTrainer):
@@ -46,8 +56,11 @@ class FareTrainer(CheckpointTrainer):
 
     Logged: `loss` (robust), `attack_gain` (that loss over the loss at the random start), `cosine_clean` and
     `cosine_adversarial` (to the original's embedding of the clean image), `images_per_second` (over all processes,
-    evaluation and saving included). The ratios are measured at logging steps only. Evaluation gives the same values
-    over the whole set; `eval_loss` is robust.
+    evaluation and saving included), `mfu` (where the device's peak is known), `memory_gib` (the peak so far). The
+    ratios are measured at logging steps only. Evaluation gives the same values over the whole set; `eval_loss` is
+    robust. With `validation` also `eval_clean_accuracy` and `eval_robust_accuracy`, zero-shot, under PGD of
+    `eval_attack_steps` steps on the cross entropy, for `metric_for_best_model`; `eval_share_of_time` is what all
+    evaluations took of the run so far.
 
     Args:
         model: encoder with fp32 weights, from `load_encoder(..., args.embedding)`. Parameters that the embedding
@@ -57,7 +70,9 @@ class FareTrainer(CheckpointTrainer):
         eval_dataset: data to evaluate on.
         processing_class: the encoder's image processor; its mean and std are applied inside the attack.
         objective: what to minimise; FARE where `args.objective` is "fare".
-        original: the encoder whose embeddings are the targets; a copy of `model` as given.
+        original: the encoder whose embeddings are the targets; a copy of `model` as given. It is frozen in place, and
+            under mixed precision its linear layers are cast.
+        validation: the classes of `eval_dataset`, whose samples then need `labels`.
         card: what `save_robust_encoder` cannot know from here when it publishes: `base_model`, `datasets`, `license`,
             `text_encoder`, more of `training`.
         kwargs: of `Trainer`.
@@ -82,6 +97,7 @@ class FareTrainer(CheckpointTrainer):
         processing_class: Any = None,
         objective: Objective | None = None,
         original: PreTrainedModel | None = None,
+        validation: TecoaObjective | None = None,
         card: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -89,8 +105,10 @@ class FareTrainer(CheckpointTrainer):
         if train_dataset is not None and "data_collator" not in kwargs:  # which may take other samples
             check_samples(train_dataset, None if model.config.model_type == "dinov2" else model.config.image_size)
         reference = freeze(copy.deepcopy(model) if original is None else original)
+        _choose_trained(model, args)
         freeze_unused(model, args.embedding)
         self.objective: Objective = objective or FareObjective()
+        self.validation = validation if args.eval_attack_steps else None
         self.normalization = Normalization.from_processor(processing_class)
         self.card = dict(card or {})
         super().__init__(
@@ -101,13 +119,22 @@ class FareTrainer(CheckpointTrainer):
             processing_class=processing_class,
             **{"data_collator": collate_pixels, **kwargs},
         )
-        self.original = self._prepare_original(reference)
+        self.identity = run_identity(self.args, model, reference, self.objective, train_dataset)
+        self._compile(self.model, reference)
+        dtype = HALF.get(self.accelerator.mixed_precision)
+        whole = not self.is_fsdp_enabled
+        self.original = self._prepare_original(cast_for_good(reference, dtype if whole else None))
         self.add_callback(EpochCallback())
+        lower = torch.bfloat16 if self.args.attack_bf16 else None
         # FSDP fixes requires_grad when it first gathers a parameter: frozen then, it would never be trained.
-        hold = evaluating if self.is_fsdp_enabled else frozen
-        self._attack = BatchAttack(self.args, self.objective, self.normalization, hold)
+        hold = partial(attack_mode, dtype=dtype or lower) if whole else evaluating
+        attack = partial(BatchAttack, self.args, normalization=self.normalization, hold=hold, autocast=lower)
+        self._attack = attack(objective=self.objective)
+        self._class_attack = None if self.validation is None else attack(objective=self.validation)
+        self._flops, self._trained = count_flops(model.config, args.embedding), trained_share(model)
         self._window = Window(self.args.device)
         self._evaluated: list[Tensor] = []
+        self._began, self._evaluating = time.perf_counter(), 0.0
 
     def compute_loss(
         self,
@@ -117,9 +144,10 @@ class FareTrainer(CheckpointTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The encoder's forward returns no loss: attack the batch, then one forward of what the attack found."""
-        self._window.begin(len(inputs["pixel_values"]) * self.accelerator.num_processes)
+        steps = attack_steps_at(self.args, self.state.global_step / max(self.state.max_steps, 1))
+        self._count(len(inputs["pixel_values"]), steps)
         with self._fast_patches():
-            attacked = self._attack(self.model, self.original, inputs, self.state.global_step)
+            attacked = self._attack(self.model, self.original, inputs, self.state.global_step, steps)
             embeddings = embed(model, self.normalization(attacked.pixels), self.args.embedding)
             losses = self.objective(embeddings, attacked.targets)
             if not losses.isfinite().all():
@@ -143,18 +171,23 @@ class FareTrainer(CheckpointTrainer):
             embeddings = embed(model, self.normalization(attacked.pixels), self.args.embedding)
             losses = self.objective(embeddings, attacked.targets)
             values = self._measure(inputs["pixel_values"], embeddings, losses, attacked.start_losses)
+            if self._class_attack is not None and "labels" in inputs:
+                values = torch.cat([values, self._classify(inputs)], dim=1)
         self._evaluated.append(self.accelerator.gather_for_metrics(values))
         return losses.mean(), None, None
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Adds the cosines, and replaces the loss, in which the Trainer gives a smaller last batch too much weight."""
-        self._evaluated = []
+        self._evaluated, began = [], time.perf_counter()
         output = super().evaluation_loop(*args, **kwargs)
         if not self._evaluated:
             raise ValueError("eval_dataset is empty; give images to evaluate on, or eval_strategy='no'.")
         prefix = kwargs.get("metric_key_prefix", "eval")
         values = torch.cat(self._evaluated).cpu().double()
         metrics = summarise(values.sum(0).tolist(), len(values))
+        if self.is_in_train:
+            self._evaluating += time.perf_counter() - began
+            metrics["share_of_time"] = round(self._evaluating / (time.perf_counter() - self._began), 4)
         named = {f"{prefix}_{name}": value for name, value in metrics.items()}
         return output._replace(metrics={**(output.metrics or {}), **named})
 
@@ -211,6 +244,39 @@ class FareTrainer(CheckpointTrainer):
             own = self.args.hub_strategy == HubStrategy.ALL_CHECKPOINTS
             publish_checkpoint(self, checkpoint_folder, os.path.basename(checkpoint_folder) if own else None)
 
+    def _compile(self, *modules: nn.Module) -> None:
+        """Compiles in place, so that the attack, DDP and the update all call what was compiled.
+
+        accelerate would wrap the model for the update alone. Under FSDP it does what it needs itself.
+        """
+        plugin = self.accelerator.state.dynamo_plugin
+        if self.is_fsdp_enabled or not (self.args.torch_compile or plugin.backend != DynamoBackend.NO):
+            return
+        backend = self.args.torch_compile_backend or plugin.backend.value.lower()
+        for module in modules:
+            module.compile(backend=backend, mode=self.args.torch_compile_mode, dynamic=False)
+        plugin.backend = DynamoBackend.NO
+
+    def _count(self, images: int, steps: AttackSteps) -> None:
+        """Tells the window what a batch costs."""
+        clean_target = isinstance(self.objective, FareObjective)
+        each = self._flops.step(steps.count, clean_target=clean_target, trained=self._trained)
+        self._window.begin(images * self.accelerator.num_processes, images * each)
+
+    def _classify(self, inputs: dict[str, Any]) -> Tensor:
+        """`(B, 2)`: 1 where an image is classified rightly, clean and attacked."""
+        assert self._class_attack is not None and self.validation is not None
+        steps = attack_of(self.args, self.args.eval_attack_steps)
+        attacked = self._class_attack(self.model, self.original, inputs, EVALUATION, steps)
+        with evaluating(self.model):
+            embed_pixels = make_embed(self.model, self.normalization)
+            both = [
+                self.validation.logits(embed_pixels(pixels)) for pixels in (inputs["pixel_values"], attacked.pixels)
+            ]
+        right = [logits.argmax(1) == attacked.targets for logits in both]
+        clean, robust = right[0], right[0] & right[1]
+        return torch.stack([clean, robust], dim=1).float()
+
     def _prepare_original(self, reference: nn.Module) -> nn.Module:
         prepared = self.accelerator.prepare_model(reference, evaluation_mode=True)
         # evaluate() without train() prepares the encoder only while the accelerator knows of no model.
@@ -257,6 +323,14 @@ def _check_set_up(model: nn.Module, args: FareConfig, processing_class: Any, obj
     wrong = [(name, p.dtype) for name, p in model.named_parameters() if p.dtype != torch.float32]
     if wrong:
         raise ValueError(f"{wrong[0][0]!r} is {wrong[0][1]}; load the model with dtype=torch.float32, and set bf16.")
+
+
+def _choose_trained(model: nn.Module, args: FareConfig) -> None:
+    """Freezes what the options leave out."""
+    if args.trained_blocks is not None:
+        train_first_blocks(model, args.trained_blocks)
+    if args.lora_rank is not None:
+        add_lora(model, args.lora_rank)
 
 
 def _cosine(embeddings: Tensor, original: Tensor) -> Tensor:

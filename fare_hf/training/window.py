@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Any
 
@@ -10,21 +11,28 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import TrainerCallback
 
-__all__ = ["EpochCallback", "Window", "summarise"]
+from fare_hf.flops import peak_flops
+
+__all__ = ["EpochCallback", "Window", "peak_memory", "summarise"]
 
 
 class Window:
-    """What happened since the last line of the log; sums stay on the device until `close`."""
+    """What happened since the last line of the log; sums stay on the device until `close`.
+
+    Args:
+        device: where this process computes; its peak, if known, gives the model FLOP utilisation (MFU).
+    """
 
     def __init__(self, device: torch.device) -> None:
-        self.device = device
+        self.device, self.peak = device, peak_flops(device)
         self.started: float | None = None
         self._reset()
 
-    def begin(self, images: int) -> None:
-        """Counts a batch; the clock starts with the first."""
+    def begin(self, images: int, flops: int = 0) -> None:
+        """Counts a batch: images over all processes, operations of this one; the clock starts with the first."""
         self.started = time.perf_counter() if self.started is None else self.started
         self.images += images
+        self.flops += flops
 
     def add(self, values: Tensor) -> None:
         """Adds measured values `(B, 4)`."""
@@ -41,13 +49,16 @@ class Window:
         now = time.perf_counter()
         if self.started is not None:
             metrics["images_per_second"] = round(self.images / (now - self.started), 2)
+            if self.peak is not None:
+                metrics["mfu"] = round(self.flops / (now - self.started) / self.peak, 4)
+        metrics["memory_gib"] = round(peak_memory(self.device) / 2**30, 3)
         self.started = now
         self._reset()
         return metrics
 
     def _reset(self) -> None:
         self.sums = torch.zeros(4, device=self.device)
-        self.images = self.count = 0
+        self.images = self.count = self.flops = 0
 
 
 class EpochCallback(TrainerCallback):
@@ -60,12 +71,26 @@ class EpochCallback(TrainerCallback):
             dataset.set_epoch(int(state.epoch or 0))
 
 
+def peak_memory(device: torch.device) -> int:
+    """Most bytes so far, without a sync: of tensors on a GPU, of this process on a CPU (0 where Windows runs it)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
 def summarise(sums: list[float], count: int) -> dict[str, float]:
-    """Means of `count` samples from the column sums of `_measure`."""
-    loss, start, clean, adversarial = sums
+    """Means of `count` samples from the column sums of `_measure`, and perhaps of both accuracies."""
+    loss, start, clean, adversarial, *right = sums
+    named = zip(("clean_accuracy", "robust_accuracy"), right, strict=False)
     return {
         "loss": loss / count,
         "attack_gain": loss / start if start else float("inf"),
         "cosine_clean": clean / count,
         "cosine_adversarial": adversarial / count,
+        **{name: correct / count for name, correct in named},
     }

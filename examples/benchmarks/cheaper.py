@@ -1,0 +1,140 @@
+"""Which of the cheaper trainings is worth it? Robust accuracy on the lab for the same number of operations.
+
+    python examples/benchmarks/cheaper.py --output examples/benchmarks/results/cheaper.json
+
+Every arm is FARE-4 from the lab's CLIP with as many steps as a budget of operations pays for (`fare_hf.flops`), on the
+same fixed images, with several seeds (order of the images, random starts). Judged on the validation hand by APGD on
+the cross entropy and on the targeted DLR loss. `lora` needs `fare_hf[lora]`; it is left out where PEFT is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fare_hf import FareConfig, FareTrainer, ThreatModel
+from fare_hf.encoders import load_encoder
+from fare_hf.evaluation import environment
+from fare_hf.flops import count_flops
+from fare_hf.lab import encoder_folder, load_clip, load_training_set, measure
+from fare_hf.training.schedules import attack_steps_at
+from fare_hf.training.trained import merge_lora, trained_share
+
+FEW: dict[str, Any] = {"attack_steps": 2, "attack_step_size": "3/255"}
+ARMS: dict[str, dict[str, Any]] = {
+    "10 steps": {"attack_steps": 10, "attack_step_size": "1/255"},
+    "2 steps": FEW,
+    "1 step": {"attack_steps": 1, "attack_step_size": "5/255"},
+    "1 to 3 steps": {"attack_steps": 3, "attack_step_size": "3/255", "attack_steps_start": 1},
+    "2 steps in bf16": FEW | {"attack_bf16": True},
+    "2 warm steps": FEW | {"attack_warm_start": True},
+    "2 steps, first 2 of 4 blocks": FEW | {"trained_blocks": 2},
+    "2 steps, lora": FEW | {"lora_rank": 8},
+}
+BATCH, LEARNING_RATE = 32, 3e-3
+"""The lab's own recipe (`fare_hf.lab.recipes`)."""
+
+
+def trainer_of(
+    arm: dict[str, Any], images: list[dict[str, Any]], processor: Any, seed: int, steps: int
+) -> FareTrainer:
+    """A training of one arm."""
+    options: dict[str, Any] = {
+        "per_device_train_batch_size": BATCH,
+        "learning_rate": LEARNING_RATE,
+        "warmup_steps": 0.1,
+    }
+    options |= {"save_strategy": "no", "disable_tqdm": True, "logging_strategy": "no", "use_cpu": True}
+    with tempfile.TemporaryDirectory() as folder:
+        config = FareConfig(folder, eps="4/255", max_steps=steps, seed=seed, **options, **arm)
+    encoder = load_encoder(str(encoder_folder("clip")))
+    return FareTrainer(encoder, config, train_dataset=images, processing_class=processor)
+
+
+def affordable(trainer: FareTrainer, budget: int) -> int:
+    """Steps that a budget of operations pays for; a schedule is counted step by step, for its own length."""
+    flops, share = count_flops(trainer.model.config), trained_share(trainer.model)
+
+    def cost(steps: int) -> int:
+        counts = [attack_steps_at(trainer.args, step / steps).count for step in range(steps)]
+        return BATCH * sum(flops.step(count, trained=share) for count in counts)
+
+    steps = 1
+    while cost(steps + 1) <= budget:
+        steps += 1
+    return steps
+
+
+def run(
+    name: str, images: list[dict[str, Any]], processor: Any, seed: int, budget: int, samples: int
+) -> dict[str, Any]:
+    """Trains and measures one arm with one seed."""
+    steps = affordable(trainer_of(ARMS[name], images, processor, seed, 1), budget)
+    trainer = trainer_of(ARMS[name], images, processor, seed, steps)
+    begin = time.process_time()
+    trainer.train()
+    seconds = time.process_time() - begin
+    merge_lora(trainer.model)
+    part = measure.Budget({"fxemoji": samples}, steps=20, targets=2)
+    rows = measure.measure_zero_shot(name, trainer.model, load_clip(), part, [ThreatModel("linf", "4/255")])
+    clean, robust = (row["value"] for row in rows)
+    line = {"arm": name, "seed": seed, "steps": steps, "cpu_seconds": round(seconds, 1), "n": samples}
+    return line | {"clean": clean, "robust": robust, "attack": rows[1]["attack"], "eps": "4/255"}
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    """Means over the seeds, with the lowest and highest robust accuracy."""
+    text = [
+        "| arm | steps | clean | at 4/255 (lowest to highest) | CPU seconds |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for name in dict.fromkeys(line["arm"] for line in lines):
+        of = [line for line in lines if line["arm"] == name]
+        robust = [100 * line["robust"] for line in of]
+        means = [statistics.mean(line[key] for line in of) for key in ("clean", "cpu_seconds")]
+        span = f"{statistics.mean(robust):.1f} ({min(robust):.1f} to {max(robust):.1f})"
+        text.append(f"| {name} | {of[0]['steps']} | {100 * means[0]:.1f} | {span} | {means[1]:.0f} |")
+    return "\n".join(text) + "\n"
+
+
+def main() -> None:
+    """Prints a line a run and a table at the end; finished runs in the output file are not run again."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS), metavar="ARM")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--budget", type=int, default=36, help="in steps of the arm `10 steps` (default 36)")
+    parser.add_argument("--images", type=int, default=640, help="drawings to train on (default 640)")
+    parser.add_argument("--samples", type=int, default=252, help="images to judge on (default 252)")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file; the table goes beside it, as .md")
+    args = parser.parse_args()
+    dataset = load_training_set("drawings")
+    images = [dataset[index] for index in range(args.images)]
+    flops = count_flops(load_encoder(str(encoder_folder("clip"))).config)
+    budget = args.budget * BATCH * flops.step(10)
+    lines: list[dict[str, Any]] = json.loads(args.output.read_text())["lines"] if args.output.exists() else []
+    for seed in args.seeds:
+        for name in args.arms:
+            if name.endswith("lora") and importlib.util.find_spec("peft") is None:
+                continue
+            if not any((line["arm"], line["seed"]) == (name, seed) for line in lines):
+                lines.append(run(name, images, dataset.processor, seed, budget, args.samples))
+                print(json.dumps(lines[-1]), flush=True)
+            command = " ".join(["python", "examples/benchmarks/cheaper.py", *sys.argv[1:]])
+            found = {"command": command, "budget_flops": budget, "threads": torch.get_num_threads(), "batch": BATCH}
+            found |= {"learning_rate": LEARNING_RATE, "environment": environment(), "lines": lines}
+            args.output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+            args.output.with_suffix(".md").write_text(table(lines), encoding="utf-8")
+    print(table(lines))
+
+
+if __name__ == "__main__":
+    main()

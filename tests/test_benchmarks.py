@@ -1,0 +1,48 @@
+"""The benchmarks of the training run, in their smallest form; nothing is timed here."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "examples" / "benchmarks"
+
+
+def run(name: str, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs a benchmark in this process."""
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    runpy.run_path(str(BENCHMARKS / name), run_name="__main__")
+
+
+def test_step_compares_three_arms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "step.json"
+    words = ["--model", "tiny", "--batch_size", "2", "--attack_steps", "1", "--rounds", "1", "--output", str(output)]
+    run("step.py", *words, monkeypatch=monkeypatch)
+    found = json.loads(output.read_text())
+    assert set(found["median_seconds"]) == {"published", "bare", "trainer"}
+    assert found["speed_up"] > 0 and found["environment"]["versions"]["torch"]
+
+
+def test_cheaper_spends_the_same_operations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "cheaper.json"
+    words = ["--budget", "1", "--images", "32", "--samples", "4", "--seeds", "0", "--output", str(output)]
+    run("cheaper.py", *words, "--arms", "10 steps", "2 steps", monkeypatch=monkeypatch)
+    assert [line["steps"] for line in json.loads(output.read_text())["lines"]] == [1, 2]
+
+
+def test_the_gpu_script_says_what_it_needs() -> None:
+    done = subprocess.run(["bash", "-n", str(BENCHMARKS / "gpu.sh")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_processes_compares_two_with_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "processes.json"
+    words = ["--model", "tiny", "--batch_size", "2", "--steps", "2", "--turns", "1", "--output", str(output)]
+    run("processes.py", *words, monkeypatch=monkeypatch)
+    assert json.loads(output.read_text())["factor"] > 0

@@ -1,0 +1,173 @@
+"""What makes a step fast, each as far as a test can see it; and the options that make it cheaper."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from distributed.tiny_run import RandomPixels, tiny_trainer
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fare_hf.encoders import text_class_embeddings
+from fare_hf.objectives import TecoaObjective
+from fare_hf.training import FareConfig
+from fare_hf.training.schedules import attack_steps_at
+from fare_hf.training.trained import train_first_blocks
+from fare_hf.training.warm import WarmStarts
+
+
+class Syncs(TorchDispatchMode):
+    """Counts what would make the host wait for a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_step_of_the_attack_makes_no_host_wait(clip_folder: Path, tmp_path: Path) -> None:
+    """Syncs of a batch do not grow with the number of steps."""
+    counts = []
+    for steps in (1, 6):
+        trainer = tiny_trainer(str(clip_folder), str(tmp_path), attack_steps=steps)
+        batch = trainer.data_collator([RandomPixels()[number] for number in range(4)])
+        with Syncs() as syncs:
+            trainer._attack(trainer.model, trainer.original, batch, 0)
+        counts.append(syncs.count)
+    assert counts[0] == counts[1] > 0
+
+
+def test_the_defaults_are_fused_and_use_sdpa(clip_folder: Path, tmp_path: Path) -> None:
+    trainer = tiny_trainer(str(clip_folder), str(tmp_path), max_steps=1)
+    trainer.train()
+    assert trainer.optimizer.optimizer.defaults["fused"]
+    assert trainer.model.config._attn_implementation == "sdpa"
+
+
+def test_the_attack_sees_half_weights_under_mixed_precision(clip_folder: Path, tmp_path: Path) -> None:
+    for options, wanted in (({"bf16": True}, 1), ({"attack_bf16": True}, 1), ({}, 0)):
+        trainer = tiny_trainer(str(clip_folder), str(tmp_path), max_steps=1, **options)
+        layer, seen = trainer.model.vision_model.encoder.layers[0].mlp.fc1, []
+        layer.register_forward_hook(lambda part, *_, seen=seen: seen.append(part.weight.dtype))
+        trainer.train()
+        assert seen == [torch.bfloat16 if wanted else torch.float32] * 2 + [torch.float32]
+
+
+def test_compiled_once_and_not_again(clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ACCELERATE_DYNAMO_BACKEND", "ACCELERATE_DYNAMO_MODE"):
+        monkeypatch.setenv(name, "no")
+    torch._dynamo.reset()
+    options = {"torch_compile": True, "torch_compile_backend": "eager", "dataloader_drop_last": True}
+    trainer = tiny_trainer(str(clip_folder), str(tmp_path), max_steps=4, logging_steps=1, **options)
+    graphs: list[int] = []
+    inner = trainer.compute_loss
+
+    def compute_loss(*args: Any, **kwargs: Any) -> Any:
+        loss = inner(*args, **kwargs)
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+        return loss
+
+    trainer.compute_loss = compute_loss  # type: ignore[method-assign]
+    trainer.train()
+    assert graphs[0] > 0 and graphs[1] == graphs[-1]
+
+
+def test_a_schedule_of_steps_grows_in_equal_parts(tmp_path: Path) -> None:
+    config = FareConfig(str(tmp_path), use_cpu=True, attack_steps=4, attack_step_size="2/255", attack_steps_start=1)
+    plan = [attack_steps_at(config, number / 8) for number in range(8)]
+    assert [steps.count for steps in plan] == [1, 1, 2, 2, 3, 3, 4, 4]
+    assert plan[-1].size == 2 / 255 and plan[2].size == 4 / 255 and plan[0].size == 5 / 255  # 1.25 radii at most
+
+
+def test_warm_starts_begin_at_the_signs_of_the_last_attack(clip_folder: Path, tmp_path: Path) -> None:
+    trainer = tiny_trainer(str(clip_folder), str(tmp_path), attack_warm_start=True)
+    batch = trainer.data_collator([RandomPixels()[number] for number in range(4)])
+    pixels, index = batch["pixel_values"], batch["index"].tolist()
+    found = trainer._attack(trainer.model, trainer.original, batch, 0).pixels
+    warm = trainer._attack._warm
+    assert isinstance(warm, WarmStarts) and warm.nbytes == pixels.numel() // 8
+    start = warm.begin(pixels, [*index[:3], 99], torch.zeros_like(pixels))
+    expected = pixels + (found > pixels).float().mul(2).sub(1) * 4 / 255
+    torch.testing.assert_close(start[:3], expected[:3])
+    assert not start[3].any()
+    again = trainer._attack(trainer.model, trainer.original, batch, 1)
+    trainer.args.threat_model.check(again.pixels, pixels)
+    assert (
+        again.start_losses
+        > trainer._attack.__class__(trainer.args, trainer.objective, trainer.normalization)(
+            trainer.model, trainer.original, batch, 1
+        ).start_losses
+    ).all()
+
+
+def test_only_the_first_blocks_move(clip_folder: Path, tmp_path: Path) -> None:
+    trainer = tiny_trainer(str(clip_folder), str(tmp_path), trained_blocks=1, max_steps=1)
+    before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+    trainer.train()
+    moved = {name for name, parameter in trainer.model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert moved and all(".layers.0." in name or "embeddings" in name or "pre_layrnorm" in name for name in moved)
+    assert any("patch_embedding" in name for name in moved)
+    with pytest.raises(ValueError, match="trained_blocks=9, but the encoder has 3 blocks"):
+        train_first_blocks(trainer.model, 9)
+
+
+def test_evaluation_tells_both_accuracies_and_its_share_of_time(clip_folder: Path, tmp_path: Path) -> None:
+    classes = TecoaObjective(text_class_embeddings(str(clip_folder), RandomPixels.class_names))
+    options = {"eval_dataset": RandomPixels(7), "eval_strategy": "steps", "eval_steps": 1, "eval_attack_steps": 2}
+    options |= {"save_strategy": "steps", "save_steps": 1, "load_best_model_at_end": True}
+    options |= {"metric_for_best_model": "robust_accuracy", "max_steps": 2}
+    trainer = tiny_trainer(str(clip_folder), str(tmp_path), validation=classes, **options)
+    trainer.train()
+    lines = [line for line in trainer.state.log_history if "eval_loss" in line]
+    assert len(lines) == 2
+    for line in lines:
+        assert 0 <= line["eval_robust_accuracy"] <= line["eval_clean_accuracy"] <= 1
+        assert 0 < line["eval_share_of_time"] < 1
+    assert trainer.state.best_metric == max(line["eval_robust_accuracy"] for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("processes", "limit", "expected"), [(1, 16, (16, 8)), (8, 128, (16, 1)), (4, 12, (8, 4)), (128, 16, (1, 1))]
+)
+def test_a_global_batch_is_divided(
+    processes: int, limit: int, expected: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FareConfig, "world_size", processes)
+    options = {"global_batch_size": 128, "per_device_train_batch_size": limit, "use_cpu": True}
+    config = FareConfig(str(tmp_path), **options)
+    assert (config.per_device_train_batch_size, config.gradient_accumulation_steps) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"attack_steps_start": 11}, "attack_steps_start=11 is not in 1 to attack_steps=10"),
+        ({"attack_bf16": True, "bf16": True}, "is for training in fp32"),
+        ({"attack_warm_start": True, "norm": "l2"}, "fit norm='linf' alone"),
+        ({"attack_warm_start": True, "resume_from_checkpoint": "latest"}, "in no checkpoint"),
+        ({"trained_blocks": 0}, "trained_blocks=0 is not positive"),
+        ({"trained_blocks": 1, "lora_rank": 1}, "exclude each other"),
+        ({"eval_images": -1}, "eval_images=-1 is negative"),
+        ({"torch_compile": True}, "set dataloader_drop_last=True"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        FareConfig(str(tmp_path), use_cpu=True, **options)
+
+
+def test_operations_of_a_window_are_counted(clip_folder: Path, tmp_path: Path) -> None:
+    trainer = tiny_trainer(str(clip_folder), str(tmp_path), max_steps=1)
+    trainer._window.peak = 1e9
+    counted = Counter[str]()
+    begin = trainer._window.begin
+    trainer._window.begin = lambda images, flops: (counted.update(flops=flops), begin(images, flops))[1]
+    trainer.args.logging_steps = trainer.state.logging_steps = 1
+    trainer.train()
+    assert counted["flops"] == 8 * trainer._flops.step(2)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from fare_hf.attacks import ThreatModel, apgd, autoattack, pgd, square
+    from fare_hf.attacks import ThreatModel, apgd, autoattack, fab, pgd, square
     from fare_hf.evaluation import (
         RobustnessReport,
         check_gradient_masking,
@@ -38,6 +38,7 @@ _HOMES = {
     "evaluate_targeted": "evaluation",
     "evaluate_vlm": "evaluation",
     "evaluate_zero_shot": "evaluation",
+    "fab": "attacks",
     "merge_vision_tower": "hub",
     "pgd": "attacks",
     "push_robust_encoder": "hub",
@@ -62,6 +63,7 @@ __all__ = [
     "evaluate_targeted",
     "evaluate_vlm",
     "evaluate_zero_shot",
+    "fab",
     "merge_vision_tower",
     "pgd",
     "push_robust_encoder",

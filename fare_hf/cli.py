@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run: Callable[[argparse.Namespace], None] = args.run
     try:
         run(args)
-    except (OSError, TypeError, ValueError) as error:
+    except (ImportError, OSError, TypeError, ValueError) as error:  # ImportError: what an extra of the package brings
         sys.exit(f"fare-hf: error: {one_line(error)}")
 
 
@@ -72,6 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands.add_parser("train", help="fine-tune an encoder; same as python -m fare_hf.train", add_help=False)
     commands.add_parser("estimate", help="operations, memory and hours of a training", add_help=False)
     add_evaluate(commands)
+    add_attack(commands)
     add_swap(commands)
     add_merge(commands)
     add_convert(commands)
@@ -104,6 +105,16 @@ def add_evaluate(commands: Any) -> None:
         "--output_dir", type=Path, required=True, help="where report.json and report.md go; must be empty or absent"
     )
     parser.set_defaults(run=run_evaluate)
+
+
+def add_attack(commands: Any) -> None:
+    """The options of ``fare-hf attack``."""
+    from fare_hf import attack
+
+    purpose = "make a vision-language model write given strings; success is measured from the saved PNG files"
+    parser = add_command(commands, "attack", purpose)
+    attack.add_options(parser)
+    parser.set_defaults(run=attack.run)
 
 
 def add_swap(commands: Any) -> None:
@@ -203,8 +214,10 @@ def add_command(commands: Any, name: str, purpose: str) -> argparse.ArgumentPars
 
 def run_suite_file(args: argparse.Namespace) -> None:
     """``fare-hf evaluate --suite``: jobs that are finished already are not run again."""
+    from transformers.utils import logging
+
     from fare_hf.evaluation.suite import load_suite, run_suite
-    from fare_hf.suites import runners
+    from fare_hf.suites import check_suite, runners
 
     if args.encoder is not None:
         raise ValueError(f"--suite has its own models: give --models NAME={args.encoder} instead.")
@@ -212,7 +225,10 @@ def run_suite_file(args: argparse.Namespace) -> None:
     if wrong:
         raise ValueError(f"--models {wrong[0]}: give NAME=PATH.")
     models = dict(pair.split("=", 1) for pair in args.models) if args.models else None
-    report = run_suite(load_suite(args.suite, models), runners(args.output_dir), args.output_dir)
+    suite = load_suite(args.suite, models)
+    check_suite(suite)
+    logging.disable_progress_bar()  # bars of loaded weights would write over the one that says what is left
+    report = run_suite(suite, runners(args.output_dir), args.output_dir)
     print(report.to_markdown())
     print(args.output_dir / "report.json")
 
@@ -315,10 +331,7 @@ def check_swap(vlm: str, encoder: str) -> None:
         raise ValueError(f"{vlm!r} is not a vision-language model: {error}") from error
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         raise ValueError(f"{vlm!r} is a {config.model_type!r} model, not a vision-language model: name one.")
-    if getattr(config, "vision_config", None) is None:
-        raise ValueError(
-            f"{vlm!r} is a {config.model_type!r} model, which fare_hf cannot swap: it has no vision tower of its own."
-        )
+    family = family_named(config.architectures or [type(config).__name__], config)
     try:
         given = AutoConfig.from_pretrained(encoder)
     except (OSError, ValueError):
@@ -326,7 +339,6 @@ def check_swap(vlm: str, encoder: str) -> None:
     given = getattr(given, "vision_config", given)
     if given.model_type != config.vision_config.model_type:
         return  # a text encoder, another kind of tower: the swap names it
-    family = family_named(config.architectures or [type(config).__name__])
     check_architecture(config, family, config.vision_config, given, encoder, vlm)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -14,23 +15,31 @@ from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoPr
 
 from fare_hf.attacks import ThreatModel
 from fare_hf.encoders import load_encoder, text_classifier
-from fare_hf.evaluation.corruptions import evaluate_corruptions
+from fare_hf.evaluation.corruptions import check_corruptions, evaluate_corruptions
 from fare_hf.evaluation.drift import clean_drift
 from fare_hf.evaluation.masking import check_gradient_masking
 from fare_hf.evaluation.report import Row
-from fare_hf.evaluation.suite import Runner
+from fare_hf.evaluation.suite import Runner, Suite
 from fare_hf.evaluation.vlm import evaluate_vlm
 from fare_hf.evaluation.vlm_sets import load_vlm_set
-from fare_hf.evaluation.zero_shot import evaluate_zero_shot, logits_function
-from fare_hf.evaluation.zero_shot_sets import load_zero_shot_set
-from fare_hf.lab import encoder_folder, load_clip
+from fare_hf.evaluation.zero_shot import ATTACKS, evaluate_zero_shot, logits_function
+from fare_hf.evaluation.zero_shot_sets import load_zero_shot_set, zero_shot_set
+from fare_hf.lab import TEST_SETS, encoder_folder, load_clip
 from fare_hf.lab.measure import part, text_embeddings
 from fare_hf.pixels import Normalization
 from fare_hf.vlm import swap_vision_tower
 
-__all__ = ["runners"]
+__all__ = ["check_suite", "runners"]
 
 LAB = "lab:"
+NEEDS = {"zero-shot": ("set",), "drift": ("set", "original"), "corruptions": ("set",), "vlm": ("set", "vlm")}
+"""What a job of each kind cannot do without."""
+SETTINGS = (
+    *("kind", "set", "samples", "seed", "root", "text", "norm", "eps", "attack", "steps", "restarts", "targets"),
+    *("queries", "batch_size", "stop_fooled", "masking_checks", "surrogate", "original", "embedding"),
+    *("names", "severities", "vlm", "template", "models"),
+)
+"""All that a job may have; each kind reads its own, so that defaults may hold what only some of them read."""
 
 
 def runners(output_dir: str | Path) -> dict[str, Runner]:
@@ -42,6 +51,51 @@ def runners(output_dir: str | Path) -> dict[str, Runner]:
         "corruptions": _corruptions,
         "vlm": _vlm,
     }
+
+
+def check_suite(suite: Suite) -> None:
+    """Refuse before any work what a job would stumble over in the middle of the suite.
+
+    Raises:
+        ValueError: a setting that is missing or not known, an unknown attack, set, model or corruption, a path where
+            there is nothing.
+        ImportError: corruptions without their library.
+    """
+    for name, source in suite.models.items():
+        is_path = str(source).startswith((".", "/", "~")) or str(source).count("/") > 1
+        if is_path and not Path(source).expanduser().exists():
+            raise ValueError(f"there is nothing at {source!r}, where the model {name!r} should be: check the path.")
+    seen: set[tuple[Any, ...]] = set()
+    for number, job in enumerate(suite.jobs):
+        where = f"job {number} of the suite {suite.name!r}"
+        _check_job(where, job, suite.models)
+        for model in job.get("models", suite.models):  # a report holds each figure once
+            key = (model, *(job.get(field) for field in ("kind", "set", "vlm", "embedding")))
+            if key in seen:
+                raise ValueError(
+                    f"{where} repeats {job['kind']} on {job['set']!r} for {model!r}: make one job of both."
+                )
+            seen.add(key)
+
+
+def _check_job(where: str, job: Mapping[str, Any], models: Mapping[str, str]) -> None:
+    for field in (*NEEDS.get(job["kind"], ()), *job):
+        if field not in SETTINGS:
+            close = difflib.get_close_matches(field, SETTINGS, 1)
+            raise ValueError(f"{where} has {field!r}: {f'did you mean {close[0]!r}?' if close else 'leave it out.'}")
+        if field not in job:
+            raise ValueError(f"{where} is of kind {job['kind']!r} and has no {field!r}: add it.")
+    for field in ("original", "surrogate"):
+        if field in job:
+            _source(job[field], models)
+    if job.get("attack", ATTACKS[0]) not in ATTACKS:
+        raise ValueError(f"{where} has attack {job['attack']!r}: use one of {', '.join(ATTACKS)}.")
+    if job["kind"] != "vlm" and not str(job["set"]).startswith(LAB):
+        zero_shot_set(job["set"])
+    elif str(job["set"]).removeprefix(LAB) not in TEST_SETS and job["kind"] != "vlm":
+        raise ValueError(f"{where} has set {job['set']!r}: the lab has {', '.join(TEST_SETS)}.")
+    if job["kind"] == "corruptions":
+        check_corruptions(job.get("names"), job.get("severities", (1,)))
 
 
 def _place(source: str) -> str:

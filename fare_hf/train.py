@@ -22,17 +22,19 @@ from transformers import AutoImageProcessor, ProgressCallback, set_seed
 from fare_hf.console import hide_notices, one_line
 from fare_hf.data import PixelDataset, PixelStream, check_folder, class_names_of, find_columns, load_images
 from fare_hf.encoders import check_encoder_type, load_encoder, logit_scale_of, text_class_embeddings
-from fare_hf.hub.licenses import check_license, inherited_license
+from fare_hf.hub.base import base_name, inherited_license
+from fare_hf.hub.licenses import check_license
 from fare_hf.hub.text import whole_clip
 from fare_hf.objectives import FareObjective, Objective, TecoaObjective
 from fare_hf.training import FareConfig, FareTrainer
+from fare_hf.training.manifest import fault_of, latest_checkpoint
 from fare_hf.training.options import build_parser
 from fare_hf.training.progress import ReadableProgress
 from fare_hf.training.publish import can_publish, recipe, save_encoder
 from fare_hf.training.recipe_files import expand_config
 from fare_hf.training.trained import merge_lora
 
-__all__ = ["FareScriptArguments", "latest_checkpoint", "main", "train"]
+__all__ = ["FareScriptArguments", "main", "train"]
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +60,9 @@ class FareScriptArguments:
     )
     image_processor: str | None = field(
         default=None, metadata={"help": "Repository or folder of the image processor; by default --model."}
+    )
+    base_model: str | None = field(
+        default=None, metadata={"help": "Hub name of the original on the card, where --model is a copy in a folder."}
     )
     with_text_encoder: bool = field(
         default=False, metadata={"help": "Save and publish the text encoder and tokenizer too: a whole CLIP."}
@@ -107,23 +112,6 @@ def train(script: FareScriptArguments, config: FareConfig) -> Path:
     return folder
 
 
-def latest_checkpoint(output_dir: str | Path) -> str:
-    """The newest complete checkpoint of a folder; one that was cut off while being written is passed over.
-
-    Raises:
-        ValueError: there is none.
-    """
-    folders = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.split("-")[-1].isdigit()]
-    for folder in sorted(folders, key=lambda path: int(path.name.split("-")[-1]), reverse=True):
-        try:
-            # The Trainer writes this file after all others.
-            json.loads((folder / "trainer_state.json").read_text())
-            return str(folder)
-        except (OSError, ValueError):
-            logger.warning("%s is not complete and is passed over.", folder)
-    raise ValueError(f"output_dir={str(output_dir)!r} has no complete checkpoint; empty it, or give another.")
-
-
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m fare_hf.train") -> None:
     """The command line: errors in what was asked are one sentence, without a traceback."""
     hide_notices()
@@ -152,10 +140,29 @@ def _check_output(config: FareConfig) -> str | None:
             )
         return None
     if config.resume_from_checkpoint == "latest":
-        return latest_checkpoint(folder)
-    if not (Path(config.resume_from_checkpoint) / "trainer_state.json").is_file():
-        raise ValueError(f"resume_from_checkpoint={config.resume_from_checkpoint!r} is no checkpoint; or say latest.")
+        return _latest(folder)
+    fault = fault_of(Path(config.resume_from_checkpoint))
+    if fault is not None:
+        raise ValueError(
+            f"resume_from_checkpoint={config.resume_from_checkpoint!r} is no complete checkpoint: {fault}; "
+            "give another, or say latest."
+        )
     return config.resume_from_checkpoint
+
+
+def _latest(folder: Path) -> str | None:
+    """The newest complete checkpoint; None, with a warning, where a kill came before the first."""
+    found = latest_checkpoint(folder)
+    if found is not None:
+        return found
+    others = [path.name for path in folder.glob("*") if not path.name.startswith(("checkpoint-", "."))]
+    if others:
+        raise ValueError(
+            f"output_dir={str(folder)!r} has no complete checkpoint, but {', '.join(sorted(others)[:5])}; empty it, "
+            "or give another."
+        )
+    logger.warning("output_dir=%r has no complete checkpoint; the run starts from the beginning.", str(folder))
+    return None
 
 
 def _check_dataset(script: FareScriptArguments) -> None:
@@ -274,14 +281,14 @@ def _make_objective(script: FareScriptArguments, config: FareConfig, train_set: 
 
 def _card(script: FareScriptArguments) -> dict[str, Any]:
     """What the model card says of the model and the data."""
-    local = Path(script.model).is_dir()
+    base = script.base_model or script.model
     on_the_hub = not script.dataset.startswith("lab:") and not Path(script.dataset).exists()
     return {
-        "base_model": Path(script.model).resolve().name if local else script.model,
+        "base_model": base_name(base),
         "datasets": [script.dataset] if on_the_hub else [],
         "training": {"dataset": f"{script.dataset} ({script.train_split})"},
         "text_encoder": (script.text_model or script.model) if script.with_text_encoder else None,
-        **({"license": script.license} if script.license else inherited_license(script.model)),
+        **({"license": script.license} if script.license else {"license": "", **inherited_license(base)}),
     }
 
 

@@ -2,18 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from fixtures_vlm import SIZE, SPECIAL, WORDS, llava, processor, tokenizer, vision_config
+from fixtures_further import (
+    cohere2_vision,
+    cohere2_vision_processor,
+    deepseek_vl,
+    deepseek_vl_processor,
+    granite4_vision,
+    granite4_vision_processor,
+    next_video,
+    next_video_processor,
+)
+from fixtures_tiny import (
+    CHAT,
+    EXTRA,
+    IDS,
+    PINPOINTS,
+    PROMPT,
+    SIZES,
+    ImagesOnly,
+    Tiny,
+    clip_encoder,
+    images,
+    llama,
+    make,
+    siglip_config,
+    siglip_encoder,
+    words,
+)
+from fixtures_vlm import SIZE, SPECIAL, WORDS, llava, processor, vision_config
 from tokenizers import AddedToken, processors
 from transformers import (
     AyaVisionConfig,
     AyaVisionForConditionalGeneration,
     AyaVisionProcessor,
-    CLIPVisionModelWithProjection,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
     Gemma3ImageProcessor,
@@ -23,7 +48,6 @@ from transformers import (
     IdeficsForVisionText2Text,
     IdeficsImageProcessor,
     IdeficsProcessor,
-    LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaNextConfig,
@@ -41,8 +65,6 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     SiglipImageProcessor,
-    SiglipVisionConfig,
-    SiglipVisionModel,
     VideoLlavaConfig,
     VideoLlavaForConditionalGeneration,
     VideoLlavaImageProcessor,
@@ -51,87 +73,18 @@ from transformers import (
     VipLlavaForConditionalGeneration,
 )
 
-SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-IDS = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
-EXTRA = ["<video>", "<fake_token_around_image>"]
-PINPOINTS = [[SIZE, 2 * SIZE], [2 * SIZE, SIZE], [2 * SIZE, 2 * SIZE]]
-PROMPT = "user : <image> describe the image assistant :"
-CHAT = (
-    "{% for m in messages %}{{ m['role'] }} : {% for c in m['content'] %}"
-    "{% if c['type'] == 'image' %}<image> {% else %}{{ c['text'] }} {% endif %}{% endfor %}{% endfor %}assistant :"
-)
-
-
-@dataclass(frozen=True)
-class Tiny:
-    """How to make one family: its model, processor and encoder; `size` is the tower's resolution."""
-
-    name: str
-    model: Callable[..., Any]
-    processor: Callable[[], Any]
-    encoder: Callable[..., Any]
-    image: str = "<image>"
-
-    @property
-    def prompt(self) -> str:
-        """A prompt with one image."""
-        return PROMPT.replace("<image>", self.image)
-
-
 GEMMA = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
 AYA = ["<|START_OF_IMG|>", "<|END_OF_IMG|>", "<|IMG_PATCH|>", "<|IMG_LINE_BREAK|>", "TILE", "TILE_GLOBAL"]
 AYA += [f"TILE_{number}" for number in range(1, 13)]
 
 
-def words() -> PreTrainedTokenizerFast:
-    """The tokenizer with the special tokens of most families."""
-    found = tokenizer()
-    found.add_special_tokens({"additional_special_tokens": [AddedToken(t, normalized=False) for t in EXTRA]})
-    return found
-
-
-def clip_encoder(seed: int = 0, **changes: Any) -> CLIPVisionModelWithProjection:
-    """A random CLIP encoder."""
-    torch.manual_seed(seed)
-    return CLIPVisionModelWithProjection(vision_config(**changes)).eval()
-
-
-def siglip_config(**changes: Any) -> SiglipVisionConfig:
-    """As small as `fixtures_vlm.vision_config`."""
-    sizes = {**SIZES, "num_hidden_layers": 3, "image_size": SIZE, "patch_size": 8, "vision_use_head": False}
-    return SiglipVisionConfig(**{**sizes, **changes})
-
-
-def siglip_encoder(seed: int = 0, **changes: Any) -> SiglipVisionModel:
-    """A random SigLIP encoder, with its head."""
-    torch.manual_seed(seed)
-    return SiglipVisionModel(siglip_config(**{"vision_use_head": True, **changes})).eval()
-
-
-def _make(cls: Any, config: Any, seed: int = 1) -> Any:
-    """A random model whose answers depend on the image."""
-    torch.manual_seed(seed)
-    model = cls(config).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim == 2 and "tower" not in name and "vision_model" not in name:
-                parameter.mul_(8.0)
-            if "alpha" in name:  # the gates of Idefics are closed at first
-                parameter.fill_(1.0)
-    return model
-
-
-def _llama(cls: type = LlamaConfig, **changes: Any) -> Any:
-    return cls(**SIZES, num_key_value_heads=4, vocab_size=len(SPECIAL) + len(WORDS) + len(EXTRA), **IDS, **changes)
-
-
 def llava_siglip(**vision: Any) -> LlavaForConditionalGeneration:
     """A LLaVA on SigLIP: all tokens, last layer."""
     config = LlavaConfig(
-        vision_config=siglip_config(**vision), text_config=_llama(), image_token_id=4,
+        vision_config=siglip_config(**vision), text_config=llama(), image_token_id=4,
         vision_feature_select_strategy="full", vision_feature_layer=-1, image_seq_length=16, **IDS,
     )  # fmt: skip
-    return _make(LlavaForConditionalGeneration, config)
+    return make(LlavaForConditionalGeneration, config)
 
 
 def llava_siglip_processor() -> LlavaProcessor:
@@ -145,13 +98,13 @@ def llava_next(**vision: Any) -> LlavaNextForConditionalGeneration:
     """Any resolution."""
     config = LlavaNextConfig(
         vision_config=vision_config(**vision),
-        text_config=_llama(),
+        text_config=llama(),
         image_token_id=4,
         image_grid_pinpoints=PINPOINTS,
         image_seq_length=16,
         **IDS,
     )
-    return _make(LlavaNextForConditionalGeneration, config)
+    return make(LlavaNextForConditionalGeneration, config)
 
 
 def llava_next_processor() -> LlavaNextProcessor:
@@ -168,37 +121,29 @@ def vip_llava(**vision: Any) -> VipLlavaForConditionalGeneration:
     layers = [-2, -3, 1]
     config = VipLlavaConfig(
         vision_config=vision_config(**vision),
-        text_config=_llama(),
+        text_config=llama(),
         image_token_id=4,
         vision_feature_layer=layers,
         image_seq_length=16,
         **IDS,
     )
-    return _make(VipLlavaForConditionalGeneration, config)
+    return make(VipLlavaForConditionalGeneration, config)
 
 
 def video_llava(**vision: Any) -> VideoLlavaForConditionalGeneration:
     """Two towers."""
     config = VideoLlavaConfig(
-        vision_config=vision_config(**vision), text_config=_llama(), image_token_index=4, video_token_index=24,
+        vision_config=vision_config(**vision), text_config=llama(), image_token_index=4, video_token_index=27,
         image_seq_length=16, video_seq_length=8 * 17, **IDS,
     )  # fmt: skip
-    return _make(VideoLlavaForConditionalGeneration, config)
+    return make(VideoLlavaForConditionalGeneration, config)
 
 
-class _ImagesOnly:
-    """A processor without its video processor, which needs torchvision."""
-
-    def check_argument_for_proper_class(self, name: str, argument: Any) -> Any:
-        """Takes None for the video processor."""
-        return None if name == "video_processor" else super().check_argument_for_proper_class(name, argument)  # type: ignore[misc]
-
-
-class ImageOnlyVideoLlavaProcessor(_ImagesOnly, VideoLlavaProcessor):
+class ImageOnlyVideoLlavaProcessor(ImagesOnly, VideoLlavaProcessor):
     """`VideoLlavaProcessor` for images."""
 
 
-class ImageOnlyOnevisionProcessor(_ImagesOnly, LlavaOnevisionProcessor):
+class ImageOnlyOnevisionProcessor(ImagesOnly, LlavaOnevisionProcessor):
     """`LlavaOnevisionProcessor` for images."""
 
 
@@ -212,10 +157,10 @@ def video_llava_processor() -> VideoLlavaProcessor:
 def onevision(**vision: Any) -> LlavaOnevisionForConditionalGeneration:
     """SigLIP, any resolution."""
     config = LlavaOnevisionConfig(
-        vision_config=siglip_config(**vision), text_config=_llama(Qwen2Config), image_token_index=4,
-        video_token_index=24, image_grid_pinpoints=PINPOINTS, **IDS,
+        vision_config=siglip_config(**vision), text_config=llama(Qwen2Config), image_token_index=4,
+        video_token_index=27, image_grid_pinpoints=PINPOINTS, **IDS,
     )  # fmt: skip
-    return _make(LlavaOnevisionForConditionalGeneration, config)
+    return make(LlavaOnevisionForConditionalGeneration, config)
 
 
 def onevision_processor() -> LlavaOnevisionProcessor:
@@ -236,7 +181,7 @@ def idefics(**vision: Any) -> IdeficsForVisionText2Text:
         perceiver_config={"resampler_n_latents": 4, "resampler_depth": 1, "resampler_n_heads": 2,
                           "resampler_head_dim": 8},
     )  # fmt: skip
-    return _make(IdeficsForVisionText2Text, config)
+    return make(IdeficsForVisionText2Text, config)
 
 
 def idefics_processor() -> IdeficsProcessor:
@@ -293,13 +238,13 @@ def gemma3_processor(**changes: Any) -> Gemma3Processor:
 
 def aya_vision(**vision: Any) -> AyaVisionForConditionalGeneration:
     """SigLIP behind a pixel shuffle."""
-    text = _llama()
+    text = llama()
     text.vocab_size += len(AYA)
     config = AyaVisionConfig(
         vision_config=siglip_config(**vision), text_config=text, image_token_index=31, vision_feature_layer=-1,
         vision_feature_select_strategy="full", downsample_factor=2, adapter_layer_norm_eps=1e-6, **IDS,
     )  # fmt: skip
-    return _make(AyaVisionForConditionalGeneration, config)
+    return make(AyaVisionForConditionalGeneration, config)
 
 
 def paligemma(**vision: Any) -> PaliGemmaForConditionalGeneration:
@@ -308,7 +253,7 @@ def paligemma(**vision: Any) -> PaliGemmaForConditionalGeneration:
     config = PaliGemmaConfig(
         vision_config=siglip_config(**vision), text_config=text, image_token_index=4, projection_dim=32
     )
-    return _make(PaliGemmaForConditionalGeneration, config)
+    return make(PaliGemmaForConditionalGeneration, config)
 
 
 def gemma3(**vision: Any) -> Gemma3ForConditionalGeneration:
@@ -317,7 +262,7 @@ def gemma3(**vision: Any) -> Gemma3ForConditionalGeneration:
     config = Gemma3Config(
         text_config=text, vision_config=siglip_config(**vision), mm_tokens_per_image=4, image_token_index=31
     )
-    model = _make(Gemma3ForConditionalGeneration, config)
+    model = make(Gemma3ForConditionalGeneration, config)
     torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight)  # zero in a new model
     return model
 
@@ -336,7 +281,7 @@ def plain_llava(**vision: Any) -> LlavaForConditionalGeneration:
     config = llava(**vision).config
     config.text_config.vocab_size = len(SPECIAL) + len(WORDS) + len(EXTRA)
     config.image_seq_length = 16
-    return _make(LlavaForConditionalGeneration, config)
+    return make(LlavaForConditionalGeneration, config)
 
 
 TINY: dict[str, Tiny] = {
@@ -345,21 +290,20 @@ TINY: dict[str, Tiny] = {
         Tiny("Llava (1.5, BakLlava)", plain_llava, llava_processor, clip_encoder),
         Tiny("Llava on SigLIP", llava_siglip, llava_siglip_processor, siglip_encoder),
         Tiny("LlavaNext", llava_next, llava_next_processor, clip_encoder),
+        Tiny("LlavaNextVideo", next_video, next_video_processor, clip_encoder),
         Tiny("VipLlava", vip_llava, llava_processor, clip_encoder),
         Tiny("VideoLlava", video_llava, video_llava_processor, clip_encoder),
         Tiny("LlavaOnevision", onevision, onevision_processor, siglip_encoder),
         Tiny("Idefics", idefics, idefics_processor, clip_encoder),
+        Tiny("DeepseekVL", deepseek_vl, deepseek_vl_processor, siglip_encoder),
         Tiny("AyaVision", aya_vision, aya_vision_processor, siglip_encoder),
+        Tiny("Cohere2Vision", cohere2_vision, cohere2_vision_processor, siglip_encoder),
         Tiny("PaliGemma", paligemma, paligemma_processor, siglip_encoder),
         Tiny("Gemma3", gemma3, gemma3_processor, siglip_encoder, GEMMA["boi_token"]),
+        Tiny("Granite4Vision", granite4_vision, granite4_vision_processor, partial(siglip_encoder, hidden_size=64)),
     )
 }
 """Every family of the table."""
-
-
-def images(count: int, height: int = SIZE, width: int = SIZE, seed: int = 0) -> torch.Tensor:
-    """Random pixels in [0, 1]."""
-    return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(seed))
 
 
 __all__ = ["CHAT", "PROMPT", "TINY", "Tiny", "clip_encoder", "gemma3_processor", "images", "siglip_encoder"]

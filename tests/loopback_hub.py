@@ -202,7 +202,12 @@ class Handler(BaseHTTPRequestHandler):
         return 200, url, {}
 
     def validate_yaml(self) -> tuple[int, Any, dict[str, str]]:
-        return 200, {"errors": [], "warnings": []}, {}
+        """As the Hub refuses a card; of its rules the one that trainings in folders break."""
+        found = re.search(r"^base_model: (.*)$", json.loads(self.body)["content"], re.MULTILINE)
+        if found is None or re.fullmatch(r"[\w.-]+(/[\w.-]+)?", found[1]):
+            return 200, {"errors": [], "warnings": []}, {}
+        message = f'"base_model" with value "{found[1]}" is not valid. Use a model id from https://hf.co/models.'
+        return 400, {"errors": [{"message": message}], "warnings": []}, {}
 
     def model_info(self, repo_id: str, revision: str = "main") -> tuple[int, Any, dict[str, str]]:
         repo, head = self._head(repo_id, revision)
@@ -220,7 +225,13 @@ class Handler(BaseHTTPRequestHandler):
         repo, head = self._head(repo_id, revision)
         asked = parse_qs(self.body.decode())["paths"] if self.body[:1] != b"{" else json.loads(self.body)["paths"]
         tree = repo.tree(head)
-        return 200, [tree[path].entry(path) for path in asked if path in tree], {}
+        found = [(path, tree[path]) for path in asked if path in tree]
+        # Without the hash of Xet the client copies nothing to another repository.
+        return (
+            200,
+            [{**file.entry(path), **({"xetHash": file.sha256} if file.lfs else {})} for path, file in found],
+            {},
+        )
 
     def duplicate(self, repo_id: str) -> tuple[int, Any, dict[str, str]]:
         """Server-side copy of large files into another repository."""

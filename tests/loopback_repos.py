@@ -39,8 +39,8 @@ class File:
         return hashlib.sha1(b"blob %d\0" % len(blob) + blob).hexdigest()
 
     def entry(self, path: str) -> dict[str, Any]:
-        """As a tree lists it."""
-        large = {"lfs": {"oid": self.sha256, "size": len(self.data), "pointerSize": 130}, "xetHash": self.sha256}
+        """As a tree lists it; without a `xetHash`, with which the client would download by Xet."""
+        large = {"lfs": {"oid": self.sha256, "size": len(self.data), "pointerSize": 130}}
         lfs: dict[str, Any] = large if self.lfs else {}
         return {"type": "file", "path": path, "size": len(self.data), "oid": self.oid, **lfs}
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fare_hf.attacks import ThreatModel, apgd, autoattack, cross_entropy, pgd, square, universal_perturbation
+from fare_hf.attacks import ThreatModel, apgd, autoattack, cross_entropy, fab, pgd, square, universal_perturbation
 
 THREATS = [ThreatModel("linf", "8/255"), ThreatModel("l2", 0.3)]
 
@@ -344,6 +344,7 @@ def test_a_threat_model_in_words_is_refused() -> None:
     calls: list[Any] = [
         lambda threat: pgd(loss_fn, pixels, threat, **GOOD),
         lambda threat: apgd(loss_fn, pixels, threat, steps=2),
+        lambda threat: fab(loss_fn, pixels, threat, steps=2),
         lambda threat: square(loss_fn, pixels, threat, queries=2),
         lambda threat: autoattack(lambda z: z.flatten(1)[:, :4], pixels, torch.zeros(2).long(), threat, steps=2),
         lambda threat: universal_perturbation(lambda rows: loss_fn, pixels, threat, epochs=1, step_size="1/255"),

@@ -210,8 +210,8 @@ def test_ensemble_leaves_nobody_unattacked_and_names_itself() -> None:
     labels[:4] = (labels[:4] + 1) % 10
     threat = ThreatModel("linf", "2/255")
     result = autoattack(net, pixels, labels, threat, steps=10, targets=2, queries=30, batch_size=32)
-    assert result.name == "apgd-ce+apgd-t2+square"
-    assert list(result.accuracy) == ["clean", "apgd-ce", "apgd-t1", "apgd-t2", "square"]
+    assert result.name == "apgd-ce+apgd-t2+fab-t2+square"
+    assert list(result.accuracy) == ["clean", "apgd-ce", "apgd-t1", "apgd-t2", "fab-t1", "fab-t2", "square"]
     values = list(result.accuracy.values())
     assert values == sorted(values, reverse=True) and values[0] == pytest.approx(0.95)
     threat.check(result.pixels, pixels)
@@ -222,23 +222,25 @@ def test_ensemble_leaves_nobody_unattacked_and_names_itself() -> None:
 
 
 @pytest.mark.parametrize(
-    ("classes", "stages", "note"),
+    ("classes", "paper", "fabs", "notes"),
     [
-        (2, ["ce"], "no DLR"),
-        (3, ["ce", "dlr"], "untargeted DLR"),
-        (4, ["ce", 1, 2, 3], "4 classes: 3 targets"),
-        (10, ["ce", *range(1, 10)], None),
-        (11, ["ce", *range(1, 10)], None),
+        (2, ["apgd-ce"], 1, ["no DLR", "2 classes: 1 targets, not 9"]),
+        (3, ["apgd-ce", "apgd-dlr"], 2, ["untargeted DLR", "3 classes: 2 targets, not 9"]),
+        (4, ["apgd-ce", *(f"apgd-t{rank}" for rank in range(1, 4))], 3, ["4 classes: 3 targets"]),
+        (10, ["apgd-ce", *(f"apgd-t{rank}" for rank in range(1, 10))], 9, []),
+        (11, ["apgd-ce", *(f"apgd-t{rank}" for rank in range(1, 10))], 9, []),
     ],
 )
-def test_few_classes(classes: int, stages: list[str | int], note: str | None) -> None:
-    found, notes = class_stages(classes)
-    assert found == stages
-    assert (not notes) if note is None else note in notes[0]
+def test_few_classes(classes: int, paper: list[str], fabs: int, notes: list[str]) -> None:
+    white, _ = class_stages(classes)
+    assert [stage.name for stage in white] == paper
+    stages, said = class_stages(classes, version="standard")
+    assert [stage.name for stage in stages] == [*paper, *(f"fab-t{r}" for r in range(1, fabs + 1)), "square"]
+    assert len(said) == len(notes) and all(part in note for part, note in zip(notes, said, strict=True))
     if classes < 4:
         net, pixels, labels = problem(classes, 6)
         result = autoattack(net, pixels, labels, THREATS[0], steps=2, queries=2)
-        assert result.notes == notes and result.name == "+".join(f"apgd-{stage}" for stage in stages) + "+square"
+        assert result.notes == said and result.name == "+".join([*paper, f"fab-t{fabs}", "square"])
 
 
 def test_refusals() -> None:
@@ -251,6 +253,8 @@ def test_refusals() -> None:
         autoattack(net, pixels, labels[:3], THREATS[0])
     with pytest.raises(ValueError, match="at least 2"):
         class_stages(1)
+    with pytest.raises(ValueError, match="queries 0 is not positive"):
+        autoattack(net, pixels, labels, THREATS[0], version="paper", queries=0)
     with pytest.raises(ValueError, match="loss 'mse' is unknown"):
         ClassifierLoss(net, labels, "mse")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="targets"):

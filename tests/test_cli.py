@@ -140,7 +140,9 @@ def test_swap_without_a_processor_writes_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("config", [ChameleonConfig, FuyuConfig])
 def test_swap_says_which_models_have_no_tower(config: type[PreTrainedConfig], tmp_path: Path) -> None:
     config().save_pretrained(tmp_path)
-    with pytest.raises(SystemExit, match=f"is a '{config.model_type}' model, which fare_hf cannot swap"):
+    with pytest.raises(
+        SystemExit, match=f"the tower of a {config.__name__} cannot be swapped: it has no vision tower"
+    ):
         cli.main(["swap", str(tmp_path), CLIP, str(tmp_path / "robust")])
 
 

@@ -61,6 +61,21 @@ def test_a_folder_of_images_says_what_they_are(tmp_path: Path) -> None:
         load_exported(tmp_path)
 
 
+def test_saved_pictures_can_be_shown_to_others(tmp_path: Path) -> None:
+    """Levels k/255 are no fp32 numbers: at the edge of the ball they differ by a little more than eps."""
+    clean, threat = quantize(images(4)), ThreatModel("linf", "8/255")
+    points = threat.project(clean + threat.eps * torch.sign(images(4, seed=1) - 0.5), clean)
+    export_adversarial(tmp_path / "set", points, clean, threat, source="A", attack=ATTACK)
+    held = load_exported(tmp_path / "set")
+    assert threat.violation(held.pixels, held.clean).max() > 0  # why the check counts levels
+    names = {"task": "transfer", "dataset": "noise", "metric": "accuracy", "attack": ATTACK}
+    judges = {"B": lambda z: [True] * len(z)}
+    assert transfer_matrix({"A": held.pixels}, judges, held.clean, threat, **names).values == [[1.0]]
+    smaller = ThreatModel("linf", "7/255")
+    with pytest.raises(ValueError, match=r"pictures \[0, 1, 2, 3\] leave the threat model linf 7/255"):
+        transfer_matrix({"A": held.pixels}, judges, held.clean, smaller, **names)
+
+
 def a_word(vlm, proc, pixels: torch.Tensor) -> str:
     """A word that the model says to some image and to none of `pixels`."""
     said = " ".join(generate_text(vlm, proc, images(40, seed=9), PROMPT, max_new_tokens=1)).split()

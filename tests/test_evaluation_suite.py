@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +17,7 @@ from fare_hf.attacks import ThreatModel
 from fare_hf.evaluation import make_row
 from fare_hf.evaluation.charts import paired_bars, radius_curves
 from fare_hf.evaluation.suite import Job, load_suite, run_suite, shipped_suites
+from fare_hf.suites import check_suite
 
 SUITE = """
 name: small
@@ -87,6 +92,12 @@ def test_a_jobs_file_depends_on_all_its_settings() -> None:
         ("name: s\nmodels: {A: a}\njobs: [{kind: k, models: [B]}]\n", r"for the models \['B'\]"),
         ("name: s\njobs: [{kind: k}]\n", r"\(none\)"),
         ("name: s\nmodels: {A: a}\njobs: [{kind: k, eps: [4]}]\n", "did you mean 4/255"),
+        ("name: s\nmodels: {A: a}\njobs: [{kind: k, eps: 4/255}]\n", r"eps '4/255': give a list, such as \[2/255"),
+        ("name: s\nmodels: [A]\njobs: [{kind: k}]\n", r"models \['A'\]: give names with paths"),
+        ("name: s\nmodels: {A: a}\njobs: {kind: k}\n", "jobs {'kind': 'k'}: give a list of jobs"),
+        ("name: s\nmodels: {A: a}\njobs: [5]\n", "job 0 of .* is 5: give settings"),
+        ("name: s\nmodels: {A: a}\njobs: [{kind: k, models: A}]\n", "job 0 .*models of it as a list"),
+        ("name: [\n", "is not YAML"),
     ],
 )
 def test_faulty_suites(text: str, message: str, tmp_path: Path) -> None:
@@ -100,6 +111,76 @@ def test_unknown_suites_and_kinds(tmp_path: Path) -> None:
     suite = load_suite(write(tmp_path, "name: s\nmodels: {A: a}\njobs: [{kind: k}]\n"))
     with pytest.raises(ValueError, match="kind 'k'"):
         run_suite(suite, {}, tmp_path, progress=False)
+
+
+DRIFT = "{kind: drift, set: 'lab:digits', original: CLIP}"
+
+
+@pytest.mark.parametrize(
+    ("job", "message"),
+    [
+        ("{kind: drift, set: 'lab:digits', original: CLIP, samples: 9}", "job 1 .* repeats drift on 'lab:digits'"),
+        ("{kind: zero-shot}", "job 0 of the suite 's' is of kind 'zero-shot' and has no 'set': add it"),
+        ("{kind: drift, set: 'lab:digits'}", "has no 'original'"),
+        ("{kind: zero-shot, set: 'lab:digits', stesp: 5}", "has 'stesp': did you mean 'steps'"),
+        ("{kind: zero-shot, set: 'lab:digits', xyzzy: 5}", "has 'xyzzy': leave it out"),
+        ("{kind: zero-shot, set: 'lab:digits', attack: fgsm}", "attack 'fgsm': use one of apgd-ce"),
+        ("{kind: zero-shot, set: 'lab:numbers'}", "set 'lab:numbers': the lab has twemoji"),
+        ("{kind: zero-shot, set: MNIST}", "no zero-shot set 'MNIST'"),
+        ("{kind: zero-shot, set: 'lab:digits', surrogate: LeNet}", "names the model 'LeNet'"),
+    ],
+)
+def test_a_job_that_cannot_work_is_refused_before_the_first_one_runs(
+    job: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = f"name: s\nmodels: {{CLIP: 'lab:clip'}}\njobs:\n  - {job}\n  - {DRIFT}\n"
+    with pytest.raises(SystemExit, match=message):
+        cli.main(["evaluate", "--suite", str(write(tmp_path, text)), "--output_dir", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_corruptions_without_their_library_and_models_that_are_nowhere_are_refused_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "imagecorruptions", None)
+    job = "{kind: corruptions, set: 'lab:digits', names: [fog]}"
+    suite = write(tmp_path, f"name: s\nmodels: {{CLIP: 'lab:clip'}}\njobs:\n  - {DRIFT}\n  - {job}\n")
+    words = ["evaluate", "--suite", str(suite), "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(SystemExit, match=r"corruptions need a library: pip install"):
+        cli.main(words)
+    with pytest.raises(SystemExit, match="nothing at '/no/encoder', where the model 'CLIP' should be"):
+        cli.main([*words, "--models", "CLIP=/no/encoder"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_shipped_suites_have_jobs_that_can_work() -> None:
+    for name in shipped_suites():
+        check_suite(load_suite(name))
+
+
+@pytest.mark.slow
+def test_a_killed_suite_goes_on(tmp_path: Path) -> None:
+    """A real process of the command line, killed in its second job."""
+    sets = {"digits": 4, "twemoji": 8, "fashion": 600}
+    jobs = "\n".join(f"  - {{kind: drift, set: 'lab:{s}', samples: {n}, original: CLIP}}" for s, n in sets.items())
+    suite = write(tmp_path, f"name: s\nmodels: {{CLIP: 'lab:clip'}}\njobs:\n{jobs}\n")
+    words = [sys.executable, "-m", "fare_hf.cli", "evaluate", "--suite", str(suite)]
+    words += ["--output_dir", str(tmp_path / "out")]
+    rows = tmp_path / "out" / "rows"
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        for _ in range(1200):
+            if list(rows.glob("*.json")) or process.poll() is not None:
+                break
+            time.sleep(0.05)
+        process.kill()
+    before = {path.name: path.stat().st_mtime_ns for path in rows.glob("*.json")}
+    assert before and process.returncode == -signal.SIGKILL
+    found = subprocess.run(words, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr[-2000:]
+    after = {path.name: path.stat().st_mtime_ns for path in rows.glob("*.json")}
+    assert len(after) == 3 and {name: after[name] for name in before} == before
+    assert f"{len(before)}/3" in found.stderr  # the bar begins with what is finished
+    assert len(RobustnessReport.load(tmp_path / "out").rows) == 6
 
 
 def test_the_command_line_runs_a_suite_on_the_lab(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -51,7 +51,12 @@ def mirror(root: Path, count: int = 6, corrupt: int | None = None, size: int = 1
 def test_the_table_is_the_papers() -> None:
     assert len(ZERO_SHOT_SETS) == 14 and len({row.repo for row in ZERO_SHOT_SETS}) == 14
     assert [row.samples for row in ZERO_SHOT_SETS] == [1000] * 13 + [5000]
-    assert {row.name for row in ZERO_SHOT_SETS if row.native} == {"CIFAR-10", "CIFAR-100", "STL-10", "EuroSAT", "PCAM"}
+    assert {row.name for row in ZERO_SHOT_SETS if row.native} == {"CIFAR-10", "CIFAR-100", "STL-10"}
+    # The names of the reference's datasets.txt, where "wds/vtab/pets" is the repository "wds_vtab-pets".
+    assert {row.repo.removeprefix("clip-benchmark/wds_").replace("vtab-", "vtab/") for row in ZERO_SHOT_SETS[:13]} == {
+        *("vtab/cifar10", "stl10", "vtab/cifar100", "cars", "vtab/caltech101", "vtab/pets", "vtab/flowers"),
+        *("vtab/dtd", "vtab/eurosat", "fgvc_aircraft", "vtab/pcam", "imagenet-r", "imagenet_sketch"),
+    }
     assert zero_shot_set("imagenet_r").repo == "clip-benchmark/wds_imagenet-r"
     with pytest.raises(ValueError, match="no zero-shot set 'MNIST'"):
         zero_shot_set("MNIST")
@@ -115,10 +120,10 @@ def test_native_pixels_are_attacked_with_the_resize_inside() -> None:
         evaluate(size=16)
 
 
-def test_autoattack_ends_with_square() -> None:
+def test_autoattack_adds_fab_and_square() -> None:
     options = {"targets": 2, "steps": 2, "threat_models": [ThreatModel("linf", "6/255")]}
     rows = evaluate(attack="autoattack", queries=5, **options)
-    assert rows[1]["attack"]["name"] == "apgd-ce+apgd-t2+square"
+    assert rows[1]["attack"]["name"] == "apgd-ce+apgd-t2+fab-t2+square"
     plain = evaluate(**options)
     assert all(a["value"] <= b["value"] for a, b in zip(rows, plain, strict=True))
 

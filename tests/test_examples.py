@@ -83,3 +83,12 @@ def test_merge_memory(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
 
 def test_examples_that_need_other_packages_are_tested_elsewhere() -> None:
     assert "open_flamingo_encoder.py" in (Path(__file__).parent / "test_vlm_open_flamingo.py").read_text()
+
+
+def test_lmms_eval_lab_writes_a_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`test_lmms_eval_plugin.py` runs it to the end, where lmms-eval is installed."""
+    commands: list[list[str]] = []
+    monkeypatch.setattr(subprocess, "run", lambda command, check: commands.append(command))
+    run("lmms_eval_lab.py", "--output_dir", str(tmp_path), "--images", "3", monkeypatch=monkeypatch)
+    assert len(json.loads((tmp_path / "documents.json").read_text())) == 3 == len(list(tmp_path.glob("*.png")))
+    assert ["vision_tower=" in " ".join(command) for command in commands] == [False, True]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from conftest import tiny_clip_config, tiny_processor
 from environments import environment, run
 from open_clip_files import write_open_clip
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, CLIPModel, CLIPVisionModel, CLIPVisionModelWithProjection
 
@@ -49,6 +51,19 @@ for folder in json.load(open(place + "/folders.json")):
                     found[key + "|tokens"] = output.hidden_states[-2].contiguous()
 save_file(found, place + "/found.safetensors")
 print(json.dumps({"version": transformers.__version__, "missing": missing}))
+"""
+
+# The pipeline and the tokenizer of a whole CLIP, in either release.
+PIPELINE = """
+import json, sys
+import torch, transformers
+from PIL import Image
+names = ["cat", "dog", "car"]
+found = transformers.pipeline("zero-shot-image-classification", model=sys.argv[1], use_fast=False)(
+    Image.open(sys.argv[2]), candidate_labels=names
+)
+tokens = transformers.AutoTokenizer.from_pretrained(sys.argv[1])(["a photo of a cat .", "red"], padding=True).input_ids
+print(json.dumps({"scores": {row["label"]: row["score"] for row in found}, "tokens": tokens}))
 """
 
 
@@ -113,3 +128,18 @@ def test_a_converted_clip_is_equal_to_the_bit(published: Path) -> None:
         key = f"clip|CLIPModel|CLIPModel|{dtype}"
         assert torch.equal(found[key + "|image"], output.image_embeds), dtype
         assert torch.equal(found[key + "|text"], output.text_embeds), dtype
+
+
+def test_a_robust_clip_with_its_text_encoder(clip_folder: Path, tmp_path: Path) -> None:
+    """The zero-shot pipeline gives the same scores, the tokenizer the same ids."""
+    encoder = CLIPVisionModelWithProjection.from_pretrained(clip_folder)
+    options = {"processor": tiny_processor(), "base_model": "a/b", "threat_model": ThreatModel("linf", "4/255")}
+    whole = save_robust_encoder(encoder, tmp_path / "whole", license="", text_encoder=str(clip_folder), **options)
+    Image.effect_noise((40, 48), 90).convert("RGB").save(tmp_path / "image.png")
+    python = environment("transformers-4", ["transformers<5", "pillow"], dependencies=True)
+    four, five = (
+        json.loads(run(interpreter, PIPELINE, str(whole), str(tmp_path / "image.png")).splitlines()[-1])
+        for interpreter in (python, Path(sys.executable))
+    )
+    assert four == five and set(four["scores"]) == {"cat", "dog", "car"}
+    print(four)

@@ -26,6 +26,7 @@ from fare_hf.hub.push import PushError
 from fare_hf.hub.retry import Retries
 from fare_hf.hub.shards import read_header
 from fare_hf.vlm import swap_vision_tower
+from fare_hf.vlm.resolution import scaled_processor
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:clean images have embeddings"),
@@ -101,8 +102,9 @@ def weight_names(folder: Path) -> list[str]:
 def test_the_card_names_both_parents_and_no_folder_of_this_machine(vlm: Path, encoder: Path, tmp_path: Path) -> None:
     merge_vision_tower(vlm, encoder, tmp_path / "robust")
     card = (tmp_path / "robust" / "README.md").read_text()
-    assert "license: llama2" in card and "base_model_relation: merge" in card
-    assert "- llava\n- fare4\n" in card and "openai/clip-vit-large-patch14" in card
+    assert "license: llama2" in card and "model: llava\n" in card and "encoder: fare4 (" in card
+    assert "openai/clip-vit-large-patch14" in card
+    assert "base_model" not in card  # the Hub has neither, and would refuse what is no name
     assert str(tmp_path) not in card and str(vlm.parent) not in card
     assert "`pytorch_model.bin`" in card and "LlavaForConditionalGeneration.from_pretrained" in card
 
@@ -133,11 +135,21 @@ def test_another_resolution_changes_configuration_and_processor(vlm: Path, tmp_p
     assert f"read at {OTHER} px" in (tmp_path / "robust" / "README.md").read_text()
 
 
+def test_files_of_processors_that_count_tokens_elsewhere() -> None:
+    cohere = {"image_processor_type": "Cohere2VisionImageProcessor", "size": {"height": 512, "width": 512}}
+    changed = scaled_processor({"image_processor": cohere, "processor_class": "Cohere2VisionProcessor"}, 512, 384)
+    assert changed["image_processor"] == {**cohere, "size": {"height": 384, "width": 384}, "patch_size": 12}
+    assert scaled_processor({"num_image_tokens": 576, "patch_size": 16}, 384, 256) == {
+        "num_image_tokens": 256,
+        "patch_size": 16,
+    }
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["LlavaNext", "VipLlava", "Idefics", "Llava on SigLIP"])
+@pytest.mark.parametrize("family", ["LlavaNext", "VipLlava", "Idefics", "Llava on SigLIP", "DeepseekVL"])
 def test_other_families_and_single_files(family: str, tmp_path: Path) -> None:
     folder = write_vlm(tmp_path / "vlm", family, "5GB")
-    kind = siglip_encoder if "SigLIP" in family else clip_encoder
+    kind = siglip_encoder if family in ("Llava on SigLIP", "DeepseekVL") else clip_encoder
     new = write_encoder(tmp_path / "new", OTHER, kind)
     if kind is siglip_encoder:
         (new / "preprocessor_config.json").unlink()

@@ -130,6 +130,22 @@ def test_folders(harm: Callable[[Path], Any], sentence: str, hub: LoopbackHub, t
     assert hub.requests == []
 
 
+def test_a_card_that_the_hub_does_not_take(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It is asked before anything is made or sent, and not again for a card that is there."""
+    folder = save(tmp_path / "fare4")
+    text = (folder / "README.md").read_text()
+    with online_hub(monkeypatch, tmp_path / "cache") as hub:
+        (folder / "README.md").write_text(text.replace("base_model: openai/clip", "base_model: /home/me/clip"))
+        said = refusal(hub, folder)
+        assert "does not take the metadata of README.md" in said and "/home/me/clip" in said
+        assert hub.repos == {} and hub.count("^(POST|PUT)") == 1
+        (folder / "README.md").write_text(text)
+        push(hub, folder)
+        asked = hub.count("validate-yaml")
+        push(hub, folder)
+        assert hub.count("validate-yaml") == asked
+
+
 def test_no_folder_and_flat_names(hub: LoopbackHub, tmp_path: Path) -> None:
     assert "is no folder" in refusal(hub, tmp_path / "none")
     folder = save(tmp_path / "fare4")

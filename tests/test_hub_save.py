@@ -15,12 +15,19 @@ from fixtures_vlm import encoder, images, llava, processor
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoImageProcessor, AutoModel, CLIPModel, CLIPVisionModel, CLIPVisionModelWithProjection
+from transformers import (
+    AutoImageProcessor,
+    AutoModel,
+    AutoTokenizer,
+    CLIPModel,
+    CLIPVisionModel,
+    CLIPVisionModelWithProjection,
+)
 
 from fare_hf.attacks import ThreatModel
 from fare_hf.evaluation import RobustnessReport, make_row
 from fare_hf.hub import regenerate_card, rewrite_card, save_robust_encoder
-from fare_hf.hub.licenses import inherited_license
+from fare_hf.hub.base import base_name, inherited_license
 from fare_hf.hub.plot import draw_report
 from fare_hf.pixels import to_pil, unnormalized
 from fare_hf.vlm import swap_vision_tower, tower_of
@@ -188,6 +195,17 @@ def test_the_cards_snippets_run(tmp_path: Path, clip_folder: Path, monkeypatch: 
         assert probabilities.shape == (1, 3) and abs(float(probabilities.sum()) - 1) < 1e-5
 
 
+def test_a_whole_clip_tells_nothing_of_this_machine(tmp_path: Path, clip_folder: Path) -> None:
+    """Not in the configuration of its vision part, nor how its tokenizer was loaded."""
+    loaded = CLIPVisionModelWithProjection.from_pretrained(clip_folder)
+    folder = save(tmp_path / "whole", loaded, base_model=str(clip_folder), text_encoder=str(clip_folder))
+    for path in folder.glob("*.[jm]*"):
+        text = path.read_text("utf-8")
+        assert str(clip_folder) not in text and "local_files_only" not in text, path
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer("a cat").input_ids == AutoTokenizer.from_pretrained(clip_folder)("a cat").input_ids
+
+
 def test_the_picture_shows_the_report(tmp_path: Path) -> None:
     rows = report("CLIP", "FARE").rows
     names = {"model": "$FARE$_4", "task": "captions", "dataset": "d", "metric": "accuracy"}
@@ -230,7 +248,8 @@ def test_the_licence_is_the_base_models_unless_given(tmp_path: Path, clip_folder
     (base / "README.md").write_text("---\nlicense: other\nlicense_name: own\nlicense_link: LICENSE\n---\nA CLIP.\n")
     data = ModelCard.load(save(tmp_path / "a", base_model=str(base)) / "README.md").data
     assert (data.license, data["license_name"], data.get("license_link")) == ("other", "own", None)
-    assert data.base_model == "base"  # not where it lies on this machine
+    text = (tmp_path / "a" / "README.md").read_text()
+    assert "base_model" not in text and "vision encoder of ./base, fine-tuned" in text and str(tmp_path) not in text
     assert regenerate_card(tmp_path / "a") == (tmp_path / "a" / "README.md").read_text()
     assert (
         ModelCard.load(save(tmp_path / "b", base_model=str(base), license="mit") / "README.md").data.license == "mit"
@@ -242,6 +261,24 @@ def test_the_licence_is_the_base_models_unless_given(tmp_path: Path, clip_folder
         save(tmp_path / "c", base_model=str(base))
     for silent in (str(clip_folder), "openai/clip", "no name at all"):
         assert inherited_license(silent) == {}
+    assert "license:" not in (save(tmp_path / "d", base_model="openai/clip", license="") / "README.md").read_text()
+
+
+def test_names_of_base_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder is told from a repository of the same name, wherever the card is rendered again."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "clip").mkdir(parents=True)
+    for folder in ("models/clip", "./models/clip/", str(tmp_path / "models" / "clip"), "./clip"):
+        assert base_name(folder) == "./clip"
+    monkeypatch.chdir(tmp_path / "models" / "clip")
+    assert base_name(".") == "./clip"
+    assert base_name("openai/clip") == "openai/clip"
+    for wrong in ("my clip", "a/b/c", "/gone/clip", ""):
+        with pytest.raises(ValueError, match=r"base_model .*(is empty|neither a folder here nor a name)"):
+            base_name(wrong)
+    card = ModelCard.load(save(Path("out"), base_model=str(tmp_path / "models" / "clip")) / "README.md")
+    assert card.data.base_model is None and "base_model_relation" not in card.data.to_dict()
+    assert "](https://huggingface.co" not in card.text and 'from_pretrained("./clip")' in card.text
 
 
 def test_saved_encoder_swaps(tmp_path: Path) -> None:
@@ -260,6 +297,8 @@ def test_refusals_write_nothing(tmp_path: Path) -> None:
         (TypeError, "LlavaForConditionalGeneration cannot be published", {"vision": llava()}),
         (ValueError, "do_normalize off", {"processor": unnormalized(processor().image_processor)}),
         (ValueError, "base_model is empty", {"base_model": " "}),
+        (ValueError, "base_model 'my clip' is neither a folder here nor", {"base_model": "my clip"}),
+        (ValueError, r"datasets has 'Image Net', no name", {"datasets": ["imagenet-1k", "Image Net"]}),
         (ValueError, "'hub_token' looks like a secret", {"training": {"hub_token": "x"}}),
         (ValueError, "'command' looks like a secret", {"training": {"command": "--x hf_abcdefgh12345"}}),
         (ValueError, "objective 'sim' is unknown", {"training": {"objective": "sim"}}),

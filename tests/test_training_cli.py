@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from fare_hf.lab import encoder_folder
-from fare_hf.train import latest_checkpoint, main
+from fare_hf.train import main
 
 TINY = (
     "--max_steps 3 --per_device_train_batch_size 4 --attack_steps 2 --attack_step_size 2/255 --warmup_steps 0 "
@@ -105,8 +105,8 @@ def test_bad_input_is_one_clear_sentence(
     named = ("--objective", "tecoa", "--class_names", "cat", "dog")
     assert "needs labels and" in refusal(clip_folder, flat, out, *named)
     assert "is not empty" in refusal(clip_folder, images, tmp_path / "full")
-    assert "no complete checkpoint" in refusal(clip_folder, images, out, "--resume_from_checkpoint", "latest")
-    assert "is no checkpoint" in refusal(clip_folder, images, out, "--resume_from_checkpoint", str(empty))
+    resume = ("--resume_from_checkpoint", str(empty))
+    assert "is no complete checkpoint: it has no fare_checkpoint.json" in refusal(clip_folder, images, out, *resume)
     assert not out.exists()
     assert "step 2: the loss is not finite, samples with index [" in refusal(
         clip_folder, images, out, "--learning_rate", "1e38"
@@ -151,12 +151,28 @@ def test_a_corrupt_image_is_named(clip_folder: Path, images: Path, tmp_path: Pat
     assert "broken.png) is not a readable image" in refusal(clip_folder, folder, tmp_path / "out")
 
 
-def test_latest_checkpoint_passes_over_one_cut_off_while_written(tmp_path: Path) -> None:
-    for step, state in ((9, "{}"), (10, '{"global_step": 10}'), (11, '{"glo'), (12, None)):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        if state is not None:
-            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
-    assert latest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+def test_a_run_killed_before_its_first_checkpoint_starts_again_and_a_foreign_folder_is_refused(
+    clip_folder: Path, images: Path, tmp_path: Path
+) -> None:
+    """The same command line, whenever the kill came: also before anything was written."""
+    (tmp_path / "cut" / "checkpoint-2").mkdir(parents=True)
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "thesis.tex").write_text("mine")
+    resume = ("--resume_from_checkpoint", "latest")
+    for name in ("cut", "absent"):
+        run(clip_folder, images, tmp_path / name, *resume)
+    assert "no complete checkpoint, but thesis.tex" in refusal(clip_folder, images, tmp_path / "foreign", *resume)
+    weights = [load_file(tmp_path / name / "encoder" / "model.safetensors") for name in ("cut", "absent")]
+    assert all(torch.equal(weights[0][name], tensor) for name, tensor in weights[1].items())
+
+
+def test_resuming_with_another_recipe_is_refused_with_the_differences(
+    clip_folder: Path, images: Path, tmp_path: Path
+) -> None:
+    run(clip_folder, images, tmp_path, "--save_strategy", "steps", "--save_steps", "2")
+    shutil.rmtree(tmp_path / "encoder")
+    said = refusal(clip_folder, images, tmp_path, "--resume_from_checkpoint", "latest", "--eps", "2/255")
+    assert "is of another run: eps '4/255' there and '2/255' here; give the same options" in said
 
 
 def test_help_lists_the_attack_and_what_is_used_often(capsys: pytest.CaptureFixture[str]) -> None:

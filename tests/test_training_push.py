@@ -118,6 +118,28 @@ def test_the_command_line_publishes_a_whole_clip(
     assert "/me/run (main, commit " in said.out and TOKEN not in said.out + said.err
 
 
+def test_a_folder_is_never_looked_up_on_the_hub(
+    hub: LoopbackHub, clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--model clip`, a folder: no request for the licence of what has that name on the Hub, nor any other."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    shutil.copytree(clip_folder, tmp_path / "models" / "clip")
+    (tmp_path / "images").mkdir()
+    Image.effect_noise((40, 40), 90).convert("RGB").save(tmp_path / "images" / "0.png")
+    words = "--max_steps 1 --per_device_train_batch_size 1 --attack_steps 1 --warmup_steps 0 --use_cpu true"
+    words += " --disable_tqdm true --model models/clip --dataset images --with_text_encoder"
+    main([*words.split(), "--output_dir", "run"])
+    assert hub.requests == []
+    card = (tmp_path / "run" / "encoder" / "README.md").read_text()
+    assert "encoder of ./clip, fine-tuned" in card and "base_model" not in card and "No licence was found" in card
+    main([*words.split(), "--output_dir", "second", "--push_to_hub"])
+    assert not hub.count("clip")
+    main([*words.split(), "--output_dir", "third", "--base_model", "openai/clip"])
+    assert hub.count("GET /openai/clip/resolve/main/README.md") == 1
+    assert "base_model: openai/clip" in (tmp_path / "third" / "encoder" / "README.md").read_text()
+
+
 @pytest.mark.slow
 def test_of_two_processes_the_first_publishes(hub: LoopbackHub, clip_folder: Path, tmp_path: Path) -> None:
     """`accelerate launch` with two processes: each checkpoint, and the end by `save_model`, once, by the main one."""

@@ -100,7 +100,9 @@ def test_gemma3_losses_with_close_ups_are_the_models_own() -> None:
     loss = VlmLoss(model, processor, prompt, texts)
     expected = [own_loss(model, processor, p, prompt, t) for p, t in zip(to_pil(pixels), texts, strict=True)]
     torch.testing.assert_close(loss(pixels).detach(), torch.tensor(expected), rtol=5e-2, atol=5e-2)
-    assert loss._texts[(32, 96)].rows.ids.shape[1] > loss.labels.shape[1]  # three close-ups have their placeholders
+    assert (
+        loss._texts[(32, 32, 96)].rows.ids.shape[1] > loss.labels.shape[1]
+    )  # three close-ups have their placeholders
 
 
 def test_an_image_token_of_another_model_is_refused() -> None:

@@ -194,10 +194,22 @@ def test_towers_that_cannot_be_written(folder: Path) -> None:
     )
     with pytest.raises(ValueError, match="quantised"):
         swap_vision_tower(quantised, folder)
-    flagged = llava()
-    flagged.is_quantized = True
-    with pytest.raises(ValueError, match="quantise afterwards"):
-        swap_vision_tower(flagged, folder)
+
+    class Int8Params(torch.nn.Parameter):
+        """What bitsandbytes puts in a weight's place, before it has moved."""
+
+    waiting = llava()
+    weight = tower_of(waiting).encoder.layers[0].mlp.fc1.weight
+    tower_of(waiting).encoder.layers[0].mlp.fc1.weight = torch.Tensor._make_subclass(Int8Params, weight.data, True)
+    with pytest.raises(ValueError, match="a Int8Params.*quantise or shard afterwards"):
+        swap_vision_tower(waiting, folder)
+    partitioned = llava()
+    tower_of(partitioned).post_layernorm.weight.data = torch.empty(0)
+    with pytest.raises(ValueError, match=r"empty in this process \(partitioned"):
+        swap_vision_tower(partitioned, folder)
+    four_bit_language_model = llava()
+    four_bit_language_model.is_quantized = True
+    assert swap_vision_tower(four_bit_language_model, folder).changed
 
 
 def test_a_tower_that_computes_something_else_is_undone(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,36 @@ from fare_hf.vlm import swap_vision_tower, tower_of
 from fare_hf.vlm.resolution import Edits
 
 quiet = pytest.mark.filterwarnings("ignore:clean images have embeddings")
+
+
+def two_layers_exchanged(new: Any) -> None:
+    first, second = (new.vision_model.encoder.layers[number].state_dict() for number in (0, 1))
+    first = {name: tensor.clone() for name, tensor in first.items()}
+    new.vision_model.encoder.layers[0].load_state_dict(second)
+    new.vision_model.encoder.layers[1].load_state_dict(first)
+
+
+def queries_for_keys(new: Any) -> None:
+    attention = new.vision_model.encoder.layers[1].self_attn
+    attention.q_proj, attention.k_proj = attention.k_proj, attention.q_proj
+
+
+def one_block_shuffled(new: Any) -> None:
+    weight = new.vision_model.encoder.layers[2].mlp.fc1.weight.data
+    weight.copy_(weight.flatten().roll(17).view_as(weight))
+
+
+def a_block_of_zeros(new: Any) -> None:
+    for parameter in new.vision_model.encoder.layers[0].parameters():
+        parameter.data.zero_()
+
+
+def heads_rolled(new: Any) -> None:
+    weight = new.vision_model.encoder.layers[0].self_attn.v_proj.weight.data
+    weight.copy_(weight.roll(8, 0))
+
+
+MIX_UPS = [two_layers_exchanged, queries_for_keys, one_block_shuffled, a_block_of_zeros, heads_rolled]
 
 
 def related(vlm: Any, seed: int = 0, scale: float = 0.01) -> Any:
@@ -38,6 +69,27 @@ def test_an_encoder_of_another_origin_is_noticed(recwarn: pytest.WarningsRecorde
     assert report.cosine > 0.95 and not [w for w in recwarn if "clean images" in str(w.message)]
     with pytest.warns(UserWarning, match="cosine 0.0. only in the encoder"):
         assert abs(swap_vision_tower(llava(), encoder()).cosine) < 0.5
+
+
+@pytest.mark.parametrize("mix_up", MIX_UPS)
+def test_weights_that_are_mixed_up_are_noticed(mix_up: Any, tmp_path: Path) -> None:
+    """Each of these keeps the clean embeddings of the lab's encoders above 0.6, as robust training does."""
+    vlm = llava()
+    new = related(vlm)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with swap_vision_tower(vlm, new) as report:
+            assert report.weight_cosine > 0.95
+    mix_up(new)
+    with pytest.warns(UserWarning, match=r"'encoder.layers.*cosine -?0\.\d\d only .* mixed up"):
+        report = swap_vision_tower(vlm, new)
+    assert abs(report.weight_cosine) < 0.3
+    report.undo()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        swap_vision_tower(vlm, new, minimum_cosine=-1)
+    with pytest.raises(ValueError, match="minimum_cosine is nan"):
+        swap_vision_tower(vlm, new, minimum_cosine=float("nan"))
 
 
 @quiet

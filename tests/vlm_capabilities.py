@@ -7,6 +7,7 @@ and compares the table with what is possible.
 from __future__ import annotations
 
 import copy
+import re
 import sys
 import tempfile
 import warnings
@@ -18,12 +19,14 @@ import torch
 from fixtures_families import TINY, Tiny, images
 from fixtures_vlm import SIZE
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
+from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, AutoProcessor, pipeline
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from fare_hf.encoders import frozen
 from fare_hf.pixels import to_pil
 from fare_hf.vlm import VlmLoss, families, robust_pipeline, swap_vision_tower, tower_of, towers_of
 from fare_hf.vlm.prompts import join
+from fare_hf.vlm.refused import REFUSED, reason_for
 
 DOCUMENT = Path(__file__).parents[1] / "fare_hf" / "vlm" / "FAMILIES.md"
 OTHER = 48
@@ -195,6 +198,10 @@ def _check_slope(model: Any, processor: Any, prompt: str) -> None:
                 shift = 1 if type(part).__name__.startswith("Gemma") else 0
                 plain.weight.data = part.weight.data + shift
                 setattr(parent, name, plain)
+            if type(part).__name__ == "Cohere2LayerNorm":
+                even = torch.nn.LayerNorm(part.weight.shape, eps=part.variance_epsilon, bias=False)
+                even.weight = part.weight
+                setattr(parent, name, even)
     model.double()
     loss = VlmLoss(model, processor, prompt, TEXTS)
     pixels = images(2, 40, 56, seed=4).double().mul(0.5).add(0.25)  # away from 0 and 1, where resizing is clamped
@@ -202,7 +209,7 @@ def _check_slope(model: Any, processor: Any, prompt: str) -> None:
     with frozen(model):
         point = pixels.clone().requires_grad_()
         slope = (torch.autograd.grad(loss(point).sum(), point)[0] * direction).flatten(1).sum(1)
-        h = 1e-5
+        h = 1e-4  # Cohere 2 rotates its queries in fp32: a smaller step would drown in its rounding
         with torch.no_grad():
             difference = (loss(pixels + h * direction) - loss(pixels - h * direction)) / (2 * h)
     assert slope.abs().min() > 1e-6
@@ -240,8 +247,24 @@ def table() -> str:
 
 
 def refused() -> str:
-    """The families that are refused, as Markdown."""
-    return "\n".join(f"| {start}... | {reason} |" for start, reason in families.REFUSED.items())
+    """The classes of transformers that are refused, as Markdown: those with a reason, then those by their towers."""
+    reasons = dict.fromkeys(REFUSED.values())
+    starts = {reason: [f"`{start}...`" for start, other in REFUSED.items() if other == reason] for reason in reasons}
+    rows = [f"| {', '.join(names)} | {reason} |" for reason, names in starts.items()]
+    rows += [f"| {', '.join(sorted(names))} | {reason} |" for reason, names in _by_tower().items()]
+    return "\n".join(rows)
+
+
+def _by_tower() -> dict[str, set[str]]:
+    """Classes whose configuration says why."""
+    found: dict[str, set[str]] = {}
+    for kind, name in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.items():
+        family = any(row.vlm_class == name for row in families.FAMILIES)
+        if family or any(name.startswith(start) for start in REFUSED):
+            continue
+        reason = str(reason_for([name], CONFIG_MAPPING[kind]()))
+        found.setdefault(re.sub(r"'\w+'", "transformer of its own", reason), set()).add(f"`{name}`")
+    return found
 
 
 if __name__ == "__main__":

@@ -8,28 +8,29 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fare_hf.attacks.losses import cross_entropy, dlr, margin, targeted_dlr
+from fare_hf.attacks.losses import cross_entropy, dlr, margin, targeted_dlr, targeted_margin
 
 __all__ = ["ClassifierLoss", "check_labels"]
 
 LogitsFn = Callable[[Tensor], Tensor]
 """Pixels (B, C, H, W) in [0, 1] to logits (B, K)."""
-Kind = Literal["ce", "dlr", "margin", "towards", "targeted-dlr"]
+Kind = Literal["ce", "dlr", "margin", "towards", "targeted-dlr", "targeted-margin"]
 _UNTARGETED = {"ce": cross_entropy, "dlr": dlr, "margin": margin}
+_TARGETED = {"targeted-dlr": targeted_dlr, "targeted-margin": targeted_margin}
 
 
 class ClassifierLoss:
     """`loss_fn` of an attack on a classifier: `(pixels) -> (loss (B,), fooled (B,) bool)`, to be maximised.
 
-    `ce`, `dlr` and `margin` push away from the labels, `targeted-dlr` from the labels to the targets: all are fooled
-    where the prediction is not the label. `towards` is minus the cross entropy of the targets (targeted PGD with
-    `pgd`, targeted APGD with `apgd`) and fooled where the prediction is the target.
+    `ce`, `dlr` and `margin` push away from the labels, `targeted-dlr` and `targeted-margin` from the labels to the
+    targets: all are fooled where the prediction is not the label. `towards` is minus the cross entropy of the targets
+    (targeted PGD with `pgd`, targeted APGD with `apgd`) and fooled where the prediction is the target.
 
     Args:
         logits_of: pixels (B, C, H, W) in [0, 1] to logits (B, K); normalisation happens inside.
         labels: (B,) true classes.
         kind: which loss.
-        targets: (B,) classes to push to, for `towards` and `targeted-dlr`.
+        targets: (B,) classes to push to, for `towards`, `targeted-dlr` and `targeted-margin`.
 
     Raises:
         ValueError: an unknown kind, or targets where there must be none, or none where there must be.
@@ -38,10 +39,13 @@ class ClassifierLoss:
     def __init__(
         self, logits_of: LogitsFn, labels: Tensor, kind: Kind = "ce", *, targets: Tensor | None = None
     ) -> None:
-        if kind not in (*_UNTARGETED, "towards", "targeted-dlr"):
-            raise ValueError(f"loss {kind!r} is unknown: pass ce, dlr, margin, towards or targeted-dlr.")
+        if kind not in (*_UNTARGETED, "towards", *_TARGETED):
+            known = ", ".join((*_UNTARGETED, "towards", *_TARGETED))
+            raise ValueError(f"loss {kind!r} is unknown: pass one of {known}.")
         if (targets is None) != (kind in _UNTARGETED):
-            raise ValueError(f"loss {kind!r} with targets {targets!r}: give targets to towards and targeted-dlr only.")
+            raise ValueError(
+                f"loss {kind!r} with targets {targets!r}: give targets to towards and the targeted losses only."
+            )
         if targets is not None and targets.shape != labels.shape:
             raise ValueError(f"{len(targets)} targets for {len(labels)} labels: give one target an image.")
         self.logits_of, self.labels, self.kind, self.targets = logits_of, labels, kind, targets
@@ -54,7 +58,7 @@ class ClassifierLoss:
             return _UNTARGETED[self.kind](logits, self.labels), predicted != self.labels
         if self.kind == "towards":
             return -cross_entropy(logits, self.targets), predicted == self.targets
-        return targeted_dlr(logits, self.labels, self.targets), predicted != self.labels
+        return _TARGETED[self.kind](logits, self.labels, self.targets), predicted != self.labels
 
     def select(self, rows: Tensor) -> ClassifierLoss:
         """The same loss for some samples."""

@@ -1,28 +1,85 @@
 """Ensembles of attacks on a classifier, one after the other on who is left (Croce and Hein, ICML 2020).
 
-`paper` is what Robust CLIP reports: APGD on the cross entropy, then APGD on the targeted DLR towards nine classes.
-`standard` is AutoAttack's without FAB: these two, then Square. The name of what was run says so.
+`standard` is AutoAttack: APGD on the cross entropy, APGD on the targeted DLR and FAB-T towards nine classes each, and
+Square. `paper` is what Robust CLIP reports: the first two. The name of what was run says so.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fare_hf.attacks.apgd import apgd
-from fare_hf.attacks.classifier import ClassifierLoss, LogitsFn, check_labels
+from fare_hf.attacks.classifier import ClassifierLoss, Kind, LogitsFn, check_labels
+from fare_hf.attacks.fab import fab
 from fare_hf.attacks.gradient import check_steps
 from fare_hf.attacks.square import square
 from fare_hf.attacks.threat_model import ThreatModel, check_pixels, check_threat_model
 
-__all__ = ["AutoAttackResult", "autoattack", "class_stages"]
+__all__ = ["AutoAttackResult", "Stage", "autoattack", "class_stages", "ensemble_name"]
 
-Stage = str | int
-"""A loss's name, "square", or the rank of the wrong class that the targeted DLR pushes to."""
+Version = Literal["standard", "paper"]
 VERSIONS = ("standard", "paper")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One attack of an ensemble.
+
+    Attributes:
+        attack: "apgd", "fab" or "square".
+        loss: what it looks at.
+        rank: for targeted losses, which wrong class it pushes to: 1 is the likeliest of the clean image.
+    """
+
+    attack: Literal["apgd", "fab", "square"]
+    loss: Kind
+    rank: int | None = None
+
+    @property
+    def family(self) -> str:
+        """ "apgd-ce", "apgd-t", "fab-t", "square": the name without the rank."""
+        return self.attack if self.attack == "square" else f"{self.attack}-{'t' if self.rank else self.loss}"
+
+    @property
+    def name(self) -> str:
+        """ "apgd-ce", "apgd-t1", "fab-t9", "square"."""
+        return f"{self.family}{self.rank or ''}"
+
+    def run(
+        self,
+        logits_of: LogitsFn,
+        pixels: Tensor,
+        labels: Tensor,
+        others: Tensor,
+        threat_model: ThreatModel,
+        *,
+        steps: int,
+        restarts: int,
+        queries: int,
+        generator: torch.Generator,
+        stop_fooled: bool = True,
+    ) -> Tensor:
+        """Points (B, C, H, W) of the threat model, fooling where it found any; arguments as for `autoattack`.
+
+        Args:
+            others: (B, K) clean logits with -inf for the labels: they rank the classes to push to.
+            stop_fooled: of APGD; FAB and Square always leave fooled samples out.
+        """
+        targets = None if self.rank is None else others.topk(self.rank, dim=1).indices[:, -1]
+        loss = ClassifierLoss(logits_of, labels, self.loss, targets=targets)
+        if self.attack == "square":
+            return square(loss, pixels, threat_model, queries=queries, generator=generator).pixels
+        if self.attack == "fab":
+            runs = {"steps": steps, "restarts": restarts}
+            return fab(loss, pixels, threat_model, generator=generator, stop_fooled=True, **runs).pixels
+        return apgd(
+            loss, pixels, threat_model, steps=steps, restarts=restarts, generator=generator, stop_fooled=stop_fooled
+        ).pixels
 
 
 @dataclass(frozen=True)
@@ -32,7 +89,7 @@ class AutoAttackResult:
     Attributes:
         pixels: (B, C, H, W) fp32: the point that fools, or the clean image where none was found.
         success: (B,) bool, misclassified there (also where the clean image already was).
-        name: what was run, such as "apgd-ce+apgd-t9+square", for a report's row.
+        name: what was run, such as "apgd-ce+apgd-t9+fab-t9+square", for a report's row.
         accuracy: fraction of robust samples after each attack, {"clean": 0.9, "apgd-ce": 0.4, ...}.
         notes: what few classes made impossible, one sentence each.
     """
@@ -50,7 +107,7 @@ def autoattack(
     labels: Tensor,
     threat_model: ThreatModel,
     *,
-    version: Literal["standard", "paper"] = "standard",
+    version: Version = "standard",
     steps: int = 100,
     restarts: int = 1,
     targets: int = 9,
@@ -60,8 +117,8 @@ def autoattack(
 ) -> AutoAttackResult:
     """Attack a classifier with one attack after the other; whoever is fooled is out of all that follows.
 
-    With two classes the DLR losses are undefined and only the cross entropy (and Square) run, with three the
-    untargeted DLR takes the place of the targeted one.
+    With two classes the DLR losses are undefined and left out, with three the untargeted DLR takes the place of the
+    targeted one (see `class_stages`).
 
     Args:
         logits_of: pixels (B, C, H, W) in [0, 1] to logits (B, K).
@@ -69,8 +126,8 @@ def autoattack(
         labels: (N,) true classes.
         threat_model: what is allowed.
         version: "standard" or "paper".
-        steps, restarts: of each APGD run.
-        targets: wrong classes tried, at most K - 1.
+        steps, restarts: of each run of APGD and FAB.
+        targets: wrong classes tried by each of the targeted attacks, at most K - 1.
         queries: of Square.
         batch_size: images of a forward; survivors are packed again before each attack.
         generator: of all randomness; None is a fresh one with seed 0.
@@ -78,9 +135,9 @@ def autoattack(
     Raises:
         TypeError, ValueError: an unknown version, wrong pixels or labels, fewer than 2 classes, bad steps.
     """
-    if version not in VERSIONS:
-        raise ValueError(f"version {version!r} is unknown: pass one of {', '.join(VERSIONS)}.")
-    check_steps(batch_size, "batch_size")
+    counts = {"steps": steps, "restarts": restarts, "queries": queries}
+    for field, count in (*counts.items(), ("batch_size", batch_size)):
+        check_steps(count, field)
     check_threat_model(threat_model)
     check_pixels(pixels)
     generator = generator or torch.Generator().manual_seed(0)
@@ -88,64 +145,52 @@ def autoattack(
     with torch.no_grad():
         logits = torch.cat([logits_of(part) for part in clean.split(batch_size)])
     labels = check_labels(labels.to(logits.device), len(clean), logits.shape[1])
-    stages, notes = class_stages(logits.shape[1], targets)
-    stages = [*stages, "square"] if version == "standard" else stages
+    stages, notes = class_stages(logits.shape[1], targets, version)
     others = logits.scatter(1, labels[:, None], -torch.inf)
     success, found = logits.argmax(1) != labels, clean.clone()
     accuracy = {"clean": (~success).double().mean().item()}
     for stage in stages:
         left = (~success).nonzero().flatten()
         for rows in left.split(batch_size) if len(left) else ():
-            loss = stage_loss(stage, logits_of, labels[rows], others[rows])
-            if stage == "square":
-                result = square(loss, clean[rows], threat_model, queries=queries, generator=generator)
-                points = result.pixels
-            else:
-                options = {"steps": steps, "restarts": restarts, "generator": generator, "stop_fooled": True}
-                points = apgd(loss, clean[rows], threat_model, **options).pixels  # type: ignore[arg-type]
+            batch = clean[rows], labels[rows], others[rows]
+            points = stage.run(logits_of, *batch, threat_model, generator=generator, **counts)  # type: ignore[arg-type]
             threat_model.check(points, clean[rows])
             with torch.no_grad():  # the prediction on what is returned decides
                 fooled = logits_of(points).argmax(1) != labels[rows]
             found[rows[fooled]], success[rows[fooled]] = points[fooled], True
-        accuracy[stage if stage == "square" else stage_name(stage)] = (~success).double().mean().item()
+        accuracy[stage.name] = (~success).double().mean().item()
     return AutoAttackResult(found, success, ensemble_name(stages), accuracy, notes)
 
 
-def class_stages(classes: int, targets: int = 9) -> tuple[list[Stage], tuple[str, ...]]:
-    """The white-box stages for a number of classes, and what had to be left out.
+def class_stages(classes: int, targets: int = 9, version: Version = "paper") -> tuple[list[Stage], tuple[str, ...]]:
+    """The stages of a version for a number of classes, and what had to be left out.
 
     Raises:
-        ValueError: fewer than 2 classes, or targets below 1.
+        ValueError: an unknown version, fewer than 2 classes, or targets below 1.
     """
+    if version not in VERSIONS:
+        raise ValueError(f"version {version!r} is unknown: pass one of {', '.join(VERSIONS)}.")
     if classes < 2:
         raise ValueError(f"there are {classes} classes: an attack on a classifier needs at least 2.")
     if targets < 1:
         raise ValueError(f"targets {targets} must be at least 1.")
+    ranks, notes = range(1, min(targets, classes - 1) + 1), []
+    stages = [Stage("apgd", "ce")]
     if classes == 2:
-        return ["ce"], ("2 classes: no DLR (needs 3), no targeted DLR (needs 4)",)
-    if classes == 3:
-        return ["ce", "dlr"], ("3 classes: untargeted DLR in place of the targeted one (needs 4)",)
-    count = min(targets, classes - 1)
-    note = (f"{classes} classes: {count} targets, not {targets}",) if count < targets else ()
-    return ["ce", *range(1, count + 1)], note
-
-
-def stage_loss(stage: Stage, logits_of: LogitsFn, labels: Tensor, others: Tensor) -> ClassifierLoss:
-    """The loss of a stage; a number is the rank, in the clean logits `others` (B, K), of the class to push to."""
-    if isinstance(stage, int):
-        wrong = others.topk(stage, dim=1).indices[:, -1]
-        return ClassifierLoss(logits_of, labels, "targeted-dlr", targets=wrong)
-    return ClassifierLoss(logits_of, labels, {"ce": "ce", "dlr": "dlr", "square": "margin"}[stage])  # type: ignore[arg-type]
-
-
-def stage_name(stage: Stage) -> str:
-    """ "apgd-ce", "apgd-t1", "square"."""
-    return "square" if stage == "square" else f"apgd-t{stage}" if isinstance(stage, int) else f"apgd-{stage}"
+        notes.append("2 classes: no DLR (needs 3), no targeted DLR (needs 4)")
+    elif classes == 3:
+        notes.append("3 classes: untargeted DLR in place of the targeted one (needs 4)")
+        stages.append(Stage("apgd", "dlr"))
+    else:
+        stages += [Stage("apgd", "targeted-dlr", rank) for rank in ranks]
+    if version == "standard":
+        stages += [Stage("fab", "targeted-margin", rank) for rank in ranks] + [Stage("square", "margin")]
+    if len(ranks) < targets and any(stage.rank for stage in stages):
+        notes.append(f"{classes} classes: {len(ranks)} targets, not {targets}")
+    return stages, tuple(notes)
 
 
 def ensemble_name(stages: list[Stage]) -> str:
-    """ "apgd-ce+apgd-t9+square": targeted runs are counted."""
-    targeted = sum(isinstance(stage, int) for stage in stages)
-    plain = [stage_name(stage) for stage in stages if isinstance(stage, str) and stage != "square"]
-    tail = ["square"] if "square" in stages else []
-    return "+".join([*plain, *([f"apgd-t{targeted}"] if targeted else []), *tail])
+    """ "apgd-ce+apgd-t9+fab-t9+square": targeted runs are counted."""
+    groups = [(family, len(list(same))) for family, same in groupby(stages, key=lambda stage: stage.family)]
+    return "+".join(f"{family}{count}" if family.endswith("-t") else family for family, count in groups)

@@ -31,6 +31,18 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
     return others.amax(1) - _pick(logits, labels)
 
 
+def targeted_margin(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+    """The target's logit minus the label's, (B,): 0 where the two classes are equally likely.
+
+    Args:
+        logits: (B, K).
+        labels: (B,) true classes.
+        targets: (B,) classes to push towards, other than the labels.
+    """
+    logits = _wide(logits)
+    return _pick(logits, targets) - _pick(logits, labels)
+
+
 def dlr(logits: Tensor, labels: Tensor) -> Tensor:
     """Difference of logits ratio (Croce and Hein, ICML 2020, arXiv 2003.01690), (B,).
 
@@ -58,10 +70,8 @@ def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
         ValueError: fewer than 4 classes, where it is undefined.
     """
     _check_classes(logits, 4, "targeted_dlr")
-    logits = _wide(logits)
-    top = logits.topk(4, dim=1).values
-    gap = _pick(logits, targets) - _pick(logits, labels)
-    return gap / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + _TINY)
+    top = _wide(logits).topk(4, dim=1).values
+    return targeted_margin(logits, labels, targets) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + _TINY)
 
 
 def _wide(logits: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -24,6 +25,7 @@ __all__ = [
     "Checkpoint",
     "copy_tokenizer",
     "find_file",
+    "names_repository",
     "read_checkpoint",
     "read_json",
     "read_state",
@@ -89,6 +91,19 @@ def read_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
     raise ValueError(f"'{source}' holds no weights: it needs one of {', '.join(WEIGHTS)}.")
 
 
+def names_repository(source: str) -> bool:
+    """Whether a name can be that of a repository on the Hub, "namespace/name", and is no folder here.
+
+    The Hub has a few old repositories without a namespace, none of a CLIP: a single word that is no folder is a
+    mistake, or the name of a folder on another machine.
+    """
+    try:
+        validate_repo_id(source)
+    except HFValidationError:
+        return False
+    return "/" in source and not Path(source).is_dir()
+
+
 def find_file(source: str, name: str, revision: str | None = None) -> Path | None:
     """A file of a folder or a Hub repository; None where it does not exist.
 
@@ -98,6 +113,10 @@ def find_file(source: str, name: str, revision: str | None = None) -> Path | Non
     folder = Path(source)
     if folder.is_dir():
         return folder / name if (folder / name).is_file() else None
+    if not names_repository(source):
+        raise ValueError(
+            f"'{source}' is neither a folder or file here nor the name of a Hub repository (namespace/name)."
+        )
     try:
         return Path(hf_hub_download(source, name, revision=revision))
     except LocalEntryNotFoundError as error:
@@ -105,7 +124,7 @@ def find_file(source: str, name: str, revision: str | None = None) -> Path | Non
             return None
         raise OSError(
             f"'{source}' is not a folder here, and the Hub could not be reached to look for it: check the name and "
-            "the connection."
+            "the connection, or set HF_HUB_OFFLINE=1 to use what is cached."
         ) from error
     except EntryNotFoundError:
         return None
@@ -114,8 +133,6 @@ def find_file(source: str, name: str, revision: str | None = None) -> Path | Non
             f"the Hub does not give '{source}' (HTTP {error.response.status_code}): check the name, the revision and "
             "your right to read it."
         ) from error
-    except HFValidationError as error:
-        raise ValueError(f"'{source}' is neither a folder or file here nor the name of a Hub repository.") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Needs the library `imagecorruptions` (its kept fork): `pip install "fare_hf[corr
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from fare_hf.evaluation.report import Row, fraction_row, make_row
 from fare_hf.evaluation.zero_shot import predict_zero_shot
 from fare_hf.pixels import Normalization
 
-__all__ = ["corrupt_pixels", "corruption_names", "evaluate_corruptions"]
+__all__ = ["check_corruptions", "corrupt_pixels", "corruption_names", "evaluate_corruptions"]
 
 _SEEDED = ("glass_blur",)  # draws from a generator of its own unless it is given a seed
 
@@ -26,6 +27,19 @@ _SEEDED = ("glass_blur",)  # draws from a generator of its own unless it is give
 def corruption_names() -> list[str]:
     """The library's 15 common corruptions. Raises ImportError where it is not installed."""
     return list(_library().get_corruption_names())
+
+
+def check_corruptions(names: Sequence[str] | None, severities: Sequence[int]) -> None:
+    """Raises ValueError for none of either, an unknown name, or a severity outside 1 to 5; ImportError as above."""
+    known = _library().get_corruption_names("all")
+    chosen = corruption_names() if names is None else names
+    if not chosen or not severities:
+        raise ValueError(f"{len(chosen)} corruptions of {len(severities)} severities: give at least one of each.")
+    for name, severity in product(chosen, severities):
+        if name not in known or severity not in range(1, 6):
+            raise ValueError(
+                f"corruption {name!r} of severity {severity!r}: use 1 to 5 and one of {', '.join(known)}."
+            )
 
 
 def corrupt_pixels(pixels: Tensor, name: str, severity: int, *, seed: int = 0) -> Tensor:
@@ -45,9 +59,7 @@ def corrupt_pixels(pixels: Tensor, name: str, severity: int, *, seed: int = 0) -
         ValueError: an unknown name, a severity outside 1 to 5, or images below 32 pixels.
     """
     library = _library()
-    if name not in library.get_corruption_names("all") or severity not in range(1, 6):
-        known = ", ".join(library.get_corruption_names("all"))
-        raise ValueError(f"corruption {name!r} of severity {severity!r}: use 1 to 5 and one of {known}.")
+    check_corruptions([name], [severity])
     if min(pixels.shape[-2:]) < 32:
         raise ValueError(f"images are {tuple(pixels.shape[-2:])}: corruptions need at least 32 x 32 pixels.")
     levels = pixels.detach().float().mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
@@ -94,9 +106,8 @@ def evaluate_corruptions(
     Raises:
         ImportError, ValueError: as `corrupt_pixels`; no severities.
     """
+    check_corruptions(names, severities)
     chosen = corruption_names() if names is None else list(names)
-    if not chosen or not severities:
-        raise ValueError(f"{len(chosen)} corruptions of {len(severities)} severities: give at least one of each.")
     fields = {"model": model, "task": "corruptions", "metric": "accuracy"}
     fields["precision"] = str(next(encoder.parameters()).dtype)
     rows, all_scores = [], []

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from fare_hf.attacks import ThreatModel, check_pixels
 from fare_hf.folders import check_new_folder
-from fare_hf.pixels import to_pil
+from fare_hf.pixels import quantize, to_pil
 
-__all__ = ["Exported", "export_adversarial", "load_exported", "quantize_inside", "read_png"]
+__all__ = ["Exported", "check_sent", "export_adversarial", "load_exported", "quantize_inside", "read_png"]
 
 MANIFEST = "manifest.json"
 
@@ -50,6 +50,25 @@ def quantize_inside(points: Tensor, clean: Tensor, threat_model: ThreatModel) ->
     if (excess > 1e-6).any() or ((low - tiny).ceil() > (high + tiny).floor()).any():
         raise ValueError(f"{threat_model} holds no 8-bit image around these pixels: quantize the clean ones first.")
     return result
+
+
+def check_sent(points: Tensor, clean: Tensor, threat_model: ThreatModel) -> None:
+    """`ThreatModel.check`, in whole 8-bit levels where both batches lie on them, as pictures read from files do.
+
+    A level k/255 is no fp32 number: two of them that are four levels apart may differ by a little more than 4/255.
+
+    Raises:
+        ValueError: some sample lies outside the threat model.
+    """
+    if not all(torch.equal(pixels, quantize(pixels)) for pixels in (points, clean)):
+        threat_model.check(points, clean)
+        return
+    change = (points.double() - clean.double()).mul(255).round().flatten(1)
+    order = torch.inf if threat_model.norm == "linf" else 2
+    outside = torch.linalg.vector_norm(change, ord=order, dim=1) > 255 * threat_model.eps * (1 + 1e-9)
+    if outside.any():
+        samples = outside.nonzero().flatten().tolist()
+        raise ValueError(f"pictures {samples} leave the threat model {threat_model}: name the one they were made in.")
 
 
 def read_png(path: str | Path) -> Tensor:

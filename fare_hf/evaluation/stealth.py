@@ -146,7 +146,7 @@ def evaluate_stealth(
             export_adversarial(
                 folder / "images", points, clean, threat_model, source=model, attack=used, entries=entries
             )
-        answers = ask(_as_sent(load_exported(folder / "images").pixels, processor))
+        answers = ask(as_sent(load_exported(folder / "images").pixels, processor))
         sent = forced(answers)
     names = {"model": model, "task": "targeted", "dataset": dataset, "precision": tower_placement(vlm)[1]}
     robust = {"threat_model": threat_model, "attack": used}
@@ -226,7 +226,7 @@ def _replace(tensors: dict[str, Tensor], path: Path) -> None:
     beside.replace(path)
 
 
-def _as_sent(pixels: Tensor, processor: Any) -> Tensor:
+def as_sent(pixels: Tensor, processor: Any) -> Tensor:
     """Pictures through the model's own image processor, as whoever receives the file would read them."""
     pictures = to_pil(pixels)
     return unnormalized(processor.image_processor)(images=pictures, return_tensors="pt")["pixel_values"]

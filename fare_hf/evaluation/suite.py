@@ -105,12 +105,16 @@ def load_suite(name_or_path: str | Path, models: Mapping[str, str] | None = None
     path = SHIPPED / f"{name_or_path}.yaml" if str(name_or_path) in shipped_suites() else Path(name_or_path)
     if not path.is_file():
         raise ValueError(f"suite {str(name_or_path)!r} is neither a file nor one of {', '.join(shipped_suites())}.")
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"'{path}' is not YAML: {error}") from None
     if not isinstance(content, dict) or not {"name", "jobs"} <= set(content) <= FIELDS:
         found = sorted(content) if isinstance(content, dict) else type(content).__name__
         raise ValueError(f"'{path}' is not a suite: it has {found}, and needs name and jobs of {sorted(FIELDS)}.")
+    _check_shapes(path, content)
     chosen = dict(models or content.get("models") or {})
-    jobs = [dict(content.get("defaults") or {}) | dict(job) for job in content["jobs"]]
+    jobs = [dict(content.get("defaults") or {}) | dict(job) for job in content["jobs"] or []]
     for number, job in enumerate(jobs):
         if "kind" not in job:
             raise ValueError(f"job {number} of '{path}' has no kind: say what to measure.")
@@ -119,9 +123,22 @@ def load_suite(name_or_path: str | Path, models: Mapping[str, str] | None = None
         unknown = [name for name in job.get("models", []) if name not in chosen]
         if unknown or not chosen:
             raise ValueError(f"job {number} of '{path}' is for the models {unknown or '(none)'}: list them in models.")
+        if not isinstance(job.get("eps", []), list):
+            raise ValueError(f"job {number} of '{path}' has eps {job['eps']!r}: give a list, such as [2/255, 4/255].")
         for eps in job.get("eps", []):
             parse_eps(eps, job.get("norm", "linf"))
     return Suite(content["name"], chosen, jobs, content.get("description", ""))
+
+
+def _check_shapes(path: Path, content: Mapping[str, Any]) -> None:
+    """Raises ValueError where a field of a suite is of another kind than its place asks for."""
+    kinds = {"models": (dict, "names with paths"), "defaults": (dict, "settings"), "jobs": (list, "a list of jobs")}
+    for name, (kind, what) in kinds.items():
+        if content.get(name) is not None and not isinstance(content[name], kind):
+            raise ValueError(f"'{path}' has {name} {content[name]!r}: give {what}.")
+    for number, job in enumerate(content["jobs"] or []):
+        if not isinstance(job, dict) or not isinstance(job.get("models", []), list):
+            raise ValueError(f"job {number} of '{path}' is {job!r}: give settings, and models of it as a list.")
 
 
 def run_suite(
@@ -155,19 +172,18 @@ def run_suite(
     folder = Path(output_dir) / "rows"
     folder.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
-    jobs = list(suite.each())
-    with tqdm(jobs, disable=not progress, desc=suite.name) as bar:
-        for job in bar:
-            bar.set_postfix_str(f"{job.model}: {job.settings['kind']} {job.settings.get('set', '')}")
-            path = folder / f"{job.key}.json"
-            if path.is_file():
-                found = json.loads(path.read_text(encoding="utf-8"))["rows"]
-            else:
+    files = {folder / f"{job.key}.json": job for job in suite.each()}
+    finished = {path for path in files if path.is_file()}
+    with tqdm(total=len(files), initial=len(finished), disable=not progress, desc=suite.name) as bar:
+        for path, job in files.items():
+            if path not in finished:
+                bar.set_postfix_str(f"{job.model}: {job.settings['kind']} {job.settings.get('set', '')}")
                 found = runners[job.settings["kind"]](job.model, job.source, job.settings, suite.models)
                 _write(path, {"model": job.model, "source": job.source, "settings": job.settings, "rows": found})
+                bar.update()
                 if after is not None:
                     after(job, found)
-            rows += found
+            rows += json.loads(path.read_text(encoding="utf-8"))["rows"]
     report = RobustnessReport(rows, environment(command))
     report.save(output_dir)
     return report

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from fare_hf.evaluation.vqa_answers import normalize_answer, normalize_reference
+from fare_hf.evaluation.vqa_answers import normalize_answer
 
 __all__ = ["Choice", "Cider", "TextMetric", "VqaAccuracy", "YesNo", "caption_tokens"]
 
@@ -129,6 +129,7 @@ class VqaAccuracy(_Mean):
         if not references or not all(references):
             raise ValueError("VQA accuracy needs at least one question, and people's answers to each.")
         self.references = [list(answers) for answers in references]
+        self._people = [[normalize_answer(answer) for answer in answers] for answers in references]
 
     def __len__(self) -> int:
         return len(self.references)
@@ -139,7 +140,7 @@ class VqaAccuracy(_Mean):
 
     def score(self, answer: str, index: int) -> float:
         """In [0, 1]."""
-        given, people = normalize_answer(answer), normalize_reference(self.references[index])
+        given, people = normalize_answer(answer), self._people[index]
         matches = sum(person == given for person in people)
         return float(np.mean([min(1.0, (matches - (person == given)) / 3) for person in people]))
 
@@ -147,7 +148,7 @@ class VqaAccuracy(_Mean):
 class YesNo:
     """Yes or no questions as POPE asks them (Li et al., EMNLP 2023, arXiv 2305.10355): F1 of "yes".
 
-    An answer is "no" if its first sentence holds the word "no" or "not", else "yes", as POPE's own code reads it.
+    An answer is "no" if its first sentence holds the word "No", "no" or "not", else "yes", as POPE's code reads it.
 
     Args:
         references: "yes" or "no" for each question.
@@ -225,15 +226,24 @@ class Choice(_Mean):
         return [self.references[index]]
 
     def score(self, answer: str, index: int) -> float:
-        """1 if the answer is the letter alone, or begins with it and a full stop, bracket, colon or white space."""
-        found = re.match(r"\(?([A-Z])(?:[.):\s]|$)", answer.strip())
-        return float(found is not None and found.group(1) == self.references[index])
+        """1 if the answer says the right letter: alone, first with a mark behind it, or in "The answer is B."."""
+        return float(_letter(answer.strip()) == self.references[index])
+
+
+def _letter(answer: str) -> str | None:
+    """The letter of an answer as LLaVA's evaluation reads it, and with a bracket or colon where it wants a full stop.
+
+    "A cat" is no answer A.
+    """
+    if found := re.match(r"\(?([A-Z])(?:[.):](?:\s|$)|$)", answer):
+        return found.group(1)
+    sentences = re.findall(r"The answer is ([A-Z])\.", answer)
+    return sentences[0] if len(sentences) == 1 else None
 
 
 def says_yes(answer: str) -> bool:
-    """POPE's reading of a free answer: "no" if "no" or "not" is a word of the first sentence, else "yes"."""
-    words = answer.split(".")[0].replace(",", "").lower().split(" ")
-    return not {"no", "not"} & set(words)
+    """POPE's reading of a free answer: "no" if one of three words stands in the first sentence, else "yes"."""
+    return not {"No", "no", "not"} & set(answer.split(".")[0].replace(",", "").split(" "))
 
 
 # What COCO's tokeniser drops after splitting.

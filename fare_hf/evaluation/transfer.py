@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from fare_hf.attacks import LossFn, ThreatModel, apply_universal, universal_perturbation
 from fare_hf.encoders import frozen, matmul_patch_embedding
+from fare_hf.evaluation.exported import check_sent
 from fare_hf.evaluation.report import Row, fraction_row
 from fare_hf.evaluation.survivors import check_plan, mix
 from fare_hf.vlm import VlmLoss, generate_text, tower_placement
@@ -64,7 +65,7 @@ def transfer_matrix(
     """Show the images made on each model to all models.
 
     Args:
-        adversarial: {source model: (N, 3, H, W)}, each checked against the threat model.
+        adversarial: {source model: (N, 3, H, W)}, each checked against the threat model; `load_exported` reads them.
         judges: {victim model: its judge}.
         clean: the clean images (N, 3, H, W).
         threat_model, attack: of all sources.
@@ -78,7 +79,7 @@ def transfer_matrix(
         raise ValueError(f"{len(adversarial)} sources and {len(judges)} victims: give at least one of each.")
     values, rows = [], []
     for source, points in adversarial.items():
-        threat_model.check(points, clean)
+        check_sent(points, clean, threat_model)
         line = []
         for victim, judge in judges.items():
             names = {"model": victim, "task": task, "dataset": f"{dataset} made on {source}", "metric": metric}

@@ -1,6 +1,8 @@
 """The paper's sets for vision-language models: where they are on the Hub, and how they become prompts and metrics.
 
-Repositories and columns are those of lmms-eval 0.7.3's tasks.
+Repositories and columns are those of lmms-eval 0.7.3's tasks; questions, thresholds and lengths of answers those of
+Robust CLIP's scripts. The paper takes its captions from Karpathy's test splits; the splits here are COCO's validation
+images and all of Flickr30k, which hold those.
 """
 
 from __future__ import annotations
@@ -18,8 +20,10 @@ from fare_hf.evaluation.vlm import QUESTION_TARGETS
 
 __all__ = ["VLM_SETS", "VlmData", "VlmSet", "chat_prompt", "load_vlm_set", "vlm_set"]
 
+LMMS, SQA = "lmms-lab-encoder", "ScienceQA-IMG"
 CAPTION_QUESTION = "Provide a short caption for this image."
 SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
+UNANSWERABLE = "\nWhen the provided information is insufficient, respond with 'Unanswerable'."
 LETTER = "\nAnswer with the option's letter from the given choices directly."
 
 
@@ -36,6 +40,7 @@ class VlmSet:
         threshold: score from which an attack gives up on a caption.
         samples: what the paper takes.
         max_new_tokens: of an answer.
+        hint: what is said between question and instruction.
     """
 
     name: str
@@ -49,19 +54,36 @@ class VlmSet:
     threshold: float = 0.0
     samples: int = 500
     max_new_tokens: int = 5
+    hint: str = ""
 
 
 VLM_SETS: tuple[VlmSet, ...] = (
-    VlmSet("COCO", "lmms-lab-encoder/COCO-Caption", "captions", "val", "answer", threshold=0.10, max_new_tokens=20),
+    VlmSet("COCO", f"{LMMS}/COCO-Caption", "captions", "val", "answer", threshold=0.10, max_new_tokens=20),
+    VlmSet("Flickr30k", f"{LMMS}/flickr30k", "captions", "test", "caption", threshold=0.02, max_new_tokens=20),
+    VlmSet("VQAv2", f"{LMMS}/VQAv2", "vqa", "validation", "answers"),
+    VlmSet("TextVQA", f"{LMMS}/textvqa", "vqa", "validation", "answers", max_new_tokens=10),
+    VlmSet("VizWiz", f"{LMMS}/VizWiz-VQA", "vqa", "val", "answers", hint=UNANSWERABLE),
+    VlmSet("OK-VQA", f"{LMMS}/OK-VQA", "vqa", "val2014", "answers"),
     VlmSet(
-        "Flickr30k", "lmms-lab-encoder/flickr30k", "captions", "test", "caption", threshold=0.02, max_new_tokens=20
+        "POPE",
+        f"{LMMS}/POPE",
+        "yes-no",
+        "test",
+        "answer",
+        splits="category",
+        samples=8910,
+        max_new_tokens=128,
     ),
-    VlmSet("VQAv2", "lmms-lab-encoder/VQAv2", "vqa", "validation", "answers"),
-    VlmSet("TextVQA", "lmms-lab-encoder/textvqa", "vqa", "validation", "answers"),
-    VlmSet("VizWiz", "lmms-lab-encoder/VizWiz-VQA", "vqa", "val", "answers"),
-    VlmSet("OK-VQA", "lmms-lab-encoder/OK-VQA", "vqa", "val2014", "answers"),
-    VlmSet("POPE", "lmms-lab-encoder/POPE", "yes-no", "test", "answer", splits="category", samples=8910),
-    VlmSet("SQA-I", "lmms-lab-encoder/ScienceQA", "choice", "test", "answer", config="ScienceQA-IMG", samples=2017),
+    VlmSet(
+        "SQA-I",
+        f"{LMMS}/ScienceQA",
+        "choice",
+        "test",
+        "answer",
+        config="ScienceQA-IMG",
+        samples=2017,
+        max_new_tokens=128,
+    ),
 )
 
 
@@ -159,7 +181,7 @@ def _question(row: VlmSet, line: dict[str, Any]) -> str:
         return CAPTION_QUESTION
     question = str(line[row.question]).strip()
     if row.task != "choice":
-        return question + SHORT_ANSWER
+        return question + row.hint + SHORT_ANSWER
     options = "\n".join(f"{chr(ord('A') + number)}. {choice}" for number, choice in enumerate(line["choices"]))
     hint = f"Context: {line['hint']}\n" if line.get("hint") else ""
     return f"{hint}{question}\n{options}{LETTER}"

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from itertools import combinations
 
-__all__ = ["normalize_answer", "normalize_reference"]
+__all__ = ["normalize_answer"]
 
 _NUMBERS = dict(zip("none zero one two three four five six seven eight nine ten".split(), "0 0 1 2 3 4 5 6 7 8 9 10".split(), strict=True))  # fmt: skip  # noqa: E501
 _ARTICLES = frozenset(("a", "an", "the"))
@@ -44,14 +43,11 @@ _MISSPELT = _misspelt()
 
 
 def normalize_answer(answer: str) -> str:
-    """A model's answer as the official evaluation compares it."""
+    """An answer, the model's or a person's, as OpenFlamingo's and Robust CLIP's evaluation compares it.
+
+    visualqa.org's own code leaves everything as it is where all people gave the same answer: "Yes" is then no "yes".
+    """
     return _words(_punctuation(_plain(answer)))
-
-
-def normalize_reference(answers: Sequence[str]) -> list[str]:
-    """The people's answers to one question: processed like the model's where they differ, as they are otherwise."""
-    plain = [_plain(answer) for answer in answers]
-    return plain if len(set(plain)) == 1 else [_words(_punctuation(answer)) for answer in plain]
 
 
 def _plain(answer: str) -> str:

@@ -9,8 +9,7 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from fare_hf.attacks import ClassifierLoss, ThreatModel, apgd, class_stages, square
-from fare_hf.attacks.ensemble import ensemble_name, stage_loss
+from fare_hf.attacks import Stage, ThreatModel, class_stages, ensemble_name
 from fare_hf.encoders import embed, freeze, frozen, matmul_patch_embedding
 from fare_hf.evaluation.report import Row, fraction_row
 from fare_hf.evaluation.survivors import Attack, Judge, attack_nested, check_plan, chunks, read, screening_steps
@@ -59,8 +58,8 @@ def evaluate_zero_shot(
         normalization: the encoder's, applied inside the attack.
         model, dataset: names for the rows.
         threat_models: none means clean accuracy only.
-        attack: "apgd-ce+apgd-t", "apgd-ce", or "autoattack", which is the first with Square after it (and no FAB).
-        steps, restarts: of each APGD run.
+        attack: "apgd-ce+apgd-t", "apgd-ce", or "autoattack", which is the first with FAB-T and Square after it.
+        steps, restarts: of each run of APGD and FAB.
         targets: number of wrong classes tried, at most K - 1.
         logit_scale: factor on the cosine similarities.
         seed: of all random starts.
@@ -83,16 +82,18 @@ def evaluate_zero_shot(
     check_plan(len(samples), threat_models, groups, seed, {"model": model, "dataset": dataset}, **counts)
     device, dtype = next(encoder.parameters()).device, next(encoder.parameters()).dtype
     text = _texts(encoder, text_embeddings)
-    stages = _stage_losses(attack, len(text), targets)
+    stages = _stages(attack, len(text), targets)
     with frozen(encoder), matmul_patch_embedding(encoder):
         size = encoder.config.image_size if native else None
         logits_of = _logits_function(encoder, text, normalization, logit_scale, size)
         logits, truth = _clean_pass(logits_of, samples, labels, len(text), device, batch_size)
         correct = (logits.argmax(1) == truth).tolist()
-        plan: list[tuple[str | int, int, int]] = [("ce", few, 1) for few in screening_steps(steps)]
-        plan += [(loss, steps, restarts) for loss in stages if loss != "square"]
-        runs = [_stage(loss, logits_of, logits, truth, few, times, stop_fooled) for loss, few, times in plan]
-        runs += [_square_stage(logits_of, truth, queries)] if "square" in stages else []
+        plan = [(Stage("apgd", "ce"), few, 1) for few in screening_steps(steps)]
+        plan += [(stage, steps, restarts) for stage in stages]
+        runs = []
+        for stage, few, times in plan:
+            effort = {"steps": few, "restarts": times, "queries": queries, "stop_fooled": stop_fooled}
+            runs.append(_stage(stage, logits_of, logits, truth, **effort))
         alive = [index for index, right in enumerate(correct) if right]
         options: dict[str, Any] = {"device": device, "batch_size": batch_size, "seed": seed}
         outcomes = attack_nested(samples, alive, threat_models, runs, distributed=distributed, **options)
@@ -151,17 +152,17 @@ def _texts(encoder: PreTrainedModel, text_embeddings: torch.Tensor) -> torch.Ten
     return text_embeddings.to(next(encoder.parameters()).device).float()
 
 
-def _stage_losses(attack: str, classes: int, targets: int) -> list[str | int]:
-    """Losses in the order they are run: a name, or the rank of a wrong class for the targeted DLR."""
+def _stages(attack: str, classes: int, targets: int) -> list[Stage]:
+    """The full runs, in their order."""
     if attack not in ATTACKS:
         raise ValueError(f"attack {attack!r} is unknown: pass one of {', '.join(map(repr, ATTACKS))}.")
     if classes < 2:
         raise ValueError(f"text_embeddings hold {classes} classes: zero-shot accuracy needs at least 2.")
-    stages = class_stages(classes, targets)[0]
-    return ["ce"] if attack == "apgd-ce" else [*stages, "square"] if attack == "autoattack" else stages
+    stages = class_stages(classes, targets, "standard" if attack == "autoattack" else "paper")[0]
+    return stages[:1] if attack == "apgd-ce" else stages
 
 
-def _attack_name(stages: list[str | int], steps: int) -> str:
+def _attack_name(stages: list[Stage], steps: int) -> str:
     """What was run: "apgd-ce(10)+apgd-ce+apgd-t9" is 10 screening steps, a full run, full runs to 9 targets."""
     named = [f"apgd-ce({few})" for few in screening_steps(steps)] + [ensemble_name(stages)]
     return "+".join(named)
@@ -212,21 +213,17 @@ def _clean_pass(
 
 
 def _stage(
-    loss: str | int,
+    stage: Stage,
     logits_of: Callable[[torch.Tensor], torch.Tensor],
     clean_logits: torch.Tensor,
     truth: torch.Tensor,
-    steps: int,
-    restarts: int,
-    stop_fooled: bool,
+    **effort: Any,
 ) -> tuple[Attack, Judge]:
-    """APGD on one loss, and the fresh prediction on its result that decides."""
+    """One attack of the ensemble, and the fresh prediction on its result that decides."""
     others = clean_logits.scatter(1, truth[:, None], -torch.inf)
 
     def attack(pixels: torch.Tensor, batch: list[int], threat: ThreatModel, rng: torch.Generator) -> torch.Tensor:
-        values = stage_loss(loss, logits_of, truth[batch], others[batch])
-        options = {"steps": steps, "restarts": restarts, "stop_fooled": stop_fooled}
-        return apgd(values, pixels, threat, generator=rng, **options).pixels  # type: ignore[arg-type]
+        return stage.run(logits_of, pixels, truth[batch], others[batch], threat, generator=rng, **effort)
 
     return attack, _judge(logits_of, truth)
 
@@ -237,15 +234,3 @@ def _judge(logits_of: Callable[[torch.Tensor], torch.Tensor], truth: torch.Tenso
         return (logits_of(pixels).argmax(1) != truth[batch]).tolist()
 
     return judge
-
-
-def _square_stage(
-    logits_of: Callable[[torch.Tensor], torch.Tensor], truth: torch.Tensor, queries: int
-) -> tuple[Attack, Judge]:
-    """Square on the margin; whoever is fooled leaves the batch at once."""
-
-    def attack(pixels: torch.Tensor, batch: list[int], threat: ThreatModel, rng: torch.Generator) -> torch.Tensor:
-        loss = ClassifierLoss(logits_of, truth[batch], "margin")
-        return square(loss, pixels, threat, queries=queries, generator=rng).pixels
-
-    return attack, _judge(logits_of, truth)

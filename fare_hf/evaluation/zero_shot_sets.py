@@ -31,7 +31,7 @@ class ZeroShotSet:
         name: as reports give it.
         repo: on the Hub.
         classes: how many there are.
-        native: attacked at the images' own resolution, with the resize inside, as the paper does for small images.
+        native: attacked at the images' own resolution, with the resize inside, as the paper's code does for these.
         samples: shuffled images that the paper takes.
         split, label_column: as the mirror names them; the image column is the only one with images.
     """
@@ -54,9 +54,9 @@ ZERO_SHOT_SETS: tuple[ZeroShotSet, ...] = (
     ZeroShotSet("Pets", "clip-benchmark/wds_vtab-pets", 37),
     ZeroShotSet("Flowers", "clip-benchmark/wds_vtab-flowers", 102),
     ZeroShotSet("DTD", "clip-benchmark/wds_vtab-dtd", 47),
-    ZeroShotSet("EuroSAT", "clip-benchmark/wds_vtab-eurosat", 10, native=True),
+    ZeroShotSet("EuroSAT", "clip-benchmark/wds_vtab-eurosat", 10),
     ZeroShotSet("FGVC-Aircraft", "clip-benchmark/wds_fgvc_aircraft", 100),
-    ZeroShotSet("PCAM", "clip-benchmark/wds_vtab-pcam", 2, native=True),
+    ZeroShotSet("PCAM", "clip-benchmark/wds_vtab-pcam", 2),
     ZeroShotSet("ImageNet-R", "clip-benchmark/wds_imagenet-r", 200),
     ZeroShotSet("ImageNet-Sketch", "clip-benchmark/wds_imagenet_sketch", 1000),
     ZeroShotSet("ImageNet", "clip-benchmark/wds_imagenet1k", 1000, samples=5000),
@@ -124,6 +124,10 @@ def load_zero_shot_set(
     """
     row = zero_shot_set(row) if isinstance(row, str) else row
     place = row.repo if root is None else str(Path(root) / row.repo.split("/")[-1])
+    if root is not None and not Path(place).is_dir():
+        raise ValueError(
+            f"{row.name}: there is no folder {place!r}: root must hold copies of the mirrors by their names."
+        )
     class_names, templates = _class_names(place, row), _templates(place, row)
     dataset: Any = load_images(place, row.split, label_column=row.label_column)
     image_column, label_column = find_columns(dataset, None, row.label_column, row.name)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from fare_hf.attacks import ThreatModel
+from fare_hf.hub.base import is_hub_id
 
 __all__ = ["CardContent", "ReportLike", "render_card"]
 
@@ -84,7 +85,7 @@ class CardContent:
 
     Attributes:
         name: repository or folder, as the snippets load it.
-        base_model: the encoder that was fine-tuned, as the Hub knows it.
+        base_model: the encoder that was fine-tuned, as `base_name` gives it; a folder (`./clip`) is in no metadata.
         class_name: transformers class of the published encoder.
         projected: whether it has the visual projection, which zero-shot classification needs.
         threat_model: what it was trained against.
@@ -136,6 +137,7 @@ def render_card(content: CardContent) -> str:
         _metadata(content),
         template_path=str(TEMPLATE),
         **{name: getattr(content, name) for name in ("name", "base_model", "class_name", "threat_model")},
+        linked="/" in content.base_model and is_hub_id(content.base_model),
         threat_text=f"The attacker knows all weights and chooses any image near the clean one: {reach}; values stay "
         "valid colours. The encoder was trained against this.",
         snippet_transformers=_snippet_transformers(content),
@@ -158,13 +160,13 @@ def _metadata(content: CardContent) -> ModelCardData:
     results = [_eval_result(row) for row in _own_rows(content)]
     stated = {name: getattr(content, name) for name in ("license", "license_name", "license_link")}
     extra: dict[str, Any] = {name: value for name, value in stated.items() if value}
+    if is_hub_id(content.base_model):
+        extra |= {"base_model": content.base_model, "base_model_relation": "finetune"}
     if content.datasets:
         extra["datasets"] = list(content.datasets)
     if results:
         extra |= {"eval_results": results, "model_name": content.name.rsplit("/", 1)[-1]}
     return ModelCardData(
-        base_model=content.base_model,
-        base_model_relation="finetune",
         library_name="transformers",
         pipeline_tag="zero-shot-image-classification" if content.text_encoder else "image-feature-extraction",
         tags=TAGS,

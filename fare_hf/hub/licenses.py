@@ -1,15 +1,8 @@
-"""The licence of an encoder: an identifier that the Hub knows, given, or that of the model it was made from."""
+"""The identifiers of licences that the Hub knows."""
 
 from __future__ import annotations
 
-import logging
-from pathlib import Path
-
-from huggingface_hub import ModelCard
-
-__all__ = ["LICENSES", "check_license", "inherited_license"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["LICENSES", "check_license"]
 
 # https://huggingface.co/docs/hub/repositories-licenses
 LICENSES = frozenset(
@@ -31,41 +24,3 @@ def check_license(name: str) -> None:
         raise ValueError(
             f"license {name!r} is unknown to the Hub: give an identifier such as 'mit' or 'apache-2.0', or 'other'."
         )
-
-
-def inherited_license(base_model: str) -> dict[str, str]:
-    """The licence in the metadata of the base model's card.
-
-    Args:
-        base_model: repository on the Hub, or a folder with its card.
-
-    Returns:
-        `license`, and with it `license_name` and `license_link` where the card states them (for "other"); empty where
-        the base model has no card that can be read, or its card states no licence.
-
-    Raises:
-        ValueError: the card states a licence that the Hub does not know.
-    """
-    folder = Path(base_model)
-    if folder.is_dir() and not (folder / "README.md").is_file():
-        return {}
-    try:
-        card = ModelCard.load(folder / "README.md" if folder.is_dir() else base_model, ignore_metadata_errors=True)
-    except Exception as error:  # no connection, no such repository, no card, no YAML: there is nothing to inherit
-        logger.info("the licence of %s is not known (%s)", base_model, type(error).__name__)
-        return {}
-    stated = card.data.to_dict()
-    found = stated.get("license")
-    if isinstance(found, list) and len(found) == 1:
-        found = found[0]
-    if not found:
-        return {}
-    try:
-        check_license(str(found))
-    except ValueError as error:
-        raise ValueError(f"the card of {base_model!r} cannot hand its licence on: {error}") from None
-    link = str(stated.get("license_link") or "")
-    if link and "://" not in link:  # a file of the base model's repository
-        link = "" if folder.is_dir() else f"https://huggingface.co/{base_model}/blob/main/{link}"
-    more = {"license_name": stated.get("license_name"), "license_link": link}
-    return {"license": str(found), **{name: str(value) for name, value in more.items() if value}}

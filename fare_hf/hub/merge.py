@@ -32,6 +32,7 @@ from fare_hf.hub.parents import (
     weight_map_of,
 )
 from fare_hf.hub.shards import DTYPES, read_header, read_tensor, rewrite
+from fare_hf.vlm.checks import MINIMUM_WEIGHT_COSINE, weight_cosine
 from fare_hf.vlm.families import Family, family_named
 from fare_hf.vlm.resolution import scaled_config, scaled_processor
 from fare_hf.vlm.sources import transformers_folder
@@ -39,7 +40,6 @@ from fare_hf.vlm.sources import transformers_folder
 __all__ = ["Merge", "MergePlan", "merge_vision_tower", "plan_merge", "vlm_config", "write_changed"]
 
 PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
-MINIMUM_COSINE = 0.6
 # Weights in other files than the index names hold the old tower: a loader could take them in place of the new one.
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".tflite", ".ot")
 NOT_COPIED = (".git/", ".cache/", ".gitattributes", "README.md", "optimizer.pt", "training_args.bin")
@@ -104,11 +104,14 @@ class MergePlan:
 
 @dataclass
 class _Cosine:
-    """Sums for the cosine of all old and new weights."""
+    """Sums for the cosine of all old and new weights, and the lowest cosine of a matrix with its name."""
 
     sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+    lowest: tuple[float, str] = (1.0, "")
 
-    def add(self, old: torch.Tensor, new: torch.Tensor) -> None:
+    def add(self, name: str, old: torch.Tensor, new: torch.Tensor) -> None:
+        cosine = weight_cosine(new, old)
+        self.lowest = self.lowest if cosine is None else min(self.lowest, (cosine, name))
         a, b = old.float().reshape(-1), new.float().reshape(-1)
         for index, value in enumerate((a @ b, a @ a, b @ b)):
             self.sums[index] += float(value)
@@ -135,7 +138,8 @@ def merge_vision_tower(
 
     Only the safetensors files that hold the tower are rewritten, tensor by tensor. File names, index and configuration
     stay (an encoder of another resolution changes configuration and processor), so whatever reads the original's
-    repository reads this one. A card names both parents.
+    repository reads this one. A card names both parents. One tensor at a time is in memory, and an encoder in
+    open_clip's format while it is converted.
 
     Args:
         vlm_repo: folder or Hub name of a model of `fare_hf.vlm.families.FAMILIES`, in safetensors.
@@ -227,10 +231,12 @@ def write_changed(plan: MergePlan, folder: Path, part: Path) -> float:
             content = scaled_processor(content, old, size)
         (part / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     cosine = sums.value()
-    if not cosine >= MINIMUM_COSINE:
+    least, name = sums.lowest
+    if not least >= MINIMUM_WEIGHT_COSINE:
         warnings.warn(
-            f"the weights of '{plan.encoder.source}' and of the tower of '{plan.vlm}' have cosine {cosine:.2f} only: "
-            "the encoder seems to be fine-tuned from another CLIP; the language model may not understand it.",
+            f"the weights of '{plan.encoder.source}' and of the tower of '{plan.vlm}' have cosine {least:.2f} only in "
+            f"'{name}': the encoder seems to be fine-tuned from another CLIP, or its weights are mixed up; the "
+            "language model may not understand it.",
             UserWarning,
             stacklevel=3,
         )
@@ -244,7 +250,7 @@ def vlm_config(folder: Path) -> tuple[Any, Family]:
         TypeError: no known family.
     """
     config = AutoConfig.from_pretrained(folder)
-    return config, family_named(config.architectures or [type(config).__name__])
+    return config, family_named(config.architectures or [type(config).__name__], config)
 
 
 def card_of(source: str | os.PathLike[str], revision: str | None) -> Path | None:
@@ -306,7 +312,7 @@ def _new_value(
     flat = plan.names.flat[name]
     new = plan.encoder.tensor(flat, DTYPES[header[name]["dtype"]])
     if list(new.shape) == header[name]["shape"]:
-        sums.add(read_tensor(source, header, begin, name), new)
+        sums.add(flat, read_tensor(source, header, begin, name), new)
     return new
 
 

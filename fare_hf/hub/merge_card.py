@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from fare_hf.convert.checkpoints import names_repository
+
 if TYPE_CHECKING:
     from fare_hf.hub.merge import Merge
 
@@ -63,16 +65,16 @@ def merge_card(merge: Merge, vlm_class: str, parent: ModelCard | None, encoder_c
     vlm, encoder = _public(merge.vlm), _public(merge.encoder)
     kept = {} if parent is None else {key: parent.data.get(key) for key in KEPT if parent.data.get(key)}
     kept.setdefault("pipeline_tag", "image-text-to-text")
-    data = ModelCardData(
-        base_model=[vlm, encoder], base_model_relation="merge", library_name="transformers", tags=TAGS, **kept
-    )
+    if parents := [name for name in (merge.vlm, merge.encoder) if names_repository(name)]:
+        kept |= {"base_model": parents, "base_model_relation": "merge"}
+    data = ModelCardData(library_name="transformers", tags=TAGS, **kept)
     old, size = merge.resolution
     resolution = f" Images are read at {size} px in place of {old} px." if old != size else ""
     others = ", ".join(f"`{name}`" for name in merge.left_out)
     text = BODY.format(
         title=f"{vlm.rsplit('/', 1)[-1]} with {encoder.rsplit('/', 1)[-1]}",
-        vlm=_link(vlm),
-        encoder=_link(encoder),
+        vlm=_link(merge.vlm),
+        encoder=_link(merge.encoder),
         vlm_class=vlm_class,
         name=_public(merge.out) if merge.out else "path/to/this/folder",
         tensors=merge.tensors,
@@ -91,7 +93,7 @@ def _public(name: str) -> str:
 
 
 def _link(name: str) -> str:
-    return f"[{name}](https://huggingface.co/{name})" if name.count("/") == 1 else name
+    return f"[{name}](https://huggingface.co/{name})" if names_repository(name) else _public(name)
 
 
 def _trained_from(card: Path | None) -> str:

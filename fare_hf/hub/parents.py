@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from fare_hf.convert.checkpoints import find_file, read_json
+from fare_hf.hub.shards import read_header, read_tensor
 from fare_hf.vlm.checks import check_architecture, check_weights
 from fare_hf.vlm.families import ENCODER_OF, Family
 
@@ -67,7 +68,7 @@ class EncoderFiles:
     places: dict[str, tuple[Path, str]]
     images: dict[str, Any] | None
     card: Path | None = None
-    _open: dict[Path, Any] = field(default_factory=dict, repr=False)
+    _headers: dict[Path, tuple[dict[str, Any], int]] = field(default_factory=dict, repr=False)
 
     def tensor(self, flat: str, dtype: torch.dtype) -> Tensor:
         """One weight in the type that it will have.
@@ -76,9 +77,10 @@ class EncoderFiles:
             ValueError: it is not finite in that type.
         """
         file, name = self.places[flat]
-        if file not in self._open:
-            self._open[file] = safe_open(file, framework="pt")
-        tensor = self._open[file].get_tensor(name)
+        if file not in self._headers:
+            self._headers[file] = read_header(file)
+        # Read, not mapped: the pages of a mapped file would count as memory of this process.
+        tensor = read_tensor(file, *self._headers[file], name)
         check_weights(flat, tensor, dtype, self.source)
         return tensor.to(dtype)
 

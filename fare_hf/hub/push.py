@@ -216,6 +216,7 @@ class _Push:
             self.files = read_folder(order.folder, remote.repo_id, remote.token)
         self.stage = "looking at the repository"
         state = self._check_state(remote.state())
+        self._check_card(state)
         self.stage, self.sending = "creating the repository", True
         if state is None:
             remote.create(order.private)
@@ -285,10 +286,22 @@ class _Push:
             raise ValueError(f"{repo_id!r} is public already: make it private on its page, or leave out private.")
         if order.revision in state.tags or (order.create_pr and order.revision not in state.branches):
             raise ValueError(f"revision {order.revision!r} of {repo_id!r} is no branch: name a branch.")
-        self._check_architecture("main" if order.revision not in state.branches else order.revision)
+        self._check_architecture(self._seen(state))
         if order.tag in state.tags and self.remote.missing(self.files, state.tags[str(order.tag)]):
             raise ValueError(f"tag {order.tag!r} of {repo_id!r} is on other files already: give another tag.")
         return state
+
+    def _check_card(self, state: State | None) -> None:
+        """The Hub takes the card, unless it has it already."""
+        card = next(file for file in self.files if file.path == "README.md")
+        if state is not None and not self.remote.missing([card], self._seen(state)):
+            return
+        self.stage = "asking whether the card is valid"
+        self.remote.check_card((card.content or card.source.read_bytes()).decode("utf-8"))
+
+    def _seen(self, state: State) -> str:
+        """The revision that exists already: the one to write to, or what it will start from."""
+        return self.order.revision if self.order.revision in state.branches else "main"
 
     def _check_architecture(self, revision: str) -> None:
         """An encoder never replaces one of another shape."""

@@ -9,9 +9,9 @@ from functools import partial
 from typing import Any
 from urllib.parse import quote
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoFile
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoFile, get_session
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
-from huggingface_hub.utils import build_hf_headers, http_stream_backoff
+from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
 
 from fare_hf.hub.folder import LocalFile, is_published
 from fare_hf.hub.retry import Retries, persist, status_of
@@ -86,6 +86,26 @@ class Remote:
     def create_tag(self, tag: str, commit: str) -> None:
         """Makes a tag; the caller has seen that it names nothing else."""
         persist(lambda: self.api.create_tag(self.repo_id, tag=tag, revision=commit, exist_ok=True), self.retries)
+
+    def check_card(self, card: str) -> None:
+        """Asks the Hub whether it takes a card's metadata; the client does so too, but after the large files are sent.
+
+        Raises:
+            ValueError: it does not.
+        """
+
+        def ask() -> list[dict[str, Any]]:
+            address = f"{self.api.endpoint}/api/validate-yaml"
+            headers = build_hf_headers(token=self.token, library_name="fare_hf")
+            response = get_session().post(address, json={"content": card, "repoType": "model"}, headers=headers)
+            if response.status_code == 400:
+                return response.json().get("errors", [])
+            hf_raise_for_status(response)
+            return []
+
+        if errors := persist(ask, self.retries):
+            told = "; ".join(str(error.get("message")) for error in errors)
+            raise ValueError(f"the Hub does not take the metadata of README.md ({told}): mend it.")
 
     def changes(self, files: list[LocalFile], tree: dict[str, RepoFile]) -> Operations:
         """What a commit must do: new and different files, and old weights, report and the like taken away."""

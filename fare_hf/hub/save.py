@@ -16,11 +16,12 @@ from transformers import AutoImageProcessor, CLIPVisionModelWithProjection, PreT
 from fare_hf.attacks import ThreatModel
 from fare_hf.encoders import load_complete
 from fare_hf.folders import check_new_folder, whole_folder
+from fare_hf.hub.base import base_name, inherited_license, is_hub_id
 from fare_hf.hub.card import CardContent, ReportLike, render_card
-from fare_hf.hub.licenses import check_license, inherited_license
+from fare_hf.hub.licenses import check_license
 from fare_hf.hub.plot import PLOT, draw_report
 from fare_hf.hub.regenerate import KEPT, RECORD, content_of, record_of
-from fare_hf.hub.text import whole_clip
+from fare_hf.hub.text import save_tokenizer, whole_clip
 
 __all__ = ["copy_with_text_encoder", "save_robust_encoder"]
 
@@ -59,20 +60,21 @@ def save_robust_encoder(
         encoder: `CLIPVisionModelWithProjection` or `CLIPVisionModel`, unwrapped from DDP and the like.
         folder: absent or empty.
         processor: image processor of the original (or a processor that holds one), with its normalisation on.
-        base_model: Hub name of the original; of a folder, the card tells the last part of its path.
+        base_model: Hub name of the original, or a folder: of that the card tells the last part of its path alone.
         threat_model: what the encoder was trained against.
         training: the recipe for the card, `{"objective": "fare", "steps": 20000, ...}`.
         report: figures, copied to `report.json` and onto the card, with a picture of them (`results.png`) where
             matplotlib is installed; an `evaluation.RobustnessReport`.
         report_model: name under which the report measures this encoder, for the card's metadata; may be None if the
             report measures nothing else.
-        license: identifier for the card, such as "mit"; None takes that of the base model, where its card can be read.
+        license: identifier for the card, such as "mit"; None takes that of the base model, where its card can be read;
+            "" says nothing.
         license_name: of the licence "other".
         license_link: its text.
         repo_id: name that the card's snippets load; None takes the folder's name.
         vlm: LLaVA with this encoder's architecture, for the card's snippet; None is LLaVA-1.5 7B for a ViT-L/14 at
             336 px, and a placeholder otherwise.
-        datasets: what it was trained on, as the Hub knows it.
+        datasets: what it was trained on, by the names of the Hub's data sets.
         text_encoder: folder or repository of the original CLIP, to put its text encoder and tokenizer into the
             folder too: then it also loads as `CLIPModel` and in the zero-shot image classification pipeline.
         max_shard_size: weights above, in bytes or as "5GB", go into several files with an index.
@@ -83,8 +85,8 @@ def save_robust_encoder(
     Raises:
         TypeError: another class of encoder.
         ValueError: a folder that is not empty or a file, weights that are not finite or not loaded (meta), an image
-            processor without normalisation, an empty base model, a secret in the recipe, an unknown licence, an
-            original without the text encoder.
+            processor without normalisation, a base model that is neither a folder nor a name, data sets that are no
+            names, a secret in the recipe, an unknown licence, an original without the text encoder.
         OSError: the disk is full, or not writable; nothing is left of the folder.
     """
     folder = Path(folder)
@@ -92,8 +94,8 @@ def save_robust_encoder(
     class_name = type(encoder).__name__
     if class_name not in CLASSES:
         raise TypeError(f"{class_name} cannot be published as a robust encoder: pass one of {', '.join(CLASSES)}.")
-    if not base_model.strip():
-        raise ValueError("base_model is empty: name the encoder that was fine-tuned.")
+    base = base_name(base_model)
+    _check_datasets(datasets)
     terms = _terms(base_model, license, license_name, license_link)
     images = _image_processor(processor)
     weights = _weights(encoder)
@@ -101,7 +103,7 @@ def save_robust_encoder(
     plot = None if report is None else draw_report(report.rows)
     content = CardContent(
         name=repo_id or folder.resolve().name,
-        base_model=_shown(base_model),
+        base_model=base,
         class_name=class_name,
         projected=class_name == "CLIPVisionModelWithProjection",
         threat_model=threat_model,
@@ -124,8 +126,10 @@ def save_robust_encoder(
 
     with whole_folder(folder) as place:  # nobody ever sees, or publishes, half of it
         save_torch_state_dict(weights, place, max_shard_size=max_shard_size)
-        for part in (config, images, *([] if tokenizer is None else [tokenizer])):
+        for part in (config, images):
             part.save_pretrained(place)
+        if tokenizer is not None:
+            save_tokenizer(tokenizer, place)
         for name, text in texts.items():
             (place / name).write_text(text, encoding="utf-8")
         if plot is not None:
@@ -133,16 +137,18 @@ def save_robust_encoder(
     return folder
 
 
-def _shown(base_model: str) -> str:
-    """The Hub's name; of a folder on this machine the last part, as its place is nobody's business."""
-    local = Path(base_model).is_dir() and len(Path(base_model).parts) != 2
-    return Path(base_model).absolute().name if local else base_model
+def _check_datasets(names: Sequence[str]) -> None:
+    wrong = [name for name in names if not is_hub_id(name)]
+    if wrong:
+        raise ValueError(f"datasets has {wrong[0]!r}, no name that a data set on the Hub can have: leave it out.")
 
 
 def _terms(base_model: str, license: str | None, name: str | None, link: str | None) -> dict[str, str | None]:
     """The licence as the card states it: given, or the base model's."""
     if license is None:
         return dict(inherited_license(base_model))
+    if not license:
+        return {}
     check_license(license)
     return {"license": license, "license_name": name, "license_link": link}
 

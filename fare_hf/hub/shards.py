@@ -42,8 +42,14 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
 
 
 def read_tensor(path: Path, header: Mapping[str, Any], begin: int, name: str) -> Tensor:
-    """One tensor of a file whose header was read."""
+    """One tensor of a file whose header was read.
+
+    Raises:
+        ValueError: its type is none of `DTYPES`.
+    """
     entry = header[name]
+    if entry["dtype"] not in DTYPES:
+        raise ValueError(f"'{name}' in '{path.name}' is {entry['dtype']}: only {', '.join(DTYPES)} are merged.")
     first, last = entry["data_offsets"]
     with path.open("rb") as file:
         file.seek(begin + first)

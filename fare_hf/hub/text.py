@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import copy
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel, PreTrainedModel
 
-__all__ = ["whole_clip"]
+from fare_hf.convert.checkpoints import names_repository
+
+__all__ = ["save_tokenizer", "whole_clip"]
+
+# How a tokenizer was loaded here, which its configuration would tell everybody who loads it from the Hub.
+LOADING = ("is_local", "local_files_only")
+# The name that transformers 5 gives a tokenizer without a class of its own, and the one that 4.x knows too.
+NAMES = {"TokenizersBackend": "PreTrainedTokenizerFast"}
 
 
 def whole_clip(encoder: PreTrainedModel, original: str) -> tuple[CLIPModel, Any]:
@@ -35,7 +44,19 @@ def whole_clip(encoder: PreTrainedModel, original: str) -> tuple[CLIPModel, Any]
     return clip.eval(), tokenizer
 
 
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Writes a tokenizer as both majors of transformers load it, without how it was loaded here."""
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    config = {key: value for key, value in json.loads(path.read_text("utf-8")).items() if key not in LOADING}
+    config["tokenizer_class"] = NAMES.get(config["tokenizer_class"], config["tokenizer_class"])
+    config["model_input_names"] = ["input_ids", "attention_mask"]  # a CLIP takes no others
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
 def _load(original: str, dtype: torch.dtype) -> tuple[CLIPModel, Any]:
+    if not Path(original).is_dir() and not names_repository(original):
+        raise ValueError(f"{original!r} is no folder here and no name of a repository: name the original CLIP.")
     try:
         loaded: Any = CLIPModel.from_pretrained(original, dtype=dtype, output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(original)
@@ -52,8 +73,9 @@ def _whole_config(whole: CLIPConfig, vision: Any) -> CLIPConfig:
     """The whole CLIP's configuration with the encoder's own vision part."""
     whole = copy.deepcopy(whole)
     part = copy.deepcopy(vision)
-    # Written by Trainer, and of the vision class alone.
+    # Written by Trainer, of the vision class alone, and where the encoder lay on this machine.
     part.__dict__.pop("use_cache", None)
     part.architectures = None
+    part._name_or_path = ""
     whole.vision_config = part
     return whole

@@ -39,7 +39,8 @@ from .sets import TestSet, load_test_set
 
 TARGET = "a photo of a cat"
 """What the targeted attack forces: the caption of something that is in no test image. Chosen from "a cat",
-"a rainbow" and "a crocodile" as the easiest to force on the original tower, on fxemoji and on training digits."""
+"a rainbow" and "a crocodile" as the easiest to force on the original tower of an earlier LLaVA, on fxemoji and on
+training digits; with the LLaVA that is shipped other captions do no better (`model_cards/lab-llava.md`)."""
 TARGETED_SETS = ("twemoji", "digits")
 THREAT_MODELS = (ThreatModel("linf", "2/255"), ThreatModel("linf", "4/255"))
 PROMPT = chat(CAPTION_PROMPT)

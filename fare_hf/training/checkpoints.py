@@ -1,23 +1,30 @@
-"""Checkpoints of a training: written, found again and read, every weight by name or an error."""
+"""Checkpoints of a training: written whole, found again and read, every weight by name or an error."""
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import Trainer, TrainerState
-from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+from transformers.trainer_utils import TrainOutput
 
 from fare_hf.encoders import load_complete
+from fare_hf.training.disk import check_disk
+from fare_hf.training.manifest import check_run, latest_checkpoint, write_manifest
 
 __all__ = ["CheckpointTrainer"]
 
 
 class CheckpointTrainer(Trainer):
-    """A Trainer whose checkpoints bring back every weight of a vision encoder."""
+    """A Trainer whose checkpoints are whole or passed over, and bring back every weight of a vision encoder."""
 
     model: Any
+    identity: dict[str, Any]
+    """What a checkpoint must agree with; see `run_identity`."""
 
     def train(
         self,
@@ -25,27 +32,54 @@ class CheckpointTrainer(Trainer):
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
-        """`Trainer.train`, which makes one step too many where the checkpoint is of the last step already."""
-        folder = get_last_checkpoint(str(self.args.output_dir)) if resume_from_checkpoint is True else None
-        folder = folder or (resume_from_checkpoint if isinstance(resume_from_checkpoint, str) else None)
-        if folder and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            state = TrainerState.load_from_json(str(Path(folder) / "trainer_state.json"))
-            if state.global_step >= self.args.max_steps > 0:
-                self._restore(folder)
-                self.state = state
-                return TrainOutput(state.global_step, 0.0, {})
-        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        """`Trainer.train`, which takes any folder for a checkpoint, and makes one step too many after the last.
+
+        Args:
+            resume_from_checkpoint: a folder; True or "latest" for the newest complete checkpoint of `output_dir`, or
+                the beginning if there is none.
+            trial, ignore_keys_for_eval: of `Trainer.train`.
+
+        Raises:
+            ValueError: a checkpoint that is not complete or of another run, with the differences; too little room on
+                the disk; processes that do not share `output_dir`.
+        """
+        folder = resume_from_checkpoint if isinstance(resume_from_checkpoint, str) else None
+        if resume_from_checkpoint is True or folder == "latest":
+            folder = latest_checkpoint(str(self.args.output_dir))
+        step = -1 if folder is None else self._check_checkpoint(Path(folder))
+        self._check_shared(step)
+        check_disk(self.args, self.model, max(step, 0))
+        if folder is not None and not self._is_sharded() and step >= self.args.max_steps > 0:
+            self._restore(folder)
+            self.state = TrainerState.load_from_json(str(Path(folder) / "trainer_state.json"))
+            return TrainOutput(step, 0.0, {})
+        return super().train(folder, trial, ignore_keys_for_eval)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """The Trainer would write into what a kill left of the same checkpoint."""
+        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        if self.is_world_process_zero() and folder.is_dir():
+            shutil.rmtree(folder)
+        self.accelerator.wait_for_everyone()
+        super()._save_checkpoint(model, trial)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """The last that the Trainer writes before its state: it does not wait for the other processes' files."""
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero():
+            write_manifest(Path(output_dir), self.state.global_step, self.identity)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """The Trainer loads nothing into a `CLIPVisionModel` from `vision_model.*` names, with only a warning."""
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if self._is_sharded():
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
             self._restore(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
         """As `_load_from_checkpoint`."""
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if self._is_sharded():
             super()._load_best_model()
         else:
             self._restore(str(self.state.best_model_checkpoint))
@@ -59,3 +93,34 @@ class CheckpointTrainer(Trainer):
         """Every weight from a checkpoint, by name, or an error."""
         encoder = self.accelerator.unwrap_model(self.model)
         encoder.load_state_dict(load_complete(type(encoder), folder).state_dict(), strict=True)
+
+    def _is_sharded(self) -> bool:
+        return self.is_fsdp_enabled or self.is_deepspeed_enabled
+
+    def _check_checkpoint(self, folder: Path) -> int:
+        """The step of a checkpoint that this run can go on from."""
+        check_run(folder, self.identity)
+        return TrainerState.load_from_json(str(folder / "trainer_state.json")).global_step
+
+    def _check_shared(self, step: int) -> None:
+        """That all processes resume from the same step, and see one `output_dir`."""
+        steps = self.accelerator.gather(torch.tensor([step], device=self.args.device)).tolist()
+        if len(set(steps)) > 1:
+            raise ValueError(
+                f"the processes find checkpoints of the steps {steps} in output_dir={str(self.args.output_dir)!r}; "
+                "put it on a file system that all machines share."
+            )
+        if self.args.world_size == int(os.environ.get("LOCAL_WORLD_SIZE", self.args.world_size)):
+            return
+        probe = Path(str(self.args.output_dir)) / ".shared"
+        if self.is_world_process_zero():
+            probe.touch()
+        self.accelerator.wait_for_everyone()
+        seen = self.accelerator.gather(torch.tensor([int(probe.exists())], device=self.args.device)).tolist()
+        if self.is_world_process_zero():
+            probe.unlink()
+        if not all(seen):
+            raise ValueError(
+                f"{seen.count(0)} of {len(seen)} processes do not see output_dir={str(self.args.output_dir)!r} of the "
+                "first; put it on a file system that all machines share."
+            )

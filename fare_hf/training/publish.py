@@ -8,13 +8,12 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-import transformers
 from transformers import CLIPVisionModel, CLIPVisionModelWithProjection, SchedulerType
 from transformers.training_args import OptimizerNames
 
+from fare_hf.evaluation import environment
 from fare_hf.hub import Publication, check_access, push_robust_encoder, save_robust_encoder
-from fare_hf.hub.licenses import inherited_license
+from fare_hf.hub.base import base_name, inherited_license, is_hub_id
 
 if TYPE_CHECKING:
     from fare_hf.training.trainer import FareTrainer
@@ -28,22 +27,24 @@ def recipe(trainer: FareTrainer) -> dict[str, Any]:
     """What the model card says of the training; `trainer.card["training"]` is part of it."""
     args = trainer.args
     optimizer = args.optim.value if isinstance(args.optim, OptimizerNames) else args.optim
+    betas = f", betas {args.adam_beta1:g}, {args.adam_beta2:g}"
     return {
         "objective": args.objective,
         "embedding": args.embedding,
         **trainer.card.get("training", {}),
         **({} if args.logit_scale is None else {"logit scale": args.logit_scale}),
         "threat model": str(args.threat_model),
-        "attack": f"PGD, {args.attack_steps} steps of {args.attack_step_size}",
+        "attack": f"PGD, {args.attack_steps} steps of {args.attack_step_size}, random start",
         "steps": trainer.state.global_step,
         "batch size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
-        "optimizer": f"{optimizer}",
+        "optimizer": f"{optimizer}{betas if 'adam' in optimizer else ''}",
         "learning rate": args.learning_rate,
         "schedule": f"{SchedulerType(args.lr_scheduler_type).value}, warm-up {args.warmup_steps:g}",
         "weight decay": args.weight_decay,
+        "gradient norm": f"at most {args.max_grad_norm:g}" if args.max_grad_norm else "not clipped",
         "precision": "fp32" if trainer.accelerator.mixed_precision == "no" else trainer.accelerator.mixed_precision,
         "seed": args.seed,
-        "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",
+        "versions": ", ".join(f"{name} {version}" for name, version in environment()["versions"].items()),
     }
 
 
@@ -72,7 +73,7 @@ def check_push(trainer: FareTrainer, token: str | None) -> str:
     """
     if not can_publish(trainer):
         raise ValueError("push_to_hub=True publishes a CLIP vision encoder trained without FSDP; push it yourself.")
-    _inherit_license(trainer)
+    _name_base(trainer)
     name = trainer.args.hub_model_id or Path(str(trainer.args.output_dir)).absolute().name
     return check_access(name, token or trainer.args.hub_token)
 
@@ -138,19 +139,21 @@ def _push_options(
 
 def _options(trainer: FareTrainer, changes: dict[str, Any]) -> dict[str, Any]:
     """Arguments of `save_robust_encoder`."""
-    name = _origin(trainer)
-    _inherit_license(trainer)
-    card: dict[str, Any] = {"base_model": Path(name).resolve().name if Path(name).is_dir() else name, **trainer.card}
-    card |= {"processor": trainer.processing_class, "threat_model": trainer.args.threat_model}
+    _name_base(trainer)
+    card = {**trainer.card, "processor": trainer.processing_class, "threat_model": trainer.args.threat_model}
     return {**card, "training": recipe(trainer), **changes}
 
 
-def _origin(trainer: FareTrainer) -> str:
-    """Where the encoder was loaded from."""
-    return str(trainer.accelerator.unwrap_model(trainer.model).config._name_or_path or "unknown")
-
-
-def _inherit_license(trainer: FareTrainer) -> None:
-    """Once, and where the model's folder is still known: the card names a folder by its last part alone."""
+def _name_base(trainer: FareTrainer) -> None:
+    """The original and its licence for the card; once, while the folder it was loaded from is where it was."""
+    origin = str(trainer.card.get("base_model") or _origin(trainer))
     if "license" not in trainer.card:
-        trainer.card |= {"license": None, **inherited_license(_origin(trainer))}
+        trainer.card |= {"license": "", **inherited_license(origin)}
+    trainer.card["base_model"] = base_name(origin)
+
+
+def _origin(trainer: FareTrainer) -> str:
+    """Where the encoder was loaded from: repository, or folder, which may be gone; one made in memory has no name."""
+    found = str(trainer.accelerator.unwrap_model(trainer.model).config._name_or_path or "unknown")
+    known = Path(found).is_dir() or (is_hub_id(found) and found != "unknown")
+    return found if known else f"./{Path(found).name}"

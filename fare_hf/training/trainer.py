@@ -35,6 +35,7 @@ from fare_hf.training.attack import EVALUATION, BatchAttack
 from fare_hf.training.checkpoints import CheckpointTrainer
 from fare_hf.training.config import FareConfig
 from fare_hf.training.failures import blame
+from fare_hf.training.identity import run_identity
 from fare_hf.training.publish import check_push, publish, publish_checkpoint
 from fare_hf.training.schedules import AttackSteps, attack_of, attack_steps_at
 from fare_hf.training.trained import add_lora, train_first_blocks, trained_share
@@ -118,6 +119,7 @@ class FareTrainer(CheckpointTrainer):
             processing_class=processing_class,
             **{"data_collator": collate_pixels, **kwargs},
         )
+        self.identity = run_identity(self.args, model, reference, self.objective, train_dataset)
         self._compile(self.model, reference)
         dtype = HALF.get(self.accelerator.mixed_precision)
         whole = not self.is_fsdp_enabled

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from fare_hf.vlm.families import Family, feature_token, image_processor_of, layers_read
 
 __all__ = [
     "ARCHITECTURE_FIELDS",
+    "MINIMUM_WEIGHT_COSINE",
     "check_architecture",
     "check_image_token",
     "check_normalization",
@@ -21,6 +24,7 @@ __all__ = [
     "check_weights",
     "check_writable",
     "tower_state",
+    "weight_cosine",
 ]
 
 ARCHITECTURE_FIELDS: tuple[str, ...] = (
@@ -34,10 +38,20 @@ ARCHITECTURE_FIELDS: tuple[str, ...] = (
 )
 """What two encoders must share to compute the same function of the same weights; layers and resolution apart."""
 
+MINIMUM_WEIGHT_COSINE = 0.5
+"""Fine-tuning turns no weight matrix further than this (the lab's encoders, with their large learning rates, keep
+0.68); matrices of another training, and those of other layers or heads of the same encoder, are at 0."""
+
 PREFIX = "vision_model."
 # Of an encoder, never of the features that a language model reads.
 NOT_READ = ("visual_projection.", "head.", "embeddings.position_ids")
-QUANTISED = "the vision tower is quantised ('{}' is {}): load the model unquantised, swap, and quantise afterwards."
+QUANTISED = (
+    "the vision tower is quantised or sharded ('{}' is {}): load the model with the tower as it was saved "
+    "(llm_int8_skip_modules=['model.vision_tower']), swap, and quantise or shard afterwards; or merge the encoder "
+    "into the model's repository with merge_vision_tower, and load the result quantised."
+)
+ADAPTED = re.compile(r"\.(base_layer|lora_\w+|modules_to_save|original_module)\.")
+PLAIN = (nn.Parameter, torch.Tensor)
 
 
 def check_architecture(config: Any, family: Family, tower: Any, new: Any, source: str, vlm: str = "") -> None:
@@ -78,11 +92,11 @@ def check_architecture(config: Any, family: Family, tower: Any, new: Any, source
         )
 
 
-def check_writable(vlm: Any, towers: Mapping[str, nn.Module]) -> None:
-    """Refuse towers whose weights cannot be written in place.
+def check_writable(towers: Mapping[str, nn.Module]) -> None:
+    """Refuse towers whose weights cannot be written in place; the language model may be quantised or offloaded.
 
     Raises:
-        ValueError: weights on the meta device (offloaded or never loaded), or quantised.
+        ValueError: weights on the meta device (offloaded or never loaded), quantised, or partitioned.
     """
     for tower in towers.values():
         for name, parameter in tower.named_parameters():
@@ -93,11 +107,14 @@ def check_writable(vlm: Any, towers: Mapping[str, nn.Module]) -> None:
                 )
             if not parameter.dtype.is_floating_point or parameter.dtype.itemsize < 2:
                 raise ValueError(QUANTISED.format(name, parameter.dtype))
-    if getattr(vlm, "is_quantized", False):
-        raise ValueError(
-            "this model is quantised: load it unquantised, swap, and quantise afterwards; or merge the encoder into "
-            "its repository with merge_vision_tower, and load the result quantised."
-        )
+            kind = next((t for t in (type(parameter), type(parameter.data)) if t not in PLAIN), None)
+            if kind is not None:  # what a quantisation or a sharding puts in a weight's place
+                raise ValueError(QUANTISED.format(name, f"a {kind.__name__}"))
+            if not parameter.numel():
+                raise ValueError(
+                    f"the vision tower's '{name}' is empty in this process (partitioned by DeepSpeed or FSDP): swap "
+                    "before the model is partitioned."
+                )
 
 
 def check_shared(vlm: nn.Module, towers: Mapping[str, nn.Module]) -> None:
@@ -126,16 +143,23 @@ def tower_state(state: Mapping[str, torch.Tensor], wanted: Iterable[str], source
     Blocks and heads that the tower does not have are left out.
 
     Raises:
-        ValueError: the encoder lacks a weight of the tower.
+        ValueError: the encoder lacks a weight of the tower, or one of them carries adapters.
     """
+    wanted = list(wanted)
+    for names, owner in ((wanted, "the vision tower"), (state, f"the encoder '{source}'")):
+        adapted = next((name for name in names if ADAPTED.search(name)), None)
+        if adapted is not None:
+            raise ValueError(
+                f"{owner} carries an adapter ('{adapted}'): merge it into the weights first (PEFT's merge_and_unload)."
+            )
     flat = {name.removeprefix(PREFIX): tensor for name, tensor in state.items()}
     found = {}
     for name in wanted:
         plain = name.removeprefix(PREFIX)
         if plain not in flat:
             raise ValueError(
-                f"the encoder '{source}' has no weights for '{plain}' of the vision tower: pass an encoder with all "
-                "its parts."
+                f"the vision tower has '{plain}', for which the encoder '{source}' has no weights: pass an encoder "
+                "with all its parts (or, if that is of a quantisation, load the tower as it was saved)."
             )
         found[name] = flat[plain].detach()
     further = [name for name in flat if not name.startswith(NOT_READ) and "encoder.layers." not in name]
@@ -159,22 +183,33 @@ def check_weights(name: str, tensor: torch.Tensor, dtype: torch.dtype, source: s
         )
 
 
-def check_processor(config: Any, processor: Any, patch_size: int) -> None:
+def weight_cosine(new: torch.Tensor, old: torch.Tensor) -> float | None:
+    """Cosine of two weight matrices, on the CPU; None for vectors, and where the shapes differ (other positions)."""
+    if new.ndim < 2 or new.shape != old.shape or not new.is_floating_point():
+        return None
+    a, b = new.detach().float().cpu().flatten(), old.detach().float().cpu().flatten()
+    return 1.0 if torch.equal(a, b) else float(F.cosine_similarity(a, b, dim=0))
+
+
+def check_processor(config: Any, processor: Any, tower: Any) -> None:
     """Tell a processor of another model from the model's own.
 
     Args:
         config: of the vision-language model.
         processor: the processor that was passed.
-        patch_size: of the tower.
+        tower: vision configuration of its tower.
 
     Raises:
         TypeError: no processor of a vision-language model.
         ValueError: the field in which it differs.
     """
-    image_processor_of(processor)
+    images = image_processor_of(processor)
     check_image_token(config, processor)
+    patch = tower.patch_size * getattr(config, "downsample_factor", 1)  # AyaVision joins patches to a token
+    if hasattr(images, "patch_size"):  # Cohere2Vision: tokens that a tile has on a side
+        patch = tower.image_size // patch
     pairs = (
-        ("patch_size", patch_size * getattr(config, "downsample_factor", 1)),  # AyaVision joins patches to a token
+        ("patch_size", patch),
         ("vision_feature_select_strategy", getattr(config, "vision_feature_select_strategy", None)),
     )
     for name, value in pairs:

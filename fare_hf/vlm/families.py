@@ -1,18 +1,20 @@
-"""Which vision-language models a robust tower can be swapped into: one row each, and the others by name."""
+"""Which vision-language models a robust tower can be swapped into: one row each."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from transformers import PreTrainedModel
+
+from fare_hf.vlm.refused import reason_for
 
 __all__ = [
     "ENCODER_OF",
     "FAMILIES",
-    "REFUSED",
     "Family",
     "family_named",
     "family_of",
@@ -23,6 +25,7 @@ __all__ = [
     "tower_of",
     "tower_placement",
     "towers_of",
+    "unwrapped",
 ]
 
 ENCODER_OF: dict[str, str] = {
@@ -69,37 +72,19 @@ ONE = ("model.vision_tower",)
 FAMILIES: tuple[Family, ...] = (
     Family("LlavaForConditionalGeneration", ONE),
     Family("LlavaNextForConditionalGeneration", ONE, any_resolution=True),
+    Family("LlavaNextVideoForConditionalGeneration", ONE, any_resolution=True),
     Family("VipLlavaForConditionalGeneration", ONE, (CLIP,)),
     Family("VideoLlavaForConditionalGeneration", ("model.image_tower", "model.video_tower"), (CLIP,)),
     Family("LlavaOnevisionForConditionalGeneration", ONE, any_resolution=True),
     Family("IdeficsForVisionText2Text", ("model.vision_model",), ("IdeficsVisionTransformer",), "last"),
+    Family("DeepseekVLForConditionalGeneration", ("model.vision_model",), (SIGLIP,), "normed"),
     Family("AyaVisionForConditionalGeneration", ONE, (SIGLIP,), any_resolution=True),
+    Family("Cohere2VisionForConditionalGeneration", ONE, (SIGLIP,), "normed", any_resolution=True),
     Family("PaliGemmaForConditionalGeneration", ONE, (SIGLIP,), "normed"),
-    # Its projector pools the patches over windows that follow from their number when it is made.
+    # The projectors of these two pool the patches over windows that follow from their number when they are made.
     Family("Gemma3ForConditionalGeneration", ONE, (SIGLIP,), "normed", any_size=False, any_resolution=True),
+    Family("Granite4VisionForConditionalGeneration", ONE, any_size=False, any_resolution=True),
 )
-
-QFORMER = "its tower is EVA-CLIP's ViT-g in a class of its own, read by a Q-Former that was trained on it"
-NAVIT = "its tower reads images of any shape with position codes of its own, which no CLIP or SigLIP checkpoint has"
-OWN = "its tower is a vision transformer of its own, no CLIP and no SigLIP"
-
-REFUSED: dict[str, str] = {
-    "InstructBlip": QFORMER,
-    "Blip2": QFORMER,
-    "Mllama": "its tower is a two-stage transformer over tiles with gates of its own, no CLIP and no SigLIP",
-    "Idefics2": NAVIT,
-    "Idefics3": NAVIT,
-    "SmolVLM": NAVIT,
-    "Gemma3n": OWN,
-    "Qwen2VL": OWN,
-    "Qwen2_5_VL": OWN,
-    "Qwen3VL": OWN,
-    "Mistral3": OWN,
-    "InternVL": OWN,
-    "Florence2": "its tower is a DaViT, no CLIP and no SigLIP",
-    "Kosmos2": "its tower stands in a class of its own (Kosmos2VisionModel), which is not mapped",
-}
-"""Beginning of a class name -> why its tower cannot be swapped."""
 
 
 def family_of(vlm: Any) -> Family:
@@ -108,24 +93,29 @@ def family_of(vlm: Any) -> Family:
     Raises:
         TypeError: the model is of no family in `FAMILIES`, lacks its vision tower, or carries another kind of tower.
     """
-    family = family_named([base.__name__ for base in type(vlm).__mro__])
+    vlm = unwrapped(vlm)
+    family = family_named([base.__name__ for base in type(vlm).__mro__], getattr(vlm, "config", None))
     for path in family.towers:
         _check_tower_class(vlm, family, path)
     return family
 
 
-def family_named(names: Sequence[str]) -> Family:
+def family_named(names: Sequence[str], config: Any = None) -> Family:
     """Return the row with one of these class names; the first name stands for the model in messages.
 
+    Args:
+        names: of a class and of those that it inherits from.
+        config: of the model, which says what kind of tower a model of no family has.
+
     Raises:
-        TypeError: there is none; where the reason is known, it is said.
+        TypeError: there is none; the reason is said.
     """
     for family in FAMILIES:
         if family.vlm_class in names:
             return family
-    for start, reason in REFUSED.items():
-        if any(name.startswith(start) for name in names):
-            raise TypeError(f"the tower of a {names[0]} cannot be swapped: {reason}.")
+    reason = reason_for(names, config)
+    if reason is not None:
+        raise TypeError(f"the tower of a {names[0]} cannot be swapped: {reason}.")
     known = ", ".join(family.vlm_class for family in FAMILIES)
     raise TypeError(f"{names[0]} is not a vision-language model that fare_hf knows: pass one of {known}.")
 
@@ -136,7 +126,7 @@ def tower_of(vlm: PreTrainedModel) -> PreTrainedModel:
     Raises:
         TypeError: as `family_of`.
     """
-    return cast(PreTrainedModel, vlm.get_submodule(family_of(vlm).tower))
+    return next(iter(towers_of(vlm).values()))
 
 
 def towers_of(vlm: PreTrainedModel) -> dict[str, Any]:
@@ -147,10 +137,18 @@ def towers_of(vlm: PreTrainedModel) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for path in family_of(vlm).towers:
-        tower = vlm.get_submodule(path)
+        tower = unwrapped(unwrapped(vlm).get_submodule(path))
         if not any(tower is other for other in found.values()):
             found[path] = tower
     return found
+
+
+def unwrapped(module: Any) -> Any:
+    """The module inside of what `torch.compile`, data parallelism or PEFT put around it: the weights are its own."""
+    if not isinstance(module, torch.nn.Module):
+        return module
+    inner: Any = extract_model_from_parallel(module, keep_torch_compile=False)
+    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 
 def placement(module: torch.nn.Module) -> tuple[torch.device, torch.dtype]:
@@ -177,17 +175,26 @@ def layers_read(config: Any, family: Family, layers: int) -> tuple[int, ...]:
     """
     if family.features != "layers":
         return (layers,)
-    named = config.vision_feature_layer
     found = []
-    for layer in [named] if isinstance(named, int) else named:
+    for name, layer in _layers_named(config):
         index = layer if layer >= 0 else layers + 1 + layer
         if not 0 <= index <= layers:
             raise ValueError(
-                f"the configuration's vision_feature_layer {layer} is not among the hidden states of a tower with "
+                f"the configuration's {name} {layer} is not among the hidden states of a tower with "
                 f"{layers} layers: correct the configuration."
             )
         found.append(index)
     return tuple(found)
+
+
+def _layers_named(config: Any) -> list[tuple[str, int]]:
+    """Field and layer; Granite 4 pairs layers of the tower with layers of the language model, and reads one more."""
+    pairs = getattr(config, "deepstack_layer_map", None)
+    if pairs:
+        layers = [("deepstack_layer_map", layer) for layer, _ in pairs]
+        return [*layers, ("spatial_vision_layer", config.spatial_vision_layer)]
+    named = config.vision_feature_layer
+    return [("vision_feature_layer", layer) for layer in ([named] if isinstance(named, int) else named)]
 
 
 def image_processor_of(processor: Any) -> Any:
@@ -217,7 +224,7 @@ def feature_token(processor: Any) -> str:
 def _check_tower_class(vlm: Any, family: Family, path: str) -> None:
     """Refuse models without a tower, and those whose tower is neither CLIP nor SigLIP."""
     try:
-        tower = vlm.get_submodule(path)
+        tower = unwrapped(vlm.get_submodule(path))
     except AttributeError:
         tower = None
     if tower is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -79,8 +80,10 @@ def processed_pixels(image_processor: Any, pixels: Tensor) -> Tensor:
     if getattr(image_processor, "do_pan_and_scan", False):
         parts = [_fit(image_processor, part) for part in (pixels, *_close_ups(image_processor, pixels))]
         return torch.stack(parts, 1).flatten(0, 1)
+    if hasattr(image_processor, "min_size"):
+        return _long_side(image_processor, pixels)
     if getattr(image_processor, "do_pad", False) and hasattr(image_processor, "pad_to_square"):
-        pixels = _square(pixels, image_processor.image_mean)
+        pixels = _square(pixels, [int(value * 255) for value in image_processor.image_mean])
     return _fit(image_processor, pixels)
 
 
@@ -92,6 +95,16 @@ def _fit(image_processor: Any, pixels: Tensor) -> Tensor:
         crop = image_processor.crop_size
         pixels = _center_crop(pixels, int(crop["height"]), int(crop["width"]))
     return pixels
+
+
+def _long_side(image_processor: Any, pixels: Tensor) -> Tensor:
+    """DeepSeek-VL: the longer side becomes `size`, the shorter one is padded to a square."""
+    if image_processor.do_resize:
+        height, width = pixels.shape[-2:]
+        scale, least = int(image_processor.size["height"]) / max(height, width), image_processor.min_size
+        target = max(round(height * scale), least), max(round(width * scale), least)
+        pixels = _resize(pixels, target, image_processor)
+    return _square(pixels, image_processor.background_color) if image_processor.do_pad else pixels
 
 
 def _tiles(image_processor: Any, pixels: Tensor) -> Tensor:
@@ -198,13 +211,13 @@ def _center_crop(pixels: Tensor, height: int, width: int) -> Tensor:
     return pixels[..., top : top + height, left : left + width]
 
 
-def _square(pixels: Tensor, mean: Any) -> Tensor:
-    """Pad the shorter side with the mean colour, as bytes have it."""
+def _square(pixels: Tensor, levels: Sequence[int]) -> Tensor:
+    """Pad the shorter side with a colour, given in bytes."""
     height, width = pixels.shape[-2:]
     side = max(height, width)
     if height == width:
         return pixels
-    colour = torch.tensor([int(value * 255) / 255 for value in mean], device=pixels.device, dtype=pixels.dtype)
+    colour = torch.tensor([level / 255 for level in levels], device=pixels.device, dtype=pixels.dtype)
     square = colour.view(1, -1, 1, 1).expand(len(pixels), -1, side, side).clone()
     top, left = (side - height) // 2, (side - width) // 2
     square[..., top : top + height, left : left + width] = pixels

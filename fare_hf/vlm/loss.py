@@ -73,10 +73,9 @@ class VlmLoss:
         self._tiled = family_of(vlm).any_resolution
         self._prompts, self._answers = prompts, list(texts)
         self._prefix = Prefix(vlm)
-        size = int(vlm.config.vision_config.image_size)
-        # The number of placeholders follows from the image's size in families that cut it into tiles.
-        self._texts: dict[tuple[int, int], _Texts] = {}
-        self._usual = (size, size)
+        # The number of placeholders follows from the tower's resolution, which a swap may change, and from the image's
+        # size in families that cut it into tiles.
+        self._texts: dict[tuple[int, int, int], _Texts] = {}
         self._texts_for(self._usual)
 
     def __len__(self) -> int:
@@ -86,7 +85,7 @@ class VlmLoss:
     @property
     def labels(self) -> Tensor:
         """(B, L) for images of the tower's size: the answers' tokens, and -100 at prompt and padding."""
-        return self._texts[self._usual].labels
+        return self._texts_for(self._usual).labels
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Losses of shape (B,), fp32 (fp64 for an fp64 model), differentiable in pixels (B, 3, H, W) in [0, 1]."""
@@ -111,12 +110,19 @@ class VlmLoss:
         part._texts = {size: texts.select(chosen.to(texts.labels.device)) for size, texts in self._texts.items()}
         return part
 
+    @property
+    def _usual(self) -> tuple[int, int]:
+        """The tower's own size."""
+        size = int(self.vlm.config.vision_config.image_size)
+        return size, size
+
     def _texts_for(self, size: tuple[int, int]) -> _Texts:
         """The texts for images of `size`, prepared on first use."""
         size = size if self._tiled else self._usual
-        if size not in self._texts:
-            self._texts[size] = _prepare(self.vlm, self.processor, self._prompts, self._answers, size)
-        return self._texts[size]
+        key = (self._usual[0], *size)
+        if key not in self._texts:
+            self._texts[key] = _prepare(self.vlm, self.processor, self._prompts, self._answers, size)
+        return self._texts[key]
 
     def _logits(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, L - first, V) that predict the labels (B, L - first) from the first answer token on."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from fare_hf.encoders import evaluating
 from fare_hf.vlm.families import feature_token, towers_of
@@ -55,8 +55,10 @@ class Prefix:
         key = (tuple(ids[0].tolist()), self._version())
         if self._state is None or self._state[0] != key:
             with evaluating(self.vlm):
-                output: Any = self.vlm(input_ids=ids, use_cache=True, logits_to_keep=1)
-            self._state = (key, output.past_key_values)
+                # Given, as some models (Granite 4 Vision) make none themselves.
+                cache = DynamicCache(config=self.vlm.config.get_text_config())
+                self.vlm(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            self._state = (key, cache)
         return self._state[1]
 
     def _version(self) -> int:

@@ -72,12 +72,15 @@ def prompt_rows(
     """
     check_image_token(vlm.config, processor)
     token, picture = image_token(processor), Image.new("RGB", (size[1], size[0]))
+    found: dict[tuple[str, str | None], dict[str, Tensor]] = {}  # the same words are given to the processor once
     made = []
     for number, prompt in enumerate(prompts):
         answer = None if answers is None else answers[number]
         if (prompt if answer is None else join(prompt, answer)).count(token) != 1:
             raise ValueError(f"the prompt {prompt!r} must hold '{token}' exactly once, and its text must not.")
-        made.append(_inputs(processor, prompt, picture, answer))
+        if (prompt, answer) not in found:
+            found[prompt, answer] = _inputs(processor, prompt, picture, answer)
+        made.append(found[prompt, answer])
     ids, mask = pad([inputs["input_ids"][0].tolist() for inputs in made], _padding(processor), left=left)
     known = (*OF_IMAGE, *NO_INPUTS, "input_ids", "attention_mask")
     names = [name for name in (made[0] if made else {}) if name not in known]
@@ -97,8 +100,11 @@ def model_inputs(vlm: PreTrainedModel, processor: Any, picture: Image.Image) -> 
 
 
 def start_device(vlm: PreTrainedModel) -> torch.device:
-    """Device of the token embeddings, where the ids go."""
-    return vlm.get_input_embeddings().weight.device  # type: ignore[return-value]
+    """Device where the token embeddings are computed and the ids go; accelerate knows it of offloaded ones."""
+    embeddings: Any = vlm.get_input_embeddings()
+    device: torch.device = embeddings.weight.device
+    execution = getattr(getattr(embeddings, "_hf_hook", None), "execution_device", None)
+    return torch.device(execution) if device.type == "meta" and execution is not None else device
 
 
 def join(prompt: str, text: str) -> str:

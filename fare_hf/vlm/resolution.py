@@ -33,9 +33,12 @@ class Edits:
             setattr(owner, name, value)
 
     def undo(self) -> None:
-        """Set everything back."""
+        """Set everything back; tensors go where their owner is now, in the precision that it has now."""
         while self._done:
-            setattr(*self._done.pop())
+            owner, name, value = self._done.pop()
+            if isinstance(value, torch.Tensor):
+                value = value.to(owner if isinstance(owner, torch.Tensor) else getattr(owner, name))
+            setattr(owner, name, value)
 
 
 def resize_tower(tower: nn.Module, size: int, edits: Edits) -> None:
@@ -110,6 +113,8 @@ def scaled_processor(content: Mapping[str, Any], old: int, size: int) -> dict[st
             found[name] = _scaled_patches(value, old, size)
         elif name in ("image_processor", "video_processor") and isinstance(value, dict):
             found[name] = scaled_processor(value, old, size)
+    if str(content.get("image_processor_type")).startswith("Cohere2Vision"):  # tokens of a tile on a side
+        found["patch_size"] = content.get("patch_size", 16) * size // old
     return found
 
 
@@ -129,6 +134,9 @@ def resize_processor(processor: Any, old: int, size: int, edits: Edits) -> None:
             edits.set(images, "image_grid_pinpoints", _scaled_pinpoints(pinpoints, old, size))
         if isinstance(getattr(images, "image_size", None), int):  # Idefics
             edits.set(images, "image_size", size)
+        if isinstance(getattr(images, "patch_size", None), int):  # Cohere2Vision: tokens of a tile on a side
+            for owner in (processor, images):
+                edits.set(owner, "patch_size", owner.patch_size * size // old)
     counts = [(processor, "num_image_tokens"), (processor, "image_seq_length")]  # LLaVA-OneVision; PaliGemma
     for owner, name in [*counts, (image_processor_of(processor), "image_seq_length")]:
         if isinstance(getattr(owner, name, None), int):

@@ -17,6 +17,7 @@ from transformers import AutoImageProcessor, CLIPVisionConfig, PreTrainedModel
 from fare_hf.convert import convert_from_open_clip
 from fare_hf.convert.checkpoints import OPEN_CLIP_CONFIG, WEIGHT_ENDINGS, find_file, read_json, read_state
 from fare_hf.encoders import ENCODER_CLASSES, load_encoder
+from fare_hf.vlm.families import unwrapped
 
 __all__ = ["Encoder", "base_model_of", "read_encoder", "transformers_folder"]
 
@@ -138,6 +139,7 @@ def _is_transformers(source: str, revision: str | None) -> bool:
 
 def _inner(encoder: Any) -> PreTrainedModel:
     """The vision model inside a module."""
+    encoder = unwrapped(encoder)
     inner = getattr(encoder, "vision_model", encoder)
     name = type(encoder).__name__
     if "Text" in name:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from fare_hf.convert.checkpoints import names_repository
 from fare_hf.encoders import load_encoder
 from fare_hf.pixels import Normalization
 from fare_hf.vlm import checks, verify
@@ -25,6 +26,7 @@ from fare_hf.vlm.families import (
     layers_read,
     placement,
     towers_of,
+    unwrapped,
 )
 from fare_hf.vlm.resolution import Edits, resize_configs, resize_processor, resize_tower
 from fare_hf.vlm.sources import Encoder, read_encoder
@@ -54,6 +56,8 @@ class SwapReport:
         tensors: number of weight tensors written.
         changed: how many of them differ from the old ones.
         resolution: pixels a side, before and after.
+        weight_cosine: lowest cosine of a weight matrix with the tower's old one; about 0 in an encoder of another
+            training, or where layers or heads were mixed up.
         image_tokens: placeholders of one image, before and after; None without a processor.
         probe_difference: largest absolute difference, over all hidden states of one probe image, between the
             swapped tower and the encoder run on its own in the same dtype (0.0 where the kernels are the same).
@@ -73,6 +77,7 @@ class SwapReport:
     cosine: float
     base_model: str | None = None
     base_cosine: float | None = None
+    weight_cosine: float = 1.0
     image_tokens: tuple[int, int] | None = None
     probe_difference: float = 0.0
     towers: Mapping[str, Any] = field(repr=False, default_factory=dict)
@@ -84,6 +89,7 @@ class SwapReport:
 
         Raises:
             RuntimeError: a later swap of the same tower is in force.
+            ValueError: the tower was offloaded or quantised since; it keeps the new weights.
         """
         stacks = [_active.get(tower, []) for tower in self.towers.values()]
         if not any(self in stack for stack in stacks):
@@ -93,6 +99,7 @@ class SwapReport:
                 raise RuntimeError(
                     f"the encoder '{stack[-1].source}' was swapped in after '{self.source}': undo that swap first."
                 )
+        checks.check_writable(self.towers)
         self.edits.undo()
         for path, tower in self.towers.items():
             tower.load_state_dict(self.old_states[path], strict=True)
@@ -118,6 +125,7 @@ class SwapReport:
             lines += [f"image tokens {self.image_tokens[0]} -> {self.image_tokens[1]}"]
         base = f"; its base {self.base_model}" if self.base_model else ""
         base += f": {self.base_cosine:.3f}" if self.base_cosine is not None else ""
+        lines += [f"lowest cosine of a weight matrix to the old tower: {self.weight_cosine:.3f}"]
         return "\n".join([*lines, f"cosine of clean embeddings to the old tower: {self.cosine:.3f}{base}"])
 
 
@@ -138,26 +146,29 @@ def swap_vision_tower(
     kept in main memory for `SwapReport.undo`.
 
     Args:
-        vlm: a model of `fare_hf.vlm.families.FAMILIES`.
+        vlm: a model of `fare_hf.vlm.families.FAMILIES`; may be compiled, or wrapped for data parallelism or by PEFT.
         encoder: a module (`CLIPVisionModel`, `CLIPVisionModelWithProjection`, `CLIPModel`, `SiglipVisionModel`), a
             folder or Hub name in the format of transformers or open_clip (converted on the fly), or a file with the
             open_clip state dict of a vision tower.
         processor: the model's processor; needed for an encoder of another resolution, which changes it too.
         base: for a bare file, the CLIP it was fine-tuned from; None takes what the file does not say from the tower.
         revision: of the encoder on the Hub.
-        minimum_cosine: a warning is given where the clean embeddings of encoder and tower agree less than this.
+        minimum_cosine: a warning is given where the clean embeddings of encoder and tower agree less than this, or the
+            weights of a matrix (less than this and 0.5); -1 never warns.
 
     Raises:
         TypeError: the model is not of a known family, or `encoder` is not a vision encoder.
         ValueError: another architecture (the field and both values are named), another resolution without a
             processor, the processor of another model, a folder without weights, weights that are not finite, a tower
-            that is quantised, offloaded to the meta device or tied.
+            that is quantised, offloaded to the meta device, tied or carries adapters.
         RuntimeError: the swapped tower does not compute what the encoder computes; everything is put back then.
     """
+    if not -1 <= minimum_cosine <= 1:
+        raise ValueError(f"minimum_cosine is {minimum_cosine}: give a number from -1 (never warn) to 1.")
     family = family_of(vlm)
-    towers = towers_of(vlm)
+    vlm, towers = unwrapped(vlm), towers_of(vlm)
     first = next(iter(towers.values()))
-    checks.check_writable(vlm, towers)
+    checks.check_writable(towers)
     checks.check_shared(vlm, towers)
     new = read_encoder(encoder, first.config, base=base, revision=revision)
     _check_fit(vlm, family, towers, new, processor)
@@ -170,8 +181,9 @@ def swap_vision_tower(
             UserWarning,
             stacklevel=2,
         )
-    report = _describe(vlm, family, towers, new, processor, minimum_cosine)
+    report = _describe(vlm, family, towers, new, processor)
     report.tensors, report.changed, report.old_states = sum(map(len, states.values())), changed, old
+    _warn_of_origin(report, states, minimum_cosine)
     _apply(vlm, family, report, states, new, processor)
     return report
 
@@ -189,7 +201,7 @@ def _check_fit(vlm: Any, family: Family, towers: Mapping[str, Any], new: Encoder
     tower_config = next(iter(towers.values())).config
     old, size = tower_config.image_size, new.module.config.image_size
     if processor is not None:
-        checks.check_processor(vlm.config, processor, tower_config.patch_size)
+        checks.check_processor(vlm.config, processor, tower_config)
         checks.check_normalization(processor, new.images, new.source)
     elif old != size:
         raise ValueError(
@@ -211,10 +223,8 @@ def _differs(tensor: torch.Tensor, old: torch.Tensor) -> bool:
     return tensor.shape != old.shape or not torch.equal(tensor.to("cpu", old.dtype), old)
 
 
-def _describe(
-    vlm: Any, family: Family, towers: Mapping[str, Any], new: Encoder, processor: Any, minimum_cosine: float
-) -> SwapReport:
-    """The report before anything is changed; says so where encoder and tower have another origin."""
+def _describe(vlm: Any, family: Family, towers: Mapping[str, Any], new: Encoder, processor: Any) -> SwapReport:
+    """The report before anything is changed."""
     first = next(iter(towers.values()))
     layers = max(layers_read(vlm.config, family, first.config.num_hidden_layers))
     normalization = _normalization(new, processor)
@@ -223,21 +233,37 @@ def _describe(
     cosine = min(verify.mean_cosine(embeddings, theirs) for embeddings in ours)
     base = _base_embeddings(new, first, normalization, layers)
     base_cosine = None if base is None else min(verify.mean_cosine(embeddings, base) for embeddings in ours)
-    lowest = cosine if base_cosine is None else min(cosine, base_cosine)
-    if not lowest >= minimum_cosine:
-        warnings.warn(
-            f"clean images have embeddings with cosine {lowest:.2f} only in the encoder '{new.source}'"
-            f"{f' (base model {new.base_model})' if new.base_model else ''} and in the model's own tower: it seems to "
-            "be fine-tuned from another CLIP, or too far; the language model may not understand it.",
-            UserWarning,
-            stacklevel=4,
-        )
     sizes = (int(first.config.image_size), int(new.module.config.image_size))
     path = ", ".join(towers)
     return SwapReport(
         type(vlm).__name__, path, new.source, new.converted, 0, 0, sizes, cosine, new.base_model, base_cosine,
         towers=towers,
     )  # fmt: skip
+
+
+def _warn_of_origin(report: SwapReport, states: Mapping[str, dict[str, torch.Tensor]], minimum: float) -> None:
+    """Say so where encoder and tower have another origin: by what they make of clean images, then by their weights."""
+    found = [
+        (cosine, name)
+        for path, state in states.items()
+        for name, tensor in state.items()
+        if (cosine := checks.weight_cosine(tensor, report.old_states[path][name])) is not None
+    ]
+    report.weight_cosine, matrix = min(found)
+    lowest = min(report.cosine, 1.0 if report.base_cosine is None else report.base_cosine)
+    base = f" (base model {report.base_model})" if report.base_model else ""
+    if not lowest >= minimum:
+        reason = f"clean images have embeddings with cosine {lowest:.2f} only in the encoder '{report.source}'{base}"
+    elif not report.weight_cosine >= min(minimum, checks.MINIMUM_WEIGHT_COSINE):
+        reason = f"'{matrix}' has cosine {report.weight_cosine:.2f} only in the encoder '{report.source}'{base}"
+    else:
+        return
+    warnings.warn(
+        f"{reason} and in the model's own tower: it seems to be fine-tuned from another CLIP, or too far, or its "
+        "weights are mixed up; the language model may not understand it.",
+        UserWarning,
+        stacklevel=3,
+    )
 
 
 def _apply(
@@ -287,7 +313,7 @@ def _normalization(new: Encoder, processor: Any) -> Normalization:
 
 def _base_embeddings(new: Encoder, tower: nn.Module, normalization: Normalization, layers: int) -> torch.Tensor | None:
     """Clean embeddings of the base model that the card names, if it is on this machine: nothing is downloaded."""
-    if new.base_model is None:
+    if new.base_model is None or not (os.path.isdir(new.base_model) or names_repository(new.base_model)):
         return None
     try:
         base = load_encoder(new.base_model, "tokens", local_files_only=True)

@@ -114,7 +114,7 @@ def forward_check(vlm: Any, family: Family, processor: Any) -> int:
     except (ValueError, RuntimeError) as error:
         raise ValueError(
             f"the {type(vlm).__name__} does not take what its processor makes of an image ({str(error)[:200]}): pass "
-            "the processor of this model."
+            "the processor of this model, and see that the model runs on its own."
         ) from error
     return count
 

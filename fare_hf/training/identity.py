@@ -1,0 +1,103 @@
+"""Which run a training is: everything that decides its weights, to compare a checkpoint with."""
+
+from __future__ import annotations
+
+import hashlib
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fare_hf.training.config import FareConfig
+
+__all__ = ["fingerprint", "run_identity"]
+
+# What FareConfig declares and the weights do not depend on; the batch sizes count together.
+WITHOUT_INFLUENCE = {
+    "ddp_find_unused_parameters",
+    "hub_strategy",
+    "logging_nan_inf_filter",
+    "logging_steps",
+    "per_device_train_batch_size",
+    "prediction_loss_only",
+    "remove_unused_columns",
+}
+OF_THE_TRAINER = (
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "data_seed",
+    "dataloader_drop_last",
+    "lr_scheduler_kwargs",
+    "num_train_epochs",
+    "optim",
+    "optim_args",
+    "seed",
+    "train_sampling_strategy",
+)
+"""Fields of `TrainingArguments` that decide the weights; those of `FareConfig` all do, but for the above."""
+OF_NO_ARCHITECTURE = ("_name_or_path", "dtype", "torch_dtype", "transformers_version", "use_cache")
+SAMPLES = 256
+"""Values of each tensor that a fingerprint looks at."""
+
+
+def run_identity(
+    args: FareConfig, model: Any, original: nn.Module, objective: Any, train_dataset: Any
+) -> dict[str, Any]:
+    """What decides the weights, as JSON values by name.
+
+    Args:
+        args: the configuration.
+        model: the encoder that is trained, for its architecture.
+        original: the encoder that gives the targets, for its weights.
+        objective: what is minimised, for its texts.
+        train_dataset: for its size; the order of a stream also depends on who reads it.
+    """
+    own = [name for name in FareConfig.__annotations__ if name not in WITHOUT_INFLUENCE]
+    identity: dict[str, Any] = {name: _plain(getattr(args, name)) for name in (*own, *OF_THE_TRAINER)}
+    identity |= {f"model.{key}": _plain(value) for key, value in _architecture(model).items()}
+    identity |= {
+        "original": fingerprint(original),
+        "texts": _texts(objective),
+        "precision": args.mixed_precision,
+    }
+    identity["batch size"] = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    try:
+        return {**identity, "images": len(train_dataset)}
+    except TypeError:
+        readers = (args.world_size, args.dataloader_num_workers, args.train_batch_size)
+        return {**identity, "processes, workers and batch of a stream": list(readers)}
+
+
+def fingerprint(module: nn.Module) -> str:
+    """Of the weights: a hash of the names, shapes and some values of each, so that it takes no time."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, value in module.state_dict().items():
+        digest.update(f"{name}{tuple(value.shape)}".encode())
+        digest.update(_some_bytes(value))
+    return digest.hexdigest()
+
+
+def _some_bytes(value: Tensor) -> bytes:
+    flat = value.detach().flatten()
+    some = flat[:: max(1, len(flat) // SAMPLES)]
+    return some.to("cpu", torch.float32).numpy().tobytes()
+
+
+def _architecture(model: Any) -> dict[str, Any]:
+    values = {"class": type(model).__name__, **model.config.to_dict()}
+    return {key: value for key, value in values.items() if key not in OF_NO_ARCHITECTURE}
+
+
+def _texts(objective: Any) -> str | None:
+    texts = getattr(objective, "text_embeddings", None)
+    # Rounded: the text encoder may give other last digits on another machine.
+    return None if texts is None else hashlib.blake2b(_some_bytes((texts * 1000).round()), digest_size=8).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """A JSON value."""
+    if isinstance(value, Enum):
+        return value.value
+    return value if isinstance(value, (int, float, str, list, dict, type(None))) else str(value)

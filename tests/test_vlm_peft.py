@@ -1,0 +1,57 @@
+"""Adapters of PEFT and weights of bitsandbytes around a swap, in an environment of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from environments import environment, run
+
+pytestmark = pytest.mark.slow
+FOLDER = Path(__file__).parent
+SCRIPT = """
+import sys, tempfile, warnings
+sys.path[:0] = sys.argv[1:3]
+warnings.simplefilter("ignore")
+import torch
+from fixtures_vlm import PROMPT, encoder, images, llava, processor
+from peft import LoraConfig, get_peft_model
+from transformers import BitsAndBytesConfig, LlavaForConditionalGeneration
+from fare_hf.vlm import VlmLoss, swap_vision_tower
+
+def loss(model):
+    with torch.no_grad():
+        return VlmLoss(model, processor(), PROMPT, ["a red cat"])(images(1))
+
+def refusal(model, new):
+    try:
+        swap_vision_tower(model, new, processor())
+    except ValueError as error:
+        return str(error)
+
+plain = llava()
+swap_vision_tower(plain, encoder(), processor())
+language = get_peft_model(llava(), LoraConfig(target_modules=r".*language_model.*(q_proj|v_proj)"))
+assert swap_vision_tower(language, encoder(), processor()).probe_difference == 0.0
+torch.testing.assert_close(loss(language), loss(plain))
+everywhere = LoraConfig(target_modules=["q_proj"])
+assert "the vision tower carries an adapter" in refusal(get_peft_model(llava(), everywhere), encoder())
+assert "carries an adapter" in refusal(llava(), get_peft_model(encoder(), everywhere))
+merged = get_peft_model(llava(), everywhere).merge_and_unload()
+assert swap_vision_tower(merged, encoder(), processor()).probe_difference == 0.0
+with tempfile.TemporaryDirectory() as folder:
+    llava().save_pretrained(folder)
+    for skipped in (["model.vision_tower", "lm_head"], None):
+        quantised = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
+        model = LlavaForConditionalGeneration.from_pretrained(folder, quantization_config=quantised, device_map="cpu")
+        if skipped:
+            assert swap_vision_tower(model, encoder(), processor()).probe_difference == 0.0
+        else:
+            assert "the vision tower is quantised" in refusal(model, encoder())
+print("done")
+"""
+
+
+def test_adapters_and_quantised_language_models() -> None:
+    python = environment("peft", ["peft", "bitsandbytes", "psutil"], dependencies=False)
+    assert run(python, SCRIPT, str(FOLDER), str(FOLDER.parent)).endswith("done\n")

@@ -80,7 +80,11 @@ class Kill(TrainerCallback):
 
 def tiny_trainer(model: str, output_dir: str, train_dataset: Any = None, **options: Any) -> FareTrainer:
     """A trainer of the encoder in `model`; `options` go to `FareConfig`, except the trainer's own."""
-    own = {key: options.pop(key) for key in ("objective", "original", "callbacks", "eval_dataset") if key in options}
+    own = {
+        key: options.pop(key)
+        for key in ("objective", "original", "callbacks", "eval_dataset", "validation")
+        if key in options
+    }
     config = FareConfig(output_dir=output_dir, **{**DEFAULTS, **options})
     return FareTrainer(
         model=load_encoder(model, config.embedding),

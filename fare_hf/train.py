@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -36,7 +37,7 @@ from fare_hf.training.trained import merge_lora
 
 __all__ = ["FareScriptArguments", "main", "train"]
 
-OWN = ("checkpoint-", "failure-step-", "replaced_images.", ".")
+OWN = ("checkpoint-", "failure-step-", "replaced_images.", "training.json", ".")
 """How the names of what a run leaves in its folder begin, before its end."""
 logger = logging.getLogger(__name__)
 
@@ -309,12 +310,16 @@ def _card(script: FareScriptArguments) -> dict[str, Any]:
 def _save(trainer: FareTrainer, config: FareConfig) -> Path:
     """Writes the encoder with its card on the main process; under FSDP, and for other classes, as the Trainer does."""
     folder = Path(str(config.output_dir)) / "encoder"
+    if trainer.is_world_process_zero():
+        # Before the encoder: where that is, nothing is missing. What a kill left of an earlier attempt goes.
+        (folder.parent / "training.json").write_text(json.dumps(recipe(trainer), indent=2) + "\n", encoding="utf-8")
+        for part in folder.parent.glob(".encoder.*.part"):
+            shutil.rmtree(part)
     if can_publish(trainer):
         save_encoder(trainer, folder)
     else:
         trainer.save_model(str(folder))
     if trainer.is_world_process_zero():
-        (folder.parent / "training.json").write_text(json.dumps(recipe(trainer), indent=2) + "\n", encoding="utf-8")
         print(f"The robust encoder is in {folder}")
     trainer.accelerator.wait_for_everyone()
     return folder

@@ -35,6 +35,15 @@ def test_cheaper_spends_the_same_operations(tmp_path: Path, monkeypatch: pytest.
     assert [line["steps"] for line in json.loads(output.read_text())["lines"]] == [1, 2]
 
 
+def test_loader_reads_files_and_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "loader.json"
+    words = ["--images", "8", "--batch_size", "2", "--size", "32", "--workers", "0", "--rounds", "1"]
+    run("loader.py", *words, "--output", str(output), monkeypatch=monkeypatch)
+    found = json.loads(output.read_text())
+    assert [(line["kind"], line["workers"]) for line in found["rates"]] == [("files", 0), ("shards", 0)]
+    assert all(line["images_per_second"] > 0 for line in found["rates"]) and found["bytes_an_image"] > 10_000
+
+
 def test_the_gpu_script_says_what_it_needs() -> None:
     done = subprocess.run(["bash", "-n", str(BENCHMARKS / "gpu.sh")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -23,3 +23,5 @@ $step --model vit-l-14-336 --batch_size 16 --rounds 3 --arms --checkpointing --o
 if [ "$(nvidia-smi --list-gpus | wc -l)" -ge 2 ]; then
   python examples/benchmarks/processes.py --model vit-l-14 --batch_size 64 --output "$out/gpu-processes.json"
 fi
+# (f) the loader, on the processor of that machine
+python examples/benchmarks/loader.py --workers 0 1 2 4 8 16 --output "$out/gpu-loader.json"

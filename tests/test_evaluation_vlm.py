@@ -65,8 +65,28 @@ REFERENCE_SCORES = [3.6506919541958243, 4.863329179486162, 0.9843027177169921]
 
 def test_words_of_captions() -> None:
     text = "A man's dog isn't on the T-shirt, \"cool\"; it cannot (at 5 o'clock) cost 1,000!"
-    expected = "a man 's dog is n't on the t-shirt cool it can not at 5 o'clock cost 1,000"
+    expected = "a man 's dog is n't on the t-shirt cool it can not -lrb- at 5 o'clock -rrb- cost 1,000"
     assert caption_tokens(text) == expected.split()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("2.5m and 10km and 5th", "2.5 m and 10km and 5th"),
+        ("Dr. Smith and Mrs. Lee, Jr. at 5th Blvd.", "dr. smith and mrs. lee jr. at 5th blvd."),
+        ("e.g. a dog in the U.S.", "e.g. a dog in the u.s."),
+        ("The 8:30 a.m. train's coming to St. James station!", "the 8:30 a.m. train 's coming to st. james station"),
+        ("#1 fan @ home #yum", "# 1 fan @ home #yum"),
+        ("Women in the '60s eat rock 'n' roll", "women in the '60s eat rock 'n' roll"),
+        ("ready to go!! What?! No.", "ready to go !! what ?! no"),
+        ("toilet,sink,and tub, no. 5", "toilet sink and tub no. 5"),
+        ("[one] {two} www.example.com", "-lsb- one -rsb- -lcb- two -rcb- www.example.com"),
+        ("A sign (American Airlines) 5'10\"", "a sign -lrb- american airlines -rrb- 5 10"),
+    ],
+)
+def test_words_of_stanfords_tokeniser(text: str, words: str) -> None:
+    # Written by pycocoevalcap 1.2 (PTBTokenizer, stanford-corenlp-3.4.1.jar).
+    assert " ".join(caption_tokens(text)) == words
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fare_hf.attacks import ThreatModel
+from fare_hf.attacks import ThreatModel, format_eps
 
 __all__ = ["paired_bars", "radius_curves"]
 
@@ -14,7 +14,7 @@ __all__ = ["paired_bars", "radius_curves"]
 def radius_curves(
     rows: Sequence[Mapping[str, Any]], path: str | Path, *, task: str, dataset: str, metric: str, norm: str = "linf"
 ) -> Path:
-    """One line a model: the figure over eps, clean at 0, with its intervals as bands.
+    """One line a model: the figure over eps, clean at 0, with its intervals; the attack and n stand in the title.
 
     Args:
         rows: of a report.
@@ -26,22 +26,28 @@ def radius_curves(
         ValueError: no such rows.
     """
     chosen = _chosen(rows, task, dataset, metric)
-    figure, axes = _figure(6, 4)
+    lines = {}
     for model in dict.fromkeys(row["model"] for row in chosen):
-        points = sorted(
+        lines[model] = sorted(
             (_eps(row), row["value"], *row["ci"])
             for row in chosen
             if row["model"] == model and (row["threat_model"] or {"norm": norm})["norm"] == norm
         )
-        eps, values, low, high = zip(*points, strict=True)
-        scaled = [radius * 255 if norm == "linf" else radius for radius in eps]
-        (line,) = axes.plot(scaled, [100 * value for value in values], marker="o", label=model)
-        axes.fill_between(scaled, [100 * v for v in low], [100 * v for v in high], alpha=0.15, color=line.get_color())
-    axes.set_xlabel("eps x 255" if norm == "linf" else f"eps ({norm})")
+    radii = sorted({point[0] for points in lines.values() for point in points})
+    figure, axes = _figure(6.5, 4.5)
+    for place, (model, points) in enumerate(lines.items()):
+        eps, values, low, high = ([100 * number for number in column] for column in zip(*points, strict=True))
+        aside = (place - (len(lines) - 1) / 2) * 0.012 * 100 * max(radii)  # intervals beside, not over one another
+        ends = [[v - e for v, e in zip(values, low, strict=True)], [e - v for v, e in zip(values, high, strict=True)]]
+        axes.errorbar([x + aside for x in eps], values, yerr=ends, marker="o", capsize=3, elinewidth=1, label=model)
+    axes.set_xticks(
+        [100 * radius for radius in radii], [format_eps(radius) if radius else "clean" for radius in radii]
+    )
+    axes.set_xlabel(f"eps ({norm})")
     axes.set_ylabel(f"{metric}, %")
     axes.set_ylim(bottom=0)
-    axes.set_title(f"{task}: {dataset}")
-    axes.legend()
+    axes.set_title(_title(chosen, task, dataset), fontsize=9)
+    figure.legend(loc="outside lower center", ncols=5, frameon=False)
     return _save(figure, path)
 
 
@@ -54,7 +60,7 @@ def paired_bars(
     metric: str,
     threat_model: ThreatModel,
 ) -> Path:
-    """Two bars a model, clean and attacked, with their intervals.
+    """Two bars a model, clean and attacked, with their intervals; the attack and n stand in the title.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -79,8 +85,8 @@ def paired_bars(
         axes.bar(at, values, 0.36, yerr=ends, label=title, color=color, capsize=3)
     axes.set_xticks(range(len(pairs)), list(pairs))
     axes.set_ylabel(f"{metric}, %")
-    axes.set_title(f"{task}: {dataset}")
-    axes.legend()
+    axes.set_title(_title([row for pair in pairs.values() for row in pair], task, dataset), fontsize=9)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return _save(figure, path)
 
 
@@ -90,6 +96,17 @@ def _chosen(rows: Sequence[Mapping[str, Any]], task: str, dataset: str, metric: 
         known = sorted({f"{row['task']} / {row['dataset']} / {row['metric']}" for row in rows})
         raise ValueError(f"no rows of {task} / {dataset} / {metric}: there are {', '.join(known) or 'none'}.")
     return chosen
+
+
+def _title(rows: Sequence[Mapping[str, Any]], task: str, dataset: str) -> str:
+    """What was measured, on how many samples, and under which attacks."""
+    counts = ", ".join(dict.fromkeys(str(row["n"]) for row in rows))
+    used = dict.fromkeys(
+        "{name}, {steps} steps, restarts {restarts}, seed {seed}".format(**row["attack"])
+        for row in rows
+        if row["attack"] is not None
+    )
+    return "\n".join([f"{task}: {dataset}, n = {counts}, 95 % intervals", *used])
 
 
 def _key(row: Mapping[str, Any]) -> str | None:

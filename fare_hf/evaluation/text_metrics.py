@@ -246,21 +246,33 @@ def says_yes(answer: str) -> bool:
     return not {"No", "no", "not"} & set(answer.split(".")[0].replace(",", "").split(" "))
 
 
-# What COCO's tokeniser drops after splitting.
-_DROPPED = frozenset("' ` \" . ? ! , : - ; ( ) [ ] { } … – —".split())
+# What COCO's tokeniser drops after splitting; brackets have other names by then (-lrb-), in small letters, and stay.
+_DROPPED = frozenset("' ` \" . ? ! , : - ; … – —".split())
+_BRACKETS = dict(zip("()[]{}", "-lrb- -rrb- -lsb- -rsb- -lcb- -rcb-".split(), strict=True))
 _CLITICS = re.compile(r"(?<=\w)(n't|'(?:s|m|d|re|ve|ll))\b")
-_WORDS = re.compile(r"o'clock|n't|'(?:s|m|d|re|ve|ll)\b|\w+(?:[-./,]\w+)*|[^\w\s]")
+_SHORT = (
+    "mr mrs ms dr st ave jr sr vs blvd etc mt co inc ltd ft rd prof gen col sgt lt rev sen gov capt "
+    "jan feb apr aug sept oct nov dec"
+).replace(" ", "|")
+_WORDS = re.compile(
+    r"o'clock|'n'|'\d0s\b|n't|'(?:s|m|d|re|ve|ll)\b"
+    rf"|(?<!\w)(?:[a-z]\.)+(?!\w)|(?<!\w)(?:{_SHORT})\.(?!\w)|(?<!\w)no\.(?=\s*\d)"  # stops that belong to the word
+    r"|[#@][a-z]\w*|[!?]{2,}"
+    r"|\d+(?:[.,:]\d+)+(?=[a-z])"  # 2.5m: a number and its unit
+    r"|\w+(?:(?:[-./]|(?<=\d)[,:](?=\d))\w+)*|[^\w\s]"
+)
 _SPLIT = {"cannot": "can not", "gonna": "gon na", "gotta": "got ta", "wanna": "wan na"}
 
 
 def caption_tokens(text: str) -> list[str]:
-    """Words of a caption as the Penn Treebank tokeniser gives them, lower case, without punctuation.
+    """Words of a caption as COCO's evaluation counts them: Penn Treebank's, lower case, without punctuation.
 
-    Clitics are words of their own ("it 's", "is n't"), hyphens and decimal points stay inside. Abbreviations and the
-    rarer rules of Stanford's tokeniser are not followed: an abbreviation loses its final stop here.
+    Clitics are words of their own ("it 's", "is n't"); hyphens, decimal points and the stops of abbreviations stay;
+    brackets become words ("-lrb-"), by an oversight there that published figures contain. Checked word by word against
+    Stanford's tokeniser, whose rarer rules are not all followed.
     """
     spaced = _CLITICS.sub(r" \1", text.lower().replace("’", "'"))
-    words = [token for token in _WORDS.findall(spaced) if token not in _DROPPED]
+    words = [_BRACKETS.get(token, token) for token in _WORDS.findall(spaced) if token not in _DROPPED]
     return " ".join(_SPLIT.get(word, word) for word in words).split()
 
 

@@ -85,8 +85,9 @@ def build_parser(script: type, prog: str, description: str | None, everything: b
     """
     usage = f"{prog} --model MODEL --dataset DATASET --output_dir FOLDER [options]"
     parser = OptionParser((script, FareConfig), prog=prog, usage=usage, description=description)
-    # Read before all others (`expand_config`): it leaves nothing in what is parsed.
-    parser.add_argument("--config", nargs="+", default=argparse.SUPPRESS, help="YAML files of these options; the command line wins")
+    # Without a default: the dataclasses take every other option, and a value left over would be one object more.
+    files = "YAML files of these options; the command line wins"
+    parser.add_argument("--config", nargs="+", default=argparse.SUPPRESS, help=files)
     parser.add_argument("--help_all", action="help", help="show every option of the Trainer of transformers too")
     actions = {action.dest: action for action in parser._actions}
     actions["output_dir"].help = OUTPUT

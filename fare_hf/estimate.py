@@ -160,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     group.add_argument("--mfu", type=float, default=MFU, help="share of the peak that the training reaches")
     group.add_argument("--num_processes", type=int, default=1, help="GPUs")
     try:
-        known = {action.dest for action in parser._actions}
+        known = {action.dest for action in parser._actions} - {"config"}
         script, config, own = parser.parse_args_into_dataclasses(expand_config(words, known))
         if not 0 < own.mfu <= 1 or own.num_processes < 1:
             raise ValueError(f"mfu={own.mfu}, num_processes={own.num_processes}: give an MFU in (0, 1] and a GPU.")

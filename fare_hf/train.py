@@ -129,7 +129,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m fare_hf.
     words = list(sys.argv[1:] if arguments is None else arguments)
     parser = build_parser(FareScriptArguments, prog, __doc__, everything="--help_all" in words)
     try:
-        words = expand_config(words, {action.dest for action in parser._actions})
+        words = expand_config(words, {action.dest for action in parser._actions} - {"config"})
         script, config, unknown = parser.parse_args_into_dataclasses(words, return_remaining_strings=True)
         if unknown:
             raise ValueError(f"{' '.join(unknown)!r} is not understood; --help shows the options.")

@@ -30,6 +30,9 @@ STAND_INS = {
 SHORT = {
     "fare_hf.train": "--max_steps 1 --warmup_steps 0 --per_device_train_batch_size 1 --attack_steps 1",
     "evaluate": "--samples 6 --steps 2",
+    "estimate": "",
+    "train": f"--model {encoder_folder('clip')} --use_cpu --max_steps 1 --warmup_steps 0 --attack_steps 1 "
+    "--global_batch_size 1 --dataloader_drop_last false --dataloader_num_workers 0",
 }
 
 
@@ -65,6 +68,7 @@ def test_commands_run(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert command in (ROOT / ".ci" / "run").read_text()
         assert f"\n{words[1]}:" in (ROOT / "Makefile").read_text()
         return
+    shutil.copytree(ROOT / "examples" / "recipes", tmp_path / "examples" / "recipes")
     (tmp_path / "images").mkdir()
     Image.effect_noise((160, 160), 90).convert("RGB").save(tmp_path / "images" / "0.png")
     words = [STAND_INS.get(word, word) for word in words]
@@ -76,6 +80,8 @@ def test_commands_run(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     else:
         monkeypatch.chdir(tmp_path)
         run_command(words)
+    if "estimate" in words:
+        return
     assert any(tmp_path.rglob("report.json" if "evaluate" in words else "model.safetensors"))
 
 

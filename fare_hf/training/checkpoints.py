@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from transformers import Trainer, TrainerState
 from transformers.trainer_utils import TrainOutput
@@ -15,6 +16,7 @@ from transformers.trainer_utils import TrainOutput
 from fare_hf.encoders import load_complete
 from fare_hf.training.disk import check_disk
 from fare_hf.training.manifest import check_run, latest_checkpoint, write_manifest
+from fare_hf.training.trained import has_lora
 
 __all__ = ["CheckpointTrainer"]
 
@@ -92,6 +94,9 @@ class CheckpointTrainer(Trainer):
     def _restore(self, folder: str) -> None:
         """Every weight from a checkpoint, by name, or an error."""
         encoder = self.accelerator.unwrap_model(self.model)
+        if has_lora(encoder):  # of which the plain class knows nothing
+            encoder.load_state_dict(load_file(Path(folder) / "model.safetensors"), strict=True)
+            return
         encoder.load_state_dict(load_complete(type(encoder), folder).state_dict(), strict=True)
 
     def _is_sharded(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -11,12 +11,12 @@ import datasets
 import numpy as np
 import torch
 from PIL import Image as PillowImage
-from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from fare_hf.pixels import unnormalized
 
 __all__ = [
+    "CorruptImageError",
     "PixelDataset",
     "PixelStream",
     "check_folder",
@@ -31,6 +31,8 @@ __all__ = [
 TABLES_AND_ARCHIVES = ".arrow .csv .gz .h5 .hdf5 .json .jsonl .lance .parquet .tar .vortex .zip".split()
 DATA_FILES = frozenset((*PillowImage.registered_extensions(), *TABLES_AND_ARCHIVES))
 """Endings of the files that may hold images."""
+MOST_CORRUPT = 100
+"""Corrupt images in a row after which no more are replaced."""
 HuggingFaceDataset: TypeAlias = "datasets.Dataset | datasets.IterableDataset"
 
 
@@ -105,6 +107,10 @@ def class_names_of(dataset: Any, label_column: str | None = None) -> list[str] |
     return list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
 
 
+class CorruptImageError(ValueError):
+    """An image that cannot be decoded: which sample, its file if there is one, and what the decoder says."""
+
+
 class PixelDataset(Dataset):
     """Images as pixels: `{"pixel_values": (3, H, W) fp32 in [0,1], "labels": int, "index": int}`.
 
@@ -116,37 +122,65 @@ class PixelDataset(Dataset):
         processor: the encoder's image processor; a copy without normalisation is used.
         image_column: where the image is: a PIL image or what `datasets.Image` stores.
         label_column: where the integer label is.
+        replace_corrupt: the next image in the place of one that cannot be read, which `replaced` then names.
+
+    Raises:
+        CorruptImageError: when a sample is taken whose image cannot be read, with its file.
     """
 
     def __init__(
-        self, dataset: Any, processor: Any, image_column: str = "image", label_column: str | None = None
+        self,
+        dataset: Any,
+        processor: Any,
+        image_column: str = "image",
+        label_column: str | None = None,
+        *,
+        replace_corrupt: bool = False,
     ) -> None:
         self.dataset = _undecoded(dataset, image_column)
         self.processor = unnormalized(processor)
         self.image_column, self.label_column = image_column, label_column
         self.class_names = class_names_of(dataset, label_column)
+        self.replace_corrupt = replace_corrupt
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        index = int(index)
-        return _to_sample(self.dataset[index], index, self.processor, self.image_column, self.label_column)
+        index, length = int(index), len(self.dataset)
+        if index >= length:
+            raise IndexError(f"sample {index} of {length}")  # ends `list(dataset)`
+        following = ((index, self.dataset[(index + step) % length]) for step in range(min(length, MOST_CORRUPT)))
+        return next(_samples(following, self))
 
 
 class PixelStream(IterableDataset):
     """`PixelDataset` for a streamed data set: the same samples, `index` counts along the stream.
 
     With several loader workers the shards are divided among them, and `index` counts in strides of their number.
+    `FareTrainer` trains on it in a random order, without end, each process on its part.
+
+    Args:
+        dataset: a `datasets.IterableDataset`.
+        processor, image_column, label_column, replace_corrupt: as for `PixelDataset`.
+        shuffle_buffer: images, not decoded, that a reader holds to draw the next one from; 0 keeps the order.
     """
 
     def __init__(
-        self, dataset: Any, processor: Any, image_column: str = "image", label_column: str | None = None
+        self,
+        dataset: Any,
+        processor: Any,
+        image_column: str = "image",
+        label_column: str | None = None,
+        *,
+        replace_corrupt: bool = False,
+        shuffle_buffer: int = 1000,
     ) -> None:
         self.dataset = _undecoded(dataset, image_column)
         self.processor = unnormalized(processor)
         self.image_column, self.label_column = image_column, label_column
         self.class_names = class_names_of(dataset, label_column)
+        self.replace_corrupt, self.shuffle_buffer = replace_corrupt, shuffle_buffer
 
     def set_epoch(self, epoch: int) -> None:
         """Another shuffling of the stream for another epoch."""
@@ -155,13 +189,17 @@ class PixelStream(IterableDataset):
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = get_worker_info()
         first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
-        for position, row in enumerate(self.dataset):
-            index = first + stride * position
-            yield _to_sample(row, index, self.processor, self.image_column, self.label_column)
+        return self.samples((first + stride * position, row) for position, row in enumerate(self.dataset))
+
+    def samples(self, rows: Iterable[tuple[int, Mapping[str, Any]]]) -> Iterator[dict[str, Any]]:
+        """Samples of `(index, row)`, as many as rows, but for corrupt ones at the very end."""
+        return _samples(rows, self)
 
 
-def collate_pixels(samples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+def collate_pixels(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Stacks samples of a `PixelDataset`: `pixel_values` `(B, 3, H, W)`, `index` and perhaps `labels`, `(B,)` int64.
+
+    Where corrupt images were replaced, `replaced` names them, as a list.
 
     Raises:
         ValueError: images of different sizes, or labels in some samples only.
@@ -176,7 +214,8 @@ def collate_pixels(samples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
             raise ValueError(f"{key!r} is in {len(values)} of {len(samples)} samples; give it in all or in none.")
         if values:
             batch[key] = torch.tensor(values)
-    return batch
+    replaced = [name for sample in samples for name in sample.get("replaced", ())]
+    return {**batch, "replaced": replaced} if replaced else batch
 
 
 def check_samples(dataset: Any, image_size: int | None = None) -> None:
@@ -257,6 +296,28 @@ def _undecoded(dataset: Any, image_column: str) -> Any:
     return dataset
 
 
+def _samples(
+    rows: Iterable[tuple[int, Mapping[str, Any]]], of: PixelDataset | PixelStream
+) -> Iterator[dict[str, Any]]:
+    """One sample a row; that of a corrupt image is made of the next row that can be read, under its own index."""
+    corrupt: list[tuple[int, str]] = []
+    for index, row in rows:
+        try:
+            sample = _to_sample(row, index, of.processor, of.image_column, of.label_column)
+        except CorruptImageError as error:
+            if not of.replace_corrupt:
+                raise
+            corrupt.append((index, str(error)))
+            if len(corrupt) == MOST_CORRUPT:
+                break
+            continue
+        yield from ({**sample, "index": place, "replaced": [name]} for place, name in corrupt)
+        corrupt = []
+        yield sample
+    if len(corrupt) == MOST_CORRUPT or isinstance(of, PixelDataset):
+        raise ValueError(f"{len(corrupt)} images in a row cannot be read; the first: {corrupt[0][1]}")
+
+
 def _to_sample(
     row: Mapping[str, Any], index: int, processor: Any, image_column: str, label_column: str | None
 ) -> dict[str, Any]:
@@ -275,7 +336,7 @@ def _decode(value: Any, index: int) -> PillowImage.Image:
     except (OSError, ValueError, SyntaxError, AttributeError, PillowImage.DecompressionBombError) as error:
         path = value.get("path") if isinstance(value, Mapping) else None
         where = f"sample {index}" + (f" ({path})" if path else "")
-        raise ValueError(f"{where} is not a readable image: {error}; remove or replace it.") from error
+        raise CorruptImageError(f"{where} is not a readable image: {error}; remove or replace it.") from error
 
 
 def _rgb(image: PillowImage.Image) -> PillowImage.Image:

@@ -36,6 +36,8 @@ from fare_hf.training.trained import merge_lora
 
 __all__ = ["FareScriptArguments", "main", "train"]
 
+OWN = ("checkpoint-", "failure-step-", "replaced_images.", ".")
+"""How the names of what a run leaves in its folder begin, before its end."""
 logger = logging.getLogger(__name__)
 
 
@@ -55,6 +57,12 @@ class FareScriptArguments:
     image_column: str | None = field(default=None, metadata={"help": "Column of images; found if there is one."})
     label_column: str | None = field(default=None, metadata={"help": "Column of labels; found if it is a ClassLabel."})
     streaming: bool = field(default=False, metadata={"help": "Read while training; needs --max_steps."})
+    shuffle_buffer: int = field(
+        default=1000, metadata={"help": "Images that a reader of a stream draws the next from; 0: in order."}
+    )
+    replace_corrupt: bool = field(
+        default=False, metadata={"help": "Train on the next image where one cannot be read; all are named at the end."}
+    )
     text_model: str | None = field(
         default=None, metadata={"help": "CLIP with the text encoder for tecoa; by default --model."}
     )
@@ -72,6 +80,8 @@ class FareScriptArguments:
     )
 
     def __post_init__(self) -> None:
+        if self.shuffle_buffer < 0:
+            raise ValueError(f"shuffle_buffer={self.shuffle_buffer} is negative; give 1000, or 0 for no shuffling.")
         if self.license is not None:
             check_license(self.license)
 
@@ -155,7 +165,7 @@ def _latest(folder: Path) -> str | None:
     found = latest_checkpoint(folder)
     if found is not None:
         return found
-    others = [path.name for path in folder.glob("*") if not path.name.startswith(("checkpoint-", "."))]
+    others = [path.name for path in folder.glob("*") if not path.name.startswith(OWN)]
     if others:
         raise ValueError(
             f"output_dir={str(folder)!r} has no complete checkpoint, but {', '.join(sorted(others)[:5])}; empty it, "
@@ -177,7 +187,8 @@ def _check_dataset(script: FareScriptArguments) -> None:
         raise ValueError(f"eval_split={script.eval_split!r} is not in the lab; use one of {', '.join(TEST_SETS)}.")
     if name.removeprefix("lab:") not in TRAINING_SETS:
         raise ValueError(f"dataset={name!r} is not in the lab; use one of lab:{', lab:'.join(TRAINING_SETS)}.")
-    for option in ("train_split", "image_column", "label_column", "streaming", "image_processor"):
+    options = ("train_split", "image_column", "label_column", "streaming", "image_processor")
+    for option in (*options, "shuffle_buffer", "replace_corrupt"):
         if getattr(script, option) != FareScriptArguments.__dataclass_fields__[option].default:
             raise ValueError(f"{option}={getattr(script, option)!r} has no meaning for {name!r}; leave it out.")
 
@@ -245,8 +256,11 @@ def _load_split(script: FareScriptArguments, split: str, processor: Any) -> Any:
     columns = {"image_column": script.image_column, "label_column": script.label_column}
     dataset = load_images(script.dataset, split, streaming=script.streaming, **columns)
     image_column, label_column = find_columns(dataset, name=script.dataset, **columns)
-    cls = PixelStream if script.streaming else PixelDataset
-    return cls(dataset, processor, image_column, label_column)
+    replace = script.replace_corrupt and split == script.train_split
+    if not script.streaming:
+        return PixelDataset(dataset, processor, image_column, label_column, replace_corrupt=replace)
+    buffer = {"shuffle_buffer": script.shuffle_buffer}
+    return PixelStream(dataset, processor, image_column, label_column, replace_corrupt=replace, **buffer)
 
 
 def _load_processor(name: str) -> Any:

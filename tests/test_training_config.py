@@ -32,6 +32,7 @@ def test_defaults_are_the_papers_recipe(tmp_path: Path) -> None:
         ({"eps": 0}, "eps=0 leaves nothing to attack"),
         ({"norm": "l1"}, "l1"),
         ({"attack_step_size": "0"}, "attack_step_size=0 does not move"),
+        ({"attack_step_size": "9/255"}, "attack_step_size=9/255 is longer than the ball of eps=4/255 is wide"),
         ({"attack_step_size": "fast"}, "attack_step_size 'fast'"),
         ({"embedding": "cls"}, "embedding='cls' is not known"),
         ({"objective": "clip"}, "objective='clip' is not known"),

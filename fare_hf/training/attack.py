@@ -17,7 +17,7 @@ from fare_hf.objectives import Objective
 from fare_hf.pixels import Normalization
 from fare_hf.precision import attack_mode
 from fare_hf.training.config import FareConfig
-from fare_hf.training.failures import blame, in_range
+from fare_hf.training.failures import NonFiniteError, blame, in_range
 from fare_hf.training.schedules import AttackSteps, attack_steps_at
 from fare_hf.training.warm import WarmStarts
 
@@ -92,7 +92,7 @@ class BatchAttack:
             except ValueError as error:
                 if "NaN" not in str(error) and in_range(pixels).all():
                     raise  # of another kind: no sample is to blame
-                raise ValueError(blame(step + 1, inputs, loss_fn.first)) from error
+                raise NonFiniteError(blame(step + 1, inputs, loss_fn.first)) from error
         assert loss_fn.first is not None
         return Attacked(adversarial, targets, loss_fn.first)
 

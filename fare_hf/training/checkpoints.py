@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.data_loader import prepare_data_loader
 from safetensors.torch import load_file
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerState
 from transformers.trainer_utils import TrainOutput
 
+from fare_hf.data import PixelStream
 from fare_hf.encoders import load_complete
 from fare_hf.training.disk import check_disk
 from fare_hf.training.manifest import check_run, latest_checkpoint, write_manifest
+from fare_hf.training.stream import TrainingStream, warn_of_uneven_shards
 from fare_hf.training.trained import has_lora
 
 __all__ = ["CheckpointTrainer"]
@@ -27,6 +31,7 @@ class CheckpointTrainer(Trainer):
     model: Any
     identity: dict[str, Any]
     """What a checkpoint must agree with; see `run_identity`."""
+    _stream: TrainingStream | None = None
 
     def train(
         self,
@@ -56,6 +61,36 @@ class CheckpointTrainer(Trainer):
             self.state = TrainerState.load_from_json(str(Path(folder) / "trainer_state.json"))
             return TrainOutput(step, 0.0, {})
         return super().train(folder, trial, ignore_keys_for_eval)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """A stream is divided among all readers: accelerate would have one process read and decode for all."""
+        if not isinstance(self.train_dataset, PixelStream):
+            return super().get_train_dataloader()
+        args, process = self.args, (self.args.process_index, self.args.world_size)
+        if self.is_world_process_zero():
+            warn_of_uneven_shards(self.train_dataset.dataset, args.world_size * max(1, args.dataloader_num_workers))
+        seed = args.seed if args.data_seed is None else args.data_seed
+        self._stream = TrainingStream(self.train_dataset, seed, *process, self._train_batch_size)
+        loader = DataLoader(
+            self._stream,
+            self._train_batch_size,
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
+        )
+        # Divided already: as for a single process.
+        return prepare_data_loader(
+            loader, args.device, num_processes=1, process_index=0, put_on_device=True, dispatch_batches=False
+        )
+
+    def _init_training_state(self, *args: Any) -> tuple[int, int]:
+        """Tells a stream what the Trainer is going to skip, so that it is not decoded."""
+        epochs, batches = super()._init_training_state(*args)
+        if self._stream is not None:
+            self._stream.passed_batches = batches
+        return epochs, batches
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """The Trainer would write into what a kill left of the same checkpoint."""

@@ -14,6 +14,7 @@ from fare_hf.attacks.gradient import check_steps
 from fare_hf.attacks.threat_model import parse_fraction
 from fare_hf.encoders import EMBEDDINGS
 from fare_hf.hub import check_repo_id
+from fare_hf.training.launch import check_launch
 
 __all__ = ["FareConfig"]
 
@@ -131,6 +132,7 @@ class FareConfig(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        check_launch(self.use_cpu, self.deepspeed)
         super().__post_init__()
         self._check_attack()
         self._check_cheaper()
@@ -158,7 +160,11 @@ class FareConfig(TrainingArguments):
         check_steps(self.attack_steps, "attack_steps")
         if parse_fraction(self.attack_step_size, "attack_step_size") == 0:
             raise ValueError("attack_step_size=0 does not move; give a length such as 1/255.")
-        parse_step_size(self.attack_step_size, self.threat_model, "attack_step_size")
+        if parse_step_size(self.attack_step_size, self.threat_model, "attack_step_size") > 2 * self.threat_model.eps:
+            raise ValueError(
+                f"attack_step_size={self.attack_step_size} is longer than the ball of eps={self.eps} is wide; "
+                "give at most twice eps, or the paper's 1/255."
+            )
 
     def _check_cheaper(self) -> None:
         """Options that train at a lower cost, and the bounds of an evaluation."""
@@ -202,7 +208,7 @@ class FareConfig(TrainingArguments):
             raise ValueError("use_reentrant=True cannot differentiate to the pixels; set use_reentrant to False.")
         if self.max_steps == 0:
             raise ValueError("max_steps=0 trains nothing; give the number of updates, or -1 to count epochs.")
-        if self.fp16 and self.device.type == "cpu":
+        if self.mixed_precision == "fp16" and self.device.type == "cpu":
             raise ValueError("fp16=True does nothing on a CPU; use bf16=True, or a GPU.")
         if self.torch_compile and not self.dataloader_drop_last:
             raise ValueError(

@@ -16,6 +16,9 @@ __all__ = ["fingerprint", "run_identity"]
 # What FareConfig declares and the weights do not depend on; the batch sizes count together.
 WITHOUT_INFLUENCE = {
     "ddp_find_unused_parameters",
+    "eval_attack_steps",
+    "eval_images",
+    "global_batch_size",
     "hub_strategy",
     "logging_nan_inf_filter",
     "logging_steps",
@@ -66,8 +69,9 @@ def run_identity(
     try:
         return {**identity, "images": len(train_dataset)}
     except TypeError:
-        readers = (args.world_size, args.dataloader_num_workers, args.train_batch_size)
-        return {**identity, "processes, workers and batch of a stream": list(readers)}
+        readers = [args.world_size, args.dataloader_num_workers, args.train_batch_size]
+        readers.append(getattr(train_dataset, "shuffle_buffer", 0))
+        return {**identity, "processes, workers, batch and buffer of a stream": readers}
 
 
 def fingerprint(module: nn.Module) -> str:

@@ -34,9 +34,11 @@ from fare_hf.precision import attack_mode, cast_for_good
 from fare_hf.training.attack import EVALUATION, BatchAttack
 from fare_hf.training.checkpoints import CheckpointTrainer
 from fare_hf.training.config import FareConfig
-from fare_hf.training.failures import blame
+from fare_hf.training.failures import NonFiniteError, blame
+from fare_hf.training.finite import FiniteTrainer
 from fare_hf.training.identity import run_identity
 from fare_hf.training.publish import check_push, publish, publish_checkpoint
+from fare_hf.training.replaced import ReplacedImages
 from fare_hf.training.schedules import AttackSteps, attack_of, attack_steps_at
 from fare_hf.training.trained import add_lora, train_first_blocks, trained_share
 from fare_hf.training.window import EpochCallback, Window, summarise
@@ -47,7 +49,7 @@ HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """Mixed precision of accelerate -> what autocast casts to."""
 
 
-class FareTrainer(CheckpointTrainer):
+class FareTrainer(FiniteTrainer, CheckpointTrainer):
     """Trainer whose loss is taken on images attacked by PGD against the current encoder (arXiv 2402.12336).
 
     Batches are `{"pixel_values": (B, 3, H, W) fp32 in [0,1], "index": (B,), "labels"?: (B,)}`, as `PixelDataset` and
@@ -125,6 +127,8 @@ class FareTrainer(CheckpointTrainer):
         whole = not self.is_fsdp_enabled
         self.original = self._prepare_original(cast_for_good(reference, dtype if whole else None))
         self.add_callback(EpochCallback())
+        self._replaced = ReplacedImages(str(args.output_dir), args.process_index)
+        self.add_callback(self._replaced)
         lower = torch.bfloat16 if self.args.attack_bf16 else None
         # FSDP fixes requires_grad when it first gathers a parameter: frozen then, it would never be trained.
         hold = partial(attack_mode, dtype=dtype or lower) if whole else evaluating
@@ -144,6 +148,7 @@ class FareTrainer(CheckpointTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The encoder's forward returns no loss: attack the batch, then one forward of what the attack found."""
+        self._replaced.add(inputs.pop("replaced", []))
         steps = attack_steps_at(self.args, self.state.global_step / max(self.state.max_steps, 1))
         self._count(len(inputs["pixel_values"]), steps)
         with self._fast_patches():
@@ -151,7 +156,7 @@ class FareTrainer(CheckpointTrainer):
             embeddings = embed(model, self.normalization(attacked.pixels), self.args.embedding)
             losses = self.objective(embeddings, attacked.targets)
             if not losses.isfinite().all():
-                raise ValueError(blame(self.state.global_step + 1, inputs, losses))
+                raise NonFiniteError(blame(self.state.global_step + 1, inputs, losses))
             if self._is_measured_step():
                 self._window.add(self._measure(inputs["pixel_values"], embeddings, losses, attacked.start_losses))
         loss = losses.mean()

@@ -48,6 +48,7 @@ def test_the_defaults_are_fused_and_use_sdpa(clip_folder: Path, tmp_path: Path) 
     trainer.train()
     assert trainer.optimizer.optimizer.defaults["fused"]
     assert trainer.model.config._attn_implementation == "sdpa"
+    assert FareConfig(str(tmp_path), use_cpu=True).accelerator_config.non_blocking
 
 
 def test_the_attack_sees_half_weights_under_mixed_precision(clip_folder: Path, tmp_path: Path) -> None:

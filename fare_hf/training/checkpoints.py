@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from accelerate.data_loader import prepare_data_loader
+from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerState
@@ -19,6 +20,7 @@ from fare_hf.encoders import load_complete
 from fare_hf.training.disk import check_disk
 from fare_hf.training.manifest import check_run, latest_checkpoint, write_manifest
 from fare_hf.training.stream import TrainingStream, warn_of_uneven_shards
+from fare_hf.training.trained import has_lora
 
 __all__ = ["CheckpointTrainer"]
 
@@ -127,6 +129,9 @@ class CheckpointTrainer(Trainer):
     def _restore(self, folder: str) -> None:
         """Every weight from a checkpoint, by name, or an error."""
         encoder = self.accelerator.unwrap_model(self.model)
+        if has_lora(encoder):  # of which the plain class knows nothing
+            encoder.load_state_dict(load_file(Path(folder) / "model.safetensors"), strict=True)
+            return
         encoder.load_state_dict(load_complete(type(encoder), folder).state_dict(), strict=True)
 
     def _is_sharded(self) -> bool:

@@ -182,6 +182,8 @@ class FareConfig(TrainingArguments):
                 raise ValueError(f"{name}={value} is not positive; give at least 1, or leave it out.")
         if self.trained_blocks and self.lora_rank:
             raise ValueError("trained_blocks and lora_rank exclude each other; give one.")
+        if self.lora_rank and self.push_to_hub and self.hub_strategy != HubStrategy.END:
+            raise ValueError("lora_rank: the updates are merged at the end; publish with hub_strategy='end'.")
         for name in ("eval_images", "eval_attack_steps"):
             if (value := getattr(self, name)) < 0:
                 raise ValueError(f"{name}={value} is negative; give a number from 0.")

@@ -133,6 +133,8 @@ class FareConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         check_launch(self.use_cpu, self.deepspeed)
+        if self.accelerator_config is None and self.dataloader_pin_memory:
+            self.accelerator_config = {"non_blocking": True}  # copies to the device do not wait
         super().__post_init__()
         self._check_attack()
         self._check_cheaper()

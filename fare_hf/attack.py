@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fare_hf.cli import natural, positive
+from fare_hf.console import natural, positive
 
 __all__ = ["add_options", "run"]
 

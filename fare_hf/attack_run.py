@@ -7,7 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fare_hf.attacks import ThreatModel
+from fare_hf.console import named_values
+from fare_hf.data import PixelDataset, find_columns, load_images
 from fare_hf.evaluation.environment import environment
 from fare_hf.evaluation.exported import load_exported
 from fare_hf.evaluation.report import RobustnessReport, Row
@@ -15,6 +19,7 @@ from fare_hf.evaluation.stealth import STEALTH_TARGETS, as_sent, evaluate_stealt
 from fare_hf.evaluation.text_attack import says, target_loss
 from fare_hf.evaluation.transfer import transfer_matrix
 from fare_hf.evaluation.vlm_sets import chat_prompt
+from fare_hf.pixels import quantize
 from fare_hf.vlm import generate_text, swap_vision_tower
 
 __all__ = ["run"]
@@ -24,7 +29,7 @@ def run(args: argparse.Namespace) -> None:
     """Attacks string after string; what is finished is not run again."""
     threat_model = ThreatModel("linf", args.eps)
     targets = list(STEALTH_TARGETS) if args.targets is None else read_targets(args.targets)
-    victims = _victims(args.victims)
+    victims = named_values("--victims", args.victims, "ENCODER")
     vlm, processor, prompt = _model(args)
     if args.vision_tower is not None:
         print(swap_vision_tower(vlm, args.vision_tower, processor))
@@ -49,13 +54,6 @@ def run(args: argparse.Namespace) -> None:
     print(report.save(args.output_dir))
 
 
-def _victims(words: Sequence[str]) -> dict[str, str]:
-    wrong = [word for word in words if "=" not in word]
-    if wrong:
-        raise ValueError(f"--victims {wrong[0]}: give NAME=ENCODER.")
-    return dict(word.split("=", 1) for word in words)
-
-
 def _model(args: argparse.Namespace) -> tuple[Any, Any, str]:
     """Model, processor and prompt."""
     if args.vlm == "lab":
@@ -72,9 +70,6 @@ def _model(args: argparse.Namespace) -> tuple[Any, Any, str]:
 
 def _pixels(args: argparse.Namespace, processor: Any) -> Any:
     """The first images, in 8 bit as files hold them, at the tower's resolution."""
-    from fare_hf.data import PixelDataset, find_columns, load_images
-    from fare_hf.pixels import quantize
-
     if args.images.startswith("lab:"):
         from fare_hf.lab.measure import part
 
@@ -82,8 +77,6 @@ def _pixels(args: argparse.Namespace, processor: Any) -> Any:
     dataset = load_images(args.images, args.split)
     column, _ = find_columns(dataset, None, name=args.images)
     data = PixelDataset(dataset.select(range(min(args.samples, len(dataset)))), processor.image_processor, column)
-    import torch
-
     if not len(data):
         raise ValueError(f"{args.images!r} holds no image in the split {args.split!r}: give at least one.")
     return quantize(torch.stack([data[index]["pixel_values"] for index in range(len(data))]))

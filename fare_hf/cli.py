@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fare_hf import __version__
-from fare_hf.console import NEGATIVE_NUMBER, hide_notices, one_line
+from fare_hf.console import NEGATIVE_NUMBER, hide_notices, named_values, natural, one_line, positive
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -48,20 +48,6 @@ class Command(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One sentence, without the usage."""
         self.exit(2, f"{self.prog}: error: {message}; `{self.prog} --help` shows the options.\n")
-
-
-def positive(text: str) -> int:
-    """An argument that is a whole number from 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
-    return int(text)
-
-
-def natural(text: str) -> int:
-    """An argument that is a whole number from 0."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 0")
-    return int(text)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -221,10 +207,7 @@ def run_suite_file(args: argparse.Namespace) -> None:
 
     if args.encoder is not None:
         raise ValueError(f"--suite has its own models: give --models NAME={args.encoder} instead.")
-    wrong = [pair for pair in args.models or [] if "=" not in pair]
-    if wrong:
-        raise ValueError(f"--models {wrong[0]}: give NAME=PATH.")
-    models = dict(pair.split("=", 1) for pair in args.models) if args.models else None
+    models = named_values("--models", args.models) if args.models else None
     suite = load_suite(args.suite, models)
     check_suite(suite)
     logging.disable_progress_bar()  # bars of loaded weights would write over the one that says what is left

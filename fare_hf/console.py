@@ -1,12 +1,14 @@
-"""What a person sees of a command in the terminal: no notices that ask nothing of them, and errors of one line."""
+"""What command lines share: words read as values, no notices that ask nothing of a person, errors of one line."""
 
 from __future__ import annotations
 
+import argparse
 import logging
 import re
 import warnings
+from collections.abc import Sequence
 
-__all__ = ["NEGATIVE_NUMBER", "hide_notices", "one_line"]
+__all__ = ["NEGATIVE_NUMBER", "hide_notices", "named_values", "natural", "one_line", "positive"]
 
 NOTICES = {
     # The processors without torchvision are the ones meant: torchvision is never needed here.
@@ -51,3 +53,29 @@ def one_line(error: BaseException) -> str:
     if text.startswith("Caught ") and "Original Traceback" in text:
         text = text.strip().splitlines()[-1].partition(": ")[2]
     return " ".join(text.split()) or type(error).__name__
+
+
+def positive(text: str) -> int:
+    """An argument that is a whole number from 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    return int(text)
+
+
+def natural(text: str) -> int:
+    """An argument that is a whole number from 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 0")
+    return int(text)
+
+
+def named_values(option: str, words: Sequence[str], value: str = "PATH") -> dict[str, str]:
+    """The words NAME=VALUE of an option, by name.
+
+    Raises:
+        ValueError: a word without a name.
+    """
+    wrong = [word for word in words if "=" not in word]
+    if wrong:
+        raise ValueError(f"{option} {wrong[0]}: give NAME={value}.")
+    return dict(word.split("=", 1) for word in words)

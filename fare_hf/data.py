@@ -13,6 +13,7 @@ import torch
 from PIL import Image as PillowImage
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
+from fare_hf.folders import is_missing_path
 from fare_hf.pixels import unnormalized
 
 __all__ = [
@@ -69,7 +70,7 @@ def check_folder(name: str) -> None:
         ValueError: the folder holds none, or `name` is a path and there is nothing.
     """
     folder = Path(name).expanduser()
-    if not folder.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+    if is_missing_path(name):
         raise ValueError(f"dataset {name!r} is no folder here; check the path.")
     if folder.is_dir() and not any(path.suffix.lower() in DATA_FILES for path in folder.rglob("*")):
         raise ValueError(_no_images(name))
@@ -111,22 +112,8 @@ class CorruptImageError(ValueError):
     """An image that cannot be decoded: which sample, its file if there is one, and what the decoder says."""
 
 
-class PixelDataset(Dataset):
-    """Images as pixels: `{"pixel_values": (3, H, W) fp32 in [0,1], "labels": int, "index": int}`.
-
-    `labels` is there only with `label_column`. `index` is the position in `dataset`: it names the sample in errors and
-    seeds its randomness.
-
-    Args:
-        dataset: rows with an image (a `datasets.Dataset`, or any sequence of mappings).
-        processor: the encoder's image processor; a copy without normalisation is used.
-        image_column: where the image is: a PIL image or what `datasets.Image` stores.
-        label_column: where the integer label is.
-        replace_corrupt: the next image in the place of one that cannot be read, which `replaced` then names.
-
-    Raises:
-        CorruptImageError: when a sample is taken whose image cannot be read, with its file.
-    """
+class _Images:
+    """What a `PixelDataset` and a `PixelStream` are made of."""
 
     def __init__(
         self,
@@ -143,6 +130,28 @@ class PixelDataset(Dataset):
         self.class_names = class_names_of(dataset, label_column)
         self.replace_corrupt = replace_corrupt
 
+    def samples(self, rows: Iterable[tuple[int, Mapping[str, Any]]]) -> Iterator[dict[str, Any]]:
+        """Samples of `(index, row)`; that of a corrupt image is made of the next row that can be read."""
+        return _samples(rows, self)
+
+
+class PixelDataset(_Images, Dataset):
+    """Images as pixels: `{"pixel_values": (3, H, W) fp32 in [0,1], "labels": int, "index": int}`.
+
+    `labels` is there only with `label_column`. `index` is the position in `dataset`: it names the sample in errors and
+    seeds its randomness.
+
+    Args:
+        dataset: rows with an image (a `datasets.Dataset`, or any sequence of mappings).
+        processor: the encoder's image processor; a copy without normalisation is used.
+        image_column: where the image is: a PIL image or what `datasets.Image` stores.
+        label_column: where the integer label is.
+        replace_corrupt: the next image in the place of one that cannot be read, which `replaced` then names.
+
+    Raises:
+        CorruptImageError: when a sample is taken whose image cannot be read, with its file.
+    """
+
     def __len__(self) -> int:
         return len(self.dataset)
 
@@ -151,10 +160,10 @@ class PixelDataset(Dataset):
         if index >= length:
             raise IndexError(f"sample {index} of {length}")  # ends `list(dataset)`
         following = ((index, self.dataset[(index + step) % length]) for step in range(min(length, MOST_CORRUPT)))
-        return next(_samples(following, self))
+        return next(self.samples(following))
 
 
-class PixelStream(IterableDataset):
+class PixelStream(_Images, IterableDataset):
     """`PixelDataset` for a streamed data set: the same samples, `index` counts along the stream.
 
     With several loader workers the shards are divided among them, and `index` counts in strides of their number.
@@ -166,21 +175,9 @@ class PixelStream(IterableDataset):
         shuffle_buffer: images, not decoded, that a reader holds to draw the next one from; 0 keeps the order.
     """
 
-    def __init__(
-        self,
-        dataset: Any,
-        processor: Any,
-        image_column: str = "image",
-        label_column: str | None = None,
-        *,
-        replace_corrupt: bool = False,
-        shuffle_buffer: int = 1000,
-    ) -> None:
-        self.dataset = _undecoded(dataset, image_column)
-        self.processor = unnormalized(processor)
-        self.image_column, self.label_column = image_column, label_column
-        self.class_names = class_names_of(dataset, label_column)
-        self.replace_corrupt, self.shuffle_buffer = replace_corrupt, shuffle_buffer
+    def __init__(self, *args: Any, shuffle_buffer: int = 1000, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.shuffle_buffer = shuffle_buffer
 
     def set_epoch(self, epoch: int) -> None:
         """Another shuffling of the stream for another epoch."""
@@ -190,10 +187,6 @@ class PixelStream(IterableDataset):
         worker = get_worker_info()
         first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
         return self.samples((first + stride * position, row) for position, row in enumerate(self.dataset))
-
-    def samples(self, rows: Iterable[tuple[int, Mapping[str, Any]]]) -> Iterator[dict[str, Any]]:
-        """Samples of `(index, row)`, as many as rows, but for corrupt ones at the very end."""
-        return _samples(rows, self)
 
 
 def collate_pixels(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -296,10 +289,8 @@ def _undecoded(dataset: Any, image_column: str) -> Any:
     return dataset
 
 
-def _samples(
-    rows: Iterable[tuple[int, Mapping[str, Any]]], of: PixelDataset | PixelStream
-) -> Iterator[dict[str, Any]]:
-    """One sample a row; that of a corrupt image is made of the next row that can be read, under its own index."""
+def _samples(rows: Iterable[tuple[int, Mapping[str, Any]]], of: _Images) -> Iterator[dict[str, Any]]:
+    """One sample a row, but for corrupt ones at the very end of a stream; each under the index of its own row."""
     corrupt: list[tuple[int, str]] = []
     for index, row in rows:
         try:

@@ -1,4 +1,4 @@
-"""Folders that are written once: into a new place, whole or not at all."""
+"""Paths that lead nowhere, and folders that are written once: into a new place, whole or not at all."""
 
 from __future__ import annotations
 
@@ -11,10 +11,16 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-__all__ = ["check_new_folder", "whole_folder"]
+__all__ = ["check_new_folder", "is_missing_path", "whole_folder"]
 
 # What the disk or its rights say, as against a file that a reader does not find.
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
+
+
+def is_missing_path(name: str) -> bool:
+    """Whether a name can only be that of a file or folder, not of a repository on the Hub, and there is none."""
+    looks = name.startswith((".", "/", "~")) or name.count("/") > 1
+    return looks and not Path(name).expanduser().exists()
 
 
 def check_new_folder(folder: Path) -> None:

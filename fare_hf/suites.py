@@ -21,9 +21,10 @@ from fare_hf.evaluation.masking import check_gradient_masking
 from fare_hf.evaluation.report import Row
 from fare_hf.evaluation.suite import Runner, Suite
 from fare_hf.evaluation.vlm import evaluate_vlm
-from fare_hf.evaluation.vlm_sets import load_vlm_set
+from fare_hf.evaluation.vlm_sets import load_vlm_set, vlm_set
 from fare_hf.evaluation.zero_shot import ATTACKS, evaluate_zero_shot, logits_function
 from fare_hf.evaluation.zero_shot_sets import load_zero_shot_set, zero_shot_set
+from fare_hf.folders import is_missing_path
 from fare_hf.lab import TEST_SETS, encoder_folder, load_clip
 from fare_hf.lab.measure import part, text_embeddings
 from fare_hf.pixels import Normalization
@@ -62,8 +63,7 @@ def check_suite(suite: Suite) -> None:
         ImportError: corruptions without their library.
     """
     for name, source in suite.models.items():
-        is_path = str(source).startswith((".", "/", "~")) or str(source).count("/") > 1
-        if is_path and not Path(source).expanduser().exists():
+        if is_missing_path(str(source)):
             raise ValueError(f"there is nothing at {source!r}, where the model {name!r} should be: check the path.")
     seen: set[tuple[Any, ...]] = set()
     for number, job in enumerate(suite.jobs):
@@ -90,9 +90,11 @@ def _check_job(where: str, job: Mapping[str, Any], models: Mapping[str, str]) ->
             _source(job[field], models)
     if job.get("attack", ATTACKS[0]) not in ATTACKS:
         raise ValueError(f"{where} has attack {job['attack']!r}: use one of {', '.join(ATTACKS)}.")
-    if job["kind"] != "vlm" and not str(job["set"]).startswith(LAB):
+    if job["kind"] == "vlm":
+        vlm_set(job["set"])
+    elif not str(job["set"]).startswith(LAB):
         zero_shot_set(job["set"])
-    elif str(job["set"]).removeprefix(LAB) not in TEST_SETS and job["kind"] != "vlm":
+    elif job["set"].removeprefix(LAB) not in TEST_SETS:
         raise ValueError(f"{where} has set {job['set']!r}: the lab has {', '.join(TEST_SETS)}.")
     if job["kind"] == "corruptions":
         check_corruptions(job.get("names"), job.get("severities", (1,)))

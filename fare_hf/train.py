@@ -197,36 +197,14 @@ def _check_dataset(script: FareScriptArguments) -> None:
 def _load_data(script: FareScriptArguments) -> tuple[Any, Any, Any]:
     """The training set, the evaluation set or None, both as pixels, and the image processor."""
     if script.dataset.startswith("lab:"):
-        from fare_hf.lab import load_training_set
+        from fare_hf.lab import load_test_samples, load_training_set
 
         lab_set = load_training_set(script.dataset.removeprefix("lab:"))
-        return lab_set, _lab_evaluation(script.eval_split), lab_set.processor
+        test = load_test_samples(script.eval_split) if script.eval_split else None
+        return lab_set, test, lab_set.processor
     processor = _load_processor(script.image_processor or script.model)
     train_set = _load_split(script, script.train_split, processor)
     return train_set, _load_split(script, script.eval_split, processor) if script.eval_split else None, processor
-
-
-def _lab_evaluation(name: str | None) -> Any:
-    """A test set of the lab as samples, or None."""
-    if name is None:
-        return None
-    from fare_hf.lab import load_test_set
-
-    test = load_test_set(name)
-    return LabelledPixels(test.pixels, test.labels, test.prompts)
-
-
-class LabelledPixels(Sequence[dict[str, Any]]):
-    """Images (N, 3, H, W) with labels (N,) and a sentence for each class."""
-
-    def __init__(self, pixels: Any, labels: Any, class_names: Sequence[str]) -> None:
-        self.pixels, self.labels, self.class_names = pixels, labels, list(class_names)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: Any) -> Any:
-        return {"pixel_values": self.pixels[index], "labels": int(self.labels[index]), "index": int(index)}
 
 
 def _bounded(dataset: Any, images: int) -> Any:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
-
+import fixtures_nets
 import pytest
 import torch
 from hypothesis import given, settings
@@ -20,14 +19,8 @@ ORDER = {"linf": torch.inf, "l2": 2}
 SIDE = 8
 
 
-@cache
 def problem(classes: int = 10, samples: int = 120) -> tuple[nn.Module, Tensor, Tensor]:
-    """A random convolutional net, images, and its own predictions as labels."""
-    torch.manual_seed(4)
-    layers: list[nn.Module] = [nn.Conv2d(3, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 12, 3, stride=2, padding=1)]
-    net = nn.Sequential(*layers, nn.ReLU(), nn.Flatten(), nn.Linear(12 * 16, classes)).eval().requires_grad_(False)
-    pixels = torch.rand(samples, 3, SIDE, SIDE)
-    return net, pixels, net(pixels).argmax(1)
+    return fixtures_nets.problem(4, SIDE, classes, samples)
 
 
 def targeted(rank: int, samples: slice = slice(None)) -> ClassifierLoss:

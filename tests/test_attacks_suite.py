@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
-
+import fixtures_nets
 import pytest
 import torch
 from pyautoattack.square import SquareAttack
@@ -29,14 +28,8 @@ THREATS = [ThreatModel("linf", "6/255"), ThreatModel("l2", 0.4)]
 SIDE = 10
 
 
-@cache
 def problem(classes: int = 10, samples: int = 80) -> tuple[nn.Module, Tensor, Tensor]:
-    """A random convolutional net, images, and its own predictions as labels."""
-    torch.manual_seed(3)
-    layers: list[nn.Module] = [nn.Conv2d(3, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 12, 3, stride=2, padding=1)]
-    net = nn.Sequential(*layers, nn.ReLU(), nn.Flatten(), nn.Linear(12 * 25, classes)).eval().requires_grad_(False)
-    pixels = torch.rand(samples, 3, SIDE, SIDE)
-    return net, pixels, net(pixels).argmax(1)
+    return fixtures_nets.problem(3, SIDE, classes, samples)
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -154,8 +154,17 @@ def test_corruptions_without_their_library_and_models_that_are_nowhere_are_refus
 
 
 def test_shipped_suites_have_jobs_that_can_work() -> None:
+    assert set(shipped_suites()) == {"lab", "paper-vlm", "paper-zero-shot"}
     for name in shipped_suites():
         check_suite(load_suite(name))
+
+
+def test_a_vlm_job_with_an_unknown_set_is_refused_before_any_work(tmp_path: Path) -> None:
+    job = "{kind: vlm, vlm: llava-hf/llava-1.5-7b-hf, set: cocoa}"
+    suite = write(tmp_path, f"name: s\nmodels: {{CLIP: 'lab:clip'}}\njobs:\n  - {job}\n")
+    with pytest.raises(SystemExit, match="there is no set 'cocoa': use one of"):
+        cli.main(["evaluate", "--suite", str(suite), "--output_dir", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

@@ -29,7 +29,6 @@ FLOORS = {
 SAME_FLOOR = {
     ("pixels", "attacks"),
     ("cli", "attack"),
-    ("attack", "cli"),
     ("attack", "attack_run"),
     ("cli", "estimate"),
     ("cli", "train"),

@@ -21,6 +21,7 @@ from safetensors.torch import load, load_file
 
 from fare_hf.train import FareScriptArguments, main
 from fare_hf.training import FareConfig
+from fare_hf.training.publish import recipe
 
 
 @pytest.fixture
@@ -29,6 +30,14 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LoopbackHub
     stop_time(monkeypatch)
     with online_hub(monkeypatch, tmp_path / "xet") as found:
         yield found
+
+
+def test_the_recipe_on_the_card_says_what_made_the_training_cheaper(clip_folder: Path, tmp_path: Path) -> None:
+    options = {"attack_steps": 3, "attack_steps_start": 1, "attack_bf16": True, "trained_blocks": 2}
+    said = recipe(tiny_trainer(str(clip_folder), str(tmp_path / "cheap"), **options))
+    wanted = {"attack steps start": 1, "attack bf16": True, "trained blocks": 2}
+    assert said.items() >= wanted.items()
+    assert not wanted.keys() & recipe(tiny_trainer(str(clip_folder), str(tmp_path / "paper"))).keys()
 
 
 def test_checkpoints_as_revisions_and_the_end_on_main(hub: LoopbackHub, clip_folder: Path, tmp_path: Path) -> None:

@@ -1,7 +1,15 @@
 """The embedded lab: small real data, a small CLIP, a small LLaVA and robust encoders, all inside the package."""
 
 from .models import ENCODERS, encoder_folder, load_clip, load_llava
-from .sets import TEST_SETS, TRAINING_SETS, DrawingsForTraining, TestSet, load_test_set, load_training_set
+from .sets import (
+    TEST_SETS,
+    TRAINING_SETS,
+    DrawingsForTraining,
+    TestSet,
+    load_test_samples,
+    load_test_set,
+    load_training_set,
+)
 
 __all__ = [
     "ENCODERS",
@@ -12,6 +20,7 @@ __all__ = [
     "encoder_folder",
     "load_clip",
     "load_llava",
+    "load_test_samples",
     "load_test_set",
     "load_training_set",
 ]

@@ -140,6 +140,34 @@ def load_test_set(name: str) -> TestSet:
     return TestSet(name, pixels, labels, classes, tuple(captions.zero_shot_prompts(classes, name)), groups)
 
 
+class TestSamples(Dataset):
+    """A `TestSet` as samples to evaluate a training on: `{"pixel_values", "labels", "index"}`.
+
+    Attributes:
+        class_names: a whole sentence for each class.
+    """
+
+    __test__ = False
+
+    def __init__(self, test: TestSet) -> None:
+        self.test, self.class_names = test, list(test.prompts)
+
+    def __len__(self) -> int:
+        return len(self.test)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"pixel_values": self.test.pixels[index], "labels": int(self.test.labels[index]), "index": index}
+
+
+def load_test_samples(name: str) -> TestSamples:
+    """The set behind ``--eval_split`` of a training on the lab.
+
+    Raises:
+        ValueError: if there is no such set.
+    """
+    return TestSamples(load_test_set(name))
+
+
 @cache
 def _images(name: str) -> tuple[np.ndarray, tuple[str, ...]]:
     """Images (N, 3, 160, 160) uint8 of a test set and what they show; kept, for composing them takes seconds."""

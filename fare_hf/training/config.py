@@ -19,6 +19,8 @@ from fare_hf.training.launch import check_launch
 __all__ = ["FareConfig"]
 
 OBJECTIVES = ("fare", "tecoa")
+CHEAPER = ("attack_steps_start", "attack_bf16", "attack_warm_start", "trained_blocks", "lora_rank")
+"""Fields that make a training cheaper, off by default; a card names those that were used."""
 
 
 @dataclass

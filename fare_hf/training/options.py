@@ -9,12 +9,11 @@ from typing import Any, NoReturn
 from transformers import HfArgumentParser
 
 from fare_hf.console import NEGATIVE_NUMBER
-from fare_hf.training.config import FareConfig
+from fare_hf.training.config import CHEAPER, FareConfig
 
 __all__ = ["OptionParser", "build_parser"]
 
 ATTACK = ("eps", "norm", "attack_steps", "attack_step_size")
-CHEAPER = ("attack_steps_start", "attack_bf16", "attack_warm_start", "trained_blocks", "lora_rank")
 OBJECTIVE = ("objective", "embedding", "class_names", "templates", "logit_scale")
 TRAINING = {
     "max_steps": None,

@@ -14,6 +14,7 @@ from transformers.training_args import OptimizerNames
 from fare_hf.evaluation import environment
 from fare_hf.hub import Publication, check_access, push_robust_encoder, save_robust_encoder
 from fare_hf.hub.base import base_name, inherited_license, is_hub_id
+from fare_hf.training.config import CHEAPER
 
 if TYPE_CHECKING:
     from fare_hf.training.trainer import FareTrainer
@@ -28,6 +29,7 @@ def recipe(trainer: FareTrainer) -> dict[str, Any]:
     args = trainer.args
     optimizer = args.optim.value if isinstance(args.optim, OptimizerNames) else args.optim
     betas = f", betas {args.adam_beta1:g}, {args.adam_beta2:g}"
+    cheaper = {name.replace("_", " "): value for name in CHEAPER if (value := getattr(args, name))}
     return {
         "objective": args.objective,
         "embedding": args.embedding,
@@ -35,6 +37,7 @@ def recipe(trainer: FareTrainer) -> dict[str, Any]:
         **({} if args.logit_scale is None else {"logit scale": args.logit_scale}),
         "threat model": str(args.threat_model),
         "attack": f"PGD, {args.attack_steps} steps of {args.attack_step_size}, random start",
+        **cheaper,
         "steps": trainer.state.global_step,
         "batch size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         "optimizer": f"{optimizer}{betas if 'adam' in optimizer else ''}",

@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 from fare_hf.attacks import parse_eps
 from fare_hf.evaluation.environment import environment
 from fare_hf.evaluation.report import RobustnessReport, Row
+from fare_hf.evaluation.saved import write_text
 
 __all__ = ["Job", "Runner", "Suite", "load_suite", "run_suite", "shipped_suites"]
 
@@ -179,7 +180,8 @@ def run_suite(
             if path not in finished:
                 bar.set_postfix_str(f"{job.model}: {job.settings['kind']} {job.settings.get('set', '')}")
                 found = runners[job.settings["kind"]](job.model, job.source, job.settings, suite.models)
-                _write(path, {"model": job.model, "source": job.source, "settings": job.settings, "rows": found})
+                content = {"model": job.model, "source": job.source, "settings": job.settings, "rows": found}
+                write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
                 bar.update()
                 if after is not None:
                     after(job, found)
@@ -187,10 +189,3 @@ def run_suite(
     report = RobustnessReport(rows, environment(command))
     report.save(output_dir)
     return report
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    """Whole or not at all."""
-    beside = path.with_suffix(".part")
-    beside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    beside.replace(path)

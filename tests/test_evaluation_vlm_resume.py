@@ -27,7 +27,7 @@ OPTIONS: dict[str, Any] = {"steps": 3, "targets": ("cat",), "seed": 3, "batch_si
 
 
 class Interrupted(VqaAccuracy):
-    """A metric that ends the run at its n-th score; no sample is ever given up, so that all stages have all batches."""
+    """A metric that ends the run at its n-th score; no sample is ever given up, all batches are run."""
 
     threshold = -1.0
     left = 10**9

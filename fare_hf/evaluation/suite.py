@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,6 +86,11 @@ class Suite:
         for settings in self.jobs:
             for model in settings.get("models", self.models):
                 yield Job(model, self.models[model], {k: v for k, v in settings.items() if k != "models"})
+
+
+def state_folder(output_dir: str | Path, job: Job) -> Path:
+    """Where a job may write down how far it is; deleted once its rows are written."""
+    return Path(output_dir) / "states" / job.key
 
 
 def shipped_suites() -> list[str]:
@@ -185,6 +191,7 @@ def run_suite(
                 bar.update()
                 if after is not None:
                     after(job, found)
+            shutil.rmtree(state_folder(output_dir, job), ignore_errors=True)  # the rows are written
             rows += json.loads(path.read_text(encoding="utf-8"))["rows"]
     report = RobustnessReport(rows, environment(command))
     report.save(output_dir)

@@ -86,13 +86,13 @@ def test_an_interrupted_evaluation_goes_on(
     whole = run(vlm, proc, metric, None)
     needed = len(ran)
     assert needed > batches + 1 and any(a.pixels for a in whole.attacked.values())
-    # Five clean scores; batches of two, two and one: in the middle of the next one.
-    metric.left = 5 + 5 * (batches // 3) + 2 * (batches % 3) + 1
+    # Five clean scores, and five for the clean row; batches of two, two and one: in the middle of the next one.
+    metric.left = 10 + 5 * (batches // 3) + 2 * (batches % 3) + 1
     ran.clear()
     with pytest.raises(KeyboardInterrupt):
         run(vlm, proc, metric, tmp_path)
     finished = {path: path.stat().st_mtime_ns for path in tmp_path.glob("linf-*.safetensors")}
-    assert 0 < len(ran) < needed and len(finished) == len(ran) - 1
+    assert 0 < len(ran) < needed and len(finished) == len(ran) - 1 == batches
     metric.left = 10**9
     attacked, answered = len(ran), []
     monkeypatch.setattr(room, "generate_text", lambda *w, **o: answered.append(1) or generate_text(*w, **o))

@@ -116,7 +116,8 @@ class SavedBatches:
             pixels = file.get_tensor("pixels") if facts["changes"] else []
         if facts["batch"] != list(indices):
             raise ValueError(f"'{path}' is of the samples {facts['batch']}, not {list(indices)}: delete its folder.")
-        changes = [Change(*fields, image) for fields, image in zip(facts["changes"], pixels, strict=True)]
+        said = zip(facts["changes"], pixels, strict=True)
+        changes = [Change(index, score, answer, source, image) for (index, score, answer, source), image in said]
         return changes, facts["seconds"]
 
     def keep_batch(

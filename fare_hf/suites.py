@@ -19,7 +19,7 @@ from fare_hf.evaluation.corruptions import check_corruptions, evaluate_corruptio
 from fare_hf.evaluation.drift import clean_drift
 from fare_hf.evaluation.masking import check_gradient_masking
 from fare_hf.evaluation.report import Row
-from fare_hf.evaluation.suite import Runner, Suite
+from fare_hf.evaluation.suite import Job, Runner, Suite, state_folder
 from fare_hf.evaluation.vlm import evaluate_vlm
 from fare_hf.evaluation.vlm_sets import load_vlm_set, vlm_set
 from fare_hf.evaluation.zero_shot import ATTACKS, evaluate_zero_shot, logits_function
@@ -50,7 +50,7 @@ def runners(output_dir: str | Path) -> dict[str, Runner]:
         "zero-shot": lambda *job: _zero_shot(folder, *job),
         "drift": _drift,
         "corruptions": _corruptions,
-        "vlm": _vlm,
+        "vlm": lambda *job: _vlm(folder, *job),
     }
 
 
@@ -92,6 +92,8 @@ def _check_job(where: str, job: Mapping[str, Any], models: Mapping[str, str]) ->
         raise ValueError(f"{where} has attack {job['attack']!r}: use one of {', '.join(ATTACKS)}.")
     if job["kind"] == "vlm":
         vlm_set(job["set"])
+        if is_missing_path(str(job["vlm"])):
+            raise ValueError(f"{where} has vlm {job['vlm']!r}, and there is nothing: check the path.")
     elif not str(job["set"]).startswith(LAB):
         zero_shot_set(job["set"])
     elif job["set"].removeprefix(LAB) not in TEST_SETS:
@@ -200,13 +202,15 @@ def _corruptions(model: str, source: str, settings: Mapping[str, Any], models: M
     return evaluate_corruptions(encoder, text, pixels, truth, names=settings.get("names"), **names, **chosen)
 
 
-def _vlm(model: str, source: str, settings: Mapping[str, Any], models: Mapping[str, str]) -> list[Row]:
+def _vlm(folder: Path, model: str, source: str, settings: Mapping[str, Any], models: Mapping[str, str]) -> list[Row]:
+    states = state_folder(folder, Job(model, source, dict(settings)))  # an interrupted job goes on in its middle
     name = settings["vlm"]
     vlm = AutoModelForImageTextToText.from_pretrained(name, dtype="auto")
     processor = AutoProcessor.from_pretrained(name)
     swap_vision_tower(vlm, _place(source))
     data = load_vlm_set(settings["set"], processor, **_options(settings, "samples", "seed", "root", "template"))
     options = _options(settings, "steps", "batch_size", "seed") | {"max_new_tokens": data.max_new_tokens}
+    options["folder"] = states
     names: dict[str, Any] = {"model": model, "task": data.task, "dataset": data.name, "targets": data.targets}
     threats = _threats(settings)
     return evaluate_vlm(

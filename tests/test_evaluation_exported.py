@@ -102,20 +102,20 @@ def test_success_is_measured_from_the_saved_picture(vlm, proc, tmp_path: Path) -
     # Interrupted after the first saved state, and called again: the same pictures.
     import fare_hf.evaluation.stealth as room
 
-    original, count = room._replace, [0]
+    original, count = room.write_tensors, [0]
 
-    def interrupted(tensors, path):
-        original(tensors, path)
+    def interrupted(path, tensors):
+        original(path, tensors)
         count[0] += 1
         if count[0] == 2:
             raise KeyboardInterrupt
 
-    room._replace = interrupted
+    room.write_tensors = interrupted
     try:
         with pytest.raises(KeyboardInterrupt):
             evaluate_stealth(vlm, proc, pixels, target, WIDE, folder=tmp_path / "b", **options)
     finally:
-        room._replace = original
+        room.write_tensors = original
     again = evaluate_stealth(vlm, proc, pixels, target, WIDE, folder=tmp_path / "b", **options)
     assert torch.equal(load_exported(again.folder).pixels, held.pixels) and again.answers == result.answers
 

@@ -9,7 +9,9 @@ import sys
 import time
 from pathlib import Path
 
+import datasets
 import pytest
+from fixtures_vlm import encoder, images, llava
 from PIL import Image
 
 from fare_hf import RobustnessReport, cli
@@ -17,7 +19,9 @@ from fare_hf.attacks import ThreatModel
 from fare_hf.evaluation import make_row
 from fare_hf.evaluation.charts import paired_bars, radius_curves
 from fare_hf.evaluation.suite import Job, load_suite, run_suite, shipped_suites
-from fare_hf.suites import check_suite
+from fare_hf.evaluation.text_metrics import VqaAccuracy
+from fare_hf.pixels import to_pil
+from fare_hf.suites import check_suite, runners
 
 SUITE = """
 name: small
@@ -225,3 +229,46 @@ def test_charts_are_pictures(tmp_path: Path) -> None:
         radius_curves(rows, tmp_path / "x.png", **(names | {"dataset": "x"}))
     with pytest.raises(ValueError, match="CLIP has no linf 8/255 row"):
         paired_bars(rows, tmp_path / "x.png", threat_model=ThreatModel("linf", "8/255"), **names)
+
+
+def test_a_vlm_job_goes_on_in_its_middle_and_cleans_up(
+    tmp_path: Path, proc: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A LLaVA and a set on disk, interrupted at the third batch that is attacked."""
+    import fare_hf.evaluation.vlm as room
+
+    llava().save_pretrained(tmp_path / "llava")
+    proc.save_pretrained(tmp_path / "llava")  # type: ignore[attr-defined]
+    encoder(seed=5).save_pretrained(tmp_path / "encoder")
+    columns = {"image": to_pil(images(4)), "question": ["what ?"] * 4, "answers": [["cat"] * 3] * 4}
+    datasets.DatasetDict(
+        {"val2014": datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())}
+    ).save_to_disk(tmp_path / "OK-VQA")
+    job = (
+        f"kind: vlm, set: OK-VQA, vlm: {tmp_path}/llava, root: {tmp_path}, template: 'user : <image> {{}} assistant :'"
+    )
+    text = f"name: s\nmodels: {{A: {tmp_path}/encoder}}\njobs: [{{{job}, eps: [8/255], steps: 2, batch_size: 2}}]\n"
+    suite = load_suite(write(tmp_path, text))
+    check_suite(suite)
+    ran: list[int] = []
+    original = room.apgd
+
+    def interrupted(*words: object, **options: object) -> object:
+        if len(ran) == stop:
+            raise KeyboardInterrupt
+        ran.append(1)
+        return original(*words, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(VqaAccuracy, "threshold", -1.0)  # nobody is given up: every stage has two batches
+    monkeypatch.setattr(room, "apgd", interrupted)
+    stop = -1
+    whole = run_suite(suite, runners(tmp_path / "whole"), tmp_path / "whole", progress=False)
+    needed, stop = len(ran), len(ran) + 3
+    with pytest.raises(KeyboardInterrupt):
+        run_suite(suite, runners(tmp_path / "out"), tmp_path / "out", progress=False)
+    assert len(list((tmp_path / "out" / "states").glob("*/linf-*.safetensors"))) == 3
+    stop = -1
+    report = run_suite(suite, runners(tmp_path / "out"), tmp_path / "out", progress=False)
+    assert len(ran) == 2 * needed and not list((tmp_path / "out" / "states").iterdir())
+    values = [[(row["metric"], row["value"], row["ci"]) for row in found.rows] for found in (whole, report)]
+    assert values[0] == values[1]

@@ -7,14 +7,13 @@ picture read back from its file, because that is what an attacker sends.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -22,6 +21,7 @@ from fare_hf.attacks import ThreatModel, apgd
 from fare_hf.encoders import frozen, matmul_patch_embedding
 from fare_hf.evaluation.exported import export_adversarial, load_exported
 from fare_hf.evaluation.report import Row, fraction_row
+from fare_hf.evaluation.saved import claim, write_tensors
 from fare_hf.evaluation.survivors import check_plan, chunks, gather, mix
 from fare_hf.evaluation.text_attack import says, target_loss
 from fare_hf.pixels import to_pil, unnormalized
@@ -119,7 +119,7 @@ def evaluate_stealth(
     folder = Path(folder)
     clean = gather(samples, range(len(samples)), torch.device("cpu"))
 
-    _claim(
+    claim(
         folder,
         {"target": target, "prompt": prompt, "model": model, "threat_model": threat_model.to_dict(), "steps": steps}
         | {"seed": seed, "batch_size": batch_size, "images": hashlib.sha256(clean.numpy().tobytes()).hexdigest()},
@@ -184,12 +184,12 @@ class _Runs:
             steps=self.steps,
             generator=torch.Generator().manual_seed(seed),
             stop_fooled=True,
-            save=lambda tensors: _replace(tensors, state),
+            save=lambda tensors: write_tensors(state, tensors),
             save_every=self.save_every,
             resume=load_file(state) if state.is_file() else None,
         )
         points = found.pixels.cpu()
-        _replace({"points": points}, done)
+        write_tensors(done, {"points": points})
         state.unlink(missing_ok=True)
         return points
 
@@ -207,23 +207,6 @@ class _Towards:
 
     def select(self, rows: Tensor) -> _Towards:
         return _Towards(self._whole, [self._rows[row] for row in rows.tolist()])
-
-
-def _claim(folder: Path, settings: dict[str, Any]) -> None:
-    """Write down whose folder this is; refuse one of another run, whose states and pictures are not this one's."""
-    path = folder / "settings.json"
-    if path.is_file() and (found := json.loads(path.read_text(encoding="utf-8"))) != settings:
-        other = [name for name in settings if found.get(name) != settings[name]]
-        raise ValueError(f"folder {str(folder)!r} holds a run with another {', '.join(other)}: name another folder.")
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-
-
-def _replace(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write a file so that a kill leaves the old one or the new one."""
-    beside = path.with_suffix(".part")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside)
-    beside.replace(path)
 
 
 def as_sent(pixels: Tensor, processor: Any) -> Tensor:

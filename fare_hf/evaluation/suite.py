@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ from tqdm.auto import tqdm
 from fare_hf.attacks import parse_eps
 from fare_hf.evaluation.environment import environment
 from fare_hf.evaluation.report import RobustnessReport, Row
+from fare_hf.evaluation.saved import write_text
 
 __all__ = ["Job", "Runner", "Suite", "load_suite", "run_suite", "shipped_suites"]
 
@@ -84,6 +86,11 @@ class Suite:
         for settings in self.jobs:
             for model in settings.get("models", self.models):
                 yield Job(model, self.models[model], {k: v for k, v in settings.items() if k != "models"})
+
+
+def state_folder(output_dir: str | Path, job: Job) -> Path:
+    """Where a job may write down how far it is; deleted once its rows are written."""
+    return Path(output_dir) / "states" / job.key
 
 
 def shipped_suites() -> list[str]:
@@ -179,18 +186,13 @@ def run_suite(
             if path not in finished:
                 bar.set_postfix_str(f"{job.model}: {job.settings['kind']} {job.settings.get('set', '')}")
                 found = runners[job.settings["kind"]](job.model, job.source, job.settings, suite.models)
-                _write(path, {"model": job.model, "source": job.source, "settings": job.settings, "rows": found})
+                content = {"model": job.model, "source": job.source, "settings": job.settings, "rows": found}
+                write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
                 bar.update()
                 if after is not None:
                     after(job, found)
+            shutil.rmtree(state_folder(output_dir, job), ignore_errors=True)  # the rows are written
             rows += json.loads(path.read_text(encoding="utf-8"))["rows"]
     report = RobustnessReport(rows, environment(command))
     report.save(output_dir)
     return report
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    """Whole or not at all."""
-    beside = path.with_suffix(".part")
-    beside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    beside.replace(path)

@@ -8,9 +8,10 @@ words that are never the answer. A sample whose score fell to the metric's thres
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from fare_hf.attacks import LossFn, ThreatModel, apgd
 from fare_hf.encoders import frozen, matmul_patch_embedding
 from fare_hf.evaluation.metrics import bootstrap_statistic
 from fare_hf.evaluation.report import Row, make_row
+from fare_hf.evaluation.saved import Change, SavedBatches, claim, digest
 from fare_hf.evaluation.survivors import check_plan, chunks, gather, mix
 from fare_hf.evaluation.text_metrics import TextMetric
 from fare_hf.pixels import check_pixels
@@ -50,6 +52,11 @@ class Attacked:
     def copy(self) -> Attacked:
         """To go on from in a larger ball, which contains every perturbation found here."""
         return Attacked(list(self.scores), list(self.answers), dict(self.pixels), dict(self.sources))
+
+    def take(self, change: Change) -> None:
+        """Put down what a batch changed."""
+        self.scores[change.index], self.answers[change.index] = change.score, change.answer
+        self.pixels[change.index], self.sources[change.index] = change.pixels, change.source
 
 
 @dataclass
@@ -87,6 +94,7 @@ def evaluate_vlm(
     batch_size: int = 32,
     max_new_tokens: int = 20,
     groups: Sequence[Hashable] | None = None,
+    folder: str | Path | None = None,
 ) -> VlmEvaluation:
     """Figure of a metric on the clean images, and on the worst image that the ensemble finds within each ball.
 
@@ -107,10 +115,12 @@ def evaluate_vlm(
         seed, batch_size: as named; batches are packed anew from who is left before each stage.
         max_new_tokens: 20 for captions, 5 for questions in the paper.
         groups: one label per sample for the bootstrap; None draws samples.
+        folder: of this run alone, where each finished batch is written down, so that an interrupted call, made again,
+            goes on after the last one with the same result; delete it when the result is kept.
 
     Raises:
-        ValueError: no samples, another number of prompts or references, what `check_plan` refuses, and what attacks
-            raise.
+        ValueError: no samples, another number of prompts or references, what `check_plan` refuses, a folder of another
+            run, and what attacks raise.
     """
     n = len(samples)
     asked = [prompts] * n if isinstance(prompts, str) else list(prompts)
@@ -119,9 +129,12 @@ def evaluate_vlm(
     names = {"model": model, "task": task, "dataset": dataset}
     counts = {"steps": steps, "batch_size": batch_size, "max_new_tokens": max_new_tokens}
     check_plan(n, threat_models, groups, seed, names, **counts)
+    saved = SavedBatches(None if folder is None else Path(folder))
     run = _Ensemble(
-        vlm, processor, samples, asked, metric, steps, tuple(targets), half, seed, batch_size, max_new_tokens
+        vlm, processor, samples, asked, metric, steps, tuple(targets), half, seed, batch_size, max_new_tokens, saved
     )
+    if saved.folder is not None:
+        claim(saved.folder, names | run.settings(threat_models))
 
     def row(answers: Sequence[str], **extra: Any) -> Row:
         named: dict[str, Any] = {**names, "metric": metric.name, "precision": tower_placement(vlm)[1]}
@@ -132,10 +145,9 @@ def evaluate_vlm(
         rows, found, seconds = [row(clean.answers)], {}, {}
         states: dict[str, Attacked] = {}
         for threat_model in sorted(threat_models, key=lambda t: (t.norm, t.eps)):
-            begin = time.perf_counter()
-            state = run.attack(states.get(threat_model.norm, clean).copy(), threat_model)
+            state = states.get(threat_model.norm, clean).copy()
+            seconds[threat_model] = run.attack(state, threat_model)
             states[threat_model.norm] = found[threat_model] = state
-            seconds[threat_model] = time.perf_counter() - begin
     used = {"name": run.name(), "steps": steps, "restarts": 1, "seed": seed}
     for threat_model in threat_models:
         extra = {"threat_model": threat_model, "attack": used, "seconds": seconds[threat_model]}
@@ -158,14 +170,36 @@ class _Ensemble:
     seed: int
     batch_size: int
     max_new_tokens: int
+    saved: SavedBatches
+
+    def settings(self, threat_models: Sequence[ThreatModel]) -> dict[str, Any]:
+        """What makes this run another one, beside its names; of the images their number and the first."""
+        first = gather(self.samples, [0], torch.device("cpu"))
+        references = [text for index in range(len(self.metric)) for text in self.metric.texts(index)]
+        return {
+            "n": len(self.samples),
+            "metric": self.metric.name,
+            "threat_models": sorted(map(str, threat_models)),
+            "steps": self.steps,
+            "targets": list(self.targets),
+            "half": None if self.half is None else str(self.half).removeprefix("torch."),
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "max_new_tokens": self.max_new_tokens,
+            "precision": str(tower_placement(self.vlm)[1]).removeprefix("torch."),
+            "prompts": digest(*self.prompts),
+            "references": digest(*references),
+            "first image": digest(first.numpy().tobytes()),
+        }
 
     def clean(self) -> Attacked:
         """Answers to the clean images, the only clean pass."""
-        answers: list[str] = []
-        for batch in chunks(range(len(self.samples)), self.batch_size):
+        answers = self.saved.answers()
+        for batch in chunks(range(len(answers), len(self.samples)), self.batch_size):
             pixels = self._clean_pixels(batch)
             check_pixels(pixels)
             answers += self._ask(pixels, batch)
+            self.saved.keep_answers(answers)
         return Attacked([self.metric.score(answer, index) for index, answer in enumerate(answers)], answers)
 
     def name(self) -> str:
@@ -175,73 +209,92 @@ class _Ensemble:
         names = [f"apgd-nll({first}references {most})"] + ([] if self.half is None else ["apgd-nll"])
         return "+".join([*names, *(f"apgd-towards({target})" for target in self.targets)])
 
-    def attack(self, state: Attacked, threat_model: ThreatModel) -> Attacked:
-        """All stages within one ball; `state` is brought down in place."""
+    def attack(self, state: Attacked, threat_model: ThreatModel) -> float:
+        """All stages within one ball; `state` is brought down in place. Returns the seconds that it took."""
         most = max(len(self.metric.texts(index)) for index in range(len(self.metric)))
-        for number in range(most):
-            self._against(state, threat_model, number, number)
+        seconds = sum(self._against(state, threat_model, number, number) for number in range(most))
         if self.half is not None:
-            self._against(state, threat_model, None, most)
+            seconds += self._against(state, threat_model, None, most)
         for number, target in enumerate(self.targets):
-            self._towards(state, threat_model, target, most + 1 + number)
-        return state
+            seconds += self._towards(state, threat_model, target, most + 1 + number)
+        return seconds
 
-    def _against(self, state: Attacked, threat_model: ThreatModel, reference: int | None, stage: int) -> None:
+    def _against(self, state: Attacked, threat_model: ThreatModel, reference: int | None, stage: int) -> float:
         """APGD away from one ground truth of each sample; None: the one that found its worst, from there, in fp32."""
         alive = [index for index in self._alive(state) if reference is None or self._has(index, reference)]
-        for batch, rng in self._batches(alive, threat_model, stage):
-            chosen = [state.sources.get(i, 0) if reference is None else reference for i in batch]
-            texts = [self.metric.texts(i)[which] for i, which in zip(batch, chosen, strict=True)]
+
+        def source(index: int) -> int:
+            return state.sources.get(index, 0) if reference is None else reference
+
+        def attack(batch: list[int], pixels: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+            texts = [self.metric.texts(index)[source(index)] for index in batch]
             loss = VlmLoss(self.vlm, self.processor, [self.prompts[i] for i in batch], texts)
-            pixels = self._clean_pixels(batch)
             start = None
             if reference is None:
                 begun = [state.pixels.get(i, image.cpu()) for i, image in zip(batch, pixels, strict=True)]
                 start = torch.stack(begun).to(pixels)
             with self._precision(None if reference is None else self.half, pixels.device):
-                points = apgd(loss, pixels, threat_model, steps=self.steps, generator=rng, start=start).pixels
-            self._keep_worse(state, threat_model, batch, pixels, points, chosen)
+                return apgd(loss, pixels, threat_model, steps=self.steps, generator=rng, start=start).pixels
 
-    def _towards(self, state: Attacked, threat_model: ThreatModel, target: str, stage: int) -> None:
+        return self._stage(state, threat_model, stage, alive, attack, source)
+
+    def _towards(self, state: Attacked, threat_model: ThreatModel, target: str, stage: int) -> float:
         """Targeted APGD in single precision to one word."""
-        for batch, rng in self._batches(self._alive(state), threat_model, stage):
-            loss = VlmLoss(self.vlm, self.processor, [self.prompts[i] for i in batch], [target] * len(batch))
-            pixels = self._clean_pixels(batch)
-            found = apgd(_minus(loss), pixels, threat_model, steps=self.steps, generator=rng)
-            self._keep_worse(
-                state, threat_model, batch, pixels, found.pixels, [state.sources.get(i, 0) for i in batch]
-            )
 
-    def _keep_worse(
+        def attack(batch: list[int], pixels: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+            loss = VlmLoss(self.vlm, self.processor, [self.prompts[i] for i in batch], [target] * len(batch))
+            return apgd(_minus(loss), pixels, threat_model, steps=self.steps, generator=rng).pixels
+
+        return self._stage(
+            state, threat_model, stage, self._alive(state), attack, lambda index: state.sources.get(index, 0)
+        )
+
+    def _stage(
         self,
         state: Attacked,
         threat_model: ThreatModel,
-        batch: list[int],
-        clean: torch.Tensor,
-        points: torch.Tensor,
-        sources: Sequence[int],
-    ) -> None:
+        stage: int,
+        alive: Sequence[int],
+        attack: Callable[[list[int], torch.Tensor, torch.Generator], torch.Tensor],
+        source: Callable[[int], int],
+    ) -> float:
+        """One attack on who is left, batch by batch, finished ones from their files; returns the seconds of all."""
+        total = 0.0
+        for number, batch in enumerate(chunks(alive, self.batch_size)):
+            place = (threat_model, stage, number, batch)
+            finished = self.saved.batch(*place)
+            if finished is None:
+                begin = time.perf_counter()
+                clean = self._clean_pixels(batch)
+                points = attack(batch, clean, torch.Generator().manual_seed(mix(self.seed, stage, number)))
+                threat_model.check(points, clean)
+                changes = self._worse(state, batch, points, source)
+                finished = changes, time.perf_counter() - begin
+                self.saved.keep_batch(*place, *finished)
+            for change in finished[0]:
+                state.take(change)
+            total += finished[1]
+        return total
+
+    def _worse(
+        self, state: Attacked, batch: list[int], points: torch.Tensor, source: Callable[[int], int]
+    ) -> list[Change]:
         """Ask again; the first perturbation of a sample is kept whatever it gave, later ones where they gave less."""
-        threat_model.check(points, clean)
-        for index, answer, image, source in zip(batch, self._ask(points, batch), points, sources, strict=True):
+        changes = []
+        for index, answer, image in zip(batch, self._ask(points, batch), points, strict=True):
             score = self.metric.score(answer, index)
             if score < state.scores[index]:
-                state.scores[index], state.answers[index] = score, answer
-            elif index in state.pixels:
-                continue
-            state.pixels[index], state.sources[index] = image.cpu(), source
+                changes.append(Change(index, score, answer, source(index), image.cpu()))
+            elif index not in state.pixels:
+                kept = state.scores[index], state.answers[index]
+                changes.append(Change(index, *kept, source(index), image.cpu()))
+        return changes
 
     def _alive(self, state: Attacked) -> list[int]:
         return [index for index, score in enumerate(state.scores) if score > self.metric.threshold]
 
     def _has(self, index: int, reference: int) -> bool:
         return reference < len(self.metric.texts(index))
-
-    def _batches(
-        self, alive: Sequence[int], threat_model: ThreatModel, stage: int
-    ) -> Iterator[tuple[list[int], torch.Generator]]:
-        for number, batch in enumerate(chunks(alive, self.batch_size)):
-            yield batch, torch.Generator().manual_seed(mix(self.seed, stage, number))
 
     @contextmanager
     def _precision(self, dtype: torch.dtype | None, device: torch.device) -> Iterator[None]:

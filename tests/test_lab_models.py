@@ -11,6 +11,7 @@ from transformers import CLIPModel, CLIPVisionModel, CLIPVisionModelWithProjecti
 
 from fare_hf import RobustnessReport, ThreatModel
 from fare_hf.encoders import load_encoder
+from fare_hf.evaluation.tables import markdown
 from fare_hf.hub import regenerate_card
 from fare_hf.lab import ENCODERS, encoder_folder, load_clip, load_llava, load_test_set, measure
 from fare_hf.lab.models import MODELS

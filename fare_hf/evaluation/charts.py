@@ -23,9 +23,9 @@ Draw = Callable[[Path], Path]
 def draw_report(rows: Sequence[Mapping[str, Any]], folder: str | Path) -> list[Path]:
     """Every chart that a report has the rows for, as PNG files; files of the same names are replaced.
 
-    For each task, data set, metric and norm: curves where there are a clean figure and a radius, and bars where all
-    models have a clean figure and one of the same radius (the largest such). For each task, data set, metric and threat
-    model with images made on models: a map, where it has two cells or more.
+    For each task, data set, metric and norm: curves where there are a clean figure and a radius, and bars where
+    all models have a clean figure and one of the same radius (the largest such). For each task, data set, metric and
+    threat model with images made on models: a map, where it has two cells or more.
 
     Args:
         rows: of a report.

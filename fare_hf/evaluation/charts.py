@@ -228,7 +228,7 @@ def _cells(
 def _finish(figure: Any, axes: Any, rows: Sequence[Mapping[str, Any]], task: str, dataset: str, metric: str) -> None:
     """Vertical axis, title and legend, no wider than the figure."""
     axes.set_ylabel(f"{metric}, {_unit(metric)}", parse_math=False)
-    highest = max(100 * row["ci"][1] for row in rows)
+    highest = max(1.0, *(100 * row["ci"][1] for row in rows))
     axes.set_ylim(0, min(103.0, 1.05 * highest) if metric not in LARGEST else None)
     axes.spines[["top", "right"]].set_visible(False)
     _put_title(figure, _title(rows, task, dataset))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -214,6 +214,20 @@ def run_suite_file(args: argparse.Namespace) -> None:
     report = run_suite(suite, runners(args.output_dir), args.output_dir)
     print(report.to_markdown())
     print(args.output_dir / "report.json")
+    draw_plots(report.rows, args.output_dir / "plots")
+
+
+def draw_plots(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Charts beside a finished report; without matplotlib the report stands, and a line says how to get them."""
+    from fare_hf.evaluation.charts import draw_report
+
+    try:
+        drawn = draw_report(rows, folder)
+    except ImportError as error:
+        print(f"no plots: {one_line(error)}")
+        return
+    if drawn:
+        print(f"{folder} ({len(drawn)} plots)")
 
 
 def run_evaluate(args: argparse.Namespace) -> None:

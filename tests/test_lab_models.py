@@ -11,6 +11,7 @@ from transformers import CLIPModel, CLIPVisionModel, CLIPVisionModelWithProjecti
 
 from fare_hf import RobustnessReport, ThreatModel
 from fare_hf.encoders import load_encoder
+from fare_hf.evaluation.tables import markdown
 from fare_hf.hub import regenerate_card
 from fare_hf.lab import ENCODERS, encoder_folder, load_clip, load_llava, load_test_set, measure
 from fare_hf.lab.models import MODELS
@@ -102,7 +103,7 @@ def test_the_rendered_cards_are_those_in_the_package(name: str) -> None:
     picture = (ROOT / "model_cards" / name / "results.png").read_bytes()
     assert picture == (encoder_folder(name) / "results.png").read_bytes() and "](results.png)" in card
     stated = RobustnessReport.load(encoder_folder(name) / "report.json")
-    assert stated.to_markdown().strip() in card
+    assert markdown(stated.rows).strip() in card
 
 
 def test_storing_over_an_encoder_loses_nothing_when_it_fails(tmp_path: Path) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from fare_hf.encoders import text_classifier
 from fare_hf.evaluation.captions import NamesConcept, evaluate_captions
-from fare_hf.evaluation.charts import paired_bars, radius_curves
+from fare_hf.evaluation.charts import draw_report, paired_bars, radius_curves, transfer_map
 from fare_hf.evaluation.corruptions import evaluate_corruptions
 from fare_hf.evaluation.drift import clean_drift, retrieval_recall
 from fare_hf.evaluation.environment import environment
 from fare_hf.evaluation.exported import export_adversarial, load_exported
 from fare_hf.evaluation.masking import MaskingReport, check_gradient_masking
 from fare_hf.evaluation.metrics import bootstrap_interval, fraction_interval, paired_interval, wilson_interval
+from fare_hf.evaluation.paired import paired_difference
 from fare_hf.evaluation.plots import SheetRow, attack_sheet
 from fare_hf.evaluation.report import RobustnessReport, Row, make_row, validate
 from fare_hf.evaluation.stealth import evaluate_stealth
@@ -39,6 +40,7 @@ __all__ = [
     "bootstrap_interval",
     "check_gradient_masking",
     "clean_drift",
+    "draw_report",
     "environment",
     "evaluate_captions",
     "evaluate_corruptions",
@@ -55,11 +57,13 @@ __all__ = [
     "load_zero_shot_set",
     "make_row",
     "paired_bars",
+    "paired_difference",
     "paired_interval",
     "radius_curves",
     "retrieval_recall",
     "run_suite",
     "text_classifier",
+    "transfer_map",
     "transfer_matrix",
     "validate",
     "wilson_interval",

@@ -8,7 +8,14 @@ from statistics import NormalDist
 
 import numpy as np
 
-__all__ = ["bootstrap_interval", "bootstrap_statistic", "fraction_interval", "paired_interval", "wilson_interval"]
+__all__ = [
+    "bootstrap_interval",
+    "bootstrap_statistic",
+    "fraction_interval",
+    "number_groups",
+    "paired_interval",
+    "wilson_interval",
+]
 
 
 def wilson_interval(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -149,10 +156,14 @@ def fraction_interval(
     return wilson_interval(count if k else 0, count)
 
 
-def _group_index(groups: Sequence[Hashable]) -> np.ndarray:
-    """Number the groups in the order of their first sample, so that the result does not depend on hashing."""
+def number_groups(groups: Sequence[Hashable]) -> list[int]:
+    """The groups' numbers from 0, in the order of their first sample, so that nothing depends on hashing."""
     numbers: dict[Hashable, int] = {}
-    return np.array([numbers.setdefault(group, len(numbers)) for group in groups])
+    return [numbers.setdefault(group, len(numbers)) for group in groups]
+
+
+def _group_index(groups: Sequence[Hashable]) -> np.ndarray:
+    return np.array(number_groups(groups))
 
 
 def _quantile(confidence: float) -> float:

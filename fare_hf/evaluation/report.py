@@ -2,13 +2,16 @@
 
 Schema 1.0. A row holds `model, task, dataset, metric, value, ci, n, threat_model, attack`, optionally `precision` and
 `seconds`. Values are fractions (CIDEr may exceed 1). A row measured under a threat model names its attack, and the
-other way round.
+other way round. A rate may also hold what each of its samples gave: `outcomes`, n characters 0 and 1 whose mean is the
+value, and `clusters`, n numbers separated by spaces, of the groups that samples belong to. All that was added is
+optional, so reports without it are of the same schema.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +20,7 @@ from typing import Any
 import torch
 
 from fare_hf.attacks import ThreatModel
-from fare_hf.evaluation.metrics import fraction_interval
+from fare_hf.evaluation.metrics import fraction_interval, number_groups
 
 __all__ = ["SCHEMA_VERSION", "RobustnessReport", "Row", "fraction_row", "make_row", "validate"]
 
@@ -26,7 +29,7 @@ Row = dict[str, Any]
 
 NAMES = ("model", "task", "dataset", "metric")
 REQUIRED = (*NAMES, "value", "ci", "n", "threat_model", "attack")
-OPTIONAL = ("precision", "seconds")
+OPTIONAL = ("precision", "seconds", "outcomes", "clusters")
 ATTACK_FIELDS = ("name", "steps", "restarts", "seed")
 LARGEST = {"CIDEr": 10.0, "relative l2 to the original": math.inf}
 """Metrics that are no fractions, and how large they can be; tables print them times 100, as papers do."""
@@ -45,6 +48,8 @@ def make_row(
     attack: Mapping[str, Any] | None = None,
     precision: torch.dtype | str | None = None,
     seconds: float | None = None,
+    outcomes: str | None = None,
+    clusters: str | None = None,
 ) -> Row:
     """Build one valid row of a report.
 
@@ -56,6 +61,8 @@ def make_row(
         threat_model, attack: both, or neither for a clean figure; the attack has name, steps, restarts, seed.
         precision: dtype of the model.
         seconds: wall time of the attack.
+        outcomes: of a rate, n characters, 1 for each sample that succeeded and 0 for the others, in their order.
+        clusters: n group numbers separated by spaces, where samples are not independent; only with outcomes.
 
     Raises:
         ValueError: as `validate`.
@@ -67,6 +74,7 @@ def make_row(
         row["precision"] = str(precision).removeprefix("torch.")
     if seconds is not None:
         row["seconds"] = round(seconds, 2)
+    row |= {name: text for name, text in (("outcomes", outcomes), ("clusters", clusters)) if text is not None}
     validate([row])
     return row
 
@@ -74,8 +82,14 @@ def make_row(
 def fraction_row(
     success: Sequence[bool], groups: Sequence[Hashable] | None = None, seed: int = 0, **fields: Any
 ) -> Row:
-    """A row whose value is the fraction of `success`, with its interval (`metrics.fraction_interval`) and n."""
+    """A row whose value is the fraction of `success`, with its interval (`metrics.fraction_interval`) and n.
+
+    It keeps each sample's success and group, so that models can be compared in pairs (`evaluation.paired`).
+    """
     value = sum(map(bool, success)) / len(success)
+    fields["outcomes"] = "".join("1" if right else "0" for right in success)
+    if groups is not None:
+        fields["clusters"] = " ".join(map(str, number_groups(groups)))
     return make_row(value=value, ci=fraction_interval(success, groups, seed=seed), n=len(success), **fields)
 
 
@@ -85,7 +99,7 @@ def validate(rows: Sequence[Mapping[str, Any]]) -> None:
     Raises:
         ValueError: no list of rows, or the first fault, with the row's number and the field: a missing or unknown
             field, a value or interval that is not finite or outside [0, 1], a robust figure without its attack, an
-            attack without its threat model, the same figure twice.
+            attack without its threat model, outcomes that are not those of its value, the same figure twice.
     """
     if not isinstance(rows, Sequence) or isinstance(rows, str):
         raise ValueError(f"the rows of the report are {rows!r}: give a list of rows.")
@@ -94,6 +108,7 @@ def validate(rows: Sequence[Mapping[str, Any]]) -> None:
         where = f"row {number} of the report"
         _check_fields(row, where)
         _check_numbers(row, where)
+        _check_outcomes(row, where)
         _check_attack(row, where)
         key = (*(row[name] for name in NAMES), json.dumps(row["threat_model"], sort_keys=True))
         if key in seen:
@@ -134,10 +149,11 @@ class RobustnessReport:
         return json.dumps(self.to_dict(), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
     def to_markdown(self) -> str:
-        """Tables for people, see `fare_hf.evaluation.tables.markdown`."""
+        """Tables for people (`tables.markdown`), and below those of rates the models' paired differences."""
+        from fare_hf.evaluation.paired import difference_table
         from fare_hf.evaluation.tables import markdown
 
-        return markdown(self.rows)
+        return markdown(self.rows, difference_table)
 
     def save(self, folder: str | Path) -> Path:
         """Write `report.json` and `report.md` into a folder (made if absent); returns the path of the JSON."""
@@ -196,6 +212,30 @@ def _check_numbers(row: Mapping[str, Any], where: str) -> None:
         raise ValueError(f"{where} has seconds {seconds!r}: give a finite number from 0.")
     if not isinstance(row.get("precision", "float32"), str):
         raise ValueError(f"{where} has precision {row['precision']!r}: give the name of a dtype.")
+
+
+def _check_outcomes(row: Mapping[str, Any], where: str) -> None:
+    """Outcomes and clusters, where a row has them, are those of its n samples."""
+    n, outcomes, clusters = row["n"], row.get("outcomes"), row.get("clusters")
+    if "outcomes" in row and (not isinstance(outcomes, str) or not re.fullmatch(f"[01]{{{n}}}", outcomes)):
+        raise ValueError(f"{where} has outcomes {_short(outcomes)}: give {n} characters 0 or 1, one per sample.")
+    if isinstance(outcomes, str) and not math.isclose(outcomes.count("1") / n, row["value"], abs_tol=1e-9):
+        mean = outcomes.count("1") / n
+        raise ValueError(
+            f"{where} has value {row['value']!r} and outcomes with mean {mean!r}: give those of its value."
+        )
+    if "clusters" not in row:
+        return
+    numbers = clusters.split(" ") if isinstance(clusters, str) else []
+    if "outcomes" not in row or len(numbers) != n or not all(re.fullmatch("[0-9]+", number) for number in numbers):
+        raise ValueError(
+            f"{where} has clusters {_short(clusters)}: give {n} group numbers and the outcomes of the same."
+        )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}... ({len(text)} characters)"
 
 
 def _check_attack(row: Mapping[str, Any], where: str) -> None:

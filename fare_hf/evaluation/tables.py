@@ -2,39 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fare_hf.attacks import ThreatModel
 
-__all__ = ["markdown"]
+__all__ = ["grid", "markdown", "threat_text"]
 
 
-def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+def markdown(
+    rows: Sequence[Mapping[str, Any]], below: Callable[[Sequence[Mapping[str, Any]]], str] | None = None
+) -> str:
     """One table per task and metric, in percent with 95 % intervals, and the attacks below it.
 
     Models, tasks and data sets keep the order of their first row; clean comes before radii, these ascending.
+
+    Args:
+        rows: of a report.
+        below: what else stands below a table, from its rows; an empty text adds nothing.
     """
     sections = []
     for task, metric in _unique((row["task"], row["metric"]) for row in rows):
         chosen = [row for row in rows if (row["task"], row["metric"]) == (task, metric)]
-        sections.append(f"### {task}: {metric}\n\n{_table(chosen)}\n\n{_attacks(chosen)}\n")
+        parts = [f"### {task}: {metric}", _table(chosen), _attacks(chosen), below(chosen) if below else ""]
+        sections.append("\n\n".join(part for part in parts if part) + "\n")
     return "\n".join(sections)
 
 
-def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+def grid(rows: Sequence[Mapping[str, Any]], cells: Mapping[tuple[str, str, str], str]) -> str:
+    """The Markdown table of rows of one task and metric; `cells` are by (model, data set, `threat_text`)."""
     datasets = _unique(row["dataset"] for row in rows)
     columns = [
         (dataset, threat)
         for dataset in datasets
-        for threat in sorted({_threat(row) for row in rows if row["dataset"] == dataset}, key=_threat_order)
+        for threat in sorted({threat_text(row) for row in rows if row["dataset"] == dataset}, key=_threat_order)
     ]
-    cells = {(row["model"], row["dataset"], _threat(row)): _cell(row) for row in rows}
     head = ["model", *(f"{dataset}, {threat or 'clean'}" for dataset, threat in columns)]
     lines = [head, ["---", *("---:" for _ in columns)]]
     for model in _unique(row["model"] for row in rows):
         lines.append([_escape(model), *(cells.get((model, *column), "") for column in columns)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    return grid(rows, {(row["model"], row["dataset"], threat_text(row)): _cell(row) for row in rows})
 
 
 def _attacks(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -54,7 +65,8 @@ def _cell(row: Mapping[str, Any]) -> str:
     return f"{100 * row['value']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def _threat(row: Mapping[str, Any]) -> str:
+def threat_text(row: Mapping[str, Any]) -> str:
+    """A row's threat model, such as "linf 4/255"; empty for a clean one."""
     threat = row["threat_model"]
     return "" if threat is None else str(ThreatModel.from_dict(threat))
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from fare_hf.attacks import ThreatModel
+from fare_hf.evaluation.tables import markdown
 from fare_hf.hub.base import is_hub_id
 
 __all__ = ["CardContent", "ReportLike", "render_card"]
@@ -69,10 +70,6 @@ class ReportLike(Protocol):
     """What a card needs of a `fare_hf.evaluation.RobustnessReport`."""
 
     rows: list[dict[str, Any]]
-
-    def to_markdown(self) -> str:
-        """Tables of the rows."""
-        ...
 
     def to_json(self) -> str:
         """The whole report."""
@@ -145,7 +142,7 @@ def render_card(content: CardContent) -> str:
         snippet_zero_shot=_snippet_zero_shot(content) if content.projected else "",
         objective_text=explanation,
         recipe=_recipe(content.training, threat),
-        results=content.report.to_markdown().strip()
+        results=markdown(content.report.rows).strip()
         if content.report
         else "No figures were measured for this encoder.",
         plot=content.plot if content.report else None,

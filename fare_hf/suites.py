@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable, Mapping
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,32 +13,40 @@ import torch
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, CLIPModel
 
-from fare_hf.attacks import ThreatModel
+from fare_hf.attacks import ClassifierLoss, ThreatModel, apgd
 from fare_hf.encoders import load_encoder, text_classifier
 from fare_hf.evaluation.corruptions import check_corruptions, evaluate_corruptions
 from fare_hf.evaluation.drift import clean_drift
 from fare_hf.evaluation.masking import check_gradient_masking
 from fare_hf.evaluation.report import Row
 from fare_hf.evaluation.suite import Job, Runner, Suite, state_folder
+from fare_hf.evaluation.survivors import chunks, mix
+from fare_hf.evaluation.targeted import evaluate_targeted
+from fare_hf.evaluation.transfer import transfer_matrix
 from fare_hf.evaluation.vlm import evaluate_vlm
-from fare_hf.evaluation.vlm_sets import load_vlm_set, vlm_set
+from fare_hf.evaluation.vlm_sets import CAPTION_QUESTION, chat_prompt, load_vlm_set, vlm_set
 from fare_hf.evaluation.zero_shot import ATTACKS, evaluate_zero_shot, logits_function
 from fare_hf.evaluation.zero_shot_sets import load_zero_shot_set, zero_shot_set
 from fare_hf.folders import is_missing_path
-from fare_hf.lab import TEST_SETS, encoder_folder, load_clip
+from fare_hf.lab import TEST_SETS, encoder_folder, load_clip, load_llava, measure
 from fare_hf.lab.measure import part, text_embeddings
+from fare_hf.lab.questions import QUESTION_SETS
 from fare_hf.pixels import Normalization
 from fare_hf.vlm import swap_vision_tower
 
 __all__ = ["check_suite", "runners"]
 
 LAB = "lab:"
+LAB_LLAVA = "lab:llava"
+LAB_TEXTS = ("captions", *QUESTION_SETS)
+"""What `kind: vlm` measures of the lab's LLaVA."""
 NEEDS = {"zero-shot": ("set",), "drift": ("set", "original"), "corruptions": ("set",), "vlm": ("set", "vlm")}
+NEEDS |= {"targeted": ("set", "vlm"), "transfer": ("set", "victims")}
 """What a job of each kind cannot do without."""
 SETTINGS = (
     *("kind", "set", "samples", "seed", "root", "text", "norm", "eps", "attack", "steps", "restarts", "targets"),
     *("queries", "batch_size", "stop_fooled", "masking_checks", "surrogate", "original", "embedding"),
-    *("names", "severities", "vlm", "template", "models"),
+    *("names", "severities", "vlm", "template", "models", "target", "question", "max_new_tokens", "victims"),
 )
 """All that a job may have; each kind reads its own, so that defaults may hold what only some of them read."""
 
@@ -51,6 +59,8 @@ def runners(output_dir: str | Path) -> dict[str, Runner]:
         "drift": _drift,
         "corruptions": _corruptions,
         "vlm": lambda *job: _vlm(folder, *job),
+        "targeted": _targeted,
+        "transfer": _transfer,
     }
 
 
@@ -70,7 +80,7 @@ def check_suite(suite: Suite) -> None:
         where = f"job {number} of the suite {suite.name!r}"
         _check_job(where, job, suite.models)
         for model in job.get("models", suite.models):  # a report holds each figure once
-            key = (model, *(job.get(field) for field in ("kind", "set", "vlm", "embedding")))
+            key = (model, *(job.get(field) for field in ("kind", "set", "embedding")))
             if key in seen:
                 raise ValueError(
                     f"{where} repeats {job['kind']} on {job['set']!r} for {model!r}: make one job of both."
@@ -90,16 +100,38 @@ def _check_job(where: str, job: Mapping[str, Any], models: Mapping[str, str]) ->
             _source(job[field], models)
     if job.get("attack", ATTACKS[0]) not in ATTACKS:
         raise ValueError(f"{where} has attack {job['attack']!r}: use one of {', '.join(ATTACKS)}.")
-    if job["kind"] == "vlm":
-        vlm_set(job["set"])
-        if is_missing_path(str(job["vlm"])):
-            raise ValueError(f"{where} has vlm {job['vlm']!r}, and there is nothing: check the path.")
+    for victim in job.get("victims", ()):
+        _source(victim, models)
+    if job["kind"] in ("vlm", "targeted"):
+        _check_text_job(where, job)
     elif not str(job["set"]).startswith(LAB):
         zero_shot_set(job["set"])
-    elif job["set"].removeprefix(LAB) not in TEST_SETS:
-        raise ValueError(f"{where} has set {job['set']!r}: the lab has {', '.join(TEST_SETS)}.")
+    else:
+        _check_lab_set(where, job["set"], TEST_SETS)
     if job["kind"] == "corruptions":
         check_corruptions(job.get("names"), job.get("severities", (1,)))
+
+
+def _check_text_job(where: str, job: Mapping[str, Any]) -> None:
+    """A job of a vision-language model: the lab's LLaVA has the lab's sets, every other one those of the Hub."""
+    in_lab = job["vlm"] == LAB_LLAVA
+    if in_lab != str(job["set"]).startswith(LAB):
+        raise ValueError(
+            f"{where} has set {job['set']!r} for vlm {job['vlm']!r}: sets lab:... go with {LAB_LLAVA} only."
+        )
+    if not in_lab and is_missing_path(str(job["vlm"])):
+        raise ValueError(f"{where} has vlm {job['vlm']!r}, and there is nothing: check the path.")
+    if job["kind"] == "targeted" and (not job.get("eps") or not (in_lab or str(job.get("target", "")).strip())):
+        raise ValueError(f"{where} is of kind 'targeted': give it eps, and a target string for models not of the lab.")
+    if in_lab:
+        _check_lab_set(where, job["set"], LAB_TEXTS if job["kind"] == "vlm" else TEST_SETS)
+    else:
+        vlm_set(job["set"])
+
+
+def _check_lab_set(where: str, name: str, known: Sequence[str]) -> None:
+    if name.removeprefix(LAB) not in known:
+        raise ValueError(f"{where} has set {name!r}: the lab has {', '.join(known)}.")
 
 
 def _place(source: str) -> str:
@@ -203,6 +235,8 @@ def _corruptions(model: str, source: str, settings: Mapping[str, Any], models: M
 
 
 def _vlm(folder: Path, model: str, source: str, settings: Mapping[str, Any], models: Mapping[str, str]) -> list[Row]:
+    if settings["vlm"] == LAB_LLAVA:
+        return _lab_texts(model, source, settings)
     states = state_folder(folder, Job(model, source, dict(settings)))  # an interrupted job goes on in its middle
     name = settings["vlm"]
     vlm = AutoModelForImageTextToText.from_pretrained(name, dtype="auto")
@@ -216,3 +250,73 @@ def _vlm(folder: Path, model: str, source: str, settings: Mapping[str, Any], mod
     return evaluate_vlm(
         vlm, processor, data.samples, data.prompts, data.metric, threat_models=threats, **names, **options
     ).rows
+
+
+def _lab_texts(model: str, source: str, settings: Mapping[str, Any]) -> list[Row]:
+    """Captions or questions of the lab's LLaVA."""
+    llava, name, seed = _lab_llava(source), settings["set"].removeprefix(LAB), settings.get("seed", 0)
+    count, steps = settings.get("samples"), settings.get("steps", 50)
+    if name == "captions":
+        budget = measure.Budget(captions=count, caption_steps=steps)
+        return measure.measure_captions(model, llava, budget, _threats(settings), seed).rows
+    budget = measure.Budget(questions={name: count}, question_steps=steps)
+    return measure.measure_questions(model, llava, budget, _threats(settings), seed)
+
+
+def _lab_llava(source: str) -> Any:
+    llava = load_llava()
+    swap_vision_tower(llava[0], _place(source))
+    return llava
+
+
+def _targeted(model: str, source: str, settings: Mapping[str, Any], models: Mapping[str, str]) -> list[Row]:
+    threats, seed = _threats(settings), settings.get("seed", 0)
+    if settings["vlm"] == LAB_LLAVA:
+        sets = (settings["set"].removeprefix(LAB),)
+        budget = measure.Budget(
+            targeted=settings.get("samples", 100), targeted_steps=settings.get("steps", 100), targeted_sets=sets
+        )
+        chosen = _options(settings, "target")
+        return measure.measure_targeted(model, _lab_llava(source), budget, threats, seed, **chosen)
+    vlm = AutoModelForImageTextToText.from_pretrained(settings["vlm"], dtype="auto")
+    processor = AutoProcessor.from_pretrained(settings["vlm"])
+    swap_vision_tower(vlm, _place(source))
+    data = load_vlm_set(settings["set"], processor, **_options(settings, "samples", "seed", "root", "template"))
+    prompt = chat_prompt(processor, settings.get("question", CAPTION_QUESTION), settings.get("template"))
+    options = _options(settings, "steps", "batch_size", "seed", "max_new_tokens")
+    names: dict[str, Any] = {"prompt": prompt, "model": model, "dataset": data.name, "threat_models": threats}
+    return evaluate_targeted(vlm, processor, data.samples, settings["target"], **names, **options).rows
+
+
+def _transfer(model: str, source: str, settings: Mapping[str, Any], models: Mapping[str, str]) -> list[Row]:
+    """Images made on this model by APGD on the cross entropy, shown to every victim."""
+    samples, labels, text, options, normalization = _set(settings, source)
+    pixels, truth = _whole(samples, labels)
+    seed, steps, size = settings.get("seed", 0), settings.get("steps", 100), settings.get("batch_size", 64)
+    native = options.get("native", False)
+
+    def logits_of(place: str, text: Tensor, normalization: Normalization) -> Callable[[Tensor], Tensor]:
+        return logits_function(load_encoder(_place(place)), text, normalization, native=native)
+
+    def right(logits: Callable[[Tensor], Tensor], points: Tensor) -> list[bool]:
+        found = torch.cat([logits(part_).argmax(1) for part_ in points.split(size)])
+        return (found == truth).tolist()
+
+    victims = {}
+    for name in settings["victims"]:  # each with the texts and the normalisation that are its own
+        _, _, words, _, own = _set(settings, models[name])
+        victims[name] = partial(right, logits_of(models[name], words, own))
+    own_logits, rows = logits_of(source, text, normalization), []
+    used = {"name": "apgd-ce", "steps": steps, "restarts": 1, "seed": seed}
+    names: dict[str, Any] = {"task": "transfer", "dataset": settings["set"].removeprefix(LAB), "metric": "accuracy"}
+    for threat in _threats(settings):
+        made = []
+        for number, batch in enumerate(chunks(range(len(pixels)), size)):
+            loss = ClassifierLoss(own_logits, truth[batch], "ce")
+            rng = torch.Generator().manual_seed(mix(seed, number))
+            made.append(apgd(loss, pixels[batch], threat, steps=steps, generator=rng).pixels)
+        with torch.no_grad():
+            chosen = {"seed": seed} | _options(options, "groups")
+            matrix = transfer_matrix({model: torch.cat(made)}, victims, pixels, threat, attack=used, **chosen, **names)
+        rows += matrix.rows
+    return rows

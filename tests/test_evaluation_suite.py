@@ -157,6 +157,55 @@ def test_corruptions_without_their_library_and_models_that_are_nowhere_are_refus
     assert not (tmp_path / "out").exists()
 
 
+TEXTS = """
+name: texts
+models: {CLIP: "lab:clip", FARE-4: "lab:fare-4"}
+defaults: {eps: [4/255], seed: 1, samples: 4, steps: 2, models: [CLIP]}
+jobs:
+  - {kind: transfer, set: "lab:digits", victims: [CLIP, FARE-4]}
+  - {kind: vlm, vlm: "lab:llava", set: "lab:captions"}
+  - {kind: vlm, vlm: "lab:llava", set: "lab:yes-no"}
+  - {kind: vlm, vlm: "lab:llava", set: "lab:pope", samples: 1}
+  - {kind: targeted, vlm: "lab:llava", set: "lab:digits", target: a cat}
+"""
+
+
+def test_a_suite_asks_the_labs_llava_and_shows_images_to_other_models(tmp_path: Path) -> None:
+    suite = load_suite(write(tmp_path, TEXTS))
+    check_suite(suite)
+    rows = run_suite(suite, runners(tmp_path / "out"), tmp_path / "out", progress=False).rows
+    found = {(row["task"], row["dataset"], row["metric"]) for row in rows}
+    assert found == {
+        ("transfer", "digits made on CLIP", "accuracy"),
+        ("captions", "twemoji", "caption accuracy"),
+        ("vqa", "yes-no", "VQA accuracy"),
+        ("yes-no", "pope", "F1"),
+        ("targeted", "digits", "target forced"),
+    }
+    moved = {row["model"]: row for row in rows if row["task"] == "transfer"}
+    assert moved.keys() == {"CLIP", "FARE-4"} and moved["CLIP"]["attack"]["steps"] == 2
+    # The same images as those of a zero-shot run of the same attack: CLIP falls to what is made on it.
+    assert moved["CLIP"]["value"] <= moved["FARE-4"]["value"]
+    assert len(rows) == 2 + 2 * 4 and {row["n"] for row in rows if row["task"] != "yes-no"} == {4}
+
+
+@pytest.mark.parametrize(
+    ("job", "message"),
+    [
+        ("{kind: transfer, set: 'lab:digits', victims: [LeNet]}", "names the model 'LeNet'"),
+        ("{kind: vlm, vlm: 'lab:llava', set: COCO}", "only lab:llava has lab sets"),
+        ("{kind: vlm, vlm: 'lab:llava', set: 'lab:digits'}", "the lab has captions, yes-no, pope"),
+        ("{kind: targeted, vlm: 'lab:llava', set: 'lab:pope', eps: [4/255]}", "the lab has twemoji"),
+        ("{kind: targeted, vlm: 'llava-hf/x', set: COCO, eps: [4/255]}", "a target string"),
+        ("{kind: targeted, vlm: 'lab:llava', set: 'lab:digits'}", "give it eps"),
+    ],
+)
+def test_jobs_of_the_labs_llava_that_cannot_work_are_refused(job: str, message: str, tmp_path: Path) -> None:
+    text = f"name: s\nmodels: {{CLIP: 'lab:clip'}}\njobs:\n  - {job}\n"
+    with pytest.raises(ValueError, match=message):
+        check_suite(load_suite(write(tmp_path, text)))
+
+
 def test_shipped_suites_have_jobs_that_can_work() -> None:
     assert set(shipped_suites()) == {"lab", "paper-vlm", "paper-zero-shot"}
     for name in shipped_suites():

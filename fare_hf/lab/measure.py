@@ -56,8 +56,9 @@ class Budget:
         targets: wrong classes that the targeted DLR loss is run for.
         captions: images captioned and attacked.
         caption_steps: APGD steps of the attack on a caption.
-        targeted: images of each of `TARGETED_SETS` on which a sentence is forced.
+        targeted: images of each of `targeted_sets` on which a sentence is forced.
         targeted_steps: APGD steps of that.
+        targeted_sets: which sets.
         questions: for each of `QUESTION_SETS`, about how many images is asked (None is all).
         question_steps: APGD steps of each stage of the attack on an answer.
     """
@@ -69,6 +70,7 @@ class Budget:
     caption_steps: int = 50
     targeted: int = 100
     targeted_steps: int = 100
+    targeted_sets: Sequence[str] = TARGETED_SETS
     questions: Mapping[str, int | None] = field(default_factory=dict)
     question_steps: int = 50
 
@@ -180,15 +182,16 @@ def measure_targeted(
     budget: Budget,
     threat_models: Sequence[ThreatModel] = THREAT_MODELS,
     seed: int = 0,
+    target: str = TARGET,
 ) -> list[Row]:
-    """In how many images of each of `TARGETED_SETS` an attacker makes the LLaVA say `TARGET`, asked for a caption."""
+    """In how many images of each of the budget's sets an attacker makes the LLaVA caption them with the target."""
     rows = []
-    for dataset in TARGETED_SETS:
+    for dataset in budget.targeted_sets:
         test = part(dataset, budget.targeted)
         rows += evaluate_targeted(
             *llava,
             test.pixels,
-            TARGET,
+            target,
             prompt=PROMPT,
             model=f"LLaVA + {name}",
             dataset=dataset,

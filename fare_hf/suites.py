@@ -117,7 +117,7 @@ def _check_text_job(where: str, job: Mapping[str, Any]) -> None:
     in_lab = job["vlm"] == LAB_LLAVA
     if in_lab != str(job["set"]).startswith(LAB):
         raise ValueError(
-            f"{where} has set {job['set']!r} for vlm {job['vlm']!r}: sets lab:... go with {LAB_LLAVA} only."
+            f"{where} has set {job['set']!r} for vlm {job['vlm']!r}: only {LAB_LLAVA} has lab sets, and no other sets."
         )
     if not in_lab and is_missing_path(str(job["vlm"])):
         raise ValueError(f"{where} has vlm {job['vlm']!r}, and there is nothing: check the path.")

@@ -9,10 +9,10 @@ graph that is not used, weights that require gradients during the attack, number
 (c) `bare` is the step of `fare_hf` without the Trainer. The arms take turns in one process, so that load from outside
 falls on all of them; the medians are compared. Weights are random: they do not matter to the time.
 
-On CPUs the ratio is the processor's: at 10 steps the published loop makes 35 forward passes' worth of operations, ours 24,
-so 1.46 in fp32 where both run at one rate. Measured 1.94 on an AMD EPYC with bf16 autocast (step-cpu.json), and on an Intel
-Xeon 1.33 in fp32 (step-cpu-xeon-fp32.json) but 0.78 in bf16 (step-cpu-xeon-bf16.json), whose kernels are slow there: try
-`--fp32` before training on a CPU.
+On CPUs the ratio is the processor's: at 10 steps the published loop makes 35 forward passes' worth of operations,
+ours 24, so 1.46 in fp32 where both run at one rate. Measured 1.94 on an AMD EPYC with bf16 autocast (step-cpu.json),
+and on an Intel Xeon 1.33 in fp32 (step-cpu-xeon-fp32.json) but 0.78 in bf16 (step-cpu-xeon-bf16.json), whose kernels
+are slow there: try `--fp32` before training on a CPU.
 """
 
 from __future__ import annotations

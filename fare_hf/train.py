@@ -120,7 +120,6 @@ def train(script: FareScriptArguments, config: FareConfig) -> Path:
     folder = _save(trainer, config)
     if config.push_to_hub and (published := trainer.push_to_hub(folder=folder)):
         print(published)
-    trainer.accelerator.end_training()  # a process that leaves its group open may fail while the others still end
     return folder
 
 

@@ -107,7 +107,6 @@ def main() -> None:
         trainer.state.save_to_json(os.path.join(options["output_dir"], "log.json"))
         facts = {"processes": trainer.args.world_size, "epochs": sorted(trainer.train_dataset.epochs)}
         Path(options["output_dir"], "facts.json").write_text(json.dumps(facts))
-    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -13,18 +13,13 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
 
 from fare_hf import RobustnessReport, swap_vision_tower
-from fare_hf.attacks import ClassifierLoss, ThreatModel, apgd
+from fare_hf.attacks import ThreatModel
 from fare_hf.encoders import load_encoder
-from fare_hf.evaluation import Row, environment, transfer_matrix
+from fare_hf.evaluation import Row, environment, evaluate_transfer
 from fare_hf.evaluation.zero_shot import logits_function
 from fare_hf.lab import ENCODERS, encoder_folder, load_clip, load_llava, measure
 
@@ -146,20 +141,7 @@ def transfer(images: int, steps: int) -> str:
         NAMES[name]: logits_function(load_encoder(str(encoder_folder(name))), text, measure.lab_normalization())
         for name in ("clip", *ENCODERS)
     }
-    made = {}
-    for name, logits_of in logits.items():
-        generator = torch.Generator().manual_seed(0)
-        loss = ClassifierLoss(logits_of, test.labels, "ce")
-        made[name] = apgd(loss, test.pixels, TRANSFER, steps=steps, generator=generator).pixels
-
-    def right(logits_of: Callable[[Tensor], Tensor], pixels: Tensor) -> list[bool]:
-        return (logits_of(pixels).argmax(1) == test.labels).tolist()
-
-    attack = {"name": "apgd-ce", "steps": steps, "restarts": 1, "seed": 0}
-    names: dict[str, Any] = {"task": "transfer", "dataset": "twemoji", "metric": "accuracy"}
-    judges = {name: partial(right, logits_of) for name, logits_of in logits.items()}
-    with torch.no_grad():
-        matrix = transfer_matrix(made, judges, test.pixels, TRANSFER, attack=attack, **names)
+    matrix = evaluate_transfer(logits, logits, test.pixels, test.labels, TRANSFER, dataset="twemoji", steps=steps)
     head = f"Accuracy in percent on {len(test)} images of twemoji, {TRANSFER}, APGD-CE of {steps} steps, seed 0:\n\n"
     return head + matrix.to_markdown()
 

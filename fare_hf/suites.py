@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,17 @@ import torch
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, CLIPModel
 
-from fare_hf.attacks import ClassifierLoss, ThreatModel, apgd
+from fare_hf.attacks import ThreatModel
 from fare_hf.encoders import load_encoder, text_classifier
 from fare_hf.evaluation.corruptions import check_corruptions, evaluate_corruptions
 from fare_hf.evaluation.drift import clean_drift
 from fare_hf.evaluation.masking import check_gradient_masking
 from fare_hf.evaluation.report import Row
 from fare_hf.evaluation.suite import Job, Runner, Suite, state_folder
-from fare_hf.evaluation.survivors import chunks, mix
 from fare_hf.evaluation.targeted import evaluate_targeted
-from fare_hf.evaluation.transfer import transfer_matrix
+from fare_hf.evaluation.transfer import evaluate_transfer
 from fare_hf.evaluation.vlm import evaluate_vlm
-from fare_hf.evaluation.vlm_sets import CAPTION_QUESTION, chat_prompt, load_vlm_set, vlm_set
+from fare_hf.evaluation.vlm_sets import CAPTION_QUESTION, VlmData, chat_prompt, load_vlm_set, vlm_set
 from fare_hf.evaluation.zero_shot import ATTACKS, evaluate_zero_shot, logits_function
 from fare_hf.evaluation.zero_shot_sets import load_zero_shot_set, zero_shot_set
 from fare_hf.folders import is_missing_path
@@ -100,8 +100,8 @@ def _check_job(where: str, job: Mapping[str, Any], models: Mapping[str, str]) ->
             _source(job[field], models)
     if job.get("attack", ATTACKS[0]) not in ATTACKS:
         raise ValueError(f"{where} has attack {job['attack']!r}: use one of {', '.join(ATTACKS)}.")
-    for victim in job.get("victims", ()):
-        _source(victim, models)
+    if job["kind"] == "transfer":
+        _check_victims(where, job, models)
     if job["kind"] in ("vlm", "targeted"):
         _check_text_job(where, job)
     elif not str(job["set"]).startswith(LAB):
@@ -110,6 +110,14 @@ def _check_job(where: str, job: Mapping[str, Any], models: Mapping[str, str]) ->
         _check_lab_set(where, job["set"], TEST_SETS)
     if job["kind"] == "corruptions":
         check_corruptions(job.get("names"), job.get("severities", (1,)))
+
+
+def _check_victims(where: str, job: Mapping[str, Any], models: Mapping[str, str]) -> None:
+    victims = job["victims"]
+    if not isinstance(victims, list) or not victims or not job.get("eps"):
+        raise ValueError(f"{where} has victims {victims!r} and eps {job.get('eps')!r}: give a list of each.")
+    for victim in victims:
+        _source(victim, models)
 
 
 def _check_text_job(where: str, job: Mapping[str, Any]) -> None:
@@ -152,37 +160,76 @@ def _clip(name: str) -> tuple[Any, Any]:
     return CLIPModel.from_pretrained(name, dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(name)
 
 
-def _set(settings: Mapping[str, Any], source: str) -> tuple[Any, Any, Tensor, dict[str, Any], Normalization]:
-    """Samples, labels (None: in the samples), class embeddings, options, and the normalisation of the encoder."""
+@dataclass(frozen=True)
+class _Test:
+    """A zero-shot set as one model reads it.
+
+    Attributes:
+        samples, labels: as `evaluate_zero_shot` takes them; no labels: they are in the samples.
+        texts: where a model is -> class embeddings (K, D) for it.
+        groups: of the samples, or None.
+        native: whether images keep their own size.
+    """
+
+    samples: Any
+    labels: Any
+    texts: Callable[[str], Tensor]
+    groups: list[int] | None = None
+    native: bool = False
+
+    def logits(self, source: str) -> Callable[[Tensor], Tensor]:
+        """Of a model, with the texts and the normalisation that are its own."""
+        encoder = load_encoder(_place(source))
+        return logits_function(encoder, self.texts(source), _normalization(source), native=self.native)
+
+    def whole(self) -> tuple[Tensor, Tensor]:
+        """All pixels and labels in memory."""
+        if isinstance(self.samples, Tensor):
+            return self.samples, self.labels
+        items = [self.samples[index] for index in range(len(self.samples))]
+        return torch.stack([item["pixel_values"] for item in items]), torch.tensor([item["labels"] for item in items])
+
+
+def _test(settings: Mapping[str, Any], source: str) -> _Test:
     name, count = settings["set"], settings.get("samples")
-    processor = AutoImageProcessor.from_pretrained(_place(source))
-    normalization = Normalization.from_processor(processor)
     if name.startswith(LAB):
         test = part(name.removeprefix(LAB), count)
-        options = {"groups": test.groups.tolist()}
-        return test.pixels, test.labels, text_embeddings(load_clip(), test), options, normalization
+        embeddings = text_embeddings(load_clip(), test)
+        return _Test(test.pixels, test.labels, lambda source: embeddings, test.groups.tolist())
+    processor = AutoImageProcessor.from_pretrained(_place(source))
     data = load_zero_shot_set(
         name, processor, samples=count, seed=settings.get("seed", 0), **_options(settings, "root")
     )
-    text = text_classifier(*_clip(settings.get("text", source)), data.class_names, data.templates)
-    return data.samples, None, text, {"native": data.native}, normalization
+
+    def texts(source: str) -> Tensor:
+        return text_classifier(*_clip(settings.get("text", source)), data.class_names, data.templates)
+
+    return _Test(data.samples, None, texts, native=data.native)
+
+
+def _normalization(source: str) -> Normalization:
+    return Normalization.from_processor(AutoImageProcessor.from_pretrained(_place(source)))
+
+
+def _names(model: str, source: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What rows are called, and the normalisation of the encoder."""
+    dataset = settings["set"].removeprefix(LAB)
+    return {"model": model, "dataset": dataset, "normalization": _normalization(source)}
 
 
 def _zero_shot(
     folder: Path, model: str, source: str, settings: Mapping[str, Any], models: Mapping[str, str]
 ) -> list[Row]:
-    samples, labels, text, options, normalization = _set(settings, source)
-    encoder, threats = load_encoder(_place(source)), _threats(settings)
-    options |= _options(
-        settings, "attack", "steps", "restarts", "targets", "queries", "batch_size", "seed", "stop_fooled"
-    )
-    names = {"model": model, "dataset": settings["set"].removeprefix(LAB), "normalization": normalization}
-    rows = evaluate_zero_shot(encoder, text, samples, labels, threat_models=threats, **names, **options)
+    test, threats, names = _test(settings, source), _threats(settings), _names(model, source, settings)
+    effort = ("attack", "steps", "restarts", "targets", "queries", "batch_size", "seed", "stop_fooled")
+    options = _options(settings, *effort) | {"groups": test.groups, "native": test.native}
+    encoder, text = load_encoder(_place(source)), test.texts(source)
+    rows = evaluate_zero_shot(encoder, text, test.samples, test.labels, threat_models=threats, **names, **options)
     if settings.get("masking_checks"):
-        pixels, truth = _whole(samples, labels)
+        pixels, truth = test.whole()
         chosen = _options(settings, "steps", "targets", "queries", "seed")
-        logits_of = logits_function(encoder, text, normalization, native=options.get("native", False))
-        surrogate = _surrogate(settings, models, text, normalization, options.get("native", False))
+        logits_of = test.logits(source)
+        surrogate = test.logits(_source(settings["surrogate"], models)) if "surrogate" in settings else None
         for threat in threats:
             report = check_gradient_masking(logits_of, pixels, truth, threat, surrogate=surrogate, **chosen)
             path = folder / "masking" / f"{model}, {names['dataset']}, {str(threat).replace('/', '_')}"
@@ -192,57 +239,33 @@ def _zero_shot(
     return rows
 
 
-def _surrogate(
-    settings: Mapping[str, Any], models: Mapping[str, str], text: Tensor, normalization: Normalization, native: bool
-) -> Callable[[Tensor], Tensor] | None:
-    """Logits of the model that a job names as `surrogate`."""
-    if "surrogate" not in settings:
-        return None
-    encoder = load_encoder(_place(_source(settings["surrogate"], models)))
-    return logits_function(encoder, text, normalization, native=native)
-
-
 def _source(name: str, models: Mapping[str, str]) -> str:
     if name not in models:
         raise ValueError(f"the job names the model {name!r}: list it in models, beside {', '.join(models)}.")
     return models[name]
 
 
-def _whole(samples: Any, labels: Any) -> tuple[Tensor, Tensor]:
-    """All pixels and labels in memory."""
-    if isinstance(samples, Tensor):
-        return samples, labels
-    items = [samples[index] for index in range(len(samples))]
-    return torch.stack([item["pixel_values"] for item in items]), torch.tensor([item["labels"] for item in items])
-
-
 def _drift(model: str, source: str, settings: Mapping[str, Any], models: Mapping[str, str]) -> list[Row]:
-    samples, labels, _, options, normalization = _set(settings, source)
+    test, names = _test(settings, source), _names(model, source, settings)
     original = load_encoder(_place(_source(settings["original"], models)))
-    pixels, _ = _whole(samples, labels)
-    chosen = _options(settings, "embedding", "batch_size", "seed") | _options(options, "groups")
-    names = {"model": model, "dataset": settings["set"].removeprefix(LAB), "normalization": normalization}
-    return clean_drift(load_encoder(_place(source)), original, pixels, **names, **chosen)
+    chosen = _options(settings, "embedding", "batch_size", "seed") | {"groups": test.groups}
+    return clean_drift(load_encoder(_place(source)), original, test.whole()[0], **names, **chosen)
 
 
 def _corruptions(model: str, source: str, settings: Mapping[str, Any], models: Mapping[str, str]) -> list[Row]:
-    samples, labels, text, options, normalization = _set(settings, source)
-    pixels, truth = _whole(samples, labels)
-    chosen = _options(settings, "severities", "batch_size", "seed") | _options(options, "groups")
-    names = {"model": model, "dataset": settings["set"].removeprefix(LAB), "normalization": normalization}
-    encoder = load_encoder(_place(source))
-    return evaluate_corruptions(encoder, text, pixels, truth, names=settings.get("names"), **names, **chosen)
+    test, names = _test(settings, source), _names(model, source, settings)
+    chosen = _options(settings, "severities", "batch_size", "seed") | {"groups": test.groups}
+    encoder, (pixels, truth) = load_encoder(_place(source)), test.whole()
+    return evaluate_corruptions(
+        encoder, test.texts(source), pixels, truth, names=settings.get("names"), **names, **chosen
+    )
 
 
 def _vlm(folder: Path, model: str, source: str, settings: Mapping[str, Any], models: Mapping[str, str]) -> list[Row]:
     if settings["vlm"] == LAB_LLAVA:
         return _lab_texts(model, source, settings)
     states = state_folder(folder, Job(model, source, dict(settings)))  # an interrupted job goes on in its middle
-    name = settings["vlm"]
-    vlm = AutoModelForImageTextToText.from_pretrained(name, dtype="auto")
-    processor = AutoProcessor.from_pretrained(name)
-    swap_vision_tower(vlm, _place(source))
-    data = load_vlm_set(settings["set"], processor, **_options(settings, "samples", "seed", "root", "template"))
+    vlm, processor, data = _hub_vlm(source, settings)
     options = _options(settings, "steps", "batch_size", "seed") | {"max_new_tokens": data.max_new_tokens}
     options["folder"] = states
     names: dict[str, Any] = {"model": model, "task": data.task, "dataset": data.name, "targets": data.targets}
@@ -250,6 +273,15 @@ def _vlm(folder: Path, model: str, source: str, settings: Mapping[str, Any], mod
     return evaluate_vlm(
         vlm, processor, data.samples, data.prompts, data.metric, threat_models=threats, **names, **options
     ).rows
+
+
+def _hub_vlm(source: str, settings: Mapping[str, Any]) -> tuple[Any, Any, VlmData]:
+    """The model of a job with its tower swapped, its processor, and the set as it reads it."""
+    vlm = AutoModelForImageTextToText.from_pretrained(settings["vlm"], dtype="auto")
+    processor = AutoProcessor.from_pretrained(settings["vlm"])
+    swap_vision_tower(vlm, _place(source))
+    chosen = _options(settings, "samples", "seed", "root", "template")
+    return vlm, processor, load_vlm_set(settings["set"], processor, **chosen)
 
 
 def _lab_texts(model: str, source: str, settings: Mapping[str, Any]) -> list[Row]:
@@ -278,10 +310,7 @@ def _targeted(model: str, source: str, settings: Mapping[str, Any], models: Mapp
         )
         chosen = _options(settings, "target")
         return measure.measure_targeted(model, _lab_llava(source), budget, threats, seed, **chosen)
-    vlm = AutoModelForImageTextToText.from_pretrained(settings["vlm"], dtype="auto")
-    processor = AutoProcessor.from_pretrained(settings["vlm"])
-    swap_vision_tower(vlm, _place(source))
-    data = load_vlm_set(settings["set"], processor, **_options(settings, "samples", "seed", "root", "template"))
+    vlm, processor, data = _hub_vlm(source, settings)
     prompt = chat_prompt(processor, settings.get("question", CAPTION_QUESTION), settings.get("template"))
     options = _options(settings, "steps", "batch_size", "seed", "max_new_tokens")
     names: dict[str, Any] = {"prompt": prompt, "model": model, "dataset": data.name, "threat_models": threats}
@@ -289,34 +318,12 @@ def _targeted(model: str, source: str, settings: Mapping[str, Any], models: Mapp
 
 
 def _transfer(model: str, source: str, settings: Mapping[str, Any], models: Mapping[str, str]) -> list[Row]:
-    """Images made on this model by APGD on the cross entropy, shown to every victim."""
-    samples, labels, text, options, normalization = _set(settings, source)
-    pixels, truth = _whole(samples, labels)
-    seed, steps, size = settings.get("seed", 0), settings.get("steps", 100), settings.get("batch_size", 64)
-    native = options.get("native", False)
-
-    def logits_of(place: str, text: Tensor, normalization: Normalization) -> Callable[[Tensor], Tensor]:
-        return logits_function(load_encoder(_place(place)), text, normalization, native=native)
-
-    def right(logits: Callable[[Tensor], Tensor], points: Tensor) -> list[bool]:
-        found = torch.cat([logits(part_).argmax(1) for part_ in points.split(size)])
-        return (found == truth).tolist()
-
-    victims = {}
-    for name in settings["victims"]:  # each with the texts and the normalisation that are its own
-        _, _, words, _, own = _set(settings, models[name])
-        victims[name] = partial(right, logits_of(models[name], words, own))
-    own_logits, rows = logits_of(source, text, normalization), []
-    used = {"name": "apgd-ce", "steps": steps, "restarts": 1, "seed": seed}
-    names: dict[str, Any] = {"task": "transfer", "dataset": settings["set"].removeprefix(LAB), "metric": "accuracy"}
-    for threat in _threats(settings):
-        made = []
-        for number, batch in enumerate(chunks(range(len(pixels)), size)):
-            loss = ClassifierLoss(own_logits, truth[batch], "ce")
-            rng = torch.Generator().manual_seed(mix(seed, number))
-            made.append(apgd(loss, pixels[batch], threat, steps=steps, generator=rng).pixels)
-        with torch.no_grad():
-            chosen = {"seed": seed} | _options(options, "groups")
-            matrix = transfer_matrix({model: torch.cat(made)}, victims, pixels, threat, attack=used, **chosen, **names)
-        rows += matrix.rows
-    return rows
+    """Images made on this model, shown to every victim."""
+    test, threats = _test(settings, source), _threats(settings)
+    pixels, truth = test.whole()
+    victims = {name: test.logits(models[name]) for name in settings["victims"]}
+    sources = {model: victims.get(model) or test.logits(source)}
+    options = _options(settings, "steps", "batch_size", "seed") | {"groups": test.groups}
+    options["dataset"] = settings["set"].removeprefix(LAB)
+    matrices = [evaluate_transfer(sources, victims, pixels, truth, threat, **options) for threat in threats]
+    return [row for matrix in matrices for row in matrix.rows]

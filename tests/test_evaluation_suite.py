@@ -192,7 +192,10 @@ def test_a_suite_asks_the_labs_llava_and_shows_images_to_other_models(tmp_path: 
 @pytest.mark.parametrize(
     ("job", "message"),
     [
-        ("{kind: transfer, set: 'lab:digits', victims: [LeNet]}", "names the model 'LeNet'"),
+        ("{kind: transfer, set: 'lab:digits', victims: [LeNet], eps: [4/255]}", "names the model 'LeNet'"),
+        ("{kind: transfer, set: 'lab:digits', victims: [CLIP]}", "eps None: give a list of each"),
+        ("{kind: transfer, set: 'lab:digits', victims: CLIP, eps: [4/255]}", "victims 'CLIP'"),
+        ("{kind: transfer, set: 'lab:digits', victims: [], eps: [4/255]}", "give a list of each"),
         ("{kind: vlm, vlm: 'lab:llava', set: COCO}", "only lab:llava has lab sets"),
         ("{kind: vlm, vlm: 'lab:llava', set: 'lab:digits'}", "the lab has captions, yes-no, pope"),
         ("{kind: targeted, vlm: 'lab:llava', set: 'lab:pope', eps: [4/255]}", "the lab has twemoji"),
@@ -257,6 +260,8 @@ def test_the_command_line_runs_a_suite_on_the_lab(tmp_path: Path, capsys: pytest
     checks = json.loads((tmp_path / "out" / "masking" / "FARE-4, digits, linf 4_255.json").read_text())
     assert [check["name"] for check in checks["checks"]] == ["more steps", "black box", "wide ball", "transfer"]
     assert "### clean drift" in capsys.readouterr().out
+    drawn = {path.name for path in (tmp_path / "out" / "plots").iterdir()}
+    assert drawn == {"curves-zero-shot-digits-accuracy-linf.png", "bars-zero-shot-digits-accuracy-linf.png"}
     for wrong, sentence in (
         (["evaluate", "--output_dir", "o"], "nothing to evaluate"),
         (["evaluate", "enc", "--suite", "lab", "--output_dir", "o"], "has its own models"),

@@ -19,7 +19,7 @@ from fare_hf.attacks import ThreatModel
 from fare_hf.evaluation.saved import claim, digest, write_tensors
 from fare_hf.evaluation.text_metrics import VqaAccuracy
 from fare_hf.evaluation.vlm import VlmEvaluation, evaluate_vlm
-from fare_hf.vlm import generate_text
+from fare_hf.vlm import generate_text, tower_of
 
 THREATS = [ThreatModel("linf", "16/255"), ThreatModel("linf", "4/255")]
 NAMES: dict[str, Any] = {"model": "LLaVA", "task": "vqa", "dataset": "noise"}
@@ -141,6 +141,16 @@ def test_the_folder_of_another_run_is_refused(
     with pytest.raises(ValueError, match="another metric, references|another references"):
         run(vlm, proc, VqaAccuracy([["zebra"]] * 5), tmp_path)
     assert (tmp_path / "settings.json").read_bytes() == before
+
+
+def test_the_folder_of_another_tower_is_refused(proc: Any, tmp_path: Path) -> None:
+    """The same names and settings: only the weights tell the towers apart."""
+    vlm = llava()
+    run(vlm, proc, VqaAccuracy([["cat"]] * 5), tmp_path, threat_models=[])
+    with torch.no_grad():
+        list(tower_of(vlm).parameters())[-1].add_(0.5)
+    with pytest.raises(ValueError, match="another vision tower"):
+        run(vlm, proc, VqaAccuracy([["cat"]] * 5), tmp_path, threat_models=[])
 
 
 def test_a_cut_file_is_never_read(vlm: Any, proc: Any, tmp_path: Path) -> None:

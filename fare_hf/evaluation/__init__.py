@@ -19,7 +19,7 @@ from fare_hf.evaluation.suite import load_suite, run_suite
 from fare_hf.evaluation.targeted import evaluate_targeted
 from fare_hf.evaluation.text_attack import TextEvaluation
 from fare_hf.evaluation.text_metrics import Choice, Cider, VqaAccuracy, YesNo
-from fare_hf.evaluation.transfer import evaluate_universal_text, transfer_matrix
+from fare_hf.evaluation.transfer import evaluate_transfer, evaluate_universal_text, transfer_matrix
 from fare_hf.evaluation.vlm import evaluate_vlm
 from fare_hf.evaluation.vlm_sets import load_vlm_set
 from fare_hf.evaluation.zero_shot import evaluate_zero_shot
@@ -46,6 +46,7 @@ __all__ = [
     "evaluate_corruptions",
     "evaluate_stealth",
     "evaluate_targeted",
+    "evaluate_transfer",
     "evaluate_universal_text",
     "evaluate_vlm",
     "evaluate_zero_shot",

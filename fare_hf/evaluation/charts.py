@@ -41,10 +41,9 @@ def draw_report(rows: Sequence[Mapping[str, Any]], folder: str | Path) -> list[P
     taken: set[str] = set()
     for name, draw in _charts(rows):
         safe = base = re.sub(r"[^\w.+-]+", "-", name, flags=re.ASCII).strip("-.")[:120]
-        for number in range(2, len(taken) + 3):
-            if safe.lower() not in taken:  # some file systems do not tell capitals
-                break
-            safe = f"{base}-{number}"
+        number = 2
+        while safe.lower() in taken:  # some file systems do not tell capitals
+            safe, number = f"{base}-{number}", number + 1
         taken.add(safe.lower())
         paths.append(draw(Path(folder) / f"{safe}.png"))
     return paths

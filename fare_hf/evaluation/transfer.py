@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from fare_hf.attacks import LossFn, ThreatModel, apply_universal, universal_perturbation
+from fare_hf.attacks import ClassifierLoss, LossFn, ThreatModel, apgd, apply_universal, universal_perturbation
 from fare_hf.encoders import frozen, matmul_patch_embedding
 from fare_hf.evaluation.exported import check_sent
 from fare_hf.evaluation.report import Row, fraction_row
-from fare_hf.evaluation.survivors import check_plan, mix
+from fare_hf.evaluation.survivors import check_plan, chunks, mix
 from fare_hf.vlm import VlmLoss, generate_text, tower_placement
 
-__all__ = ["TransferMatrix", "evaluate_universal_text", "transfer_matrix"]
+__all__ = ["TransferMatrix", "evaluate_transfer", "evaluate_universal_text", "transfer_matrix"]
 
 Judge = Callable[[Tensor], Sequence[bool]]
 """Pixels (N, 3, H, W) in [0, 1] -> for each whether the model is right, or whatever the metric counts."""
+Logits = Callable[[Tensor], Tensor]
+"""Pixels (B, 3, H, W) in [0, 1] -> logits (B, K)."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,62 @@ def transfer_matrix(
             line.append(rows[-1]["value"])
         values.append(line)
     return TransferMatrix(list(adversarial), list(judges), values, rows)
+
+
+def evaluate_transfer(
+    sources: Mapping[str, Logits],
+    victims: Mapping[str, Logits],
+    pixels: Tensor,
+    labels: Tensor,
+    threat_model: ThreatModel,
+    *,
+    dataset: str,
+    steps: int = 100,
+    seed: int = 0,
+    batch_size: int = 64,
+    groups: Sequence[Hashable] | None = None,
+) -> TransferMatrix:
+    """Accuracy of every victim on the images that APGD on the cross entropy made on each source.
+
+    Args:
+        sources, victims: {model: its logits}, such as `zero_shot.logits_function`.
+        pixels: clean images (N, 3, H, W) in [0, 1].
+        labels: (N,) class numbers.
+        threat_model: of all images.
+        dataset: name for the rows.
+        steps, seed, batch_size: of the attack.
+        groups: of the intervals.
+
+    Raises:
+        ValueError: no source or victim, what `check_plan` refuses, and what attacks raise.
+    """
+    counts = {"steps": steps, "batch_size": batch_size}
+    check_plan(len(pixels), [threat_model], groups, seed, {"dataset": dataset}, **counts)
+    batches = list(enumerate(chunks(range(len(pixels)), batch_size)))
+
+    def made_on(logits: Logits) -> Tensor:
+        points = []
+        for number, batch in batches:
+            loss, rng = ClassifierLoss(logits, labels[batch], "ce"), torch.Generator().manual_seed(mix(seed, number))
+            points.append(apgd(loss, pixels[batch], threat_model, steps=steps, generator=rng).pixels)
+        return torch.cat(points)
+
+    @torch.no_grad()
+    def right(logits: Logits, points: Tensor) -> list[bool]:
+        return (torch.cat([logits(part).argmax(1) for part in points.split(batch_size)]) == labels).tolist()
+
+    return transfer_matrix(
+        {name: made_on(logits) for name, logits in sources.items()},
+        {name: partial(right, logits) for name, logits in victims.items()},
+        pixels,
+        threat_model,
+        task="transfer",
+        dataset=dataset,
+        metric="accuracy",
+        attack={"name": "apgd-ce", "steps": steps, "restarts": 1, "seed": seed},
+        seed=seed,
+        groups=groups,
+    )
 
 
 def evaluate_universal_text(

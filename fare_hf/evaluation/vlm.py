@@ -25,7 +25,7 @@ from fare_hf.evaluation.saved import Change, SavedBatches, claim, digest
 from fare_hf.evaluation.survivors import check_plan, chunks, gather, mix
 from fare_hf.evaluation.text_metrics import TextMetric
 from fare_hf.pixels import check_pixels
-from fare_hf.vlm import VlmLoss, generate_text, tower_placement
+from fare_hf.vlm import VlmLoss, generate_text, tower_of, tower_placement
 
 __all__ = ["QUESTION_TARGETS", "Attacked", "VlmEvaluation", "evaluate_vlm"]
 
@@ -173,7 +173,10 @@ class _Ensemble:
     saved: SavedBatches
 
     def settings(self, threat_models: Sequence[ThreatModel]) -> dict[str, Any]:
-        """What makes this run another one, beside its names; of the images their number and the first."""
+        """What makes this run another one, beside its names; of the images their number and the first.
+
+        The weights of the tower count, as models are compared that differ in nothing else.
+        """
         first = gather(self.samples, [0], torch.device("cpu"))
         references = [text for index in range(len(self.metric)) for text in self.metric.texts(index)]
         return {
@@ -190,6 +193,9 @@ class _Ensemble:
             "prompts": digest(*self.prompts),
             "references": digest(*references),
             "first image": digest(first.numpy().tobytes()),
+            "vision tower": digest(
+                *(str(p.double().sum().item()) for p in tower_of(self.vlm).parameters() if not p.is_meta)
+            ),
         }
 
     def clean(self) -> Attacked:

@@ -10,7 +10,7 @@ Three embeddings of an image `x` are known by name (`EMBEDDINGS`):
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MethodType
 from typing import Any
@@ -42,6 +42,7 @@ __all__ = [
     "logit_scale_of",
     "make_embed",
     "matmul_patch_embedding",
+    "other_forwards",
     "text_class_embeddings",
     "text_classifier",
 ]
@@ -236,18 +237,25 @@ def matmul_patch_embedding(module: nn.Module) -> Iterator[nn.Module]:
     The input gradient of a stride-p convolution is slow on CPU, and an attack needs nothing else; values agree with
     the convolution to 1e-5.
     """
-    changed = [part for part in module.modules() if isinstance(part, nn.Conv2d) and _is_patch_convolution(part)]
-    saved = [part.__dict__.get("forward") for part in changed]
-    for part in changed:
-        vars(part)["forward"] = MethodType(_matmul_forward, part)
-    try:
+    convolutions = [part for part in module.modules() if isinstance(part, nn.Conv2d) and _is_patch_convolution(part)]
+    with other_forwards({part: MethodType(_matmul_forward, part) for part in convolutions}):
         yield module
+
+
+@contextmanager
+def other_forwards(forwards: Mapping[nn.Module, Callable[..., Tensor]]) -> Iterator[None]:
+    """Modules compute with other functions inside; afterwards as before, with what a hook had put there."""
+    saved = {part: vars(part).get("forward") for part in forwards}
+    for part, forward in forwards.items():
+        vars(part)["forward"] = forward
+    try:
+        yield
     finally:
-        for part, forward in zip(changed, saved, strict=True):
-            if forward is None:
+        for part, own in saved.items():
+            if own is None:
                 del vars(part)["forward"]
             else:
-                vars(part)["forward"] = forward
+                vars(part)["forward"] = own
 
 
 @torch.no_grad()

@@ -8,12 +8,13 @@ numbers. Other parameters (norms, embeddings) autocast does not cast.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import nn
 
 from fare_hf.encoders import frozen
+from fare_hf.float8 import float8_linears
 
 __all__ = ["attack_mode", "cast_for_good", "shadow"]
 
@@ -45,9 +46,10 @@ def shadow(module: nn.Module, dtype: torch.dtype | None) -> Iterator[nn.Module]:
 
 
 @contextmanager
-def attack_mode(module: nn.Module, dtype: torch.dtype | None = None) -> Iterator[nn.Module]:
-    """What an encoder is while it is attacked: `frozen`, with the `shadow` of its weights."""
-    with frozen(module), shadow(module, dtype):
+def attack_mode(module: nn.Module, dtype: torch.dtype | None = None, float8: bool = False) -> Iterator[nn.Module]:
+    """What an encoder is while it is attacked: `frozen`, its weights a `shadow`, perhaps with `float8_linears`."""
+    eight = float8_linears if float8 else nullcontext  # from the parameters themselves, before their shadow
+    with frozen(module), eight(module), shadow(module, dtype):
         yield module
 
 

@@ -15,7 +15,7 @@ PACKAGE = Path(fare_hf.__file__).parent
 FLOORS = {
     **dict.fromkeys(("attacks", "console", "folders", "objectives", "pixels"), 1),
     **dict.fromkeys(("data", "encoders", "flops", "memory"), 2),
-    "precision": 3,
+    **dict.fromkeys(("float8", "precision"), 3),
     "convert": 3,
     "vlm": 4,
     "evaluation": 5,
@@ -28,6 +28,7 @@ FLOORS = {
 # `pixels` passes on the one check of pixels, which attacks own because they depend on torch alone.
 SAME_FLOOR = {
     ("pixels", "attacks"),
+    ("precision", "float8"),
     ("cli", "attack"),
     ("attack", "attack_run"),
     ("cli", "estimate"),

@@ -110,6 +110,19 @@ def test_a_checkpoint_of_another_recipe_is_refused_with_the_differences(
     assert difference in str(caught.value)
 
 
+def test_a_checkpoint_from_before_an_option_is_of_a_run_without_it(
+    legacy_vision_folder: Path, finished: Path, tmp_path: Path
+) -> None:
+    older = Path(shutil.copytree(finished / "checkpoint-2", tmp_path / "checkpoint-2"))
+    manifest = json.loads((older / MANIFEST).read_text())
+    del manifest["run"]["attack_fp8"]
+    (older / MANIFEST).write_text(json.dumps(manifest))
+    tiny_trainer(str(legacy_vision_folder), str(tmp_path / "same"), **OPTIONS).train(resume_from_checkpoint=str(older))
+    other = tiny_trainer(str(legacy_vision_folder), str(tmp_path / "other"), attack_fp8=True, **OPTIONS)
+    with pytest.raises(ValueError, match="is of another run: attack_fp8 False there and True here;"):
+        other.train(resume_from_checkpoint=str(older))
+
+
 def test_a_checkpoint_of_another_model_is_refused_though_its_shapes_are_the_same(
     legacy_vision_folder: Path, finished: Path, tmp_path: Path
 ) -> None:

@@ -11,8 +11,10 @@ import torch
 from distributed.tiny_run import RandomPixels, tiny_trainer
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fare_hf.encoders import text_class_embeddings
-from fare_hf.objectives import TecoaObjective
+from fare_hf.data import collate_pixels
+from fare_hf.encoders import embed, load_encoder, text_class_embeddings
+from fare_hf.lab import encoder_folder, load_training_set
+from fare_hf.objectives import FareObjective, TecoaObjective
 from fare_hf.training import FareConfig
 from fare_hf.training.schedules import attack_steps_at
 from fare_hf.training.trained import train_first_blocks
@@ -58,6 +60,36 @@ def test_the_attack_sees_half_weights_under_mixed_precision(clip_folder: Path, t
         layer.register_forward_hook(lambda part, *_, seen=seen: seen.append(part.weight.dtype))
         trainer.train()
         assert seen == [torch.bfloat16 if wanted else torch.float32] * 2 + [torch.float32]
+
+
+def test_the_attack_multiplies_in_eight_bits_and_the_update_does_not(clip_folder: Path, tmp_path: Path) -> None:
+    options = {"max_steps": 1, "attack_steps": 2, "logging_steps": 9}
+    trainer = tiny_trainer(str(clip_folder), str(tmp_path), attack_fp8=True, **options)
+    layer, seen = trainer.model.vision_model.encoder.layers[0].mlp.fc1, []
+    layer.register_forward_hook(lambda part, _, output: seen.append(("forward" in vars(part), output.dtype)))
+    trainer.train()
+    assert seen == [(True, torch.bfloat16)] * 2 + [(False, torch.float32)]
+
+
+def test_an_attack_in_eight_bits_is_as_strong(tmp_path: Path) -> None:
+    """On an encoder that was really trained; what it found is judged in fp32."""
+    dataset, folder = load_training_set("drawings"), str(encoder_folder("fare-4"))
+    batch = collate_pixels([dataset[number] for number in range(8)])
+    options = {"train_dataset": dataset, "original": load_encoder(str(encoder_folder("clip")))}
+    losses = []
+    for eight in (False, True):
+        trainer = tiny_trainer(folder, str(tmp_path), attack_step_size="3/255", attack_fp8=eight, **options)
+        found = trainer._attack(trainer.model, trainer.original, batch, 0)
+        with torch.no_grad():
+            embeddings = embed(load_encoder(folder).eval(), trainer.normalization(found.pixels))
+            losses.append(FareObjective()(embeddings, found.targets).mean().item())
+    assert losses[0] != losses[1] == pytest.approx(losses[0], rel=0.01)
+
+
+@pytest.mark.parametrize("options", [{"torch_compile": True, "dataloader_drop_last": True}, {"attack_bf16": True}])
+def test_eight_bits_refuse_what_they_exclude(options: dict[str, Any], clip_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="attack_fp8=True .* excludes?"):
+        tiny_trainer(str(clip_folder), str(tmp_path), attack_fp8=True, **options)
 
 
 def test_compiled_once_and_not_again(clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

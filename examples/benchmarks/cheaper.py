@@ -5,6 +5,8 @@
 Every arm is FARE-4 from the lab's CLIP with as many steps as a budget of operations pays for (`fare_hf.flops`), on the
 same fixed images, with several seeds (order of the images, random starts). Judged on the validation hand by APGD on
 the cross entropy and on the targeted DLR loss. `lora` needs `fare_hf[lora]`; it is left out where PEFT is missing.
+`2 steps in fp8` tells on a CPU, which is slow at it, what the 8 bits do to the robustness, and nothing of the time.
+With `--jobs` so many run at once, one thread each; operations are the same, CPU seconds are of that load.
 """
 
 from __future__ import annotations
@@ -12,10 +14,13 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import multiprocessing
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +41,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "1 step": {"attack_steps": 1, "attack_step_size": "5/255"},
     "1 to 3 steps": {"attack_steps": 3, "attack_step_size": "3/255", "attack_steps_start": 1},
     "2 steps in bf16": FEW | {"attack_bf16": True},
+    "2 steps in fp8": FEW | {"attack_fp8": True},
     "2 warm steps": FEW | {"attack_warm_start": True},
     "2 steps, first 2 of 4 blocks": FEW | {"trained_blocks": 2},
     "2 steps, lora": FEW | {"lora_rank": 8},
@@ -74,21 +80,38 @@ def affordable(trainer: FareTrainer, budget: int) -> int:
     return steps
 
 
-def run(
-    name: str, images: list[dict[str, Any]], processor: Any, seed: int, budget: int, samples: int
-) -> dict[str, Any]:
+def run(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """Trains and measures one arm with one seed."""
+    torch.set_num_threads(args.threads)
+    dataset = load_training_set("drawings")
+    images, processor = [dataset[index] for index in range(args.images)], dataset.processor
+    budget = budget_of(args)
     steps = affordable(trainer_of(ARMS[name], images, processor, seed, 1), budget)
     trainer = trainer_of(ARMS[name], images, processor, seed, steps)
     begin = time.process_time()
     trainer.train()
     seconds = time.process_time() - begin
     merge_lora(trainer.model)
-    part = measure.Budget({"fxemoji": samples}, steps=20, targets=2)
+    part = measure.Budget({"fxemoji": args.samples}, steps=20, targets=2)
     rows = measure.measure_zero_shot(name, trainer.model, load_clip(), part, [ThreatModel("linf", "4/255")])
     clean, robust = (row["value"] for row in rows)
-    line = {"arm": name, "seed": seed, "steps": steps, "cpu_seconds": round(seconds, 1), "n": samples}
+    line = {"arm": name, "seed": seed, "steps": steps, "cpu_seconds": round(seconds, 1), "n": args.samples}
     return line | {"clean": clean, "robust": robust, "attack": rows[1]["attack"], "eps": "4/255"}
+
+
+def budget_of(args: argparse.Namespace) -> int:
+    """Operations that each arm may spend."""
+    return args.budget * BATCH * count_flops(load_encoder(str(encoder_folder("clip"))).config).step(10)
+
+
+def runs(wanted: list[tuple[str, int]], args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The lines of what is wanted, as they are done."""
+    if args.jobs == 1:
+        yield from (run(name, seed, args) for name, seed in wanted)
+        return
+    with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn")) as pool:
+        for done in as_completed([pool.submit(run, name, seed, args) for name, seed in wanted]):
+            yield done.result()
 
 
 def table(lines: list[dict[str, Any]]) -> str:
@@ -114,25 +137,23 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=36, help="in steps of the arm `10 steps` (default 36)")
     parser.add_argument("--images", type=int, default=640, help="drawings to train on (default 640)")
     parser.add_argument("--samples", type=int, default=252, help="images to judge on (default 252)")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once, one thread each (default 1: all threads)")
     parser.add_argument("--output", type=Path, required=True, help="JSON file; the table goes beside it, as .md")
     args = parser.parse_args()
-    dataset = load_training_set("drawings")
-    images = [dataset[index] for index in range(args.images)]
-    flops = count_flops(load_encoder(str(encoder_folder("clip"))).config)
-    budget = args.budget * BATCH * flops.step(10)
+    args.threads = torch.get_num_threads() if args.jobs == 1 else 1
     lines: list[dict[str, Any]] = json.loads(args.output.read_text())["lines"] if args.output.exists() else []
-    for seed in args.seeds:
-        for name in args.arms:
-            if name.endswith("lora") and importlib.util.find_spec("peft") is None:
-                continue
-            if not any((line["arm"], line["seed"]) == (name, seed) for line in lines):
-                lines.append(run(name, images, dataset.processor, seed, budget, args.samples))
-                print(json.dumps(lines[-1]), flush=True)
-            command = " ".join(["python", "examples/benchmarks/cheaper.py", *sys.argv[1:]])
-            found = {"command": command, "budget_flops": budget, "threads": torch.get_num_threads(), "batch": BATCH}
-            found |= {"learning_rate": LEARNING_RATE, "environment": environment(), "lines": lines}
-            args.output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-            args.output.with_suffix(".md").write_text(table(lines), encoding="utf-8")
+    arms = [name for name in args.arms if not name.endswith("lora") or importlib.util.find_spec("peft") is not None]
+    done = {(line["arm"], line["seed"]) for line in lines}
+    wanted = [(name, seed) for seed in args.seeds for name in arms if (name, seed) not in done]
+    command = " ".join(["python", "examples/benchmarks/cheaper.py", *sys.argv[1:]])
+    found = {"command": command, "budget_flops": budget_of(args), "threads": args.threads, "batch": BATCH}
+    found |= {"images": args.images, "learning_rate": LEARNING_RATE, "environment": environment(), "lines": lines}
+    for line in runs(wanted, args):
+        print(json.dumps(line), flush=True)
+        lines.append(line)
+        lines.sort(key=lambda each: (each["seed"], list(ARMS).index(each["arm"])))
+        args.output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        args.output.with_suffix(".md").write_text(table(lines), encoding="utf-8")
     print(table(lines))
 
 

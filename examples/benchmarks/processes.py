@@ -41,7 +41,8 @@ def worker(args: argparse.Namespace) -> None:
     trainer.train()
     if trainer.is_world_process_zero():
         rates = [line["images_per_second"] for line in trainer.state.log_history if "images_per_second" in line]
-        Path(args.worker).write_text(json.dumps(rates[1:]))
+        found = {"processes": trainer.args.world_size, "rates": rates[1:]}
+        Path(args.worker).write_text(json.dumps(found))
 
 
 def rates_of(processes: int, args: argparse.Namespace) -> list[float]:
@@ -51,12 +52,15 @@ def rates_of(processes: int, args: argparse.Namespace) -> list[float]:
         words = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
         words += ["--num_machines", "1", "--mixed_precision", "bf16", "--dynamo_backend", "no"]
         words += ["--num_cpu_threads_per_process", "1", "--main_process_port", "0"]
-        words += ["--cpu"] if not torch.cuda.is_available() else []
-        words += ["--multi_gpu"] if torch.cuda.is_available() and processes > 1 else []
+        # Of --cpu the launcher makes one process whatever their number; --multi_gpu is torchrun, with CPUs too.
+        words += ["--multi_gpu"] if processes > 1 else []
         words += [__file__, "--worker", str(result), "--model", args.model, "--batch_size", str(args.batch_size)]
         words += ["--attack_steps", str(args.attack_steps), "--steps", str(args.steps)]
         subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
-        return json.loads(result.read_text())
+        found = json.loads(result.read_text())
+        if found["processes"] != processes:
+            raise RuntimeError(f"the launcher started {found['processes']} processes, not {processes}.")
+        return found["rates"]
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from transformers.trainer_utils import TrainOutput
 from fare_hf.data import PixelStream
 from fare_hf.encoders import load_complete
 from fare_hf.training.disk import check_disk
+from fare_hf.training.identity import option_defaults
 from fare_hf.training.manifest import check_run, latest_checkpoint, write_manifest
 from fare_hf.training.stream import TrainingStream, warn_of_uneven_shards
 from fare_hf.training.trained import has_lora
@@ -139,7 +140,7 @@ class CheckpointTrainer(Trainer):
 
     def _check_checkpoint(self, folder: Path) -> int:
         """The step of a checkpoint that this run can go on from."""
-        check_run(folder, self.identity)
+        check_run(folder, self.identity, option_defaults())
         return TrainerState.load_from_json(str(folder / "trainer_state.json")).global_step
 
     def _check_shared(self, step: int) -> None:

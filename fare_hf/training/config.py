@@ -13,13 +13,14 @@ from fare_hf.attacks import ThreatModel, parse_step_size
 from fare_hf.attacks.gradient import check_steps
 from fare_hf.attacks.threat_model import parse_fraction
 from fare_hf.encoders import EMBEDDINGS
+from fare_hf.float8 import check_float8
 from fare_hf.hub import check_repo_id
 from fare_hf.training.launch import check_launch
 
 __all__ = ["FareConfig"]
 
 OBJECTIVES = ("fare", "tecoa")
-CHEAPER = ("attack_steps_start", "attack_bf16", "attack_warm_start", "trained_blocks", "lora_rank")
+CHEAPER = ("attack_steps_start", "attack_bf16", "attack_fp8", "attack_warm_start", "trained_blocks", "lora_rank")
 """Fields that make a training cheaper, off by default; a card names those that were used."""
 
 
@@ -58,6 +59,13 @@ class FareConfig(TrainingArguments):
         metadata={
             "help": "Cheaper: the attack alone in bf16, the update in fp32; with --bf16 both are, as in Wong et al. "
             "(arXiv 2001.03994)."
+        },
+    )
+    attack_fp8: bool = field(
+        default=False,
+        metadata={
+            "help": "Cheaper on GPUs with 8-bit floats: the attack's linear layers in fp8 (arXiv 2209.05433), the "
+            "others in bf16."
         },
     )
     attack_warm_start: bool = field(
@@ -177,6 +185,7 @@ class FareConfig(TrainingArguments):
             raise ValueError(f"attack_steps_start={start} is not in 1 to attack_steps={self.attack_steps}.")
         if self.attack_bf16 and (self.bf16 or self.fp16):
             raise ValueError("attack_bf16=True is for training in fp32; with bf16 or fp16 the attack is cast already.")
+        self._check_float8()
         if self.attack_warm_start and self.norm != "linf":
             raise ValueError("attack_warm_start=True keeps signs, which fit norm='linf' alone.")
         if self.attack_warm_start and self.resume_from_checkpoint:
@@ -191,6 +200,15 @@ class FareConfig(TrainingArguments):
         for name in ("eval_images", "eval_attack_steps"):
             if (value := getattr(self, name)) < 0:
                 raise ValueError(f"{name}={value} is negative; give a number from 0.")
+
+    def _check_float8(self) -> None:
+        """Where 8-bit floats cannot be, or were never tried."""
+        if not self.attack_fp8:
+            return
+        check_float8(self.device)
+        if self.attack_bf16 or self.mixed_precision == "fp16":
+            other = "attack_bf16" if self.attack_bf16 else "fp16"
+            raise ValueError(f"attack_fp8=True has its other layers in bf16 and excludes {other}; leave that out.")
 
     def _divide_batch(self) -> None:
         """Batch of a process and accumulation from `global_batch_size`: equal parts, as large as allowed."""

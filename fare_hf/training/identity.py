@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import MISSING, fields
 from enum import Enum
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from fare_hf.training.config import FareConfig
 
-__all__ = ["fingerprint", "run_identity"]
+__all__ = ["fingerprint", "option_defaults", "run_identity"]
 
 # What FareConfig declares and the weights do not depend on; the batch sizes count together.
 WITHOUT_INFLUENCE = {
@@ -72,6 +73,16 @@ def run_identity(
         readers = [args.world_size, args.dataloader_num_workers, args.train_batch_size]
         readers.append(getattr(train_dataset, "shuffle_buffer", 0))
         return {**identity, "processes, workers, batch and buffer of a stream": readers}
+
+
+def option_defaults() -> dict[str, Any]:
+    """What the options of `FareConfig` that decide the weights are where nobody sets them, as JSON values."""
+    own = [option for option in fields(FareConfig) if option.name in FareConfig.__annotations__]
+    own = [option for option in own if option.name not in WITHOUT_INFLUENCE]
+    return {
+        option.name: _plain(option.default if option.default_factory is MISSING else option.default_factory())
+        for option in own
+    }
 
 
 def fingerprint(module: nn.Module) -> str:

@@ -69,8 +69,13 @@ def latest_checkpoint(output_dir: str | Path) -> str | None:
     return None
 
 
-def check_run(folder: Path, run: Mapping[str, Any]) -> None:
+def check_run(folder: Path, run: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> None:
     """Refuses a checkpoint that is not complete, or of a run that makes other weights.
+
+    Args:
+        folder: the checkpoint.
+        run: what decides the weights of this run.
+        defaults: of options; what a checkpoint ran with that was written before there was such an option.
 
     Raises:
         ValueError: what is missing, or every difference.
@@ -78,8 +83,9 @@ def check_run(folder: Path, run: Mapping[str, Any]) -> None:
     fault = fault_of(folder)
     if fault is not None:
         raise ValueError(f"{str(folder)!r} is no complete checkpoint: {fault}; resume from another, or from 'latest'.")
-    theirs = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["run"]
     ours = json.loads(json.dumps(dict(run)))
+    theirs = {name: value for name, value in (defaults or {}).items() if name in ours}
+    theirs |= json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["run"]
     names = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
     if names:
         listed = ", ".join(f"{name} {theirs.get(name)!r} there and {ours.get(name)!r} here" for name in names)

@@ -121,6 +121,7 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
             processing_class=processing_class,
             **{"data_collator": collate_pixels, **kwargs},
         )
+        self._check_float8()
         self.identity = run_identity(self.args, model, reference, self.objective, train_dataset)
         self._compile(self.model, reference)
         dtype = HALF.get(self.accelerator.mixed_precision)
@@ -129,9 +130,9 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
         self.add_callback(EpochCallback())
         self._replaced = ReplacedImages(str(args.output_dir), args.process_index)
         self.add_callback(self._replaced)
-        lower = torch.bfloat16 if self.args.attack_bf16 else None
+        lower = torch.bfloat16 if self.args.attack_bf16 or self.args.attack_fp8 else None
         # FSDP fixes requires_grad when it first gathers a parameter: frozen then, it would never be trained.
-        hold = partial(attack_mode, dtype=dtype or lower) if whole else evaluating
+        hold = partial(attack_mode, dtype=dtype or lower, float8=args.attack_fp8) if whole else evaluating
         attack = partial(BatchAttack, self.args, normalization=self.normalization, hold=hold, autocast=lower)
         self._attack = attack(objective=self.objective)
         self._class_attack = None if self.validation is None else attack(objective=self.validation)
@@ -249,13 +250,24 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
             own = self.args.hub_strategy == HubStrategy.ALL_CHECKPOINTS
             publish_checkpoint(self, checkpoint_folder, os.path.basename(checkpoint_folder) if own else None)
 
+    def _check_float8(self) -> None:
+        """What the configuration cannot see: accelerate may bring both."""
+        if not self.args.attack_fp8:
+            return
+        if self.is_fsdp_enabled or self._compiles():
+            other = "FSDP" if self.is_fsdp_enabled else "torch_compile"
+            raise ValueError(f"attack_fp8=True replaces layers in each attack, which {other} excludes; leave one out.")
+
+    def _compiles(self) -> bool:
+        return self.args.torch_compile or self.accelerator.state.dynamo_plugin.backend != DynamoBackend.NO
+
     def _compile(self, *modules: nn.Module) -> None:
         """Compiles in place, so that the attack, DDP and the update all call what was compiled.
 
         accelerate would wrap the model for the update alone. Under FSDP it does what it needs itself.
         """
         plugin = self.accelerator.state.dynamo_plugin
-        if self.is_fsdp_enabled or not (self.args.torch_compile or plugin.backend != DynamoBackend.NO):
+        if self.is_fsdp_enabled or not self._compiles():
             return
         backend = self.args.torch_compile_backend or plugin.backend.value.lower()
         for module in modules:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import tarfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import datasets
 import numpy as np
+import pyarrow
 import torch
 from PIL import Image as PillowImage
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
@@ -21,6 +25,7 @@ __all__ = [
     "PixelDataset",
     "PixelStream",
     "check_folder",
+    "check_labels",
     "check_samples",
     "class_names_of",
     "collate_pixels",
@@ -34,6 +39,9 @@ DATA_FILES = frozenset((*PillowImage.registered_extensions(), *TABLES_AND_ARCHIV
 """Endings of the files that may hold images."""
 MOST_CORRUPT = 100
 """Corrupt images in a row after which no more are replaced."""
+END_OF_ARCHIVE = 2 * tarfile.BLOCKSIZE
+DAMAGED = (tarfile.TarError, EOFError, zlib.error, pyarrow.ArrowInvalid, datasets.exceptions.DatasetGenerationError)
+"""What readers of shards raise where one is cut off or is something else."""
 HuggingFaceDataset: TypeAlias = "datasets.Dataset | datasets.IterableDataset"
 
 
@@ -67,13 +75,17 @@ def check_folder(name: str) -> None:
     """Refuses at a glance a folder without any image or data file, and a path that leads nowhere.
 
     Raises:
-        ValueError: the folder holds none, or `name` is a path and there is nothing.
+        ValueError: the folder holds none, or `name` is a path and there is nothing; a tar archive that was cut off,
+            of which `datasets` would read the rest without a word.
     """
     folder = Path(name).expanduser()
     if is_missing_path(name):
         raise ValueError(f"dataset {name!r} is no folder here; check the path.")
     if folder.is_dir() and not any(path.suffix.lower() in DATA_FILES for path in folder.rglob("*")):
         raise ValueError(_no_images(name))
+    for path in sorted(folder.rglob("*.tar")) if folder.is_dir() else ():
+        if not _is_whole_archive(path):
+            raise ValueError(f"the shard {str(path)!r} is damaged: it has no end of archive; replace that file.")
 
 
 def find_columns(
@@ -129,6 +141,17 @@ class _Images:
         self.image_column, self.label_column = image_column, label_column
         self.class_names = class_names_of(dataset, label_column)
         self.replace_corrupt = replace_corrupt
+
+    def fingerprint(self) -> str:
+        """Of some images as they are stored, to tell another data set: of a stream the first, else three."""
+        if isinstance(self, PixelStream):
+            rows = list(islice(self._rows(), 1))
+        else:
+            rows = [self.dataset[at] for at in sorted({0, len(self.dataset) // 2, len(self.dataset) - 1} - {-1})]
+        digest = hashlib.blake2b(digest_size=8)
+        for row in rows:
+            digest.update(_stored(row.get(self.image_column)))
+        return digest.hexdigest()
 
     def samples(self, rows: Iterable[tuple[int, Mapping[str, Any]]]) -> Iterator[dict[str, Any]]:
         """Samples of `(index, row)`; that of a corrupt image is made of the next row that can be read."""
@@ -186,7 +209,13 @@ class PixelStream(_Images, IterableDataset):
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = get_worker_info()
         first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
-        return self.samples((first + stride * position, row) for position, row in enumerate(self.dataset))
+        return self.samples((first + stride * position, row) for position, row in enumerate(self._rows()))
+
+    def _rows(self) -> Iterator[Mapping[str, Any]]:
+        try:
+            yield from self.dataset
+        except DAMAGED as error:
+            raise ValueError(f"a shard of the data set is damaged ({error}); replace that file.") from error
 
 
 def collate_pixels(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -209,6 +238,39 @@ def collate_pixels(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             batch[key] = torch.tensor(values)
     replaced = [name for sample in samples for name in sample.get("replaced", ())]
     return {**batch, "replaced": replaced} if replaced else batch
+
+
+def check_labels(dataset: Any, label_column: str, classes: int | None = None, name: str = "the data set") -> bool:
+    """Looks at every label of a map-style data set, without decoding an image.
+
+    Args:
+        dataset: rows, as `load_images` opens them; of a stream nothing is looked at.
+        label_column: where the integer label is.
+        classes: how many classes there are; None takes any number from 0.
+        name: of the data set, for errors.
+
+    Returns:
+        Whether there are labels: `datasets` makes a column without any out of folders such as `train/` of images.
+
+    Raises:
+        ValueError: a missing label among others, or one that is of no class.
+    """
+    if not isinstance(dataset, datasets.Dataset):
+        return True
+    labels = dataset.select_columns(label_column)[:][label_column]
+    if all(label is None for label in labels):
+        return False
+    for index, label in enumerate(labels):
+        if label is None or int(label) < 0:
+            raise ValueError(
+                f"sample {index} of {name!r} has no label ({label_column}={label}); leave such images out."
+            )
+        if classes is not None and int(label) >= classes:
+            raise ValueError(
+                f"sample {index} of {name!r} has {label_column}={label}, and there are {classes} classes; give each "
+                "a name."
+            )
+    return True
 
 
 def check_samples(dataset: Any, image_size: int | None = None) -> None:
@@ -264,10 +326,35 @@ def _open(name: str, split: str, streaming: bool) -> HuggingFaceDataset:
         raise ValueError(f"dataset {name!r} is neither a folder here nor found on the Hub; check the name.") from error
     except OSError as error:
         raise ValueError(f"dataset {name!r} could not be read: {error}; check the name and the connection.") from error
+    except DAMAGED as error:
+        raise ValueError(f"dataset {name!r} could not be read: {_causes(error)}; replace the damaged file.") from error
     except ValueError as error:
         if "Unknown split" not in str(error) and "Bad split" not in str(error):
             raise
         raise ValueError(f"dataset {name!r} has no split {split!r}: {error}") from error
+
+
+def _causes(error: BaseException) -> str:
+    """What an error says, and what those say that led to it."""
+    return str(error) if error.__cause__ is None else f"{error}: {_causes(error.__cause__)}"
+
+
+def _is_whole_archive(path: Path) -> bool:
+    """Whether a tar archive ends with the two empty blocks of POSIX."""
+    with path.open("rb") as file:
+        file.seek(-min(END_OF_ARCHIVE, path.stat().st_size), 2)
+        return file.read() == bytes(END_OF_ARCHIVE)
+
+
+def _stored(value: Any) -> bytes:
+    """An image as it is stored; of one that cannot be read, what it is called."""
+    if isinstance(value, Mapping):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, PillowImage.Image):
+        return value.tobytes()
+    if isinstance(value, str) and Path(value).is_file():
+        return Path(value).read_bytes()
+    return value if isinstance(value, bytes) else str(value).encode()
 
 
 def _no_images(name: str) -> str:
@@ -317,6 +404,8 @@ def _to_sample(
     image = _decode(row[image_column], index)
     sample = {"pixel_values": processor(images=image, return_tensors="pt")["pixel_values"][0], "index": index}
     if label_column is not None:
+        if row.get(label_column) is None:
+            raise ValueError(f"sample {index} has no label ({label_column}=None); leave such images out.")
         sample["labels"] = int(row[label_column])
     return sample
 

@@ -8,6 +8,7 @@ without a network. The hours are arithmetic: operations over the device's peak, 
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,6 +53,7 @@ class Estimate:
         evaluation: operations of all evaluations, over `flops`; None without evaluations or a bound on their images.
         memory: of one process.
         processes: among which the work is divided.
+        half: whether in bf16 or fp16.
     """
 
     parameters: int
@@ -60,14 +62,16 @@ class Estimate:
     evaluation: float | None
     memory: Memory
     processes: int
+    half: bool
 
     def hours(self, gpu: str, mfu: float) -> float:
-        """Hours on `processes` GPUs of a kind, loading, logging and evaluation aside.
+        """Hours on `processes` GPUs of a kind, at a share of its peak in this precision; loading, logging and
+        evaluation aside.
 
         Raises:
             ValueError: a GPU whose peak is not known.
         """
-        peak = peak_of(gpu)
+        peak = peak_of(gpu, half=self.half)
         if peak is None:
             raise ValueError(f"gpus={gpu!r} is not known; give one such as {', '.join(GPUS)}.")
         return self.flops / (peak * mfu * self.processes) / 3600
@@ -83,6 +87,7 @@ def estimate(script: FareScriptArguments, config: FareConfig, processes: int = 1
         raise ValueError("max_steps=-1 counts epochs, whose length is not known here; give --max_steps.")
     shape = encoder_config(script.model)
     flops = count_flops(shape, config.embedding)
+    _check_parts(shape, config, processes)
     trained = 1.0 if config.trained_blocks is None else config.trained_blocks / shape.num_hidden_layers
     trained = 0.0 if config.lora_rank is not None else trained
     batch = config.global_batch_size or (
@@ -92,16 +97,28 @@ def estimate(script: FareScriptArguments, config: FareConfig, processes: int = 1
     counts = [attack_steps_at(config, step / config.max_steps).count for step in range(config.max_steps)]
     costs = {count: flops.step(count, clean_target=target, trained=trained) for count in set(counts)}
     total = batch * sum(costs[count] for count in counts)
+    half = bool(config.bf16 or config.fp16)
     memory = count_memory(
         shape,
         min(config.per_device_train_batch_size, batch // processes),
-        half=bool(config.bf16 or config.fp16),
+        half=half,
         checkpointing=bool(config.activation_checkpointing),
         trained=trained,
     )
     spent = evaluation_flops(flops, config)
     share = None if spent is None else spent / total
-    return Estimate(count_parameters(shape), batch * config.max_steps, total, share, memory, processes)
+    return Estimate(count_parameters(shape), batch * config.max_steps, total, share, memory, processes, half)
+
+
+def _check_parts(shape: Any, config: FareConfig, processes: int) -> None:
+    """What a training would refuse."""
+    if config.global_batch_size is not None and config.global_batch_size % processes:
+        raise ValueError(f"global_batch_size={config.global_batch_size} does not divide among {processes} processes.")
+    if (config.trained_blocks or 0) > shape.num_hidden_layers:
+        raise ValueError(
+            f"trained_blocks={config.trained_blocks}, but the encoder has {shape.num_hidden_layers} blocks; give at "
+            "most that."
+        )
 
 
 def evaluation_flops(flops: Flops, config: FareConfig) -> int | None:
@@ -111,6 +128,7 @@ def evaluation_flops(flops: Flops, config: FareConfig) -> int | None:
     attacks = config.attack_steps + attack_of(config, config.eval_attack_steps or 1).count
     each = attacks * (flops.forward + flops.to_pixels) + 6 * flops.forward
     every = config.eval_steps or config.logging_steps
+    every = every if every >= 1 else math.ceil(every * config.max_steps)  # a share, for the Trainer
     return int(config.max_steps / every) * config.eval_images * each
 
 
@@ -142,8 +160,10 @@ def report(found: Estimate, gpus: Sequence[str], mfu: float) -> str:
     ]
     if found.evaluation is not None:
         lines.append(f"evaluations: {found.evaluation:.1%} of the training's operations, in addition")
+    peak = "half precision" if found.half else "fp32 (--bf16 is many times faster)"
     for gpu in gpus:
-        lines.append(f"{found.processes} x {gpu}: {found.hours(gpu, mfu):.1f} hours at an MFU of {mfu:.0%} (assumed)")
+        hours = found.hours(gpu, mfu)
+        lines.append(f"{found.processes} x {gpu}: {hours:.1f} hours at an MFU of {mfu:.0%} (assumed) in {peak}")
     return "\n".join(lines)
 
 

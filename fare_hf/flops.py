@@ -41,6 +41,32 @@ PEAKS = {
 first part that is found counts."""
 
 
+FP32_PEAKS = {
+    "B200": 75.0,
+    "GH200": 67.0,
+    "H200": 67.0,
+    "H100 PCIE": 51.2,
+    "H100 NVL": 60.0,
+    "H100": 67.0,
+    "A100": 19.5,
+    "A800": 19.5,
+    "A40": 37.4,
+    "A30": 10.3,
+    "A10G": 31.5,
+    "A10": 31.2,
+    "L40S": 91.6,
+    "L40": 90.5,
+    "L4": 30.3,
+    "RTX A6000": 38.7,
+    "RTX 6000 ADA": 91.1,
+    "RTX 4090": 82.6,
+    "RTX 3090": 35.6,
+    "V100": 15.7,
+    "T4": 8.1,
+}
+"""The same in fp32 without tensor cores, as torch multiplies unless TF32 is allowed."""
+
+
 @dataclass(frozen=True)
 class Flops:
     """Operations for one image, in three kinds that differ in their backward pass.
@@ -119,10 +145,15 @@ def peak_flops(device: torch.device) -> float | None:
     return peak_of(torch.cuda.get_device_name(device))
 
 
-def peak_of(name: str) -> float | None:
-    """As `peak_flops`, of a device by its name, such as `H100` or `RTX 4090`; None if it is not in `PEAKS`."""
+def peak_of(name: str, half: bool = True) -> float | None:
+    """As `peak_flops`, of a device by its name, such as `H100` or `RTX 4090`; None if it is not in `PEAKS`.
+
+    Args:
+        name: of the device.
+        half: in half precision; else in fp32.
+    """
     name = name.upper().replace("-", " ")
-    return next((tera * 1e12 for part, tera in PEAKS.items() if part in name), None)
+    return next((tera * 1e12 for part, tera in (PEAKS if half else FP32_PEAKS).items() if part in name), None)
 
 
 def _mlp(config: Any) -> int:

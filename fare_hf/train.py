@@ -21,7 +21,15 @@ from torch.utils.data import IterableDataset, Subset
 from transformers import AutoImageProcessor, ProgressCallback, set_seed
 
 from fare_hf.console import hide_notices, one_line
-from fare_hf.data import PixelDataset, PixelStream, check_folder, class_names_of, find_columns, load_images
+from fare_hf.data import (
+    PixelDataset,
+    PixelStream,
+    check_folder,
+    check_labels,
+    class_names_of,
+    find_columns,
+    load_images,
+)
 from fare_hf.encoders import check_encoder_type, load_encoder, logit_scale_of, text_class_embeddings
 from fare_hf.hub.base import base_name, inherited_license
 from fare_hf.hub.licenses import check_license
@@ -37,6 +45,10 @@ from fare_hf.training.trained import merge_lora
 
 __all__ = ["FareScriptArguments", "main", "train"]
 
+MEASURED = ("loss", "attack_gain", "cosine_clean", "cosine_adversarial", "clean_accuracy", "robust_accuracy")
+"""What evaluations measure, for `metric_for_best_model`."""
+MOST_READ = 512
+"""Evaluation images that are read before the first step."""
 OWN = ("checkpoint-", "failure-step-", "replaced_images.", "training.json", ".")
 """How the names of what a run leaves in its folder begin, before its end."""
 logger = logging.getLogger(__name__)
@@ -94,14 +106,16 @@ def train(script: FareScriptArguments, config: FareConfig) -> Path:
         ValueError: an argument that cannot work, named with what to change.
     """
     checkpoint = _check_output(config)
+    _check_options(script, config)
     check_encoder_type(script.model, config.embedding)  # both before anything large is fetched or prepared
     _check_dataset(script)
     set_seed(config.seed)
     encoder = load_encoder(script.model, config.embedding)
     if script.with_text_encoder:  # what would fail after the last step fails before the first
         whole_clip(encoder, script.text_model or script.model)
-    train_set, eval_set, processor = _load_data(script)
+    train_set, eval_set, processor = _load_data(script, config)
     eval_set, classes = _bounded(eval_set, config.eval_images), class_names_of(eval_set)
+    _read_some(eval_set)
     trainer = FareTrainer(
         model=encoder,
         args=config,
@@ -144,21 +158,23 @@ def _check_output(config: FareConfig) -> str | None:
     encoder = folder / "encoder"
     if encoder.is_dir() and any(encoder.iterdir()):
         raise ValueError(f"{str(encoder)!r} holds a trained encoder already; give another output_dir.")
-    if config.resume_from_checkpoint is None:
+    resumed = config.resume_from_checkpoint
+    elsewhere = resumed not in (None, "latest") and Path(str(resumed)).resolve().parent != folder.resolve()
+    if resumed is None or elsewhere:  # whose own checkpoints would take the place of what is there
         if folder.is_dir() and any(folder.iterdir()):
             raise ValueError(
                 f"output_dir={str(folder)!r} is not empty; give another, or --resume_from_checkpoint latest."
             )
+    if resumed is None:
         return None
-    if config.resume_from_checkpoint == "latest":
+    if resumed == "latest":
         return _latest(folder)
-    fault = fault_of(Path(config.resume_from_checkpoint))
+    fault = fault_of(Path(resumed))
     if fault is not None:
         raise ValueError(
-            f"resume_from_checkpoint={config.resume_from_checkpoint!r} is no complete checkpoint: {fault}; "
-            "give another, or say latest."
+            f"resume_from_checkpoint={resumed!r} is no complete checkpoint: {fault}; give another, or say latest."
         )
-    return config.resume_from_checkpoint
+    return resumed
 
 
 def _latest(folder: Path) -> str | None:
@@ -174,6 +190,24 @@ def _latest(folder: Path) -> str | None:
         )
     logger.warning("output_dir=%r has no complete checkpoint; the run starts from the beginning.", str(folder))
     return None
+
+
+def _check_options(script: FareScriptArguments, config: FareConfig) -> None:
+    """Options of the Trainer that need one of the script's."""
+    if config.eval_strategy != "no" and script.eval_split is None:
+        raise ValueError(f"eval_strategy={str(config.eval_strategy)!r} needs images; give --eval_split, such as test.")
+    if script.streaming and config.max_steps < 1:
+        raise ValueError("streaming=True: a stream has no known length; give --max_steps.")
+    metric = config.metric_for_best_model
+    if metric is not None and metric.removeprefix("eval_") not in MEASURED:
+        raise ValueError(f"metric_for_best_model={metric!r} is not measured; give one of {', '.join(MEASURED)}.")
+
+
+def _read_some(eval_set: Any) -> None:
+    """Reads evaluation images, the first of which would be read after hours; a bad one is an error now."""
+    if eval_set is not None and not isinstance(eval_set, IterableDataset):
+        for number in range(min(len(eval_set), MOST_READ)):
+            eval_set[number]
 
 
 def _check_dataset(script: FareScriptArguments) -> None:
@@ -194,7 +228,7 @@ def _check_dataset(script: FareScriptArguments) -> None:
             raise ValueError(f"{option}={getattr(script, option)!r} has no meaning for {name!r}; leave it out.")
 
 
-def _load_data(script: FareScriptArguments) -> tuple[Any, Any, Any]:
+def _load_data(script: FareScriptArguments, config: FareConfig) -> tuple[Any, Any, Any]:
     """The training set, the evaluation set or None, both as pixels, and the image processor."""
     if script.dataset.startswith("lab:"):
         from fare_hf.lab import load_test_samples, load_training_set
@@ -203,7 +237,7 @@ def _load_data(script: FareScriptArguments) -> tuple[Any, Any, Any]:
         test = load_test_samples(script.eval_split) if script.eval_split else None
         return lab_set, test, lab_set.processor
     processor = _load_processor(script.image_processor or script.model)
-    train_set = _load_split(script, script.train_split, processor)
+    train_set = _load_split(script, script.train_split, processor, labels=config.objective == "tecoa")
     return train_set, _load_split(script, script.eval_split, processor) if script.eval_split else None, processor
 
 
@@ -231,10 +265,13 @@ def _make_validation(script: FareScriptArguments, config: FareConfig, classes: l
     return TecoaObjective(text_class_embeddings(script.text_model or script.model, classes, templates))
 
 
-def _load_split(script: FareScriptArguments, split: str, processor: Any) -> Any:
+def _load_split(script: FareScriptArguments, split: str, processor: Any, labels: bool = True) -> Any:
+    """A split as pixels; its labels are only looked at where they are wanted."""
     columns = {"image_column": script.image_column, "label_column": script.label_column}
     dataset = load_images(script.dataset, split, streaming=script.streaming, **columns)
     image_column, label_column = find_columns(dataset, name=script.dataset, **columns)
+    if not labels or (label_column and not check_labels(dataset, label_column, name=script.dataset)):
+        label_column = None
     replace = script.replace_corrupt and split == script.train_split
     if not script.streaming:
         return PixelDataset(dataset, processor, image_column, label_column, replace_corrupt=replace)
@@ -265,6 +302,8 @@ def _make_objective(script: FareScriptArguments, config: FareConfig, train_set: 
         )
     if getattr(train_set, "label_column", "labels") is None:
         raise ValueError(f"objective='tecoa' needs labels and {script.dataset!r} has none; give --label_column.")
+    if (column := getattr(train_set, "label_column", None)) is not None:
+        check_labels(train_set.dataset, column, len(names), script.dataset)
     text_model = script.text_model or script.model
     texts = text_class_embeddings(text_model, names, config.templates)
     if config.logit_scale is None:  # set, so that the recipe that is written says what was used

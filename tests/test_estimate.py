@@ -50,10 +50,34 @@ def test_what_is_asked_wrongly_is_one_sentence(tmp_path: Path) -> None:
         (["--mfu", "3"], "give an MFU in"),
         (["--max_steps", "-1"], "counts epochs"),
         (["--model", "no/model"], "known without a network"),
+        (["--num_processes", "3"], "global_batch_size=128 does not divide among 3 processes"),
+        (["--trained_blocks", "99"], "but the encoder has 12 blocks"),
     ):
         with pytest.raises(SystemExit) as caught:
             main([*files("vit-b-32", "fare-2"), *words])
         assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_fp32_takes_its_own_peak_and_shares_of_steps_are_shares(capsys: pytest.CaptureFixture[str]) -> None:
+    said = {}
+    for name, more in (("half", ["--bf16"]), ("fp32", []), ("tenths", ["--eval_steps", "0.1"])):
+        words = ["--model", "openai/clip-vit-large-patch14", "--gpus", "H100", "--eval_strategy", "steps"]
+        main([*words, *(more if "--eval_steps" in more else [*more, "--eval_steps", "2000"])])
+        said[name] = capsys.readouterr().out
+    hours = {name: float(text.split("1 x H100: ")[1].split(" hours")[0]) for name, text in said.items()}
+    assert hours["fp32"] / hours["half"] == pytest.approx(989.5 / 67, rel=0.02)
+    assert "in fp32 (--bf16 is" in said["fp32"] and "in half precision" in said["half"]
+    assert said["tenths"].split("evaluations")[1] == said["fp32"].split("evaluations")[1]
+
+
+def test_a_file_after_an_equals_sign_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "one.yaml").write_text("model: openai/clip-vit-base-patch32\neps: 2/255\n")
+    assert expand_config([f"--config={tmp_path / 'one.yaml'}"], {"model", "eps"})[1] == "--eps=2/255"
+    main([f"--config={tmp_path / 'one.yaml'}"])
+    assert "88 M parameters" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["--gpus", "H100"])
+    assert capsys.readouterr().err.startswith("fare-hf estimate: error: ")
 
 
 def test_the_command_line_and_later_files_win(tmp_path: Path) -> None:

@@ -53,6 +53,14 @@ def test_a_checkpoint_with_any_file_cut_or_missing_is_passed_over(
     assert name in caplog.text and "checkpoint-4 is not complete and is passed over" in caplog.text
 
 
+@pytest.mark.parametrize(("name", "content"), [("model.safetensors", b""), ("trainer_state.json", b"[]")])
+def test_a_checkpoint_damaged_at_its_full_size_is_passed_over(name: str, content: bytes, output: Path) -> None:
+    path = output / "checkpoint-4" / name
+    path.write_bytes(content.ljust(path.stat().st_size, b" " if content else b"\0"))
+    assert name in str(fault_of(output / "checkpoint-4"))
+    assert latest_checkpoint(output) == str(output / "checkpoint-2")
+
+
 def test_complete_checkpoints_have_no_fault_and_others_say_theirs(output: Path) -> None:
     assert fault_of(output / "checkpoint-2") is fault_of(output / "checkpoint-4") is None
     shutil.copy(output / "checkpoint-2" / "trainer_state.json", output / "checkpoint-4")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import tarfile
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -224,3 +226,99 @@ def test_a_finished_run_that_is_resumed_makes_no_further_step(clip_folder: Path,
     assert all(torch.equal(again[name], tensor) for name, tensor in whole.items())
     assert json.loads((tmp_path / "training.json").read_text())["steps"] == 4
     assert not (tmp_path / "checkpoint-5").exists()
+
+
+def unlabelled(folder: Path, first: int = 0) -> Path:
+    """Four images in `train/`, four in `validation/`, which `datasets` takes for classes without any label."""
+    for part, numbers in (("train", range(first, first + 4)), ("validation", range(10, 14))):
+        (folder / part).mkdir(parents=True)
+        for number in numbers:
+            pixels = np.random.default_rng(number).integers(0, 256, (36, 40, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / part / f"{number}.png")
+    return folder
+
+
+@pytest.mark.parametrize("more", [(), ("--streaming",), ("--eval_split", "validation", "--eval_strategy", "epoch")])
+def test_images_without_labels_in_splits_are_trained_on(clip_folder: Path, tmp_path: Path, more: tuple[str]) -> None:
+    run(clip_folder, unlabelled(tmp_path / "images"), tmp_path / "out", *more)
+    assert (tmp_path / "out" / "encoder" / "model.safetensors").is_file()
+
+
+def test_labels_of_no_class_are_said_before_the_first_step(clip_folder: Path, tmp_path: Path) -> None:
+    pixels = [Image.new("RGB", (32, 32), (number, 0, 0)) for number in range(4)]
+    kinds = {"bad": datasets.ClassLabel(names=["cat", "dog"]), "number": datasets.Value("int64")}
+    for column, labels in (("bad", [0, 1, -1, 0]), ("number", [0, 1, 2, 0]), ("bad", [0, None, 1, 0])):
+        rows = {"image": pixels, column: labels}
+        saved = tmp_path / f"{column}-{labels[1]}"
+        features = datasets.Features({"image": datasets.Image(), column: kinds[column]})
+        datasets.Dataset.from_dict(rows, features).save_to_disk(saved)
+        tecoa = ("--objective", "tecoa", "--class_names", "cat", "dog", "--label_column", column)
+        said = refusal(clip_folder, saved, tmp_path / "out", *tecoa)
+        assert f"has {column}=2, and there are 2 classes" in said or f"has no label ({column}=" in said
+        assert f"sample {labels.index(next(label for label in labels if label not in (0, 1)))} of " in said
+        run(clip_folder, saved, tmp_path / f"fare-{column}-{labels[1]}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_without_a_batch_is_refused(clip_folder: Path, images: Path, tmp_path: Path) -> None:
+    """The Trainer ends at once, and the encoder it leaves was never trained."""
+    few = ("--per_device_train_batch_size", "16", "--dataloader_drop_last")
+    assert "8 images make no batch of 16" in refusal(clip_folder, images, tmp_path / "out", *few)
+    assert not (tmp_path / "out" / "encoder").exists()
+
+
+def test_resuming_on_other_images_is_refused(clip_folder: Path, tmp_path: Path) -> None:
+    often = ("--save_strategy", "steps", "--save_steps", "2")
+    for more in ((), ("--streaming",)):
+        out = tmp_path / f"out{len(more)}"
+        first, second = (unlabelled(tmp_path / f"{name}{len(more)}", 4 * n) for n, name in enumerate("ab"))
+        run(clip_folder, first, out, *often, *more)
+        shutil.rmtree(out / "encoder")
+        resume = ("--resume_from_checkpoint", "latest", *often, *more)
+        assert "is of another run: data '" in refusal(clip_folder, second, out, *resume)
+        shutil.copytree(clip_folder, tmp_path / "wide", dirs_exist_ok=True)
+        path = tmp_path / "wide" / "preprocessor_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"size": {"shortest_edge": 64}}))
+        wide = ("--image_processor", str(tmp_path / "wide"))
+        assert "processor.size" in refusal(clip_folder, first, out, *resume, *wide)
+        run(clip_folder, shutil.move(first, tmp_path / f"moved{len(more)}"), out, *resume)
+
+
+def test_a_checkpoint_from_elsewhere_takes_no_others_folder(clip_folder: Path, images: Path, tmp_path: Path) -> None:
+    often = ("--save_strategy", "steps", "--save_steps", "2")
+    for name in ("one", "two"):
+        run(clip_folder, images, tmp_path / name, *often)
+        shutil.rmtree(tmp_path / name / "encoder")
+    resume = ("--resume_from_checkpoint", str(tmp_path / "one" / "checkpoint-2"), *often)
+    assert "is not empty" in refusal(clip_folder, images, tmp_path / "two", *resume)
+    run(clip_folder, images, tmp_path / "three", *resume)
+
+
+def test_options_of_an_evaluation_are_looked_at_first(clip_folder: Path, images: Path, tmp_path: Path) -> None:
+    out, data = tmp_path / "out", unlabelled(tmp_path / "data")
+    evaluate = ("--eval_split", "validation", "--eval_strategy", "steps", "--eval_steps", "1")
+    assert "needs images; give --eval_split" in refusal(clip_folder, images, out, "--eval_strategy", "epoch")
+    best = ("--metric_for_best_model", "acc", "--load_best_model_at_end", "--save_strategy", "steps")
+    assert "metric_for_best_model='acc' is not measured; give one of loss, " in refusal(
+        clip_folder, data, out, *evaluate, *best
+    )
+    assert "give --max_steps" in refusal(clip_folder, images, out, "--streaming", "--max_steps", "-1")
+    (data / "validation" / "12.png").write_bytes(b"no image")
+    assert "12.png) is not a readable image" in refusal(clip_folder, data, out, *evaluate)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("more", [(), ("--streaming",)])
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_a_damaged_shard_is_one_sentence(kind: str, more: tuple[str], clip_folder: Path, tmp_path: Path) -> None:
+    folder, whole = tmp_path / "shards", unlabelled(tmp_path / "data") / "train"
+    folder.mkdir()
+    if kind == "tar":
+        with tarfile.open(folder / "train-0.tar", "w") as archive:
+            for path in sorted(whole.iterdir()):
+                archive.add(path, path.name)
+    else:
+        datasets.load_dataset(str(whole), split="train").to_parquet(folder / "train-0.parquet")
+    shard = next(folder.iterdir())
+    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size * 6 // 10])
+    assert "damaged" in refusal(clip_folder, folder, tmp_path / "out", *more)

@@ -120,6 +120,21 @@ def test_clean_forwards_happen_at_logging_steps_only(clip_folder: Path, tmp_path
     assert [calls.count(step) for step in range(4)] == [4, 3, 3, 4]  # two attack steps, the update, the measurement
 
 
+def test_accumulation_changes_nothing_where_the_last_batch_is_smaller(clip_folder: Path, tmp_path: Path) -> None:
+    """Ten images: batches of 4, 4 and 2 make one update, which is a mean over images."""
+    weights = []
+    for batch, accumulation in ((10, 1), (4, 3)):
+        options = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+        options |= {"optim": "sgd", "learning_rate": 1e-2, "max_steps": 2, "logging_steps": 1}
+        trainer = tiny_trainer(str(clip_folder), str(tmp_path), RandomPixels(10), **options)
+        trainer.train()
+        weights.append((trainer.model.state_dict(), trainer.state.log_history))
+    for name, value in weights[0][0].items():
+        torch.testing.assert_close(weights[1][0][name], value, rtol=1e-5, atol=1e-7)
+    losses = [[line["loss"] for line in history if "loss" in line] for _, history in weights]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5) and len(losses[0]) == 2
+
+
 def test_accumulation_changes_nothing_even_with_labels(clip_folder: Path, tmp_path: Path) -> None:
     """Fails without `loss_is_scaled_for_ga = False`: gradients four times too large."""
     results = []

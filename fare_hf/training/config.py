@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import SchedulerType, TrainingArguments
-from transformers.trainer_utils import HubStrategy
+from transformers.trainer_utils import HubStrategy, SaveStrategy
 
 from fare_hf.attacks import ThreatModel, parse_step_size
 from fare_hf.attacks.gradient import check_steps
@@ -148,6 +148,7 @@ class FareConfig(TrainingArguments):
         super().__post_init__()
         self._check_attack()
         self._check_cheaper()
+        self._check_counts()
         self._divide_batch()
         if self.embedding not in EMBEDDINGS:
             raise ValueError(f"embedding={self.embedding!r} is not known; give one of {', '.join(EMBEDDINGS)}.")
@@ -210,6 +211,23 @@ class FareConfig(TrainingArguments):
             other = "attack_bf16" if self.attack_bf16 else "fp16"
             raise ValueError(f"attack_fp8=True has its other layers in bf16 and excludes {other}; leave that out.")
 
+    def _check_counts(self) -> None:
+        """Numbers that the Trainer would divide by, or take for something else."""
+        for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+            if (value := getattr(self, name)) < 1:
+                raise ValueError(f"{name}={value} is not positive; give at least 1.")
+        if self.max_steps == 0 or self.max_steps < -1:
+            raise ValueError(
+                f"max_steps={self.max_steps} trains nothing; give the number of updates, or -1 to count epochs."
+            )
+        if self.save_strategy == SaveStrategy.STEPS and self.save_steps <= 0:
+            raise ValueError(f"save_steps={self.save_steps} is not positive; give a number, or save_strategy='no'.")
+        if self.save_only_model and self.resume_from_checkpoint:
+            raise ValueError(
+                "save_only_model=True keeps no state of the optimizer, and such a run cannot be resumed; start again "
+                "in another output_dir."
+            )
+
     def _divide_batch(self) -> None:
         """Batch of a process and accumulation from `global_batch_size`: equal parts, as large as allowed."""
         if self.global_batch_size is None:
@@ -228,8 +246,6 @@ class FareConfig(TrainingArguments):
         checkpointing = self.activation_checkpointing_kwargs
         if isinstance(checkpointing, dict) and checkpointing.get("use_reentrant"):
             raise ValueError("use_reentrant=True cannot differentiate to the pixels; set use_reentrant to False.")
-        if self.max_steps == 0:
-            raise ValueError("max_steps=0 trains nothing; give the number of updates, or -1 to count epochs.")
         if self.mixed_precision == "fp16" and self.device.type == "cpu":
             raise ValueError("fp16=True does nothing on a CPU; use bf16=True, or a GPU.")
         if self.torch_compile and not self.dataloader_drop_last:

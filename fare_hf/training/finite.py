@@ -28,6 +28,14 @@ class FiniteTrainer(Trainer):
         self._batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         return self._batches, items
 
+    def share_of_update(self, images: int) -> float:
+        """Weight of a batch in the mean over all images of an update; 1, but at the end of an epoch.
+
+        The Trainer takes the mean over accumulated batches, of which the last may be smaller.
+        """
+        sizes = [len(batch["pixel_values"]) for batch in self._batches]
+        return images * len(sizes) / sum(sizes)
+
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """Adds to an error where the state was saved."""
         try:

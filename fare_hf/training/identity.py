@@ -42,12 +42,13 @@ OF_THE_TRAINER = (
 )
 """Fields of `TrainingArguments` that decide the weights; those of `FareConfig` all do, but for the above."""
 OF_NO_ARCHITECTURE = ("_name_or_path", "dtype", "torch_dtype", "transformers_version", "use_cache")
+OF_THE_PROCESSOR = ("do_resize", "size", "resample", "do_center_crop", "crop_size", "image_mean", "image_std")
 SAMPLES = 256
 """Values of each tensor that a fingerprint looks at."""
 
 
 def run_identity(
-    args: FareConfig, model: Any, original: nn.Module, objective: Any, train_dataset: Any
+    args: FareConfig, model: Any, original: nn.Module, objective: Any, train_dataset: Any, processor: Any
 ) -> dict[str, Any]:
     """What decides the weights, as JSON values by name.
 
@@ -56,7 +57,8 @@ def run_identity(
         model: the encoder that is trained, for its architecture.
         original: the encoder that gives the targets, for its weights.
         objective: what is minimised, for its texts.
-        train_dataset: for its size; the order of a stream also depends on who reads it.
+        train_dataset: for its size and some of its images; the order of a stream also depends on who reads it.
+        processor: for what it makes of an image.
     """
     own = [name for name in FareConfig.__annotations__ if name not in WITHOUT_INFLUENCE]
     identity: dict[str, Any] = {name: _plain(getattr(args, name)) for name in (*own, *OF_THE_TRAINER)}
@@ -66,6 +68,9 @@ def run_identity(
         "texts": _texts(objective),
         "precision": args.mixed_precision,
     }
+    identity |= {f"processor.{key}": _plain(getattr(processor, key, None)) for key in OF_THE_PROCESSOR}
+    if hasattr(train_dataset, "fingerprint"):
+        identity["data"] = train_dataset.fingerprint()
     identity["batch size"] = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     try:
         return {**identity, "images": len(train_dataset)}

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 __all__ = ["MANIFEST", "check_run", "fault_of", "latest_checkpoint", "write_manifest"]
 
 MANIFEST = "fare_checkpoint.json"
@@ -47,7 +49,7 @@ def fault_of(folder: Path) -> str | None:
         step = json.loads((folder / STATE).read_text(encoding="utf-8"))["global_step"]
     except FileNotFoundError as error:
         return f"it has no {Path(str(error.filename)).name}"
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{MANIFEST} or {STATE} is not readable ({error})"
     for name, size in manifest["files"].items():
         path = folder / name
@@ -55,6 +57,8 @@ def fault_of(folder: Path) -> str | None:
             return f"it has no {name}"
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size} of {size} bytes"
+        if path.suffix == ".safetensors" and not _has_header(path):
+            return f"{name} is no safetensors file"
     return None if step == manifest["step"] else f"it is of step {manifest['step']} and its state of step {step}"
 
 
@@ -86,10 +90,19 @@ def check_run(folder: Path, run: Mapping[str, Any], defaults: Mapping[str, Any] 
     ours = json.loads(json.dumps(dict(run)))
     theirs = {name: value for name, value in (defaults or {}).items() if name in ours}
     theirs |= json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["run"]
-    names = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
+    names = [name for name, value in theirs.items() if value != ours.get(name)]
     if names:
         listed = ", ".join(f"{name} {theirs.get(name)!r} there and {ours.get(name)!r} here" for name in names)
         raise ValueError(f"{str(folder)!r} is of another run: {listed}; give the same options, or a new output_dir.")
+
+
+def _has_header(path: Path) -> bool:
+    """What a damaged file of the right size most often lacks; reads no tensor."""
+    try:
+        with safe_open(path, "pt"):
+            return True
+    except SafetensorError:
+        return False
 
 
 def _to_disk(path: Path) -> None:

@@ -57,7 +57,7 @@ class OptionParser(HfArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Ends the program."""
-        self.exit(2, f"fare_hf.train: error: {message}; --help shows the options.\n")
+        self.exit(2, f"{self.prog.removeprefix('python -m ')}: error: {message}; --help shows the options.\n")
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter):

@@ -25,7 +25,7 @@ def expand_config(words: Sequence[str], known: Collection[str]) -> list[str]:
     Raises:
         ValueError: no file, one that is not a YAML mapping, or an option that does not exist.
     """
-    words, found = list(words), []
+    words, found = [part for word in words for part in _separate(word)], []
     while OPTION in words:
         at = words.index(OPTION)
         end = next((i for i in range(at + 1, len(words)) if words[i].startswith("-")), len(words))
@@ -34,6 +34,11 @@ def expand_config(words: Sequence[str], known: Collection[str]) -> list[str]:
         found += [word for file in words[at + 1 : end] for word in _words(file, known)]
         del words[at:end]
     return found + words
+
+
+def _separate(word: str) -> list[str]:
+    """`--config=FILE` as two words."""
+    return [OPTION, word.partition("=")[2]] if word.startswith(f"{OPTION}=") else [word]
 
 
 def _words(file: str, known: Collection[str]) -> list[str]:

@@ -122,7 +122,7 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
             **{"data_collator": collate_pixels, **kwargs},
         )
         self._check_float8()
-        self.identity = run_identity(self.args, model, reference, self.objective, train_dataset)
+        self.identity = run_identity(self.args, model, reference, self.objective, train_dataset, processing_class)
         self._compile(self.model, reference)
         dtype = HALF.get(self.accelerator.mixed_precision)
         whole = not self.is_fsdp_enabled
@@ -160,7 +160,7 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
                 raise NonFiniteError(blame(self.state.global_step + 1, inputs, losses))
             if self._is_measured_step():
                 self._window.add(self._measure(inputs["pixel_values"], embeddings, losses, attacked.start_losses))
-        loss = losses.mean()
+        loss = losses.mean() * self.share_of_update(len(losses))
         return (loss, {"embeddings": embeddings}) if return_outputs else loss
 
     def prediction_step(

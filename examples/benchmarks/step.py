@@ -11,7 +11,7 @@ falls on all of them; the medians are compared. Weights are random: they do not 
 
 On CPUs the ratio is the processor's: at 10 steps the published loop makes 35 forward passes' worth of operations,
 ours 24, so 1.46 in fp32 where both run at one rate. Measured 1.94 on an AMD EPYC with bf16 autocast (step-cpu.json),
-and on an Intel Xeon 1.33 in fp32 (step-cpu-xeon-fp32.json) but 0.78 in bf16 (step-cpu-xeon-bf16.json), whose kernels
+and on an Intel Xeon 1.40 in fp32 (step-cpu-xeon-fp32.json) but 0.78 in bf16 (step-cpu-xeon-bf16.json), whose kernels
 are slow there: try `--fp32` before training on a CPU.
 """
 

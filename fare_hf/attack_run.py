@@ -11,7 +11,7 @@ import torch
 
 from fare_hf.attacks import ThreatModel
 from fare_hf.console import named_values
-from fare_hf.data import PixelDataset, find_columns, load_images
+from fare_hf.data import PixelDataset
 from fare_hf.evaluation.environment import environment
 from fare_hf.evaluation.exported import load_exported
 from fare_hf.evaluation.report import RobustnessReport, Row
@@ -20,6 +20,7 @@ from fare_hf.evaluation.text_attack import says, target_loss
 from fare_hf.evaluation.transfer import transfer_matrix
 from fare_hf.evaluation.vlm_sets import chat_prompt
 from fare_hf.pixels import quantize
+from fare_hf.sources import find_columns, load_images
 from fare_hf.vlm import generate_text, swap_vision_tower
 
 __all__ = ["run"]

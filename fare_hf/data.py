@@ -3,121 +3,35 @@
 from __future__ import annotations
 
 import hashlib
-import tarfile
-import zlib
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import datasets
 import numpy as np
-import pyarrow
 import torch
 from PIL import Image as PillowImage
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from fare_hf.folders import is_missing_path
 from fare_hf.pixels import unnormalized
+from fare_hf.sources import DAMAGED, class_names_of, is_stream
 
 __all__ = [
     "CorruptImageError",
     "PixelDataset",
     "PixelStream",
-    "check_folder",
-    "check_labels",
+    "check_batches",
     "check_samples",
-    "class_names_of",
     "collate_pixels",
-    "find_columns",
-    "load_images",
     "sample_generator",
 ]
 
-TABLES_AND_ARCHIVES = ".arrow .csv .gz .h5 .hdf5 .json .jsonl .lance .parquet .tar .vortex .zip".split()
-DATA_FILES = frozenset((*PillowImage.registered_extensions(), *TABLES_AND_ARCHIVES))
-"""Endings of the files that may hold images."""
+logger = logging.getLogger(__name__)
+
 MOST_CORRUPT = 100
 """Corrupt images in a row after which no more are replaced."""
-END_OF_ARCHIVE = 2 * tarfile.BLOCKSIZE
-DAMAGED = (tarfile.TarError, EOFError, zlib.error, pyarrow.ArrowInvalid, datasets.exceptions.DatasetGenerationError)
-"""What readers of shards raise where one is cut off or is something else."""
-HuggingFaceDataset: TypeAlias = "datasets.Dataset | datasets.IterableDataset"
-
-
-def load_images(
-    name: str,
-    split: str = "train",
-    *,
-    streaming: bool = False,
-    image_column: str | None = None,
-    label_column: str | None = None,
-) -> HuggingFaceDataset:
-    """Opens one split of an image data set.
-
-    Args:
-        name: a folder of images (in a folder a class, or flat), of parquet or of webdataset shards; a folder written
-            by `save_to_disk`; or a Hub repository.
-        split: which split.
-        streaming: read on the fly instead of preparing the whole set first.
-        image_column: the column with images; found when there is just one.
-        label_column: the column with integer labels, checked when given.
-
-    Raises:
-        ValueError: no such folder or repository, no images in it, no such split, or no such column.
-    """
-    dataset = _open(name, split, streaming)
-    find_columns(dataset, image_column, label_column, name)
-    return dataset
-
-
-def check_folder(name: str) -> None:
-    """Refuses at a glance a folder without any image or data file, and a path that leads nowhere.
-
-    Raises:
-        ValueError: the folder holds none, or `name` is a path and there is nothing; a tar archive that was cut off,
-            of which `datasets` would read the rest without a word.
-    """
-    folder = Path(name).expanduser()
-    if is_missing_path(name):
-        raise ValueError(f"dataset {name!r} is no folder here; check the path.")
-    if folder.is_dir() and not any(path.suffix.lower() in DATA_FILES for path in folder.rglob("*")):
-        raise ValueError(_no_images(name))
-    for path in sorted(folder.rglob("*.tar")) if folder.is_dir() else ():
-        if not _is_whole_archive(path):
-            raise ValueError(f"the shard {str(path)!r} is damaged: it has no end of archive; replace that file.")
-
-
-def find_columns(
-    dataset: HuggingFaceDataset,
-    image_column: str | None = None,
-    label_column: str | None = None,
-    name: str = "the data set",
-) -> tuple[str, str | None]:
-    """Names of the image and the label column; the label column is None where there is no `ClassLabel`.
-
-    Raises:
-        ValueError: a column that is not there, no image column, or several to choose from.
-    """
-    features = dataset.features or {}
-    images = [key for key, feature in features.items() if isinstance(feature, datasets.Image)]
-    for field, column in (("image_column", image_column), ("label_column", label_column)):
-        if column is not None and column not in features:
-            raise ValueError(f"{field}={column!r} is not in {name!r}; its columns are {', '.join(features)}.")
-    if image_column is None and len(images) != 1:
-        found = f"image columns {', '.join(images)}; name one" if images else f"no images, only {', '.join(features)}"
-        raise ValueError(f"{name!r} has {found}; give a data set with images, or image_column.")
-    labels = [key for key, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    return image_column or images[0], label_column or (labels[0] if labels else None)
-
-
-def class_names_of(dataset: Any, label_column: str | None = None) -> list[str] | None:
-    """Class names: the attribute `class_names`, else those of the `ClassLabel` column; None where there are none."""
-    names = getattr(dataset, "class_names", None)
-    if names is not None:
-        return list(names)
-    feature = (getattr(dataset, "features", None) or {}).get(label_column)
-    return list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
 
 
 class CorruptImageError(ValueError):
@@ -141,17 +55,6 @@ class _Images:
         self.image_column, self.label_column = image_column, label_column
         self.class_names = class_names_of(dataset, label_column)
         self.replace_corrupt = replace_corrupt
-
-    def fingerprint(self) -> str:
-        """Of some images as they are stored, to tell another data set: of a stream the first, else three."""
-        if isinstance(self, PixelStream):
-            rows = list(islice(self._rows(), 1))
-        else:
-            rows = [self.dataset[at] for at in sorted({0, len(self.dataset) // 2, len(self.dataset) - 1} - {-1})]
-        digest = hashlib.blake2b(digest_size=8)
-        for row in rows:
-            digest.update(_stored(row.get(self.image_column)))
-        return digest.hexdigest()
 
     def samples(self, rows: Iterable[tuple[int, Mapping[str, Any]]]) -> Iterator[dict[str, Any]]:
         """Samples of `(index, row)`; that of a corrupt image is made of the next row that can be read."""
@@ -177,6 +80,11 @@ class PixelDataset(_Images, Dataset):
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+    def fingerprint(self) -> str:
+        """Of the first, middle and last image as they are stored, to tell another data set."""
+        last = len(self.dataset) - 1
+        return _digest((self.dataset[place] for place in sorted({0, last // 2, last})), self.image_column)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         index, length = int(index), len(self.dataset)
@@ -205,6 +113,10 @@ class PixelStream(_Images, IterableDataset):
     def set_epoch(self, epoch: int) -> None:
         """Another shuffling of the stream for another epoch."""
         self.dataset.set_epoch(epoch)
+
+    def fingerprint(self) -> str:
+        """Of the first image as it is stored, to tell another data set."""
+        return _digest(islice(self._rows(), 1), self.image_column)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = get_worker_info()
@@ -240,39 +152,6 @@ def collate_pixels(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {**batch, "replaced": replaced} if replaced else batch
 
 
-def check_labels(dataset: Any, label_column: str, classes: int | None = None, name: str = "the data set") -> bool:
-    """Looks at every label of a map-style data set, without decoding an image.
-
-    Args:
-        dataset: rows, as `load_images` opens them; of a stream nothing is looked at.
-        label_column: where the integer label is.
-        classes: how many classes there are; None takes any number from 0.
-        name: of the data set, for errors.
-
-    Returns:
-        Whether there are labels: `datasets` makes a column without any out of folders such as `train/` of images.
-
-    Raises:
-        ValueError: a missing label among others, or one that is of no class.
-    """
-    if not isinstance(dataset, datasets.Dataset):
-        return True
-    labels = dataset.select_columns(label_column)[:][label_column]
-    if all(label is None for label in labels):
-        return False
-    for index, label in enumerate(labels):
-        if label is None or int(label) < 0:
-            raise ValueError(
-                f"sample {index} of {name!r} has no label ({label_column}={label}); leave such images out."
-            )
-        if classes is not None and int(label) >= classes:
-            raise ValueError(
-                f"sample {index} of {name!r} has {label_column}={label}, and there are {classes} classes; give each "
-                "a name."
-            )
-    return True
-
-
 def check_samples(dataset: Any, image_size: int | None = None) -> None:
     """Looks at the first sample of a map-style data set, before anything is trained on it.
 
@@ -283,7 +162,7 @@ def check_samples(dataset: Any, image_size: int | None = None) -> None:
     Raises:
         ValueError: no sample at all, one without pixels, or pixels of another size.
     """
-    if isinstance(dataset, (IterableDataset, datasets.IterableDataset)):
+    if is_stream(dataset):
         return
     if not len(dataset):
         raise ValueError("the data set is empty; give one with images.")
@@ -295,6 +174,35 @@ def check_samples(dataset: Any, image_size: int | None = None) -> None:
         raise ValueError(
             f"the image processor makes images of {height} x {width} pixels and the encoder takes "
             f"{image_size} x {image_size}; give the encoder's own image processor."
+        )
+
+
+def check_batches(dataset: Any, batch: int, processes: int, drop_last: bool) -> None:
+    """Refuses a map-style data set of which a training would take no batch; warns where processes differ from one.
+
+    Args:
+        dataset: that is trained on; a stream has no end.
+        batch: images of one process.
+        processes: that take a batch each.
+        drop_last: whether the images of an epoch that fill no batch are left out.
+
+    Raises:
+        ValueError: fewer images than all processes take at once, and those left out.
+    """
+    if is_stream(dataset):
+        return
+    images, taken = len(dataset), batch * processes
+    if images < taken and drop_last:
+        raise ValueError(
+            f"{images} images make no batch of {taken}; give a smaller per_device_train_batch_size, or "
+            "dataloader_drop_last=False."
+        )
+    if processes > 1 and images % taken and not drop_last:
+        logger.warning(
+            "%d images do not divide into batches of %d: the last of an epoch is filled up from its beginning, as one "
+            "process would not do; dataloader_drop_last=True leaves it out.",
+            images,
+            taken,
         )
 
 
@@ -311,39 +219,12 @@ def sample_generator(seed: int, epoch: int, index: int, device: torch.device | s
     return torch.Generator(device=device).manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
-def _open(name: str, split: str, streaming: bool) -> HuggingFaceDataset:
-    """Opens a saved data set, a folder, or a Hub repository; the errors of `datasets` become one sentence."""
-    folder = Path(name).expanduser()
-    try:
-        if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
-            return _saved_split(datasets.load_from_disk(str(folder)), name, split, streaming)
-        if folder.is_dir():
-            return datasets.load_dataset(str(folder), split=split, streaming=streaming)
-        return datasets.load_dataset(name, split=split, streaming=streaming)
-    except FileNotFoundError as error:
-        if folder.is_dir():
-            raise ValueError(_no_images(name)) from error
-        raise ValueError(f"dataset {name!r} is neither a folder here nor found on the Hub; check the name.") from error
-    except OSError as error:
-        raise ValueError(f"dataset {name!r} could not be read: {error}; check the name and the connection.") from error
-    except DAMAGED as error:
-        raise ValueError(f"dataset {name!r} could not be read: {_causes(error)}; replace the damaged file.") from error
-    except ValueError as error:
-        if "Unknown split" not in str(error) and "Bad split" not in str(error):
-            raise
-        raise ValueError(f"dataset {name!r} has no split {split!r}: {error}") from error
-
-
-def _causes(error: BaseException) -> str:
-    """What an error says, and what those say that led to it."""
-    return str(error) if error.__cause__ is None else f"{error}: {_causes(error.__cause__)}"
-
-
-def _is_whole_archive(path: Path) -> bool:
-    """Whether a tar archive ends with the two empty blocks of POSIX."""
-    with path.open("rb") as file:
-        file.seek(-min(END_OF_ARCHIVE, path.stat().st_size), 2)
-        return file.read() == bytes(END_OF_ARCHIVE)
+def _digest(rows: Iterable[Mapping[str, Any]], image_column: str) -> str:
+    """A hash of the images of some rows."""
+    digest = hashlib.blake2b(digest_size=8)
+    for row in rows:
+        digest.update(_stored(row.get(image_column)))
+    return digest.hexdigest()
 
 
 def _stored(value: Any) -> bytes:
@@ -355,18 +236,6 @@ def _stored(value: Any) -> bytes:
     if isinstance(value, str) and Path(value).is_file():
         return Path(value).read_bytes()
     return value if isinstance(value, bytes) else str(value).encode()
-
-
-def _no_images(name: str) -> str:
-    return f"the folder {name!r} has no images; give a folder with image files."
-
-
-def _saved_split(saved: Any, name: str, split: str, streaming: bool) -> HuggingFaceDataset:
-    if isinstance(saved, datasets.DatasetDict):
-        if split not in saved:
-            raise ValueError(f"dataset {name!r} has no split {split!r}; its splits are {', '.join(saved)}.")
-        saved = saved[split]
-    return saved.to_iterable_dataset() if streaming else saved
 
 
 def _undecoded(dataset: Any, image_column: str) -> Any:

@@ -21,9 +21,11 @@ from fare_hf.flops import Flops, count_flops, peak_of
 from fare_hf.memory import Memory, count_memory, count_parameters
 from fare_hf.train import FareScriptArguments
 from fare_hf.training import FareConfig
+from fare_hf.training.config import share_of_batch
 from fare_hf.training.options import build_parser
 from fare_hf.training.recipe_files import expand_config
 from fare_hf.training.schedules import attack_of, attack_steps_at
+from fare_hf.training.trained import check_blocks
 
 __all__ = ["Estimate", "estimate", "main"]
 
@@ -87,7 +89,9 @@ def estimate(script: FareScriptArguments, config: FareConfig, processes: int = 1
         raise ValueError("max_steps=-1 counts epochs, whose length is not known here; give --max_steps.")
     shape = encoder_config(script.model)
     flops = count_flops(shape, config.embedding)
-    _check_parts(shape, config, processes)
+    check_blocks(config.trained_blocks or 0, shape.num_hidden_layers)
+    if config.global_batch_size is not None:
+        share_of_batch(config.global_batch_size, processes)
     trained = 1.0 if config.trained_blocks is None else config.trained_blocks / shape.num_hidden_layers
     trained = 0.0 if config.lora_rank is not None else trained
     batch = config.global_batch_size or (
@@ -108,17 +112,6 @@ def estimate(script: FareScriptArguments, config: FareConfig, processes: int = 1
     spent = evaluation_flops(flops, config)
     share = None if spent is None else spent / total
     return Estimate(count_parameters(shape), batch * config.max_steps, total, share, memory, processes, half)
-
-
-def _check_parts(shape: Any, config: FareConfig, processes: int) -> None:
-    """What a training would refuse."""
-    if config.global_batch_size is not None and config.global_batch_size % processes:
-        raise ValueError(f"global_batch_size={config.global_batch_size} does not divide among {processes} processes.")
-    if (config.trained_blocks or 0) > shape.num_hidden_layers:
-        raise ValueError(
-            f"trained_blocks={config.trained_blocks}, but the encoder has {shape.num_hidden_layers} blocks; give at "
-            "most that."
-        )
 
 
 def evaluation_flops(flops: Flops, config: FareConfig) -> int | None:

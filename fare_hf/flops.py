@@ -15,56 +15,30 @@ import torch
 __all__ = ["Flops", "count_flops", "peak_flops", "peak_of"]
 
 PEAKS = {
-    "B200": 2250.0,
-    "GH200": 989.5,
-    "H200": 989.5,
-    "H100 PCIE": 756.5,
-    "H100 NVL": 835.5,
-    "H100": 989.5,
-    "A100": 312.0,
-    "A800": 312.0,
-    "A40": 149.7,
-    "A30": 165.0,
-    "A10G": 70.0,
-    "A10": 125.0,
-    "L40S": 362.0,
-    "L40": 181.0,
-    "L4": 121.0,
-    "RTX A6000": 154.8,
-    "RTX 6000 ADA": 364.2,
-    "RTX 4090": 165.2,
-    "RTX 3090": 71.0,
-    "V100": 125.0,
-    "T4": 65.0,
+    "B200": (2250.0, 75.0),
+    "GH200": (989.5, 67.0),
+    "H200": (989.5, 67.0),
+    "H100 PCIE": (756.5, 51.2),
+    "H100 NVL": (835.5, 60.0),
+    "H100": (989.5, 67.0),
+    "A100": (312.0, 19.5),
+    "A800": (312.0, 19.5),
+    "A40": (149.7, 37.4),
+    "A30": (165.0, 10.3),
+    "A10G": (70.0, 31.5),
+    "A10": (125.0, 31.2),
+    "L40S": (362.0, 91.6),
+    "L40": (181.0, 90.5),
+    "L4": (121.0, 30.3),
+    "RTX A6000": (154.8, 38.7),
+    "RTX 6000 ADA": (364.2, 91.1),
+    "RTX 4090": (165.2, 82.6),
+    "RTX 3090": (71.0, 35.6),
+    "V100": (125.0, 15.7),
+    "T4": (65.0, 8.1),
 }
-"""Part of a CUDA device's name -> dense half-precision TFLOP/s with fp32 accumulation, of NVIDIA's data sheets; the
-first part that is found counts."""
-
-
-FP32_PEAKS = {
-    "B200": 75.0,
-    "GH200": 67.0,
-    "H200": 67.0,
-    "H100 PCIE": 51.2,
-    "H100 NVL": 60.0,
-    "H100": 67.0,
-    "A100": 19.5,
-    "A800": 19.5,
-    "A40": 37.4,
-    "A30": 10.3,
-    "A10G": 31.5,
-    "A10": 31.2,
-    "L40S": 91.6,
-    "L40": 90.5,
-    "L4": 30.3,
-    "RTX A6000": 38.7,
-    "RTX 6000 ADA": 91.1,
-    "RTX 4090": 82.6,
-    "RTX 3090": 35.6,
-    "V100": 15.7,
-    "T4": 8.1,
-}
-"""The same in fp32 without tensor cores, as torch multiplies unless TF32 is allowed."""
+"""Part of a CUDA device's name -> dense TFLOP/s of NVIDIA's data sheets: in half precision with fp32 accumulation, and
+in fp32 without tensor cores, as torch multiplies unless TF32 is allowed; the first part that is found counts."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +127,7 @@ def peak_of(name: str, half: bool = True) -> float | None:
         half: in half precision; else in fp32.
     """
     name = name.upper().replace("-", " ")
-    return next((tera * 1e12 for part, tera in (PEAKS if half else FP32_PEAKS).items() if part in name), None)
+    return next((tera[0 if half else 1] * 1e12 for part, tera in PEAKS.items() if part in name), None)
 
 
 def _mlp(config: Any) -> int:

@@ -17,24 +17,17 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import IterableDataset, Subset
-from transformers import AutoImageProcessor, ProgressCallback, set_seed
+from torch.utils.data import Subset
+from transformers import AutoImageProcessor, IntervalStrategy, ProgressCallback, set_seed
 
 from fare_hf.console import hide_notices, one_line
-from fare_hf.data import (
-    PixelDataset,
-    PixelStream,
-    check_folder,
-    check_labels,
-    class_names_of,
-    find_columns,
-    load_images,
-)
+from fare_hf.data import PixelDataset, PixelStream
 from fare_hf.encoders import check_encoder_type, load_encoder, logit_scale_of, text_class_embeddings
 from fare_hf.hub.base import base_name, inherited_license
 from fare_hf.hub.licenses import check_license
 from fare_hf.hub.text import whole_clip
 from fare_hf.objectives import FareObjective, Objective, TecoaObjective
+from fare_hf.sources import check_folder, check_labels, class_names_of, find_columns, is_stream, load_images
 from fare_hf.training import FareConfig, FareTrainer
 from fare_hf.training.manifest import fault_of, latest_checkpoint
 from fare_hf.training.options import build_parser
@@ -115,7 +108,8 @@ def train(script: FareScriptArguments, config: FareConfig) -> Path:
         whole_clip(encoder, script.text_model or script.model)
     train_set, eval_set, processor = _load_data(script, config)
     eval_set, classes = _bounded(eval_set, config.eval_images), class_names_of(eval_set)
-    _read_some(eval_set)
+    if config.eval_strategy != "no":
+        _read_some(eval_set)
     trainer = FareTrainer(
         model=encoder,
         args=config,
@@ -194,8 +188,9 @@ def _latest(folder: Path) -> str | None:
 
 def _check_options(script: FareScriptArguments, config: FareConfig) -> None:
     """Options of the Trainer that need one of the script's."""
-    if config.eval_strategy != "no" and script.eval_split is None:
-        raise ValueError(f"eval_strategy={str(config.eval_strategy)!r} needs images; give --eval_split, such as test.")
+    strategy = IntervalStrategy(config.eval_strategy).value
+    if strategy != "no" and script.eval_split is None:
+        raise ValueError(f"eval_strategy={strategy!r} needs images; give --eval_split, such as test.")
     if script.streaming and config.max_steps < 1:
         raise ValueError("streaming=True: a stream has no known length; give --max_steps.")
     metric = config.metric_for_best_model
@@ -205,7 +200,7 @@ def _check_options(script: FareScriptArguments, config: FareConfig) -> None:
 
 def _read_some(eval_set: Any) -> None:
     """Reads evaluation images, the first of which would be read after hours; a bad one is an error now."""
-    if eval_set is not None and not isinstance(eval_set, IterableDataset):
+    if not is_stream(eval_set):
         for number in range(min(len(eval_set), MOST_READ)):
             eval_set[number]
 
@@ -245,7 +240,7 @@ def _bounded(dataset: Any, images: int) -> Any:
     """So many samples of an evaluation set, spread evenly; a stream's first ones, kept; all where that is 0."""
     if dataset is None or not images:
         return dataset
-    if isinstance(dataset, IterableDataset):
+    if is_stream(dataset):
         return list(islice(dataset, images))
     count = min(images, len(dataset))
     return Subset(dataset, [number * len(dataset) // count for number in range(count)])

@@ -12,15 +12,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import CLIPImageProcessor
 
-from fare_hf.data import (
-    PixelDataset,
-    PixelStream,
-    class_names_of,
-    collate_pixels,
-    find_columns,
-    load_images,
-    sample_generator,
-)
+from fare_hf.data import PixelDataset, PixelStream, collate_pixels, sample_generator
+from fare_hf.sources import class_names_of, find_columns, load_images
 
 
 @pytest.fixture

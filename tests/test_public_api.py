@@ -14,7 +14,7 @@ import fare_hf
 PACKAGE = Path(fare_hf.__file__).parent
 FLOORS = {
     **dict.fromkeys(("attacks", "console", "folders", "objectives", "pixels"), 1),
-    **dict.fromkeys(("data", "encoders", "flops", "memory"), 2),
+    **dict.fromkeys(("data", "encoders", "flops", "memory", "sources"), 2),
     **dict.fromkeys(("float8", "precision"), 3),
     "convert": 3,
     "vlm": 4,
@@ -28,6 +28,7 @@ FLOORS = {
 # `pixels` passes on the one check of pixels, which attacks own because they depend on torch alone.
 SAME_FLOOR = {
     ("pixels", "attacks"),
+    ("data", "sources"),
     ("precision", "float8"),
     ("cli", "attack"),
     ("attack", "attack_run"),

@@ -297,7 +297,9 @@ def test_a_checkpoint_from_elsewhere_takes_no_others_folder(clip_folder: Path, i
 def test_options_of_an_evaluation_are_looked_at_first(clip_folder: Path, images: Path, tmp_path: Path) -> None:
     out, data = tmp_path / "out", unlabelled(tmp_path / "data")
     evaluate = ("--eval_split", "validation", "--eval_strategy", "steps", "--eval_steps", "1")
-    assert "needs images; give --eval_split" in refusal(clip_folder, images, out, "--eval_strategy", "epoch")
+    assert "eval_strategy='epoch' needs images; give --eval_split" in refusal(
+        clip_folder, images, out, "--eval_strategy", "epoch"
+    )
     best = ("--metric_for_best_model", "acc", "--load_best_model_at_end", "--save_strategy", "steps")
     assert "metric_for_best_model='acc' is not measured; give one of loss, " in refusal(
         clip_folder, data, out, *evaluate, *best

@@ -20,7 +20,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import CLIPImageProcessor
 
-from fare_hf.data import PixelDataset, PixelStream, collate_pixels, find_columns, load_images
+from fare_hf.data import PixelDataset, PixelStream, collate_pixels
+from fare_hf.sources import find_columns, load_images
 from fare_hf.training.replaced import replaced_images
 from fare_hf.training.stream import TrainingStream, split_rows
 

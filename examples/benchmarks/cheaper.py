@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +84,8 @@ def affordable(trainer: FareTrainer, budget: int) -> int:
 def run(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """Trains and measures one arm with one seed."""
     torch.set_num_threads(args.threads)
-    dataset = load_training_set("drawings")
-    images, processor = [dataset[index] for index in range(args.images)], dataset.processor
-    budget = budget_of(args)
-    steps = affordable(trainer_of(ARMS[name], images, processor, seed, 1), budget)
+    images, processor = drawings(args.images)
+    steps = affordable(trainer_of(ARMS[name], images, processor, seed, 1), budget_of(args))
     trainer = trainer_of(ARMS[name], images, processor, seed, steps)
     begin = time.process_time()
     trainer.train()
@@ -97,6 +96,13 @@ def run(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     clean, robust = (row["value"] for row in rows)
     line = {"arm": name, "seed": seed, "steps": steps, "cpu_seconds": round(seconds, 1), "n": args.samples}
     return line | {"clean": clean, "robust": robust, "attack": rows[1]["attack"], "eps": "4/255"}
+
+
+@cache
+def drawings(count: int) -> tuple[list[dict[str, Any]], Any]:
+    """The images to train on, drawn once a process, and their processor."""
+    dataset = load_training_set("drawings")
+    return [dataset[index] for index in range(count)], dataset.processor
 
 
 def budget_of(args: argparse.Namespace) -> int:

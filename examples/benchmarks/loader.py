@@ -25,8 +25,9 @@ from PIL import Image
 from torch.utils.data import DataLoader, RandomSampler
 from transformers import CLIPImageProcessor
 
-from fare_hf.data import PixelDataset, PixelStream, collate_pixels, load_images
+from fare_hf.data import PixelDataset, PixelStream, collate_pixels
 from fare_hf.evaluation import environment
+from fare_hf.sources import load_images
 from fare_hf.training.stream import TrainingStream
 
 EATEN = 100

@@ -14,9 +14,10 @@ from typing import Any
 
 import datasets
 
-from fare_hf.data import PixelDataset, find_columns, load_images
+from fare_hf.data import PixelDataset
 from fare_hf.evaluation.text_metrics import Choice, Cider, TextMetric, VqaAccuracy, YesNo
 from fare_hf.evaluation.vlm import QUESTION_TARGETS
+from fare_hf.sources import find_columns, load_images
 
 __all__ = ["VLM_SETS", "VlmData", "VlmSet", "chat_prompt", "load_vlm_set", "vlm_set"]
 

@@ -16,7 +16,8 @@ import torch
 from huggingface_hub import hf_hub_download
 from torch.utils.data import Dataset
 
-from fare_hf.data import PixelDataset, find_columns, load_images
+from fare_hf.data import PixelDataset
+from fare_hf.sources import find_columns, load_images
 
 __all__ = ["ZERO_SHOT_SETS", "NativePixels", "ZeroShotData", "ZeroShotSet", "load_zero_shot_set", "zero_shot_set"]
 

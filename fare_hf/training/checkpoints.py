@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 from accelerate.data_loader import prepare_data_loader
 from safetensors.torch import load_file
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerState
 from transformers.trainer_utils import TrainOutput
 
-from fare_hf.data import PixelStream
+from fare_hf.data import PixelStream, check_batches
 from fare_hf.encoders import load_complete
 from fare_hf.training.disk import check_disk
 from fare_hf.training.identity import option_defaults
@@ -26,8 +24,6 @@ from fare_hf.training.stream import TrainingStream, warn_of_uneven_shards
 from fare_hf.training.trained import has_lora
 
 __all__ = ["CheckpointTrainer"]
-
-logger = logging.getLogger(__name__)
 
 
 class CheckpointTrainer(Trainer):
@@ -60,7 +56,8 @@ class CheckpointTrainer(Trainer):
             folder = latest_checkpoint(str(self.args.output_dir))
         step = -1 if folder is None else self._check_checkpoint(Path(folder))
         self._check_shared(step)
-        self._check_epoch()
+        batch, processes = self.args.train_batch_size, self.args.world_size
+        check_batches(self.train_dataset, batch, processes, self.args.dataloader_drop_last)
         check_disk(self.args, self.model, max(step, 0))
         if folder is not None and not self._is_sharded() and step >= self.args.max_steps > 0:
             self._restore(folder)
@@ -147,25 +144,6 @@ class CheckpointTrainer(Trainer):
         """The step of a checkpoint that this run can go on from."""
         check_run(folder, self.identity, option_defaults())
         return TrainerState.load_from_json(str(folder / "trainer_state.json")).global_step
-
-    def _check_epoch(self) -> None:
-        """That there is a batch, as without one the Trainer ends at once, and is content."""
-        if isinstance(self.train_dataset, (IterableDataset, datasets.IterableDataset)):
-            return
-        dataset: Any = self.train_dataset
-        images, batch = len(dataset), self.args.train_batch_size * self.args.world_size
-        if images < batch and self.args.dataloader_drop_last:
-            raise ValueError(
-                f"{images} images make no batch of {batch}; give a smaller per_device_train_batch_size, or "
-                "dataloader_drop_last=False."
-            )
-        if self.args.world_size > 1 and images % batch and not self.args.dataloader_drop_last:
-            logger.warning(
-                "%d images do not divide into batches of %d: the last of an epoch is filled up from its beginning, as "
-                "one process would not do; dataloader_drop_last=True leaves it out.",
-                images,
-                batch,
-            )
 
     def _check_shared(self, step: int) -> None:
         """That all processes resume from the same step, and see one `output_dir`."""

@@ -17,7 +17,7 @@ from fare_hf.float8 import check_float8
 from fare_hf.hub import check_repo_id
 from fare_hf.training.launch import check_launch
 
-__all__ = ["FareConfig"]
+__all__ = ["FareConfig", "share_of_batch"]
 
 OBJECTIVES = ("fare", "tecoa")
 CHEAPER = ("attack_steps_start", "attack_bf16", "attack_fp8", "attack_warm_start", "trained_blocks", "lora_rank")
@@ -222,21 +222,12 @@ class FareConfig(TrainingArguments):
             )
         if self.save_strategy == SaveStrategy.STEPS and self.save_steps <= 0:
             raise ValueError(f"save_steps={self.save_steps} is not positive; give a number, or save_strategy='no'.")
-        if self.save_only_model and self.resume_from_checkpoint:
-            raise ValueError(
-                "save_only_model=True keeps no state of the optimizer, and such a run cannot be resumed; start again "
-                "in another output_dir."
-            )
 
     def _divide_batch(self) -> None:
         """Batch of a process and accumulation from `global_batch_size`: equal parts, as large as allowed."""
         if self.global_batch_size is None:
             return
-        share, rest = divmod(self.global_batch_size, self.world_size)
-        if rest or not share:
-            raise ValueError(
-                f"global_batch_size={self.global_batch_size} does not divide among {self.world_size} processes."
-            )
+        share = share_of_batch(self.global_batch_size, self.world_size)
         most = min(self.per_device_train_batch_size, share)
         self.per_device_train_batch_size = next(size for size in range(most, 0, -1) if share % size == 0)
         self.gradient_accumulation_steps = share // self.per_device_train_batch_size
@@ -246,6 +237,11 @@ class FareConfig(TrainingArguments):
         checkpointing = self.activation_checkpointing_kwargs
         if isinstance(checkpointing, dict) and checkpointing.get("use_reentrant"):
             raise ValueError("use_reentrant=True cannot differentiate to the pixels; set use_reentrant to False.")
+        if self.save_only_model and self.resume_from_checkpoint:
+            raise ValueError(
+                "save_only_model=True keeps no state of the optimizer, and such a run cannot be resumed; start again "
+                "in another output_dir."
+            )
         if self.mixed_precision == "fp16" and self.device.type == "cpu":
             raise ValueError("fp16=True does nothing on a CPU; use bf16=True, or a GPU.")
         if self.torch_compile and not self.dataloader_drop_last:
@@ -270,3 +266,15 @@ class FareConfig(TrainingArguments):
     def __getstate__(self) -> dict[str, Any]:
         """The Trainer pickles its arguments beside every checkpoint: without the access token."""
         return {**self.__dict__, "hub_token": None}
+
+
+def share_of_batch(images: int, processes: int) -> int:
+    """Images of a batch that each process takes.
+
+    Raises:
+        ValueError: they are not the same number for all.
+    """
+    share, rest = divmod(images, processes)
+    if rest or not share:
+        raise ValueError(f"global_batch_size={images} does not divide among {processes} processes.")
+    return share

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ MOST_OVERFLOWS = 20
 class FiniteTrainer(Trainer):
     """A Trainer that looks at the loss of every batch and at the gradient of every step."""
 
-    _batches: list[dict[str, Any]]
+    _batches: Sequence[dict[str, Any]] = ()
     _overflows = 0
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
@@ -29,12 +29,12 @@ class FiniteTrainer(Trainer):
         return self._batches, items
 
     def share_of_update(self, images: int) -> float:
-        """Weight of a batch in the mean over all images of an update; 1, but at the end of an epoch.
+        """Weight of a batch in the mean over all images of an update; 1, but at the end of an epoch, and outside one.
 
         The Trainer takes the mean over accumulated batches, of which the last may be smaller.
         """
         sizes = [len(batch["pixel_values"]) for batch in self._batches]
-        return images * len(sizes) / sum(sizes)
+        return images * len(sizes) / sum(sizes) if sizes else 1.0
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         """Adds to an error where the state was saved."""

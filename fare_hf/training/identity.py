@@ -27,6 +27,7 @@ WITHOUT_INFLUENCE = {
     "prediction_loss_only",
     "remove_unused_columns",
 }
+OWN = tuple(name for name in FareConfig.__annotations__ if name not in WITHOUT_INFLUENCE)
 OF_THE_TRAINER = (
     "adam_beta1",
     "adam_beta2",
@@ -60,8 +61,7 @@ def run_identity(
         train_dataset: for its size and some of its images; the order of a stream also depends on who reads it.
         processor: for what it makes of an image.
     """
-    own = [name for name in FareConfig.__annotations__ if name not in WITHOUT_INFLUENCE]
-    identity: dict[str, Any] = {name: _plain(getattr(args, name)) for name in (*own, *OF_THE_TRAINER)}
+    identity: dict[str, Any] = {name: _plain(getattr(args, name)) for name in (*OWN, *OF_THE_TRAINER)}
     identity |= {f"model.{key}": _plain(value) for key, value in _architecture(model).items()}
     identity |= {
         "original": fingerprint(original),
@@ -82,11 +82,10 @@ def run_identity(
 
 def option_defaults() -> dict[str, Any]:
     """What the options of `FareConfig` that decide the weights are where nobody sets them, as JSON values."""
-    own = [option for option in fields(FareConfig) if option.name in FareConfig.__annotations__]
-    own = [option for option in own if option.name not in WITHOUT_INFLUENCE]
     return {
         option.name: _plain(option.default if option.default_factory is MISSING else option.default_factory())
-        for option in own
+        for option in fields(FareConfig)
+        if option.name in OWN
     }
 
 

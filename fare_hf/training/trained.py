@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-__all__ = ["add_lora", "has_lora", "merge_lora", "train_first_blocks", "trained_share"]
+__all__ = ["add_lora", "check_blocks", "has_lora", "merge_lora", "train_first_blocks", "trained_share"]
 
 
 def blocks_of(encoder: nn.Module) -> tuple[str, nn.ModuleList]:
@@ -20,6 +20,12 @@ def blocks_of(encoder: nn.Module) -> tuple[str, nn.ModuleList]:
     raise ValueError(f"{type(encoder).__name__} has no list of {depth} blocks; train all of it.")
 
 
+def check_blocks(count: int, depth: int) -> None:
+    """Raises a ValueError where more blocks shall be trained than there are."""
+    if count > depth:
+        raise ValueError(f"trained_blocks={count}, but the encoder has {depth} blocks; give at most that.")
+
+
 def train_first_blocks(encoder: nn.Module, count: int) -> None:
     """Freezes all but the first blocks and what is before them (R-Adapt, arXiv 2603.12799).
 
@@ -27,8 +33,7 @@ def train_first_blocks(encoder: nn.Module, count: int) -> None:
         ValueError: more blocks than there are.
     """
     name, blocks = blocks_of(encoder)
-    if count > len(blocks):
-        raise ValueError(f"trained_blocks={count}, but the encoder has {len(blocks)} blocks; give at most that.")
+    check_blocks(count, len(blocks))
     last = next(f"{name}.{count - 1}.{inner}" for inner, _ in reversed(list(blocks[count - 1].named_parameters())))
     behind = False  # parameters are registered in the order in which they are used
     for key, parameter in encoder.named_parameters():

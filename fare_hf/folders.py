@@ -7,11 +7,11 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from safetensors import SafetensorError
 
-__all__ = ["check_new_folder", "is_missing_path", "whole_folder"]
+__all__ = ["check_new_folder", "is_missing_path", "path_inside", "relative_name", "whole_folder"]
 
 # What the disk or its rights say, as against a file that a reader does not find.
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
@@ -21,6 +21,50 @@ def is_missing_path(name: str) -> bool:
     """Whether a name can only be that of a file or folder, not of a repository on the Hub, and there is none."""
     looks = name.startswith((".", "/", "~")) or name.count("/") > 1
     return looks and not Path(name).expanduser().exists()
+
+
+def relative_name(name: object, where: str) -> str:
+    """A file name that came from outside (an index, a manifest, a repository's listing), which stays in its folder.
+
+    Args:
+        name: what stands there.
+        where: what holds the name, for the message.
+
+    Raises:
+        ValueError: no text, an absolute path, one with `..`, a drive, a backslash, or a control character.
+    """
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"{where} names the file {name!r}, which is no file name: do not use it.")
+    parts = PurePosixPath(name).parts
+    foreign = "\\" in name or PureWindowsPath(name).drive or any(ord(letter) < 32 for letter in name)
+    if foreign or name.startswith("/") or ".." in parts or not parts:
+        raise ValueError(f"{where} names the file {name!r}, which leaves its folder: do not use it.")
+    return name
+
+
+def path_inside(folder: Path, name: object, where: str | None = None) -> Path:
+    """The path of a file that something foreign names, in its folder; every name that was read goes through here.
+
+    Symbolic links are followed: one that leads out of the folder is refused, except those of the Hub's cache, whose
+    snapshots consist of links to the `blobs` beside them.
+
+    Raises:
+        ValueError: as `relative_name`, or a link that leaves the folder.
+    """
+    where = where or f"'{folder}'"
+    path = folder / relative_name(name, where)
+    real, root = path.resolve(), folder.resolve()
+    if not any(real.is_relative_to(allowed) for allowed in (root, *_blobs(folder.absolute()))):
+        raise ValueError(f"{where} holds {name!r}, a link to '{real}' outside of it: do not use it.")
+    return path
+
+
+def _blobs(folder: Path) -> list[Path]:
+    """The `blobs` of a repository in the Hub's cache, for a folder in one of its snapshots."""
+    for snapshot in (folder, *folder.parents):
+        if snapshot.parent.name == "snapshots" and snapshot.parent.parent.name.startswith(("models--", "datasets--")):
+            return [(snapshot.parent.parent / "blobs").resolve()]
+    return []
 
 
 def check_new_folder(folder: Path) -> None:

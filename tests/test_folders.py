@@ -1,0 +1,53 @@
+"""Names that come from outside stay in their folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fare_hf.folders import path_inside, relative_name
+
+OUTSIDE = ["../a", "a/../../b", "/etc/passwd", "..", "a/..", "C:/x", "a\\..\\b", "", ".", None, 3, "a\x00b", "a\nb"]
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_names_that_leave_their_folder_are_refused(name: object, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="the index names the file"):
+        relative_name(name, "the index")
+    with pytest.raises(ValueError, match="names the file"):
+        path_inside(tmp_path, name)
+
+
+@given(st.text(max_size=30))
+def test_a_name_that_is_taken_lies_in_its_folder(name: str) -> None:
+    folder = Path("/somewhere/folder")
+    try:
+        path = path_inside(folder, name)
+    except ValueError:
+        return
+    assert path.resolve().is_relative_to(folder) and path.resolve() != folder
+
+
+def test_links_may_stay_inside_or_lead_to_the_blobs_of_the_hub_s_cache(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.write_text("secret")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "own").write_text("own")
+    (folder / "inner").symlink_to("own")
+    (folder / "leaves").symlink_to(outside)
+    assert path_inside(folder, "inner").read_text() == "own"
+    with pytest.raises(ValueError, match="a link to .* outside"):
+        path_inside(folder, "leaves")
+    snapshot = tmp_path / "models--user--name" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot.parents[1] / "blobs").mkdir()
+    (snapshot.parents[1] / "blobs" / "1234").write_text("content")
+    (snapshot / "model.safetensors").symlink_to("../../blobs/1234")
+    assert path_inside(snapshot, "model.safetensors").read_text() == "content"
+    (snapshot / "config.json").symlink_to(outside)
+    with pytest.raises(ValueError, match="a link to .* outside"):
+        path_inside(snapshot, "config.json")

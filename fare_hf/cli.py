@@ -293,11 +293,13 @@ def run_swap(args: argparse.Namespace) -> None:
     check_empty(args.output_dir)
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
+    from fare_hf.foreign_code import own_code_refused
     from fare_hf.vlm import swap_vision_tower
 
     check_swap(args.vlm, args.encoder)
-    processor = AutoProcessor.from_pretrained(args.vlm)
-    vlm = AutoModelForImageTextToText.from_pretrained(args.vlm, dtype="auto")
+    with own_code_refused(args.vlm):
+        processor = AutoProcessor.from_pretrained(args.vlm, trust_remote_code=False)
+        vlm = AutoModelForImageTextToText.from_pretrained(args.vlm, dtype="auto", trust_remote_code=False)
     print(swap_vision_tower(vlm, args.encoder, processor))
     vlm.save_pretrained(args.output_dir)
     processor.save_pretrained(args.output_dir)
@@ -317,11 +319,13 @@ def check_swap(vlm: str, encoder: str) -> None:
     """Refuses by the two configurations alone what a swap would refuse after the model's gigabytes are loaded."""
     from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
 
+    from fare_hf.foreign_code import own_code_refused
     from fare_hf.vlm.checks import check_architecture
     from fare_hf.vlm.families import family_named
 
     try:
-        config = AutoConfig.from_pretrained(vlm)
+        with own_code_refused(vlm):
+            config = AutoConfig.from_pretrained(vlm, trust_remote_code=False)
     except OSError as error:
         raise ValueError(f"{vlm!r} is neither a folder with a model nor found on the Hub; check the name.") from error
     except ValueError as error:
@@ -330,7 +334,7 @@ def check_swap(vlm: str, encoder: str) -> None:
         raise ValueError(f"{vlm!r} is a {config.model_type!r} model, not a vision-language model: name one.")
     family = family_named(config.architectures or [type(config).__name__], config)
     try:
-        given = AutoConfig.from_pretrained(encoder)
+        given = AutoConfig.from_pretrained(encoder, trust_remote_code=False)
     except (OSError, ValueError):
         return  # the swap itself says what it is
     given = getattr(given, "vision_config", given)

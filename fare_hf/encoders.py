@@ -30,6 +30,8 @@ from transformers import (
     SiglipVisionModel,
 )
 
+from fare_hf.foreign_code import own_code_refused
+
 __all__ = [
     "EMBEDDINGS",
     "check_encoder_type",
@@ -90,7 +92,7 @@ def _encoder_class(name_or_path: str, embedding: str, **kwargs: Any) -> type[Pre
         if key in kwargs
     }
     try:
-        model_type = AutoConfig.from_pretrained(name_or_path, **hub).model_type
+        model_type = AutoConfig.from_pretrained(name_or_path, **hub, trust_remote_code=False).model_type
     except OSError as error:
         raise ValueError(
             f"{name_or_path!r} is neither a folder with a model nor found on the Hub; check the name "
@@ -310,13 +312,15 @@ def text_class_embeddings(
     Raises:
         ValueError: as `text_classifier`, or a repository without a text encoder.
     """
-    model_type = AutoConfig.from_pretrained(name_or_path).model_type
+    model_type = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False).model_type
     if model_type not in ("clip", "clip_text_model"):
         raise ValueError(
             f"{name_or_path!r} is a {model_type!r} model without a CLIP text encoder; give a CLIP repository."
         )
     model = load_complete(CLIPTextModelWithProjection, name_or_path)
-    return text_classifier(model, AutoTokenizer.from_pretrained(name_or_path), class_names, templates)
+    with own_code_refused(name_or_path):
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+    return text_classifier(model, tokenizer, class_names, templates)
 
 
 def logit_scale_of(name_or_path: str) -> float:
@@ -325,7 +329,7 @@ def logit_scale_of(name_or_path: str) -> float:
     Raises:
         ValueError: not a whole CLIP, so that no scale was kept.
     """
-    model_type = AutoConfig.from_pretrained(name_or_path).model_type
+    model_type = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False).model_type
     if model_type != "clip":
         raise ValueError(f"{name_or_path!r} is a {model_type!r} model, which has no logit scale; give --logit_scale.")
     clip: Any = load_complete(CLIPModel, name_or_path)

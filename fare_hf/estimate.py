@@ -18,6 +18,7 @@ from transformers import AutoConfig, CLIPVisionConfig
 
 from fare_hf.console import hide_notices, one_line
 from fare_hf.flops import Flops, count_flops, peak_of
+from fare_hf.foreign_code import own_code_refused
 from fare_hf.memory import Memory, count_memory, count_parameters
 from fare_hf.train import FareScriptArguments
 from fare_hf.training import FareConfig
@@ -134,8 +135,9 @@ def encoder_config(name: str) -> Any:
     if name in SHAPES:
         return CLIPVisionConfig(**SHAPES[name])
     try:
-        config = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
+        with own_code_refused(name):
+            config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except OSError as error:
         raise ValueError(
             f"{name!r} is neither a folder with a model nor found on the Hub; known without a network are "
             f"{', '.join(SHAPES)}."

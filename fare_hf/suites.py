@@ -28,6 +28,7 @@ from fare_hf.evaluation.vlm_sets import CAPTION_QUESTION, VlmData, chat_prompt, 
 from fare_hf.evaluation.zero_shot import ATTACKS, evaluate_zero_shot, logits_function
 from fare_hf.evaluation.zero_shot_sets import load_zero_shot_set, zero_shot_set
 from fare_hf.folders import is_missing_path
+from fare_hf.foreign_code import own_code_refused
 from fare_hf.lab import TEST_SETS, encoder_folder, load_clip, load_llava, measure
 from fare_hf.lab.measure import part, text_embeddings
 from fare_hf.lab.questions import QUESTION_SETS
@@ -157,7 +158,9 @@ def _options(settings: Mapping[str, Any], *names: str) -> dict[str, Any]:
 @cache
 def _clip(name: str) -> tuple[Any, Any]:
     """A CLIP with its tokenizer, for the texts of the classes."""
-    return CLIPModel.from_pretrained(name, dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(name)
+    with own_code_refused(name):
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    return CLIPModel.from_pretrained(name, dtype=torch.float32).eval(), tokenizer
 
 
 @dataclass(frozen=True)
@@ -196,7 +199,7 @@ def _test(settings: Mapping[str, Any], source: str) -> _Test:
         test = part(name.removeprefix(LAB), count)
         embeddings = text_embeddings(load_clip(), test)
         return _Test(test.pixels, test.labels, lambda source: embeddings, test.groups.tolist())
-    processor = AutoImageProcessor.from_pretrained(_place(source))
+    processor = _image_processor(source)
     data = load_zero_shot_set(
         name, processor, samples=count, seed=settings.get("seed", 0), **_options(settings, "root")
     )
@@ -208,7 +211,12 @@ def _test(settings: Mapping[str, Any], source: str) -> _Test:
 
 
 def _normalization(source: str) -> Normalization:
-    return Normalization.from_processor(AutoImageProcessor.from_pretrained(_place(source)))
+    return Normalization.from_processor(_image_processor(source))
+
+
+def _image_processor(source: str) -> Any:
+    with own_code_refused(source):
+        return AutoImageProcessor.from_pretrained(_place(source), trust_remote_code=False)
 
 
 def _names(model: str, source: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -277,8 +285,9 @@ def _vlm(folder: Path, model: str, source: str, settings: Mapping[str, Any], mod
 
 def _hub_vlm(source: str, settings: Mapping[str, Any]) -> tuple[Any, Any, VlmData]:
     """The model of a job with its tower swapped, its processor, and the set as it reads it."""
-    vlm = AutoModelForImageTextToText.from_pretrained(settings["vlm"], dtype="auto")
-    processor = AutoProcessor.from_pretrained(settings["vlm"])
+    with own_code_refused(settings["vlm"]):
+        vlm = AutoModelForImageTextToText.from_pretrained(settings["vlm"], dtype="auto", trust_remote_code=False)
+        processor = AutoProcessor.from_pretrained(settings["vlm"], trust_remote_code=False)
     swap_vision_tower(vlm, _place(source))
     chosen = _options(settings, "samples", "seed", "root", "template")
     return vlm, processor, load_vlm_set(settings["set"], processor, **chosen)

@@ -23,6 +23,7 @@ from transformers import AutoImageProcessor, IntervalStrategy, ProgressCallback,
 from fare_hf.console import hide_notices, one_line
 from fare_hf.data import PixelDataset, PixelStream
 from fare_hf.encoders import check_encoder_type, load_encoder, logit_scale_of, text_class_embeddings
+from fare_hf.foreign_code import own_code_refused
 from fare_hf.hub.base import base_name, inherited_license
 from fare_hf.hub.licenses import check_license
 from fare_hf.hub.text import whole_clip
@@ -276,7 +277,8 @@ def _load_split(script: FareScriptArguments, split: str, processor: Any, labels:
 
 def _load_processor(name: str) -> Any:
     try:
-        return AutoImageProcessor.from_pretrained(name)
+        with own_code_refused(name):
+            return AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
     except OSError as error:
         raise ValueError(
             f"{name!r} has no image processor; give --image_processor, such as the CLIP it is."

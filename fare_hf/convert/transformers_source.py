@@ -13,6 +13,7 @@ from fare_hf.convert.checkpoints import find_file
 from fare_hf.convert.spec import ClipSpec, ImageSpec
 from fare_hf.convert.transformers_config import read_image_processor, read_transformers_config
 from fare_hf.encoders import load_complete
+from fare_hf.foreign_code import own_code_refused
 
 __all__ = ["clip_config", "images_of", "load_clip", "text_of"]
 
@@ -53,7 +54,8 @@ def load_clip(source: str, revision: str | None, dtype: Any = "auto") -> tuple[A
 def clip_config(source: str, revision: str | None) -> Any:
     if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
         raise ValueError(f"the folder '{source}' holds no config.json: it is not a model of transformers.")
-    config = AutoConfig.from_pretrained(source, revision=revision or "main")
+    with own_code_refused(source):
+        config = AutoConfig.from_pretrained(source, revision=revision or "main", trust_remote_code=False)
     if config.model_type not in ("clip", "clip_vision_model"):
         raise ValueError(f"'{source}' is a {config.model_type!r} model, not a CLIP with a ViT: only those convert.")
     return config

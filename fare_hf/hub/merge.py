@@ -19,6 +19,7 @@ from transformers import AutoConfig
 
 from fare_hf.convert.checkpoints import find_file
 from fare_hf.folders import whole_folder
+from fare_hf.foreign_code import own_code_refused
 from fare_hf.hub.merge_card import merge_card
 from fare_hf.hub.parents import (
     INDEX,
@@ -249,7 +250,8 @@ def vlm_config(folder: Path) -> tuple[Any, Family]:
     Raises:
         TypeError: no known family.
     """
-    config = AutoConfig.from_pretrained(folder)
+    with own_code_refused(folder):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     return config, family_named(config.architectures or [type(config).__name__], config)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from fare_hf.convert.checkpoints import find_file, read_json
+from fare_hf.foreign_code import own_code_refused
 from fare_hf.hub.shards import read_header, read_tensor
 from fare_hf.vlm.checks import check_architecture, check_weights
 from fare_hf.vlm.families import ENCODER_OF, Family
@@ -122,7 +123,8 @@ def open_encoder(source: str, place: str, revision: str | None, card: Path | Non
         ValueError: no safetensors there.
         OSError: it cannot be read.
     """
-    config = AutoConfig.from_pretrained(place, revision=revision or "main")
+    with own_code_refused(source):
+        config = AutoConfig.from_pretrained(place, revision=revision or "main", trust_remote_code=False)
     index = find_file(place, INDEX, revision)
     names: Iterable[str] = sorted(set(read_json(index)["weight_map"].values())) if index else [SINGLE]
     places: dict[str, tuple[Path, str]] = {}

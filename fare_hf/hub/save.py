@@ -16,6 +16,7 @@ from transformers import AutoImageProcessor, CLIPVisionModelWithProjection, PreT
 from fare_hf.attacks import ThreatModel
 from fare_hf.encoders import load_complete
 from fare_hf.folders import check_new_folder, whole_folder
+from fare_hf.foreign_code import own_code_refused
 from fare_hf.hub.base import base_name, inherited_license, is_hub_id
 from fare_hf.hub.card import CardContent, ReportLike, render_card
 from fare_hf.hub.licenses import check_license
@@ -208,10 +209,12 @@ def copy_with_text_encoder(source: Path, folder: Path, original: str) -> Path:
     content = content_of(source)
     if not content.projected:
         raise ValueError(f"'{source}' has no projection, which a text encoder needs: publish it without one.")
+    with own_code_refused(source):
+        images = AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
     return save_robust_encoder(
         load_complete(CLIPVisionModelWithProjection, str(source), dtype="auto"),
         folder,
-        processor=AutoImageProcessor.from_pretrained(source),
+        processor=images,
         text_encoder=original or content.base_model,
         repo_id=content.name,
         **{name: getattr(content, name) for name in TAKEN_OVER},

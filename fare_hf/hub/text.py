@@ -11,6 +11,7 @@ import torch
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel, PreTrainedModel
 
 from fare_hf.convert.checkpoints import names_repository
+from fare_hf.foreign_code import own_code_refused
 
 __all__ = ["save_tokenizer", "whole_clip"]
 
@@ -58,10 +59,11 @@ def _load(original: str, dtype: torch.dtype) -> tuple[CLIPModel, Any]:
     if not Path(original).is_dir() and not names_repository(original):
         raise ValueError(f"{original!r} is no folder here and no name of a repository: name the original CLIP.")
     try:
-        loaded: Any = CLIPModel.from_pretrained(original, dtype=dtype, output_loading_info=True)
-        tokenizer = AutoTokenizer.from_pretrained(original)
-    except (OSError, ValueError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0]
+        with own_code_refused(original):
+            loaded: Any = CLIPModel.from_pretrained(original, dtype=dtype, output_loading_info=True)
+            tokenizer = AutoTokenizer.from_pretrained(original, trust_remote_code=False)
+    except Exception as error:  # of files that somebody else wrote: SafetensorError, KeyError, RuntimeError, ...
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"{original!r} is no CLIP with a tokenizer ({first}): name the original.") from None
     clip, info = loaded
     if info["missing_keys"]:

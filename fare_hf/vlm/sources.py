@@ -17,6 +17,7 @@ from transformers import AutoImageProcessor, CLIPVisionConfig, PreTrainedModel
 from fare_hf.convert import convert_from_open_clip
 from fare_hf.convert.checkpoints import OPEN_CLIP_CONFIG, WEIGHT_ENDINGS, find_file, read_json, read_state
 from fare_hf.encoders import ENCODER_CLASSES, load_encoder
+from fare_hf.foreign_code import own_code_refused
 from fare_hf.vlm.families import unwrapped
 
 __all__ = ["Encoder", "base_model_of", "read_encoder", "transformers_folder"]
@@ -162,7 +163,8 @@ def _images(place: str, revision: str | None) -> Any | None:
     """The image processor that came with the encoder."""
     if find_file(place, "preprocessor_config.json", revision) is None:
         return None
-    return AutoImageProcessor.from_pretrained(place, revision=revision or "main")
+    with own_code_refused(place):
+        return AutoImageProcessor.from_pretrained(place, revision=revision or "main", trust_remote_code=False)
 
 
 def _base_model(encoder: str | os.PathLike[str], revision: str | None) -> str | None:

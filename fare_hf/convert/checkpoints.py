@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import shutil
@@ -19,6 +18,8 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+
+from fare_hf.documents import read_object
 
 __all__ = [
     "TOKENIZER_FILES",
@@ -141,13 +142,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: it is none.
     """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"'{path}' is not valid JSON: {error}.") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"'{path}' holds {type(found).__name__}, not an object.")
-    return found
+    return read_object(path)
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

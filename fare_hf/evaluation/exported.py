@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from fare_hf.attacks import ThreatModel, check_pixels
+from fare_hf.documents import read_json
 from fare_hf.folders import check_new_folder
 from fare_hf.pixels import quantize, to_pil
 
@@ -152,7 +153,7 @@ def load_exported(folder: str | Path) -> Exported:
     folder = Path(folder)
     if not (folder / MANIFEST).is_file():
         raise ValueError(f"{str(folder)!r} has no {MANIFEST}: pass a folder of export_adversarial.")
-    facts = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    facts = read_json(folder / MANIFEST)
     entries = facts.pop("images")
     for entry in entries:
         if hashlib.sha256((folder / entry["file"]).read_bytes()).hexdigest() != entry["sha256"]:

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import ModelCard, constants, snapshot_download
+from huggingface_hub import constants, snapshot_download
 from transformers import AutoConfig
 
 from fare_hf.convert.checkpoints import find_file
+from fare_hf.documents import read_json
 from fare_hf.folders import whole_folder
 from fare_hf.foreign_code import own_code_refused
+from fare_hf.hub.base import card_head
 from fare_hf.hub.merge_card import merge_card
 from fare_hf.hub.parents import (
     INDEX,
@@ -221,7 +223,7 @@ def write_changed(plan: MergePlan, folder: Path, part: Path) -> float:
     for file in plan.names.files:
         grown += _rewrite_file(plan, file, folder, part, sums)
     for name in set(plan.rewritten) - set(plan.names.files):
-        content = json.loads((folder / name).read_text(encoding="utf-8"))
+        content = read_json(folder / name)
         if name == "config.json":
             content = scaled_config(content, plan.config, old, size)
         elif name == INDEX:
@@ -262,7 +264,7 @@ def card_of(source: str | os.PathLike[str], revision: str | None) -> Path | None
 
 def write_card(plan: MergePlan, merge: Merge, readme: Path | None, part: Path) -> None:
     """The card with both parents; licence and languages are those of the language model's card."""
-    old = ModelCard.load(readme) if readme is not None and readme.is_file() else None
+    old = card_head(readme) if readme is not None else {}
     text = merge_card(merge, plan.family.vlm_class, old, plan.encoder.card)
     (part / "README.md").write_text(text, encoding="utf-8")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -174,7 +173,7 @@ def weight_map_of(folder: Path) -> dict[str, str]:
         ValueError: neither.
     """
     if (folder / INDEX).is_file():
-        return json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+        return read_json(folder / INDEX)["weight_map"]
     if (folder / SINGLE).is_file():
         with safe_open(folder / SINGLE, framework="pt") as file:
             return dict.fromkeys(file.keys(), SINGLE)

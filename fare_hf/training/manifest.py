@@ -14,6 +14,8 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from fare_hf.documents import read_json
+
 __all__ = ["MANIFEST", "check_run", "fault_of", "latest_checkpoint", "write_manifest"]
 
 MANIFEST = "fare_checkpoint.json"
@@ -45,8 +47,8 @@ def write_manifest(folder: Path, step: int, run: Mapping[str, Any]) -> None:
 def fault_of(folder: Path) -> str | None:
     """Why a run cannot go on from a checkpoint; None if it is complete."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        step = json.loads((folder / STATE).read_text(encoding="utf-8"))["global_step"]
+        manifest = read_json(folder / MANIFEST)
+        step = read_json(folder / STATE)["global_step"]
     except FileNotFoundError as error:
         return f"it has no {Path(str(error.filename)).name}"
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -89,7 +91,7 @@ def check_run(folder: Path, run: Mapping[str, Any], defaults: Mapping[str, Any] 
         raise ValueError(f"{str(folder)!r} is no complete checkpoint: {fault}; resume from another, or from 'latest'.")
     ours = json.loads(json.dumps(dict(run)))
     theirs = {name: value for name, value in (defaults or {}).items() if name in ours}
-    theirs |= json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["run"]
+    theirs |= read_json(folder / MANIFEST)["run"]
     names = [name for name, value in theirs.items() if value != ours.get(name)]
     if names:
         listed = ", ".join(f"{name} {theirs.get(name)!r} there and {ours.get(name)!r} here" for name in names)

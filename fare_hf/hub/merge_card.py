@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,7 +104,7 @@ def _link(name: str) -> str:
 
 def _file(name: str) -> str:
     """The name of a file as code; a strange one as text."""
-    return inline(name) if "`" in name or not name.isprintable() else f"`{name}`"
+    return f"`{name}`" if re.fullmatch(r"[\w./ -]+", name) and len(name) <= 200 else inline(name)
 
 
 def _is_plain(value: Any) -> bool:

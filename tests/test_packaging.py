@@ -65,7 +65,7 @@ def test_nothing_is_imported_that_is_not_required() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
                 imported |= {alias.name.split(".")[0] for alias in node.names}
-            if isinstance(node, ast.ImportFrom) and node.module:
+            if isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 imported.add(node.module.split(".")[0])
     names = {"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit_learn"}
     names["imagecorruptions"] = "imagecorruptions_imaug"

@@ -244,7 +244,7 @@ def check_normalization(processor: Any, images: Any | None, source: str) -> None
         return
     own = image_processor_of(processor)
     for name in ("image_mean", "image_std"):
-        ours, theirs = getattr(own, name, None), getattr(images, name, None)
+        ours, theirs = (_listed(getattr(holder, name, None)) for holder in (own, images))
         pairs = list(zip_longest(_numbers(ours), _numbers(theirs), fillvalue=math.nan))
         if not pairs or not all(math.isclose(a, b, abs_tol=1e-4) for a, b in pairs):
             raise ValueError(
@@ -253,8 +253,12 @@ def check_normalization(processor: Any, images: Any | None, source: str) -> None
             )
 
 
+def _listed(values: Any) -> Any:
+    return list(values) if isinstance(values, tuple) else values
+
+
 def _numbers(values: Any) -> list[float]:
     """What an image processor says of each channel; nothing where it says none."""
-    if not isinstance(values, (list, tuple)):
+    if not isinstance(values, list):
         return []
     return [value if isinstance(value, (int, float)) else math.nan for value in values]

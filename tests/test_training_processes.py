@@ -71,6 +71,7 @@ OPTIONS: dict[str, Any] = {
 # With --cpu the launcher starts one process only; --multi_gpu is torchrun, and the run itself says use_cpu.
 LAUNCH = "-m accelerate.commands.launch --mixed_precision no --dynamo_backend no --num_processes 2"
 TWO = f"{LAUNCH} --multi_gpu --num_machines 1 --main_process_port 0"
+FSDP = f"{LAUNCH} --config_file {CONFIGURATIONS / 'fsdp.yaml'} --main_process_port 0"
 
 
 def relative_error(folder: Path, expected: dict[str, torch.Tensor]) -> float:
@@ -104,7 +105,7 @@ def test_two_processes_equal_one(legacy_vision_folder: Path, tmp_path: Path) -> 
     one.train()
     assert relative_error(tmp_path / "two", one.model.state_dict()) <= 1e-6 < 1e-4 < moved(one)
     facts = json.loads((tmp_path / "two" / "facts.json").read_text())
-    assert facts == {"processes": 2, "epochs": [0, 1], "fsdp": False, "sharded": False, "share": 0}
+    assert facts == {"processes": 2, "epochs": [0, 1], "blocks": 16, "fsdp": False, "sharded": False, "share": 0}
     theirs = json.loads((tmp_path / "two" / "log.json").read_text())["log_history"][0]
     for key in ("loss", "grad_norm", "attack_gain", "cosine_clean", "cosine_adversarial"):
         assert theirs[key] == pytest.approx(one.state.log_history[0][key], rel=1e-4), key
@@ -112,15 +113,15 @@ def test_two_processes_equal_one(legacy_vision_folder: Path, tmp_path: Path) -> 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "options",
+    ("options", "blocks"),
     [
-        {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4},
-        {"per_device_train_batch_size": 4, "activation_checkpointing": True},
+        ({"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}, 4 * 16),
+        ({"per_device_train_batch_size": 4, "activation_checkpointing": True}, 16 + 5),
     ],
     ids=["accumulation", "checkpointing"],
 )
 def test_other_ways_to_run_two_processes_equal_one(
-    options: dict[str, Any], legacy_vision_folder: Path, tmp_path: Path
+    options: dict[str, Any], blocks: int, legacy_vision_folder: Path, tmp_path: Path
 ) -> None:
     common = {**OPTIONS, "model": str(legacy_vision_folder)}
     result = start({**common, **options, "output_dir": str(tmp_path / "two")}, *TWO.split())
@@ -128,7 +129,8 @@ def test_other_ways_to_run_two_processes_equal_one(
     one = tiny_trainer(output_dir=str(tmp_path / "one"), **common)
     one.train()
     assert relative_error(tmp_path / "two", one.model.state_dict()) <= 1e-6 < 1e-4 < moved(one)
-    assert json.loads((tmp_path / "two" / "facts.json").read_text())["processes"] == 2
+    facts = json.loads((tmp_path / "two" / "facts.json").read_text())
+    assert (facts["processes"], facts["blocks"]) == (2, blocks)  # two attack steps and the update, five times, and 1
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ from fare_hf import train
 from fare_hf.encoders import load_encoder
 from fare_hf.training import FareConfig, FareTrainer
 from fare_hf.training.publish import save_encoder
+from fare_hf.training.trained import blocks_of
 
 DEFAULTS: dict[str, Any] = {
     "per_device_train_batch_size": 8,
@@ -119,14 +120,23 @@ def run(options: dict[str, Any]) -> None:
 
 
 def note_how_it_runs() -> None:
-    """Every training writes `facts.json`: processes, the epochs that its data was told, and how FSDP ran."""
+    """Every training writes `facts.json`: processes, epochs that its data was told, how FSDP ran, and how often the
+    first block was computed, which accumulation and activation checkpointing change."""
     inner = FareTrainer.train
 
     def noted(trainer: FareTrainer, *args: Any, **kwargs: Any) -> Any:
+        block, calls = blocks_of(trainer.model)[1][0], []
+        norm = next(part for part in block.modules() if isinstance(part, torch.nn.LayerNorm))
+        norm.register_forward_hook(lambda *_: calls.append(1))
         result = inner(trainer, *args, **kwargs)
         if trainer.is_world_process_zero():
             epochs = sorted(getattr(trainer.train_dataset, "epochs", ()))
-            facts = {"processes": trainer.args.world_size, "epochs": epochs, **how_it_ran(trainer)}
+            facts = {
+                "processes": trainer.args.world_size,
+                "epochs": epochs,
+                "blocks": len(calls),
+                **how_it_ran(trainer),
+            }
             Path(str(trainer.args.output_dir), "facts.json").write_text(json.dumps(facts))
         return result
 

@@ -72,7 +72,7 @@ def test_sharded_updates_are_merged_where_the_encoder_is_saved(clip_folder: Path
 def test_in_an_environment_with_peft() -> None:
     python = environment("peft", ["peft", "bitsandbytes", "psutil"], dependencies=False)
     words = [str(python), "-m", "pytest", "-q", "-m", "slow", "-p", "no:cacheprovider", __file__]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(words, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=900)
     assert "4 passed, 1 skipped" in done.stdout, done.stdout[-3000:]
 
 

@@ -32,7 +32,7 @@ from fare_hf.training import FareConfig, FareTrainer
 from fare_hf.training.manifest import fault_of, latest_checkpoint
 from fare_hf.training.options import build_parser
 from fare_hf.training.progress import ReadableProgress
-from fare_hf.training.publish import can_publish, recipe, save_encoder
+from fare_hf.training.publish import recipe, save_encoder
 from fare_hf.training.recipe_files import expand_config
 from fare_hf.training.trained import merge_lora
 
@@ -124,7 +124,8 @@ def train(script: FareScriptArguments, config: FareConfig) -> Path:
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(ReadableProgress())
     trainer.train(resume_from_checkpoint=checkpoint)
-    merge_lora(trainer.accelerator.unwrap_model(trainer.model))
+    if not trainer.is_fsdp_enabled:  # whose shards are merged where they are gathered
+        merge_lora(trainer.accelerator.unwrap_model(trainer.model))
     folder = _save(trainer, config)
     if config.push_to_hub and (published := trainer.push_to_hub(folder=folder)):
         print(published)
@@ -320,17 +321,14 @@ def _card(script: FareScriptArguments) -> dict[str, Any]:
 
 
 def _save(trainer: FareTrainer, config: FareConfig) -> Path:
-    """Writes the encoder with its card on the main process; under FSDP, and for other classes, as the Trainer does."""
+    """Writes the encoder with its card on the main process."""
     folder = Path(str(config.output_dir)) / "encoder"
     if trainer.is_world_process_zero():
         # Before the encoder: where that is, nothing is missing. What a kill left of an earlier attempt goes.
         (folder.parent / "training.json").write_text(json.dumps(recipe(trainer), indent=2) + "\n", encoding="utf-8")
         for part in folder.parent.glob(".encoder.*.part"):
             shutil.rmtree(part)
-    if can_publish(trainer):
-        save_encoder(trainer, folder)
-    else:
-        trainer.save_model(str(folder))
+    save_encoder(trainer, folder)
     if trainer.is_world_process_zero():
         print(f"The robust encoder is in {folder}")
     trainer.accelerator.wait_for_everyone()

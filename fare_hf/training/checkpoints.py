@@ -59,7 +59,7 @@ class CheckpointTrainer(Trainer):
         batch, processes = self.args.train_batch_size, self.args.world_size
         check_batches(self.train_dataset, batch, processes, self.args.dataloader_drop_last)
         check_disk(self.args, self.model, max(step, 0))
-        if folder is not None and not self._is_sharded() and step >= self.args.max_steps > 0:
+        if folder is not None and step >= self.args.max_steps > 0:
             self._restore(folder)
             self.state = TrainerState.load_from_json(str(Path(folder) / "trainer_state.json"))
             return TrainOutput(step, 0.0, {})

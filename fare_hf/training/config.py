@@ -16,6 +16,7 @@ from fare_hf.encoders import EMBEDDINGS
 from fare_hf.float8 import check_float8
 from fare_hf.hub import check_repo_id
 from fare_hf.training.launch import check_launch
+from fare_hf.training.sharding import check_sharding
 
 __all__ = ["FareConfig", "share_of_batch"]
 
@@ -146,6 +147,7 @@ class FareConfig(TrainingArguments):
         if self.accelerator_config is None and self.dataloader_pin_memory:
             self.accelerator_config = {"non_blocking": True}  # copies to the device do not wait
         super().__post_init__()
+        check_sharding(self)
         self._check_attack()
         self._check_cheaper()
         self._check_counts()

@@ -40,6 +40,7 @@ from fare_hf.training.identity import run_identity
 from fare_hf.training.publish import check_push, publish, publish_checkpoint
 from fare_hf.training.replaced import ReplacedImages
 from fare_hf.training.schedules import AttackSteps, attack_of, attack_steps_at
+from fare_hf.training.sharding import prepare_frozen, set_up_sharding
 from fare_hf.training.trained import add_lora, train_first_blocks, trained_share
 from fare_hf.training.window import EpochCallback, Window, summarise
 
@@ -124,15 +125,18 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
         self._check_float8()
         self.identity = run_identity(self.args, model, reference, self.objective, train_dataset, processing_class)
         self._compile(self.model, reference)
+        if self.is_fsdp_enabled:
+            set_up_sharding(self.accelerator, self.model)
         dtype = HALF.get(self.accelerator.mixed_precision)
-        whole = not self.is_fsdp_enabled
-        self.original = self._prepare_original(cast_for_good(reference, dtype if whole else None))
+        # Under FSDP accelerate places nothing: it takes a module that it does not shard for sharded already.
+        self.original = prepare_frozen(self.accelerator, cast_for_good(reference, dtype).to(self.args.device))
         self.add_callback(EpochCallback())
         self._replaced = ReplacedImages(str(args.output_dir), args.process_index)
         self.add_callback(self._replaced)
         lower = torch.bfloat16 if self.args.attack_bf16 or self.args.attack_fp8 else None
         # FSDP fixes requires_grad when it first gathers a parameter: frozen then, it would never be trained.
-        hold = partial(attack_mode, dtype=dtype or lower, float8=args.attack_fp8) if whole else evaluating
+        light = partial(attack_mode, dtype=dtype or lower, float8=args.attack_fp8)
+        hold = evaluating if self.is_fsdp_enabled else light
         attack = partial(BatchAttack, self.args, normalization=self.normalization, hold=hold, autocast=lower)
         self._attack = attack(objective=self.objective)
         self._class_attack = None if self.validation is None else attack(objective=self.validation)
@@ -293,12 +297,6 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
         right = [logits.argmax(1) == attacked.targets for logits in both]
         clean, robust = right[0], right[0] & right[1]
         return torch.stack([clean, robust], dim=1).float()
-
-    def _prepare_original(self, reference: nn.Module) -> nn.Module:
-        prepared = self.accelerator.prepare_model(reference, evaluation_mode=True)
-        # evaluate() without train() prepares the encoder only while the accelerator knows of no model.
-        self.accelerator._models.remove(prepared)
-        return prepared
 
     @torch.no_grad()
     def _measure(self, pixels: Tensor, embeddings: Tensor, losses: Tensor, start: Tensor) -> Tensor:

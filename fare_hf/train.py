@@ -35,11 +35,10 @@ from fare_hf.training.progress import ReadableProgress
 from fare_hf.training.publish import can_publish, recipe, save_encoder
 from fare_hf.training.recipe_files import expand_config
 from fare_hf.training.trained import merge_lora
+from fare_hf.training.window import MEASURED
 
 __all__ = ["FareScriptArguments", "main", "train"]
 
-MEASURED = ("loss", "attack_gain", "cosine_clean", "cosine_adversarial", "clean_accuracy", "robust_accuracy")
-"""What evaluations measure, for `metric_for_best_model`."""
 MOST_READ = 512
 """Evaluation images that are read before the first step."""
 OWN = ("checkpoint-", "failure-step-", "replaced_images.", "training.json", ".")

@@ -120,8 +120,8 @@ class FareConfig(TrainingArguments):
     lr_scheduler_type: SchedulerType | str = field(default="cosine", metadata={"help": "Learning rate schedule."})
     warmup_steps: float = field(default=1400, metadata={"help": "Linear warm-up: steps, or a share below 1."})
     max_steps: int = field(default=20_000, metadata={"help": "Updates of the weights; -1 counts epochs instead."})
-    per_device_train_batch_size: int | None = field(
-        default=None,
+    per_device_train_batch_size: int = field(  # a number after __post_init__
+        default=None,  # type: ignore[assignment]
         metadata={"help": "Images a process takes at a time; alone, an update has so many of each process."},
     )
     global_batch_size: int | None = field(
@@ -131,8 +131,8 @@ class FareConfig(TrainingArguments):
             "batch and accumulation follow, with --per_device_train_batch_size as the most that a process takes."
         },
     )
-    dataloader_num_workers: int | None = field(
-        default=None,
+    dataloader_num_workers: int = field(
+        default=None,  # type: ignore[assignment]
         metadata={"help": "Processes that read images for each that trains; by default up to 8 on a GPU, else none."},
     )
     save_total_limit: int | None = field(
@@ -277,12 +277,13 @@ class FareConfig(TrainingArguments):
                 f"train_sampling_strategy={self.train_sampling_strategy!r} goes by lengths, which images do not have; "
                 "give random or sequential."
             )
-        if self.accelerator_config.split_batches:
+        loading: Any = self.accelerator_config
+        if loading.split_batches:
             raise ValueError(
                 "split_batches=True would divide per_device_train_batch_size again; give global_batch_size, which "
                 "is of all processes."
             )
-        if not self.accelerator_config.use_seedable_sampler:
+        if not loading.use_seedable_sampler:
             raise ValueError("use_seedable_sampler=False gives an order that no resumed run finds; leave it True.")
 
     def _check_trainer(self) -> None:

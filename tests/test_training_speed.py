@@ -231,8 +231,8 @@ def test_operations_of_a_window_are_counted(clip_folder: Path, tmp_path: Path) -
     trainer = tiny_trainer(str(clip_folder), str(tmp_path), max_steps=1)
     trainer._window.peak = 1e9
     counted = Counter[str]()
-    begin = trainer._window.begin
-    trainer._window.begin = lambda images, flops: (counted.update(flops=flops), begin(images, flops))[1]
+    count = trainer._window.count
+    trainer._window.count = lambda images, flops: (counted.update(flops=flops), count(images, flops))[1]
     trainer.args.logging_steps = trainer.state.logging_steps = 1
     trainer.train()
-    assert counted["flops"] == 8 * trainer._flops.step(2)
+    assert counted["flops"] == 8 * trainer.flops.step(2)

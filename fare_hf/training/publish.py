@@ -15,6 +15,7 @@ from fare_hf.evaluation import environment
 from fare_hf.folders import check_new_folder, whole_folder
 from fare_hf.hub import Publication, check_access, push_robust_encoder, save_robust_encoder
 from fare_hf.hub.base import base_name, inherited_license, is_hub_id
+from fare_hf.objectives import objective_facts
 from fare_hf.training.config import CHEAPER
 from fare_hf.training.sharding import whole_encoder
 
@@ -33,10 +34,10 @@ def recipe(trainer: FareTrainer) -> dict[str, Any]:
     betas = f", betas {args.adam_beta1:g}, {args.adam_beta2:g}"
     cheaper = {name.replace("_", " "): value for name in CHEAPER if (value := getattr(args, name))}
     return {
-        "objective": args.objective,
+        **objective_facts(trainer.objective),
         "embedding": args.embedding,
         **trainer.card.get("training", {}),
-        **({} if args.logit_scale is None else {"logit scale": args.logit_scale}),
+        **({} if (scale := getattr(trainer.objective, "logit_scale", None)) is None else {"logit scale": scale}),
         "threat model": str(args.threat_model),
         "attack": f"PGD, {args.attack_steps} steps of {args.attack_step_size}, random start",
         **cheaper,

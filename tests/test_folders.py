@@ -58,7 +58,8 @@ def test_links_may_stay_inside_or_lead_to_the_blobs_of_the_hub_s_cache(tmp_path:
 def test_a_folder_is_held_by_one_run_at_a_time(tmp_path: Path) -> None:
     """Another process is refused in one sentence; whatever ends the run, the lock goes, and what was not used."""
     folder = tmp_path / "out"
-    code = f"from pathlib import Path; from fare_hf.folders import locked_folder as f\nwith f(Path({str(folder)!r}), 'x'): 0"
+    code = "from pathlib import Path; from fare_hf.folders import locked_folder as hold\n"
+    code += f"with hold(Path({str(folder)!r}), 'x'): pass"
     with locked_folder(folder, "a training"):
         with pytest.raises(ValueError, match="a suite that is still running writes to '.*out': wait for its end"):
             with locked_folder(folder, "a suite"):

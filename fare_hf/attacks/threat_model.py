@@ -15,50 +15,29 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from fare_hf.numerals import format_fraction, parse_fraction
+
 Norm = Literal["linf", "l2"]
 
 # Sums of squares are rounded differently by everyone who computes them (order, fused operations, device). The l2
 # radius is kept smaller by this relative margin, far above that noise and far below anything an attack could gain.
 _L2_MARGIN = 2.0**-16
-
-
-def parse_fraction(value: float | str, field: str) -> float:
-    """Read a non-negative number such as `0.0157`, `"0.0157"` or `"4/255"`.
-
-    Args:
-        value: the number, or its decimal or fraction as a string.
-        field: the name that an error message gives it.
-
-    Raises:
-        TypeError: neither a number nor a string.
-        ValueError: not readable, NaN, infinite, or negative.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        raise TypeError(f"{field} {value!r} is a {type(value).__name__}: pass a number or a string such as '4/255'.")
-    try:
-        numerator, _, denominator = str(value).partition("/")
-        number = float(numerator) / (float(denominator) if "/" in str(value) else 1.0)
-    except (ValueError, ZeroDivisionError):
-        raise ValueError(
-            f"{field} {value!r} is not a number: pass one such as 0.0157, or a fraction as '4/255'."
-        ) from None
-    if not math.isfinite(number):
-        raise ValueError(f"{field} {value!r} is not finite: pass a number such as 0.0157, or a fraction as '4/255'.")
-    if number < 0:
-        raise ValueError(f"{field} {value!r} is negative: pass a number from 0, such as '4/255'.")
-    return abs(number)  # "-0" is 0
+FARTHEST = 10_000
+"""Longest radius under l2: in larger balls, sums of squares overflow and attacks no longer move."""
 
 
 def parse_eps(eps: float | str, norm: Norm = "linf") -> float:
     """Read a radius: `4/255`, `"4/255"` or `"0.0157"`.
 
-    Under linf the radius is in units of the [0, 1] pixels and at most 1; under l2 it may be larger.
+    Under linf the radius is in units of the [0, 1] pixels and at most 1; under l2 at most `FARTHEST`.
 
     Raises:
         TypeError: neither a number nor a string.
-        ValueError: not readable, NaN, infinite, negative, or above 1 under linf.
+        ValueError: not readable, NaN, infinite, negative, above 1 under linf, or longer than any image under l2.
     """
     number = parse_fraction(eps, "eps")
+    if number > FARTHEST:
+        raise ValueError(f"eps {eps} is farther than black is from white in 5,000 x 5,000 pixels: give a radius.")
     if norm == "linf" and number > 1:
         hint = f"did you mean {number:g}/255?" if number <= 255 else "pass a fraction such as '4/255'."
         raise ValueError(f"eps {eps} is outside [0, 1], the range of the pixels: {hint}")
@@ -66,12 +45,8 @@ def parse_eps(eps: float | str, norm: Norm = "linf") -> float:
 
 
 def format_eps(eps: float) -> str:
-    """Print a radius as people write it: `4/255`, `0.5/255`, `0.03`. `parse_eps` reads back the same double."""
-    decimal = repr(float(eps)).removesuffix(".0")
-    fraction = f"{eps * 255:g}/255"
-    if float(fraction.removesuffix("/255")) / 255 == eps and len(fraction) < len(decimal):
-        return fraction
-    return decimal
+    """Print a radius as people write it: `4/255`, `0.5/255`, `0.03`, `1/256`; `parse_eps` reads the same double."""
+    return format_fraction(eps)
 
 
 def check_pixels(pixels: Tensor, name: str = "pixels") -> None:

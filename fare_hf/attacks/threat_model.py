@@ -136,6 +136,14 @@ class ThreatModel:
         check_same_shape(perturbed, pixels)
         return self.projector(pixels.float())(perturbed.detach().to(torch.float32, copy=True))
 
+    def shortened(self, change: Tensor) -> Tensor:
+        """Changes (B, C, H, W) cut to the ball, fp32; the box is not looked at. NaN stays NaN."""
+        if self.norm == "linf":
+            radius = _float32_below(self.eps)
+            return change.float().clamp(-radius, radius)
+        radius, length = self.eps * (1 - _L2_MARGIN), _norms(change.float())
+        return change.float() * torch.where(length > radius, radius / length, 1.0)
+
     def random_start(self, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """A uniform random point of the ball, cut to the box, as new fp32 pixels; the global RNG does not move.
 
@@ -183,8 +191,8 @@ class ThreatModel:
         Pass what the model is really given (rounded to its dtype) to check that.
         """
         check_same_shape(perturbed, pixels)
-        points = perturbed.detach().double().flatten(1)
-        change = points - pixels.detach().double().flatten(1)
+        points, clean = (_as_double(tensor).flatten(1) for tensor in (perturbed, pixels))
+        change = points - clean
         order = math.inf if self.norm == "linf" else 2
         outside_ball = torch.linalg.vector_norm(change, ord=order, dim=1) - self.eps
         outside_box = torch.maximum(-points, points - 1).amax(dim=1)
@@ -250,6 +258,12 @@ def check_threat_model(threat_model: object) -> None:
     if not isinstance(threat_model, ThreatModel):
         kind = type(threat_model).__name__
         raise TypeError(f"threat_model {threat_model!r} is a {kind}: pass a ThreatModel(norm, eps).")
+
+
+def _as_double(tensor: Tensor) -> Tensor:
+    """In fp64, on the CPU where the device has none."""
+    tensor = tensor.detach()
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
 
 
 def _norms(change: Tensor) -> Tensor:

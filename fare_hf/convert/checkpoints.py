@@ -15,8 +15,8 @@ from huggingface_hub.utils import validate_repo_id
 from torch import Tensor
 
 from fare_hf.convert.states import read_state
+from fare_hf.documents import read_object
 from fare_hf.folders import path_inside, relative_name
-from fare_hf.weight_files import read_json
 
 __all__ = [
     "TOKENIZER_FILES",
@@ -25,7 +25,6 @@ __all__ = [
     "find_file",
     "names_repository",
     "read_checkpoint",
-    "read_json",
     "read_state",
 ]
 
@@ -83,7 +82,7 @@ def read_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
         if weights is not None:
             state = read_state(weights)
             visual_only = _is_visual(state, f"'{source}'")
-            return Checkpoint(source, _named(state), read_json(path), visual_only)
+            return Checkpoint(source, _named(state), read_object(path), visual_only)
     raise ValueError(f"'{source}' holds no weights: it needs one of {', '.join(WEIGHTS)}.")
 
 

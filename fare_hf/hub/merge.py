@@ -19,6 +19,7 @@ from huggingface_hub import ModelCard, constants, snapshot_download
 from transformers import AutoConfig
 
 from fare_hf.convert.checkpoints import find_file
+from fare_hf.documents import read_object
 from fare_hf.folders import check_new_folder, relative_name, whole_folder
 from fare_hf.hub.merge_card import merge_card
 from fare_hf.hub.parents import (
@@ -39,7 +40,7 @@ from fare_hf.vlm.checks import MINIMUM_WEIGHT_COSINE, weight_cosine
 from fare_hf.vlm.families import Family, family_named
 from fare_hf.vlm.resolution import scaled_config, scaled_processor
 from fare_hf.vlm.sources import transformers_folder
-from fare_hf.weight_files import INDEX, PICKLE, PICKLE_INDEX, SINGLE, read_json
+from fare_hf.weight_files import INDEX, LARGEST_INDEX, PICKLE, PICKLE_INDEX, SINGLE
 
 __all__ = ["Merge", "MergePlan", "merge_vision_tower", "plan_merge", "vlm_config", "write_changed"]
 
@@ -244,7 +245,7 @@ def write_changed(plan: MergePlan, folder: Path, part: Path) -> float:
     for file in plan.names.files:
         grown += _rewrite_file(plan, file, folder, part, sums)
     for name in set(plan.rewritten) - set(plan.names.files):
-        content = read_json(folder / name)
+        content = read_object(folder / name, LARGEST_INDEX)
         if name == "config.json":
             content = scaled_config(content, plan.config, old, size)
         elif name == INDEX:

@@ -28,7 +28,7 @@ from fare_hf.hub.push import PushError
 from fare_hf.hub.remote import Remote
 from fare_hf.hub.retry import Retries, persist, redact
 from fare_hf.vlm.sources import transformers_folder
-from fare_hf.weight_files import INDEX, LARGEST_JSON, PICKLE, PICKLE_INDEX, SINGLE
+from fare_hf.weight_files import INDEX, LARGEST_INDEX, PICKLE, PICKLE_INDEX, SINGLE
 
 __all__ = ["merge_on_hub"]
 
@@ -112,7 +112,7 @@ def _check_source(repo_id: str, tree: dict[str, RepoFile]) -> None:
     """Names that stay where they are put, small files that are small, and weights that the Hub can copy."""
     for name, file in tree.items():
         relative_name(name, f"the repository '{repo_id}'")
-        if name in SMALL and file.size > LARGEST_JSON:
+        if name in SMALL and file.size > LARGEST_INDEX:
             raise ValueError(
                 f"{name!r} of '{repo_id}' has {file.size:,} bytes, more than any such file: do not use it."
             )

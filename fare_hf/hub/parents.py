@@ -14,12 +14,13 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from fare_hf.convert.checkpoints import find_file
+from fare_hf.documents import read_object
 from fare_hf.folders import path_inside
 from fare_hf.hub.pickled import safetensors_of
 from fare_hf.hub.shards import read_header, read_tensor
 from fare_hf.vlm.checks import check_architecture, check_weights
 from fare_hf.vlm.families import ENCODER_OF, Family
-from fare_hf.weight_files import INDEX, PICKLE, SINGLE, read_index, read_json
+from fare_hf.weight_files import INDEX, PICKLE, SINGLE, read_index
 
 __all__ = [
     "POSITIONS",
@@ -132,7 +133,7 @@ def open_encoder(source: str, place: str, revision: str | None, card: Path | Non
             raise ValueError(f"the encoder '{source}' has no {SINGLE} and no {PICKLE}: convert it first.")
         find = partial(find_file, str(room))
     places = _places(find, source)
-    return EncoderFiles(source, vision, places, read_json(images) if images else None, card)
+    return EncoderFiles(source, vision, places, read_object(images) if images else None, card)
 
 
 def _places(find: Callable[[str], Path | None], source: str) -> dict[str, tuple[Path, str]]:

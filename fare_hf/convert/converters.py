@@ -253,7 +253,14 @@ def _selected(state: dict[str, Tensor], visual_only: bool) -> dict[str, Tensor]:
 
 
 def _one_dtype(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], torch.dtype]:
-    """As it is, or all in fp32 (which holds every half-precision value exactly) where dtypes are mixed."""
+    """As it is, or all in fp32 (which holds every half-precision value exactly) where dtypes are mixed.
+
+    Raises:
+        ValueError: whole numbers, or floats of 8 bits, whose scale is not known.
+    """
+    for name, tensor in state.items():
+        if not tensor.is_floating_point() or tensor.dtype.itemsize < 2:
+            raise ValueError(f"{name!r} is quantised ({tensor.dtype}): give the weights as they were trained.")
     dtypes = {tensor.dtype for tensor in state.values()}
     if len(dtypes) == 1:
         return state, dtypes.pop()

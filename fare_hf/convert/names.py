@@ -86,8 +86,6 @@ def check_open_clip(state: Mapping[str, Tensor], spec: ClipSpec) -> None:
                 f"{name!r} has shape {tuple(state[name].shape)} in the state dict and {shape} in the configuration: "
                 "give the configuration of this model."
             )
-        if not state[name].is_floating_point() or state[name].dtype.itemsize < 2:
-            raise ValueError(f"{name!r} is quantised ({state[name].dtype}): give the weights as they were trained.")
         if not bool(torch.isfinite(state[name]).all()):
             raise ValueError(f"{name!r} holds NaN or infinity: check how the model was trained.")
     further = sorted(set(state) - set(expected))

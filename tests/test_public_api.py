@@ -14,7 +14,9 @@ import fare_hf
 PACKAGE = Path(fare_hf.__file__).parent
 FLOORS = {
     "numerals": 0,
-    **dict.fromkeys(("attacks", "console", "documents", "finite", "folders", "objectives", "pixels"), 1),
+    **dict.fromkeys(
+        ("attacks", "console", "documents", "finite", "folders", "objectives", "pixels", "weight_files"), 1
+    ),
     **dict.fromkeys(("data", "encoders", "flops", "memory", "sources"), 2),
     **dict.fromkeys(("float8", "precision"), 3),
     "convert": 3,
@@ -29,6 +31,8 @@ FLOORS = {
 # `pixels` passes on the one check of pixels, which attacks own because they depend on torch alone.
 SAME_FLOOR = {
     ("pixels", "attacks"),
+    ("weight_files", "documents"),
+    ("weight_files", "folders"),
     ("data", "sources"),
     ("precision", "float8"),
     ("cli", "attack"),

@@ -60,8 +60,8 @@ def open_state(
         )
     if not torch.equal(saved[RUN].cpu(), _run(clean, threat_model, settings)):
         raise ValueError(
-            f"{where} is of other images, another threat model than {threat_model}, or other settings than {settings}: "
-            "resume the run that was saved."
+            f"{where} is of other images, another threat model than {threat_model}, or other settings than "
+            f"{settings}: resume the run that was saved."
         )
     state = {name: tensor for name, tensor in saved.items() if name not in SEALS}
     if not torch.equal(saved[CONTENT].cpu(), _content(state)):

@@ -106,7 +106,7 @@ def publish(
     """Publishes the encoder as it is now, or a folder of it, on the main process; None on the others."""
     options = _push_options(trainer, message=message, token=token, revision=revision, private=private)
     options |= {"create_pr": create_pr, "tag": tag}
-    encoder = whole_encoder(trainer) if folder is None else None
+    encoder: Any = whole_encoder(trainer) if folder is None else None
     try:
         if not trainer.is_world_process_zero():
             return None

@@ -112,7 +112,7 @@ def whole_encoder(trainer: FareTrainer) -> Any:
     weights = trainer.accelerator.get_state_dict(trainer.model)
     if not trainer.is_world_process_zero():
         return encoder
-    plain = next(cls for cls in type(encoder).__mro__ if not issubclass(cls, FSDPModule))
+    plain: Any = next(cls for cls in type(encoder).__mro__ if not issubclass(cls, FSDPModule))
     with torch.random.fork_rng(devices=[]):  # what is drawn for the new module is overwritten
         whole = plain(encoder.config)
         if has_lora(encoder):

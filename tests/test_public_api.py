@@ -13,7 +13,23 @@ import fare_hf
 
 PACKAGE = Path(fare_hf.__file__).parent
 FLOORS = {
-    **dict.fromkeys(("attacks", "console", "documents", "folders", "foreign_code", "objectives", "pixels"), 1),
+    "numerals": 0,
+    **dict.fromkeys(
+        (
+            "attacks",
+            "console",
+            "credentials",
+            "documents",
+            "finite",
+            "folders",
+            "foreign_code",
+            "markup",
+            "objectives",
+            "pixels",
+            "weight_files",
+        ),
+        1,
+    ),
     **dict.fromkeys(("data", "encoders", "flops", "memory", "sources"), 2),
     **dict.fromkeys(("float8", "precision"), 3),
     "convert": 3,
@@ -28,6 +44,8 @@ FLOORS = {
 # `pixels` passes on the one check of pixels, which attacks own because they depend on torch alone.
 SAME_FLOOR = {
     ("pixels", "attacks"),
+    ("weight_files", "documents"),
+    ("weight_files", "folders"),
     ("data", "sources"),
     ("precision", "float8"),
     ("cli", "attack"),

@@ -63,6 +63,9 @@ OBJECTIVES = {
         TECOA,
     ),
 }
+OWN_OBJECTIVE = (
+    "The attacked image's embedding was trained on an objective that is none of fare_hf's own; the table names it."
+)
 NORMS = {
     "linf": "every colour value of every pixel may change by at most {eps} of its range (l-infinity norm)",
     "l2": "the change of the whole image may have Euclidean length {eps} at most, colours in [0, 1] (l2 norm)",
@@ -123,15 +126,12 @@ def render_card(content: CardContent) -> str:
     """Fill the template.
 
     Raises:
-        ValueError: the recipe holds a secret, or names an objective other than "fare" and "tecoa"; a `report_model`
-            that the report does not measure; a class that is not published, a link that is none of the web, a name
-            that is longer than any repository's.
+        ValueError: the recipe holds a secret, or names an objective other than "fare" and "tecoa" without saying what
+            it is; a `report_model` that the report does not measure; a class that is not published, a link that is
+            none of the web, a name that is longer than any repository's.
     """
     _check_content(content)
-    objective = str(content.training.get("objective", "fare"))
-    if objective not in OBJECTIVES:
-        raise ValueError(f"training objective {objective!r} is unknown to the card: pass 'fare' or 'tecoa'.")
-    explanation, citation = OBJECTIVES[objective]
+    explanation, citation = _objective(content.training)
     threat = content.threat_model
     eps = threat.to_dict()["eps"]
     reach = NORMS[threat.norm].format(eps=eps)
@@ -163,19 +163,29 @@ def render_card(content: CardContent) -> str:
 def _check_content(content: CardContent) -> None:
     """What goes into code as it is, into links, and into the head."""
     if content.class_name not in CLASSES:
-        raise ValueError(
-            f"class_name {content.class_name!r} is not one of {', '.join(CLASSES)}: no such card is made."
-        )
+        raise ValueError(f"class_name {content.class_name!r} is not one of {', '.join(CLASSES)}: name one.")
     if content.license_link and not is_link(content.license_link):
         raise ValueError(
             f"license_link {content.license_link[:200]!r} is no http(s) address: give one, or leave it out."
         )
-    for field_name in ("name", "base_model", "vlm", "license_name", "report_model"):
-        value = getattr(content, field_name)
+    for name in ("name", "base_model", "vlm", "license_name", "report_model"):
+        value = getattr(content, name)
         if value is not None and len(value) > LONGEST_NAME:
-            raise ValueError(
-                f"{field_name} {value[:60]!r}... has {len(value)} characters: give at most {LONGEST_NAME}."
-            )
+            raise ValueError(f"{name} {value[:60]!r}... has {len(value)} characters: give at most {LONGEST_NAME}.")
+
+
+def _objective(training: Mapping[str, Any]) -> tuple[str, str]:
+    """What is said of the objective, and its BibTeX; see `fare_hf.objectives.objective_facts`."""
+    objective = str(training.get("objective", "fare"))
+    if objective in OBJECTIVES:
+        return OBJECTIVES[objective]
+    if "objective is" not in training:
+        raise ValueError(
+            f"training objective {objective!r} is unknown to the card: pass 'fare' or 'tecoa', or say in "
+            "training['objective is'] what it minimises."
+        )
+    citation = str(training.get("objective citation", "")).strip()
+    return OWN_OBJECTIVE, citation if citation.startswith("@") and "```" not in citation else FARE
 
 
 def _metadata(content: CardContent) -> ModelCardData:
@@ -246,7 +256,8 @@ def _recipe(training: Mapping[str, Any], threat_model: ThreatModel) -> Sequence[
         if names_secret(key) or find_secret(str(value)):
             raise ValueError(f"the training recipe's {key!r} looks like a secret: leave it out of the model card.")
     rows = [("threat model", str(threat_model))]
-    return rows + [(inline(key), inline(value, VALUE)) for key, value in training.items()]
+    shown = {key: value for key, value in training.items() if key != "objective citation"}
+    return rows + [(inline(key), inline(value, VALUE)) for key, value in shown.items()]
 
 
 def _snippet_transformers(content: CardContent) -> str:

@@ -10,11 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TypeVar
+from typing import Any, TypeVar
 
-import httpx2
 from huggingface_hub import get_session
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
 __all__ = ["Retries", "TooLongAsked", "bounded_waits", "is_transient", "persist", "status_of", "wait_asked"]
 
@@ -103,14 +102,14 @@ def bounded_waits(retries: Retries) -> Iterator[None]:
     with the whole process.
     """
 
-    def heard(response: httpx2.Response) -> None:
+    def heard(response: Any) -> None:
         asked = _seconds(response.headers.get("Retry-After")) if response.status_code in TRANSIENT_STATUS else None
         if asked is not None:
             retries.spend(asked, asked=True)
 
     session = get_session()
     before, hooks = session.timeout, session.event_hooks
-    session.timeout = httpx2.Timeout(retries.silence)
+    session.timeout = retries.silence
     session.event_hooks = {**hooks, "response": [*hooks.get("response", []), heard]}
     try:
         yield
@@ -125,7 +124,8 @@ def is_transient(error: BaseException) -> bool:
     status = status_of(error)
     if status is not None:
         return status in TRANSIENT_STATUS
-    kinds = (httpx2.TransportError, ConnectionError, TimeoutError, json.JSONDecodeError)
+    # HTTPError: of the HTTP library that the client uses; one with an answer has a status.
+    kinds = (HTTPError, ConnectionError, TimeoutError, json.JSONDecodeError)
     chain = list(_chain(error))
     if any(isinstance(link, OfflineModeIsEnabled) for link in chain):
         return False

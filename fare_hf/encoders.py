@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import MethodType
 from typing import Any
 
@@ -29,6 +30,8 @@ from transformers import (
     PreTrainedModel,
     SiglipVisionModel,
 )
+
+from fare_hf.weight_files import check_weight_files
 
 __all__ = [
     "EMBEDDINGS",
@@ -117,8 +120,11 @@ def load_complete(cls: type[PreTrainedModel], name_or_path: str, **kwargs: Any) 
     """`cls.from_pretrained` in fp32 that refuses to initialise a missing weight at random.
 
     Raises:
-        ValueError: the checkpoint lacks weights of `cls`; the message names the first of them.
+        ValueError: the checkpoint lacks weights of `cls`; the message names the first of them. An index or a link of
+            its folder that leads out of it.
     """
+    if Path(name_or_path).is_dir():
+        check_weight_files(Path(name_or_path) / kwargs.get("subfolder", ""))
     # The default dtype is "auto": a half-precision file would be trained in half precision.
     options = {"dtype": torch.float32, **kwargs}
     with _quiet_loading():

@@ -13,7 +13,7 @@ import fare_hf
 
 PACKAGE = Path(fare_hf.__file__).parent
 FLOORS = {
-    **dict.fromkeys(("attacks", "console", "folders", "objectives", "pixels"), 1),
+    **dict.fromkeys(("attacks", "console", "finite", "folders", "objectives", "pixels"), 1),
     **dict.fromkeys(("data", "encoders", "flops", "memory", "sources"), 2),
     **dict.fromkeys(("float8", "precision"), 3),
     "convert": 3,

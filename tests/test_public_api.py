@@ -13,8 +13,10 @@ import fare_hf
 
 PACKAGE = Path(fare_hf.__file__).parent
 FLOORS = {
-    **dict.fromkeys(("attacks", "console", "finite", "folders", "objectives", "pixels"), 1),
-    **dict.fromkeys(("data", "encoders", "flops", "memory", "sources"), 2),
+    **dict.fromkeys(
+        ("attacks", "configuration", "console", "finite", "folders", "loading", "objectives", "pixels"), 1
+    ),
+    **dict.fromkeys(("data", "encoders", "flops", "memory", "sources", "validation"), 2),
     **dict.fromkeys(("float8", "precision"), 3),
     "convert": 3,
     "vlm": 4,
@@ -29,6 +31,7 @@ FLOORS = {
 SAME_FLOOR = {
     ("pixels", "attacks"),
     ("data", "sources"),
+    ("encoders", "validation"),
     ("precision", "float8"),
     ("cli", "attack"),
     ("attack", "attack_run"),

@@ -14,6 +14,7 @@ from transformers.activations import ACT2FN
 from transformers.utils import cached_file
 
 __all__ = [
+    "TOWERS",
     "check_configuration",
     "check_image_processor",
     "check_room",
@@ -27,6 +28,7 @@ __all__ = [
 
 CONFIG = "config.json"
 HUB_OPTIONS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
+SAFE = {"trust_remote_code": False}
 MOST_BYTES, MOST_LEVELS = 16 << 20, 32
 """Of a JSON file: those of published models have some kilobytes, and six levels."""
 
@@ -64,12 +66,13 @@ def read_configuration(name_or_path: str, **options: Any) -> Any:
             for the weights.
 
     Raises:
-        OSError: there is no config.json that can be read.
-        ValueError: it holds what no model can have; the file, the field and its value are named.
+        OSError: no such folder or repository, or not to be read.
+        ValueError: no config.json in it, or one that holds what no model can have; the file, the field and its value are named.
     """
     hub = {key: options[key] for key in HUB_OPTIONS if options.get(key) is not None}
     path = cached_file(str(name_or_path), CONFIG, **hub)
-    assert path is not None  # or it would have raised
+    if path is None:  # a folder without one
+        raise ValueError(f"'{name_or_path}' holds no {CONFIG}: name the folder or repository of a model.")
     where = _where(name_or_path, CONFIG)
     return configuration_from(read_json_object(Path(path), where), where, str(name_or_path))
 
@@ -113,7 +116,7 @@ def read_json_object(path: Path, where: str | None = None) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{where} is not JSON ({_line(error)}): save or download it again.") from None
     if not isinstance(found, dict):
-        raise ValueError(f"{where} holds {_shown(found)}, no JSON object: save or download it again.")
+        raise ValueError(f"{where} holds no JSON object but {_shown(found)}: save or download it again.")
     if _levels(found) > MOST_LEVELS:
         raise ValueError(f"{where} is nested deeper than {MOST_LEVELS} levels: do not use it.")
     return found
@@ -181,12 +184,15 @@ def check_room(config: Any, name_or_path: str) -> None:
         )
 
 
-def load_image_processor(name_or_path: str, config: Any | None = None, **hub: Any) -> Any:
+def load_image_processor(
+    name_or_path: str, config: Any | None = None, *, cls: Any = AutoImageProcessor, **hub: Any
+) -> Any:
     """The image processor of a folder or repository, checked.
 
     Args:
         name_or_path: folder or Hub name.
         config: of the encoder that reads the images, where it is known.
+        cls: of the image processor, where it is known.
         hub: as for `read_configuration`.
 
     Raises:
@@ -200,7 +206,7 @@ def load_image_processor(name_or_path: str, config: Any | None = None, **hub: An
     if path is not None:
         read_json_object(Path(path), where)
     try:
-        processor = AutoImageProcessor.from_pretrained(name_or_path, trust_remote_code=False, **hub)
+        processor = cls.from_pretrained(name_or_path, **hub, **({} if cls is not AutoImageProcessor else SAFE))
     except (ImportError, OSError):
         raise
     except Exception as error:  # as for a configuration

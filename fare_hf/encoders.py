@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
-    AutoTokenizer,
     CLIPModel,
     CLIPTextModelWithProjection,
     CLIPVisionModel,
@@ -29,7 +28,7 @@ from transformers import (
 )
 
 from fare_hf.configuration import check_room, read_configuration
-from fare_hf.loading import load_with_findings
+from fare_hf.loading import check_found, load_tokenizer, load_with_findings
 from fare_hf.validation import check_answers, check_recorded, check_tokens, check_weights, recorded_architecture
 
 __all__ = [
@@ -95,6 +94,8 @@ def _encoder_class(name_or_path: str, embedding: str, **kwargs: Any) -> type[Pre
             f"{name_or_path!r} is neither a folder with a model nor found on the Hub; check the name "
             f"({str(error).splitlines()[0]})"
         ) from error
+    except ValueError as error:
+        raise ValueError(f"{name_or_path!r} is not a vision encoder or CLIP: {error}") from error
     model_type = config.model_type
     if model_type not in ENCODER_CLASSES:
         raise ValueError(
@@ -120,21 +121,9 @@ def load_complete(cls: type[PreTrainedModel], name_or_path: str, **kwargs: Any) 
     """
     check_room(read_configuration(name_or_path, **kwargs), name_or_path)
     # The default dtype is "auto": a half-precision file would be trained in half precision.
-    options = {"dtype": torch.float32, "trust_remote_code": False, **kwargs}
+    options = {"dtype": torch.float32, **kwargs}
     model, info = load_with_findings(cls, name_or_path, options)
-    changed = sorted(info["mismatched_keys"])
-    if changed:
-        key, stored, wanted = changed[0]
-        raise ValueError(
-            f"{name_or_path!r} holds {key!r} of shape {tuple(stored)}, and its config.json asks for {tuple(wanted)} "
-            f"({len(changed)} such): weights and configuration are of different models."
-        )
-    missing = sorted(info["missing_keys"])
-    if missing:
-        hint = "; use embedding='pooled' or 'tokens'" if any("visual_projection" in key for key in missing) else ""
-        raise ValueError(
-            f"{name_or_path!r} has no weights for {missing[0]!r} ({len(missing)} missing) of {cls.__name__}{hint}."
-        )
+    check_found(info, name_or_path, cls.__name__, "; use embedding='pooled' or 'tokens'")
     check_weights(model, f"{name_or_path!r}")
     return model
 
@@ -323,7 +312,7 @@ def text_class_embeddings(
             f"{name_or_path!r} is a {model_type!r} model without a CLIP text encoder; give a CLIP repository."
         )
     model = load_complete(CLIPTextModelWithProjection, name_or_path)
-    return text_classifier(model, AutoTokenizer.from_pretrained(name_or_path), class_names, templates)
+    return text_classifier(model, load_tokenizer(name_or_path), class_names, templates)
 
 
 def logit_scale_of(name_or_path: str) -> float:

@@ -8,16 +8,92 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
-__all__ = ["load_with_findings"]
+from fare_hf.configuration import check_image_processor, read_configuration
+from fare_hf.validation import check_weights
+
+__all__ = ["check_found", "load_processor", "load_tokenizer", "load_vlm", "load_with_findings"]
 
 
-def load_with_findings(cls: type[PreTrainedModel], name_or_path: str, options: Mapping[str, Any]) -> tuple[Any, Any]:
+def load_vlm(name_or_path: str, revision: str | None = None, **options: Any) -> Any:
+    """A vision-language model in the dtype of its files, complete and finite.
+
+    Args:
+        name_or_path: folder or Hub name.
+        revision: of a Hub repository.
+        options: of `from_pretrained`.
+
+    Raises:
+        OSError: there is none.
+        ValueError: its configuration, or files that do not fit it; weights that are not finite.
+    """
+    options = {"dtype": "auto", "revision": revision or "main", **options}
+    read_configuration(name_or_path, **options)
+    model, found = load_with_findings(AutoModelForImageTextToText, name_or_path, options)
+    check_found(found, name_or_path, type(model).__name__)
+    check_weights(model, f"{name_or_path!r}")
+    return model
+
+
+def load_processor(name_or_path: str, revision: str | None = None) -> Any:
+    """The processor of a vision-language model; raises as `load_vlm`."""
+    processor = _preprocessing(AutoProcessor, name_or_path, revision, "processor")
+    images = getattr(processor, "image_processor", None)
+    if images is not None:
+        check_image_processor(images, f"the image processor of {name_or_path!r}")
+    return processor
+
+
+def load_tokenizer(name_or_path: str, revision: str | None = None) -> Any:
+    """The tokenizer of a repository or folder; raises as `load_vlm`."""
+    return _preprocessing(AutoTokenizer, name_or_path, revision, "tokenizer")
+
+
+def _preprocessing(cls: Any, name_or_path: str, revision: str | None, what: str) -> Any:
+    try:
+        return cls.from_pretrained(name_or_path, revision=revision or "main", trust_remote_code=False)
+    except (ImportError, OSError, ValueError):
+        raise
+    except Exception as error:  # of files that somebody else wrote
+        told = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"{name_or_path!r} has no {what} that can be read ({type(error).__name__}: {told}): its files are "
+            "damaged, or of another model."
+        ) from error
+
+
+def check_found(found: Mapping[str, Any], name_or_path: str, kind: str, hint: str = "") -> None:
+    """Every weight was in the files, in the shape that the configuration asks for; else it would be a random one.
+
+    Args:
+        found: of `load_with_findings`.
+        name_or_path: what was loaded, for the message.
+        kind: class of the model.
+        hint: what to do where weights are missing.
+
+    Raises:
+        ValueError: the first that was not.
+    """
+    changed, missing = sorted(found["mismatched_keys"]), sorted(found["missing_keys"])
+    if changed:
+        key, stored, wanted = changed[0]
+        raise ValueError(
+            f"{name_or_path!r} holds {key!r} of shape {tuple(stored)}, and its config.json asks for {tuple(wanted)} "
+            f"({len(changed)} such): weights and configuration are of different models."
+        )
+    if missing:
+        hint = hint if any("visual_projection" in key for key in missing) else ""
+        raise ValueError(
+            f"{name_or_path!r} has no weights for {missing[0]!r} ({len(missing)} missing) of {kind}{hint}."
+        )
+
+
+def load_with_findings(cls: Any, name_or_path: str, options: Mapping[str, Any]) -> tuple[Any, Any]:
     """`cls.from_pretrained`: the model, and its `missing_keys` and `mismatched_keys`, which the caller refuses.
 
     Args:
-        cls: class of the model.
+        cls: class of the model, or one of the Auto classes.
         name_or_path: folder or Hub name.
         options: of `from_pretrained`.
 
@@ -27,7 +103,11 @@ def load_with_findings(cls: type[PreTrainedModel], name_or_path: str, options: M
     try:
         with _quiet_loading():
             found: Any = cls.from_pretrained(
-                name_or_path, output_loading_info=True, ignore_mismatched_sizes=True, **options
+                name_or_path,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                trust_remote_code=False,
+                **options,
             )
             return found
     except (ImportError, OSError, TypeError, ValueError, torch.OutOfMemoryError):
@@ -35,7 +115,7 @@ def load_with_findings(cls: type[PreTrainedModel], name_or_path: str, options: M
     except Exception as error:  # of files that somebody else wrote: SafetensorError, KeyError, RuntimeError, ...
         told = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"{name_or_path!r} cannot be loaded as a {cls.__name__} ({type(error).__name__}: {told}): its files are "
+            f"{name_or_path!r} cannot be loaded as {cls.__name__} ({type(error).__name__}: {told}): its files are "
             "damaged, or of another model; download or save them again."
         ) from error
 

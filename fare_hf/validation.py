@@ -182,7 +182,7 @@ def check_tokens(ids: Tensor, config: Any, where: str) -> None:
             f"the tokenizer gives the id {last}, and the text encoder of {where} has vocab_size {config.vocab_size}: "
             "load both from the same repository."
         )
-    end = getattr(config, "eos_token_id", None)
+    end: Any = getattr(config, "eos_token_id", None)
     if config.model_type == "clip_text_model" and end != ARGMAX and not bool(ids.eq(end).any(dim=-1).all()):
         raise ValueError(
             f"the tokenizer ends no text with the id {end}, the eos_token_id of the text encoder of {where}: load "

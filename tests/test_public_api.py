@@ -13,10 +13,8 @@ import fare_hf
 
 PACKAGE = Path(fare_hf.__file__).parent
 FLOORS = {
-    **dict.fromkeys(
-        ("attacks", "configuration", "console", "finite", "folders", "loading", "objectives", "pixels"), 1
-    ),
-    **dict.fromkeys(("data", "encoders", "flops", "memory", "sources", "validation"), 2),
+    **dict.fromkeys(("attacks", "configuration", "console", "finite", "folders", "objectives", "pixels"), 1),
+    **dict.fromkeys(("data", "encoders", "flops", "loading", "memory", "sources", "validation"), 2),
     **dict.fromkeys(("float8", "precision"), 3),
     "convert": 3,
     "vlm": 4,
@@ -31,7 +29,9 @@ FLOORS = {
 SAME_FLOOR = {
     ("pixels", "attacks"),
     ("data", "sources"),
+    ("encoders", "loading"),
     ("encoders", "validation"),
+    ("loading", "validation"),
     ("precision", "float8"),
     ("cli", "attack"),
     ("attack", "attack_run"),

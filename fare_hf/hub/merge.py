@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 from huggingface_hub import ModelCard, constants, snapshot_download
-from transformers import AutoConfig
 
+from fare_hf.configuration import read_configuration
 from fare_hf.convert.checkpoints import find_file
+from fare_hf.encoders import load_encoder
 from fare_hf.folders import whole_folder
 from fare_hf.hub.merge_card import merge_card
 from fare_hf.hub.parents import (
@@ -138,8 +139,8 @@ def merge_vision_tower(
 
     Only the safetensors files that hold the tower are rewritten, tensor by tensor. File names, index and configuration
     stay (an encoder of another resolution changes configuration and processor), so whatever reads the original's
-    repository reads this one. A card names both parents. One tensor at a time is in memory, and an encoder in
-    open_clip's format while it is converted.
+    repository reads this one. A card names both parents. One tensor at a time is in memory, and before that the
+    encoder, which is converted if it is in open_clip's format, and has to answer two images.
 
     Args:
         vlm_repo: folder or Hub name of a model of `fare_hf.vlm.families.FAMILIES`, in safetensors.
@@ -156,7 +157,7 @@ def merge_vision_tower(
 
     Raises:
         TypeError: not a known family.
-        ValueError: parents that do not fit, weights that are not finite, quantised or no safetensors, an `out` that
+        ValueError: parents that do not fit, an encoder whose weights or answers are not finite, quantised or no safetensors, an `out` that
             is not empty. Nothing is left behind.
         OSError: something cannot be read or written.
     """
@@ -179,6 +180,7 @@ def merge_vision_tower(
         place, at, _ = found
         encoder = open_encoder(str(encoder_repo), place, at, card_of(encoder_repo, encoder_revision))
         plan = plan_merge(str(vlm_repo), folder, list(files), encoder)
+        load_encoder(place, "tokens", revision=at or "main")  # or it says why this is no encoder
         with whole_folder(target) as part:
             result = _merge_folder(plan, folder, part)
     return replace(result, out=str(out))
@@ -248,8 +250,9 @@ def vlm_config(folder: Path) -> tuple[Any, Family]:
 
     Raises:
         TypeError: no known family.
+        ValueError: a configuration that no model can have.
     """
-    config = AutoConfig.from_pretrained(folder)
+    config = read_configuration(str(folder))
     return config, family_named(config.architectures or [type(config).__name__], config)
 
 

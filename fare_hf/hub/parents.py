@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoConfig
 
+from fare_hf.configuration import read_configuration
 from fare_hf.convert.checkpoints import find_file, read_json
 from fare_hf.hub.shards import read_header, read_tensor
+from fare_hf.validation import check_recorded, recorded_architecture
 from fare_hf.vlm.checks import check_architecture, check_weights
 from fare_hf.vlm.families import ENCODER_OF, Family
 
@@ -122,7 +123,8 @@ def open_encoder(source: str, place: str, revision: str | None, card: Path | Non
         ValueError: no safetensors there.
         OSError: it cannot be read.
     """
-    config = AutoConfig.from_pretrained(place, revision=revision or "main")
+    config = read_configuration(place, revision=revision or "main")
+    check_recorded(config, recorded_architecture(place, revision=revision or "main"), f"the encoder '{source}'")
     index = find_file(place, INDEX, revision)
     names: Iterable[str] = sorted(set(read_json(index)["weight_map"].values())) if index else [SINGLE]
     places: dict[str, tuple[Path, str]] = {}

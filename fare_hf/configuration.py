@@ -67,7 +67,8 @@ def read_configuration(name_or_path: str, **options: Any) -> Any:
 
     Raises:
         OSError: no such folder or repository, or not to be read.
-        ValueError: no config.json in it, or one that holds what no model can have; the file, the field and its value are named.
+        ValueError: no config.json in it, or one that holds what no model can have; the file, the field and its value
+            are named.
     """
     hub = {key: options[key] for key in HUB_OPTIONS if options.get(key) is not None}
     path = cached_file(str(name_or_path), CONFIG, **hub)

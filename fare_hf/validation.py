@@ -83,24 +83,25 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 @torch.no_grad()
-def check_answers(model: nn.Module, where: str) -> None:
+def check_answers(model: nn.Module, where: str, device: torch.device | None = None) -> None:
     """Two images give finite embeddings that differ; of a whole CLIP, two texts too.
 
     Args:
         model: CLIP, SigLIP or DINOv2, whole or the vision encoder, not sharded.
         where: names it, for the message.
+        device: of the images, for a model whose weights come to it module by module; None is that of the weights,
+            and a model without weights (on the meta device, partitioned by DeepSpeed) is passed over, as is one for
+            attention kernels of a device that it is not on yet.
 
     Raises:
         ValueError: an embedding that is not finite, or the same for both.
     """
-    if not all(parameter.numel() and parameter.device.type != "meta" for parameter in model.parameters()):
-        return  # offloaded, or partitioned by DeepSpeed
-    if getattr(model.config, "_attn_implementation", None) not in (None, "eager", "sdpa"):
-        return  # kernels of a device that the model is not on yet
+    if device is None and not _is_here(model):
+        return
     modes = [(part, part.training) for part in model.modules()]
     model.eval()
     try:
-        answers: Any = model(**_probes(model))
+        answers: Any = model(**_probes(model, device))
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # of a configuration that somebody else wrote
@@ -190,7 +191,14 @@ def check_tokens(ids: Tensor, config: Any, where: str) -> None:
         )
 
 
-def _probes(model: nn.Module) -> dict[str, Tensor]:
+def _is_here(model: Any) -> bool:
+    """Whether a forward pass of this process alone works: all weights are there, whole, with kernels for them."""
+    plain = getattr(model.config, "_attn_implementation", None) in (None, "eager", "sdpa")
+    weights = list(model.parameters())
+    return plain and all(w.numel() and w.device.type != "meta" and not hasattr(w, "full_tensor") for w in weights)
+
+
+def _probes(model: nn.Module, device: torch.device | None) -> dict[str, Tensor]:
     """Two images, normalised as most are, and two texts of two words for a model that reads both."""
     config: Any = model.config
     vision, parameter = getattr(config, "vision_config", config), next(model.parameters())
@@ -198,10 +206,11 @@ def _probes(model: nn.Module) -> dict[str, Tensor]:
     shape = (vision.num_channels, *((size, size) if isinstance(size, int) else size))
     steps = torch.arange(1.0, 1 + torch.Size(shape).numel()).view(shape)
     images = torch.stack([torch.sin(steps), torch.sin(0.37 * steps)])  # no random number is drawn
-    found = {"pixel_values": images.to(parameter.device, parameter.dtype)}
+    device = device or parameter.device
+    found = {"pixel_values": images.to(device, parameter.dtype)}
     if config is not vision:
         words = config.text_config.vocab_size
-        found["input_ids"] = torch.tensor([[0, words - 1], [1, words - 1]], device=parameter.device)
+        found["input_ids"] = torch.tensor([[0, words - 1], [1, words - 1]], device=device)
     return found
 
 

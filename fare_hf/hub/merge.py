@@ -18,7 +18,6 @@ from huggingface_hub import ModelCard, constants, snapshot_download
 
 from fare_hf.configuration import read_configuration
 from fare_hf.convert.checkpoints import find_file
-from fare_hf.encoders import load_encoder
 from fare_hf.folders import whole_folder
 from fare_hf.hub.merge_card import merge_card
 from fare_hf.hub.parents import (
@@ -27,6 +26,7 @@ from fare_hf.hub.parents import (
     POSITIONS,
     EncoderFiles,
     TowerNames,
+    check_encoder,
     check_parents,
     open_encoder,
     tower_names,
@@ -139,8 +139,8 @@ def merge_vision_tower(
 
     Only the safetensors files that hold the tower are rewritten, tensor by tensor. File names, index and configuration
     stay (an encoder of another resolution changes configuration and processor), so whatever reads the original's
-    repository reads this one. A card names both parents. One tensor at a time is in memory, and before that the
-    encoder, which is converted if it is in open_clip's format, and has to answer two images.
+    repository reads this one. A card names both parents. One tensor at a time is in memory, also while the
+    encoder answers two images before anything is written; an encoder in open_clip's format while it is converted.
 
     Args:
         vlm_repo: folder or Hub name of a model of `fare_hf.vlm.families.FAMILIES`, in safetensors.
@@ -157,8 +157,8 @@ def merge_vision_tower(
 
     Raises:
         TypeError: not a known family.
-        ValueError: parents that do not fit, an encoder whose weights or answers are not finite, quantised or no safetensors, an `out` that
-            is not empty. Nothing is left behind.
+        ValueError: parents that do not fit, an encoder whose weights or answers are not finite, weights that are
+            quantised or no safetensors, an `out` that is not empty. Nothing is left behind.
         OSError: something cannot be read or written.
     """
     if push_to_hub:
@@ -180,7 +180,7 @@ def merge_vision_tower(
         place, at, _ = found
         encoder = open_encoder(str(encoder_repo), place, at, card_of(encoder_repo, encoder_revision))
         plan = plan_merge(str(vlm_repo), folder, list(files), encoder)
-        load_encoder(place, "tokens", revision=at or "main")  # or it says why this is no encoder
+        check_encoder(encoder)
         with whole_folder(target) as part:
             result = _merge_folder(plan, folder, part)
     return replace(result, out=str(out))

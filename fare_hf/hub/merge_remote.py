@@ -10,7 +10,6 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, CommitOperationCopy, RepoFile, get_token, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 
-from fare_hf.encoders import load_encoder
 from fare_hf.hub.folder import LocalFile, check_repo_id
 from fare_hf.hub.merge import (
     Merge,
@@ -22,7 +21,7 @@ from fare_hf.hub.merge import (
     write_card,
     write_changed,
 )
-from fare_hf.hub.parents import INDEX, SINGLE, open_encoder
+from fare_hf.hub.parents import INDEX, SINGLE, check_encoder, open_encoder
 from fare_hf.hub.push import PushError
 from fare_hf.hub.remote import Remote
 from fare_hf.hub.retry import Retries, persist, redact
@@ -90,7 +89,7 @@ def _merge(
             card = card_of(encoder, encoder_revision)
             files = open_encoder(str(encoder), place[0], place[1], card)
             plan = plan_merge(source.repo_id, folder, list(tree), files)
-            load_encoder(place[0], "tokens", revision=place[1] or "main")  # or it says why this is no encoder
+            check_encoder(files)
             _download(source, list(plan.names.files), commit, folder)
             cosine = write_changed(plan, folder, part)
         merge = Merge(

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
+from accelerate.hooks import attach_align_device_hook
 from safetensors import safe_open
 from torch import Tensor
+from transformers import CLIPVisionModel, SiglipVisionModel
 
 from fare_hf.configuration import read_configuration
 from fare_hf.convert.checkpoints import find_file, read_json
 from fare_hf.hub.shards import read_header, read_tensor
-from fare_hf.validation import check_recorded, recorded_architecture
+from fare_hf.validation import check_answers, check_recorded, recorded_architecture
 from fare_hf.vlm.checks import check_architecture, check_weights
 from fare_hf.vlm.families import ENCODER_OF, Family
 
@@ -27,6 +30,7 @@ __all__ = [
     "SINGLE",
     "EncoderFiles",
     "TowerNames",
+    "check_encoder",
     "check_parents",
     "open_encoder",
     "tower_names",
@@ -36,6 +40,8 @@ __all__ = [
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 PARTS = r"(?:vision_model\.)?((?:embeddings|encoder|pre_layrnorm|post_layernorm|head)\..+)"
 POSITIONS, POSITION_IDS = "embeddings.position_embedding.weight", "embeddings.position_ids"
+TOWERS: dict[str, Any] = {"clip_vision_model": CLIPVisionModel, "siglip_vision_model": SiglipVisionModel}
+POOLING = ["SiglipMultiheadAttentionPoolingHead"]  # reads the weights of its parts without calling them
 LAYER = re.compile(r"encoder\.layers\.(\d+)\.")
 
 
@@ -141,6 +147,44 @@ def open_encoder(source: str, place: str, revision: str | None, card: Path | Non
     return EncoderFiles(source, vision, places, read_json(images) if images else None, card)
 
 
+def check_encoder(encoder: EncoderFiles) -> None:
+    """The encoder answers two images as `fare_hf.validation.check_answers` asks for, with one weight in memory.
+
+    Raises:
+        ValueError: it does not; a weight that its class needs is not there, or not finite.
+    """
+    with init_empty_weights():
+        module = TOWERS[encoder.config.model_type](encoder.config)
+    missing = sorted(name for name in module.state_dict() if _flat(name) not in encoder.places)
+    kept = [name for name in missing if not _flat(name).startswith("head.")]
+    if kept:
+        raise ValueError(
+            f"the encoder '{encoder.source}' has no weights for '{kept[0]}': pass one with all its parts."
+        )
+    if missing:  # published without its pooling, which no language model reads
+        module.head = None
+    attach_align_device_hook(
+        module, "cpu", offload=True, weights_map=_OneByOne(encoder), preload_module_classes=POOLING
+    )
+    check_answers(module, f"the encoder '{encoder.source}'", torch.device("cpu"))
+
+
+class _OneByOne(Mapping[str, Tensor]):
+    """An encoder's weights in fp32, each read when it is needed."""
+
+    def __init__(self, encoder: EncoderFiles) -> None:
+        self.encoder = encoder
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.encoder.tensor(_flat(name), torch.float32)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.encoder.places)
+
+    def __len__(self) -> int:
+        return len(self.encoder.places)
+
+
 def check_parents(config: Any, family: Family, encoder: EncoderFiles) -> None:
     """What can be said from the two configurations.
 
@@ -195,3 +239,7 @@ def _check_complete(tower: set[str], encoder: EncoderFiles) -> None:
         wanted = int(layer[1]) < layers if layer else name.startswith(("embeddings.", "pre_", "post_"))
         if wanted and name not in tower and name != POSITION_IDS:
             raise ValueError(f"the checkpoint's vision tower lacks '{name}': name the repository of the whole model.")
+
+
+def _flat(name: str) -> str:
+    return name.removeprefix("vision_model.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -112,7 +113,8 @@ class _Cosine:
 
     def add(self, name: str, old: torch.Tensor, new: torch.Tensor) -> None:
         cosine = weight_cosine(new, old)
-        self.lowest = self.lowest if cosine is None else min(self.lowest, (cosine, name))
+        if cosine is not None and not self.lowest[0] <= cosine:  # NaN takes the place, and keeps it
+            self.lowest = self.lowest if math.isnan(self.lowest[0]) else (cosine, name)
         a, b = old.float().reshape(-1), new.float().reshape(-1)
         for index, value in enumerate((a @ b, a @ a, b @ b)):
             self.sums[index] += float(value)

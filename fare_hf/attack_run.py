@@ -19,7 +19,7 @@ from fare_hf.evaluation.stealth import STEALTH_TARGETS, as_sent, evaluate_stealt
 from fare_hf.evaluation.text_attack import says, target_loss
 from fare_hf.evaluation.transfer import transfer_matrix
 from fare_hf.evaluation.vlm_sets import chat_prompt
-from fare_hf.loading import load_processor, load_vlm
+from fare_hf.loading import load_processor, load_vlm, vlm_configuration
 from fare_hf.pixels import quantize
 from fare_hf.sources import find_columns, load_images
 from fare_hf.vlm import generate_text, swap_vision_tower
@@ -63,6 +63,7 @@ def _model(args: argparse.Namespace) -> tuple[Any, Any, str]:
         from fare_hf.lab.captions import chat
 
         return (*load_llava(), chat(args.question))
+    vlm_configuration(args.vlm)
     processor = load_processor(args.vlm)
     prompt = chat_prompt(processor, args.question, args.template)
     return load_vlm(args.vlm).eval(), processor, prompt

@@ -133,13 +133,15 @@ def check_values(values: Mapping[str, Any], where: str) -> None:
     if "configuration_files" in values:
         raise ValueError(f"{where} has configuration_files, which names other files: rename the one you mean.")
     for name in ("vision_config", "text_config"):
-        if not isinstance(values.get(name, {}), (dict, type(None))):
+        if not isinstance(values.get(name, {}), dict):
             raise ValueError(f"{where} has {name} {_shown(values[name])}, no object: mend it.")
     for place, section in _sections(values):
         for field, most in SIZES.items():
             if section.get(field) is not None:
                 _check_size(f"{where} has {place}{field}", section[field], most, field)
         _check_words(f"{where} has {place}", section)
+        if section.get("model_type") in TOWERS:
+            _check_heads(f"{where} has {place}", section.get("hidden_size", 0), section.get("num_attention_heads", 1))
         for field in (*NUMBERS, *SHARES):
             _check_number(f"{where} has {place}{field}", section.get(field), share=field in SHARES)
 
@@ -156,6 +158,8 @@ def check_configuration(config: Any, where: str) -> None:
         ValueError: fields that do not fit each other, or that together ask for a model beyond belief.
     """
     vision = getattr(config, "vision_config", config)
+    if isinstance(vision, dict):
+        raise ValueError(f"{where} has a vision_config, which a {config.model_type!r} model has not: mend it.")
     whole = str(config.model_type) in ("clip", "siglip")
     for place, part in (("vision_config.", vision), ("text_config.", getattr(config, "text_config", None))):
         if part is not None and (whole or part is vision):
@@ -280,11 +284,7 @@ def _check_part(begin: str, part: Any) -> None:
         value = getattr(part, field, None)
         if isinstance(value, (list, tuple)) and kind not in PAIRS:
             raise ValueError(f"{begin}{field} {_shown(value)}: a {kind!r} model needs one whole number.")
-    if part.hidden_size % part.num_attention_heads:
-        raise ValueError(
-            f"{begin}hidden_size {part.hidden_size}, which num_attention_heads {part.num_attention_heads} does not "
-            "divide: mend it."
-        )
+    _check_heads(begin, part.hidden_size, part.num_attention_heads)
     if hasattr(part, "patch_size") and min(_pair(part.image_size)) < max(_pair(part.patch_size)):
         raise ValueError(f"{begin}patch_size {part.patch_size}, larger than image_size {part.image_size}: mend it.")
     parameters = count_largest(part)
@@ -293,6 +293,11 @@ def _check_part(begin: str, part: Any) -> None:
             f"{begin}sizes that make {parameters:,} parameters, more than {MOST_PARAMETERS:,}, which no vision "
             "encoder has: do not use it."
         )
+
+
+def _check_heads(begin: str, width: int | None, heads: int | None) -> None:
+    if width and heads and width % heads:
+        raise ValueError(f"{begin}hidden_size {width}, which num_attention_heads {heads} does not divide: mend it.")
 
 
 def _check_size(begin: str, value: Any, most: int, field: str = "") -> None:

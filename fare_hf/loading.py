@@ -8,12 +8,17 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+)
 
 from fare_hf.configuration import check_image_processor, read_configuration
 from fare_hf.validation import check_weights
 
-__all__ = ["check_found", "load_processor", "load_tokenizer", "load_vlm", "load_with_findings"]
+__all__ = ["check_found", "load_processor", "load_tokenizer", "load_vlm", "load_with_findings", "vlm_configuration"]
 
 
 def load_vlm(name_or_path: str, revision: str | None = None, **options: Any) -> Any:
@@ -29,11 +34,30 @@ def load_vlm(name_or_path: str, revision: str | None = None, **options: Any) -> 
         ValueError: its configuration, or files that do not fit it; weights that are not finite.
     """
     options = {"dtype": "auto", "revision": revision or "main", **options}
-    read_configuration(name_or_path, **options)
+    vlm_configuration(name_or_path, revision)
     model, found = load_with_findings(AutoModelForImageTextToText, name_or_path, options)
     check_found(found, name_or_path, type(model).__name__)
     check_weights(model, f"{name_or_path!r}")
     return model
+
+
+def vlm_configuration(name_or_path: str, revision: str | None = None) -> Any:
+    """The configuration of a vision-language model, before anything large is fetched.
+
+    Raises:
+        ValueError: none there, one that no model can have, or another kind of model.
+    """
+    try:
+        config = read_configuration(name_or_path, revision=revision or "main")
+    except OSError as error:
+        raise ValueError(
+            f"{name_or_path!r} is neither a folder with a model nor found on the Hub; check the name."
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"{name_or_path!r} is not a vision-language model: {error}") from error
+    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        raise ValueError(f"{name_or_path!r} is a {config.model_type!r} model, not a vision-language model: name one.")
+    return config
 
 
 def load_processor(name_or_path: str, revision: str | None = None) -> Any:

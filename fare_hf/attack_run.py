@@ -19,6 +19,7 @@ from fare_hf.evaluation.stealth import STEALTH_TARGETS, as_sent, evaluate_stealt
 from fare_hf.evaluation.text_attack import says, target_loss
 from fare_hf.evaluation.transfer import transfer_matrix
 from fare_hf.evaluation.vlm_sets import chat_prompt
+from fare_hf.loading import load_processor, load_vlm, vlm_configuration
 from fare_hf.pixels import quantize
 from fare_hf.sources import find_columns, load_images
 from fare_hf.vlm import generate_text, swap_vision_tower
@@ -62,11 +63,10 @@ def _model(args: argparse.Namespace) -> tuple[Any, Any, str]:
         from fare_hf.lab.captions import chat
 
         return (*load_llava(), chat(args.question))
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    processor = AutoProcessor.from_pretrained(args.vlm)
+    vlm_configuration(args.vlm)
+    processor = load_processor(args.vlm)
     prompt = chat_prompt(processor, args.question, args.template)
-    return AutoModelForImageTextToText.from_pretrained(args.vlm, dtype="auto").eval(), processor, prompt
+    return load_vlm(args.vlm).eval(), processor, prompt
 
 
 def _pixels(args: argparse.Namespace, processor: Any) -> Any:

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from torch.utils.data import Subset
-from transformers import AutoImageProcessor, IntervalStrategy, ProgressCallback, set_seed
+from transformers import IntervalStrategy, ProgressCallback, set_seed
 
+from fare_hf.configuration import load_image_processor
 from fare_hf.console import hide_notices, one_sentence
 from fare_hf.data import PixelDataset, PixelStream
 from fare_hf.encoders import check_encoder_type, load_encoder, logit_scale_of, text_class_embeddings
@@ -296,7 +297,7 @@ def _load_split(script: FareScriptArguments, split: str, processor: Any, labels:
 
 def _load_processor(name: str) -> Any:
     try:
-        return AutoImageProcessor.from_pretrained(name)
+        return load_image_processor(name)
     except OSError as error:
         raise ValueError(
             f"{name!r} has no image processor; give --image_processor, such as the CLIP it is."

@@ -16,10 +16,10 @@ from fare_hf.evaluation import RobustnessReport
 from fare_hf.hub.card import CardContent, ReportLike, render_card
 from fare_hf.hub.licenses import check_license
 from fare_hf.hub.plot import PLOT, draw_report
+from fare_hf.validation import RECORD
 
 __all__ = ["KEPT", "RECORD", "card_under_name", "content_of", "record_of", "regenerate_card", "rewrite_card"]
 
-RECORD = "fare_hf.json"
 KEPT = (
     "name",
     "base_model",
@@ -30,6 +30,7 @@ KEPT = (
     "license_link",
     "vlm",
     "datasets",
+    "architecture",
 )
 
 

@@ -2,13 +2,16 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+LOWEST := $(VENV)-lowest/bin
+PYTEST := -m pytest -n auto --dist worksteal -m "not slow and not gpu"
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow check format clean
+.PHONY: help quickstart test test-lowest test-slow check format clean
 
 help:
 	@echo "make quickstart   attack a CLIP, make it robust with FARE, swap it into a LLaVA, measure (8 minutes on 2 cores)"
 	@echo "make test         the tests (5 minutes on 2 cores)"
+	@echo "make test-lowest  what depends on other libraries, with the lowest versions that pyproject.toml accepts"
 	@echo "make test-slow    the tests that take minutes each"
 	@echo "make check        lint, format and types"
 
@@ -24,7 +27,18 @@ quickstart: $(BIN)/.installed
 	$(BIN)/fare-hf quickstart --output_dir outputs/quickstart
 
 test: $(BIN)/.installed
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python $(PYTEST)
+
+# Attacks and the lab are tested with the pinned versions alone: they use torch, or what the other tests use.
+$(LOWEST)/.installed: pyproject.toml constraints-lowest.txt
+	$(PYTHON) -m venv $(VENV)-lowest
+	$(LOWEST)/python -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' constraints.txt)
+	$(LOWEST)/python -m pip install --quiet --disable-pip-version-check -c constraints-lowest.txt -e ".[test]"
+	@touch $@
+
+test-lowest: $(LOWEST)/.installed
+	$(LOWEST)/python $(PYTEST) --ignore-glob 'tests/test_attacks_*' --ignore-glob 'tests/test_lab_*' \
+		--ignore tests/test_benchmarks.py --ignore tests/test_examples.py
 
 test-slow: $(BIN)/.installed
 	$(BIN)/python -m pytest -m "slow and not gpu"
@@ -39,4 +53,4 @@ format: $(BIN)/.installed
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) outputs .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) $(VENV)-lowest outputs .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -100,10 +100,10 @@ def main() -> None:
         done = subprocess.run(words, check=True, capture_output=True, text=True)
         before, peak, seconds, rewritten = (float(word) for word in done.stdout.split()[-4:])
         sizes = [path.stat().st_size for path in (place / "vlm").glob("*.safetensors")]
-        written = sum(p.stat().st_size for p in (place / "robust").iterdir() if p.stat().st_nlink == 1)
+        written = sum(path.stat().st_size for path in (place / "robust").iterdir())
     gb = 2.0**30
     print(f"checkpoint {sum(sizes) / gb:.2f} GiB in {len(sizes)} files, largest {max(sizes) / gb:.2f} GiB")
-    print(f"files with the tower: {rewritten:.0f}; bytes written {written / gb:.2f} GiB, the rest is linked")
+    print(f"files with the tower: {rewritten:.0f}; result {written / gb:.2f} GiB, the other files copied")
     print(f"peak memory {peak / gb:.2f} GiB, of which imports {before / gb:.2f} GiB; {seconds:.1f} s")
     bound = max(sizes) / gb + 1
     print(f"bound (largest file + 1 GiB) {bound:.2f} GiB: {'kept' if peak / gb <= bound else 'EXCEEDED'}")

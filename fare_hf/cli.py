@@ -117,10 +117,11 @@ def add_merge(commands: Any) -> None:
     parser = add_command(
         commands, "merge", "the same without loading the language model; on the Hub, without moving it"
     )
-    parser.add_argument("vlm", help="folder or repository of a LLaVA or one of its relatives, in safetensors")
+    parser.add_argument("vlm", help="folder or repository of a LLaVA or one of its relatives")
     parser.add_argument("encoder", help="folder, repository or open_clip file of the robust encoder")
     parser.add_argument("out", help="new folder; with --push_to_hub a new repository")
     parser.add_argument("--push_to_hub", action="store_true", help="copy on the Hub; only the tower's files travel")
+    parser.add_argument("--hard_links", action="store_true", help="large files are the source's own, which saves room")
     parser.add_argument("--private", action=argparse.BooleanOptionalAction, help="of the new repository")
     parser.add_argument("--revision", help="of the vision-language model on the Hub")
     parser.add_argument("--encoder_revision", help="of the encoder on the Hub")
@@ -308,7 +309,7 @@ def run_merge(args: argparse.Namespace) -> None:
     """``fare-hf merge``."""
     from fare_hf.hub import merge_vision_tower
 
-    names = ("push_to_hub", "private", "revision", "encoder_revision", "base")
+    names = ("push_to_hub", "hard_links", "private", "revision", "encoder_revision", "base")
     options = {name: getattr(args, name) for name in names}
     print(merge_vision_tower(args.vlm, args.encoder, args.out, **options))
 

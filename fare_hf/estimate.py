@@ -18,20 +18,19 @@ from transformers import CLIPVisionConfig
 
 from fare_hf.configuration import TOWERS, read_configuration
 from fare_hf.console import hide_notices, one_line
-from fare_hf.flops import Flops, count_flops, peak_of
+from fare_hf.flops import ASSUMED_MFU, Flops, count_flops, peak_of
 from fare_hf.memory import Memory, count_memory, count_parameters
 from fare_hf.train import FareScriptArguments
 from fare_hf.training import FareConfig
-from fare_hf.training.config import share_of_batch
+from fare_hf.training.batches import share_of_batch
 from fare_hf.training.options import build_parser
 from fare_hf.training.recipe_files import expand_config
-from fare_hf.training.schedules import attack_of, attack_steps_at
+from fare_hf.training.schedules import attack_of, training_flops
 from fare_hf.training.trained import check_blocks
 
 __all__ = ["Estimate", "estimate", "main"]
 
 GPUS = ("H100", "A100", "L40S", "RTX 4090")
-MFU = 0.4
 _BASE = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
 _LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
 _HUGE = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 16}
@@ -99,9 +98,7 @@ def estimate(script: FareScriptArguments, config: FareConfig, processes: int = 1
         config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
     )
     target = config.objective == "fare"
-    counts = [attack_steps_at(config, step / config.max_steps).count for step in range(config.max_steps)]
-    costs = {count: flops.step(count, clean_target=target, trained=trained) for count in set(counts)}
-    total = batch * sum(costs[count] for count in counts)
+    total = batch * training_flops(config, flops, config.max_steps, clean_target=target, trained=trained)
     half = bool(config.bf16 or config.fp16)
     memory = count_memory(
         shape,
@@ -174,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.set_defaults(dataset="none", output_dir="none")
     group = parser.add_argument_group("estimate")
     group.add_argument("--gpus", nargs="+", default=list(GPUS), help="names of GPUs whose peak is known")
-    group.add_argument("--mfu", type=float, default=MFU, help="share of the peak that the training reaches")
+    group.add_argument("--mfu", type=float, default=ASSUMED_MFU, help="share of the peak that the training reaches")
     group.add_argument("--num_processes", type=int, default=1, help="GPUs")
     try:
         known = {action.dest for action in parser._actions} - {"config"}

@@ -12,7 +12,10 @@ from typing import Any
 
 import torch
 
-__all__ = ["Flops", "count_flops", "peak_flops", "peak_of"]
+__all__ = ["ASSUMED_MFU", "Flops", "count_flops", "peak_flops", "peak_of"]
+
+ASSUMED_MFU = 0.4
+"""Share of its peak that a GPU is assumed to reach, where hours are foretold."""
 
 PEAKS = {
     "B200": (2250.0, 75.0),

@@ -6,12 +6,24 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-__all__ = ["check_new_folder", "is_missing_path", "path_inside", "relative_name", "whole_folder"]
+__all__ = [
+    "LOCK",
+    "check_new_folder",
+    "is_missing_path",
+    "locked_folder",
+    "path_inside",
+    "relative_name",
+    "whole_folder",
+]
+
+LOCK = ".lock"
+"""File in a folder that a run writes to, held by it; gone with the run, except where that was killed."""
 
 # What the disk or its rights say, as against a file that a reader does not find.
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
@@ -68,15 +80,49 @@ def _blobs(folder: Path) -> list[Path]:
 
 
 def check_new_folder(folder: Path) -> None:
-    """Never write over or beside something.
+    """Never write over or beside something; the lock of a run that was killed is nothing.
 
     Raises:
         ValueError: a file, or a folder that is not empty.
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"'{folder}' is a file: name a folder.")
-    if folder.is_dir() and any(folder.iterdir()):
+    if folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
         raise ValueError(f"the folder '{folder}' is not empty: name a new folder, so that nothing is overwritten.")
+
+
+@contextmanager
+def locked_folder(folder: Path, what: str) -> Iterator[None]:
+    """Holds a folder for one run, which is made if absent, and goes again if nothing was written to it.
+
+    The lock is the operating system's: a run that was killed holds none.
+
+    Args:
+        folder: that the run writes to.
+        what: writes, such as "a training", for the message to the second one.
+
+    Raises:
+        ValueError: a file, or a run in another process or thread holds the folder.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"'{folder}' is a file: name a folder.")
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK, blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(
+            f"{what} that is still running writes to '{folder}': wait for its end, or name another folder."
+        ) from None
+    try:
+        yield
+    finally:
+        (folder / LOCK).unlink(missing_ok=True)
+        lock.release()
+        with suppress(OSError):
+            if made:
+                folder.rmdir()
 
 
 @contextmanager

@@ -7,14 +7,15 @@ a scalar.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["FareObjective", "Objective", "TecoaObjective"]
+__all__ = ["FareObjective", "Objective", "TecoaObjective", "objective_facts"]
 
 # Pixels (B, 3, H, W) in [0, 1] to embeddings (B, D), or tokens (B, T, D).
 Embed = Callable[[Tensor], Tensor]
@@ -153,6 +154,24 @@ class TecoaObjective:
         # Kept on the device after the first call: copying it at every attack step would be a host sync.
         self.text_embeddings = self.text_embeddings.to(images)
         return self.logit_scale * images @ self.text_embeddings.T
+
+
+def objective_facts(objective: Any) -> dict[str, str]:
+    """What cards, recipes and checkpoints say of an objective: `objective`, its name.
+
+    Of one that is not of this module also `objective is`, the first paragraph of its class's docstring, and
+    `objective citation`. Its name is its class's, unless that gives a name itself: a subclass is not what it is made
+    of.
+    """
+    kind = type(objective)
+    if kind in (FareObjective, TecoaObjective):
+        return {"objective": objective.name}
+    own = vars(objective).get("name", vars(kind).get("name"))
+    named = isinstance(own, str) and own not in (FareObjective.name, TecoaObjective.name)
+    said = inspect.cleandoc(vars(kind).get("__doc__") or "").split("\n\n")[0]
+    facts = {"objective": own if named else kind.__name__, "objective is": " ".join(said.split())}
+    citation = vars(kind).get("citation")
+    return facts | ({"objective citation": citation} if isinstance(citation, str) else {})
 
 
 def _wide(values: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -21,9 +22,10 @@ from torch.utils.data import Subset
 from transformers import IntervalStrategy, ProgressCallback, set_seed
 
 from fare_hf.configuration import load_image_processor
-from fare_hf.console import hide_notices, one_line
+from fare_hf.console import hide_notices, one_sentence
 from fare_hf.data import PixelDataset, PixelStream
 from fare_hf.encoders import check_encoder_type, load_encoder, logit_scale_of, text_class_embeddings
+from fare_hf.folders import LOCK
 from fare_hf.hub.base import base_name, inherited_license
 from fare_hf.hub.licenses import check_license
 from fare_hf.hub.text import whole_clip
@@ -33,14 +35,13 @@ from fare_hf.training import FareConfig, FareTrainer
 from fare_hf.training.manifest import fault_of, latest_checkpoint
 from fare_hf.training.options import build_parser
 from fare_hf.training.progress import ReadableProgress
-from fare_hf.training.publish import can_publish, recipe, save_encoder
+from fare_hf.training.publish import recipe, save_encoder
 from fare_hf.training.recipe_files import expand_config
 from fare_hf.training.trained import merge_lora
+from fare_hf.training.window import MEASURED
 
 __all__ = ["FareScriptArguments", "main", "train"]
 
-MEASURED = ("loss", "attack_gain", "cosine_clean", "cosine_adversarial", "clean_accuracy", "robust_accuracy")
-"""What evaluations measure, for `metric_for_best_model`."""
 MOST_READ = 512
 """Evaluation images that are read before the first step."""
 OWN = ("checkpoint-", "failure-step-", "replaced_images.", "training.json", ".")
@@ -99,7 +100,7 @@ def train(script: FareScriptArguments, config: FareConfig) -> Path:
     Raises:
         ValueError: an argument that cannot work, named with what to change.
     """
-    checkpoint = _check_output(config)
+    _check_output(config)
     _check_options(script, config)
     check_encoder_type(script.model, config.embedding)  # both before anything large is fetched or prepared
     _check_dataset(script)
@@ -124,11 +125,14 @@ def train(script: FareScriptArguments, config: FareConfig) -> Path:
     if not config.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(ReadableProgress())
-    trainer.train(resume_from_checkpoint=checkpoint)
-    merge_lora(trainer.accelerator.unwrap_model(trainer.model))
-    folder = _save(trainer, config)
-    if config.push_to_hub and (published := trainer.push_to_hub(folder=folder)):
-        print(published)
+    with trainer.only_run():
+        checkpoint = _check_output(config)  # again: another run may have ended here meanwhile
+        trainer.train(resume_from_checkpoint=checkpoint or False)
+        if not trainer.is_fsdp_enabled:  # whose shards are merged where they are gathered
+            merge_lora(trainer.accelerator.unwrap_model(trainer.model))
+        folder = _save(trainer, config)
+        if config.push_to_hub and (published := trainer.push_to_hub(folder=folder)):
+            print(published)
     return folder
 
 
@@ -137,14 +141,30 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m fare_hf.
     hide_notices()
     words = list(sys.argv[1:] if arguments is None else arguments)
     parser = build_parser(FareScriptArguments, prog, __doc__, everything="--help_all" in words)
-    try:
-        words = expand_config(words, {action.dest for action in parser._actions} - {"config"})
-        script, config, unknown = parser.parse_args_into_dataclasses(words, return_remaining_strings=True)
-        if unknown:
-            raise ValueError(f"{' '.join(unknown)!r} is not understood; --help shows the options.")
-        train(script, config)
-    except (OSError, TypeError, ValueError) as error:
-        sys.exit(f"fare_hf.train: error: {one_line(error)}")
+    config = None
+    with one_sentence("fare_hf.train"):
+        try:
+            words = expand_config(words, {action.dest for action in parser._actions} - {"config"})
+            script, config, unknown = parser.parse_args_into_dataclasses(words, return_remaining_strings=True)
+            if unknown:
+                raise ValueError(f"{' '.join(unknown)!r} is not understood; --help shows the options.")
+            train(script, config)
+        except KeyboardInterrupt:
+            if os.environ.get("RANK", "0") == "0":
+                print(f"\nfare_hf.train: interrupted{_how_to_go_on(config)}.", file=sys.stderr)
+            sys.exit(130)
+
+
+def _how_to_go_on(config: FareConfig | None) -> str:
+    """What to do after Ctrl-C."""
+    if config is None:
+        return ""
+    folder = Path(str(config.output_dir))
+    if (folder / "encoder").is_dir():
+        return f"; the trained encoder is whole in '{folder / 'encoder'}'"
+    found = latest_checkpoint(folder)
+    where = f"from {Path(found).name}" if found else "from the beginning, as no checkpoint is complete"
+    return f"; the same command with --resume_from_checkpoint latest goes on {where}"
 
 
 def _check_output(config: FareConfig) -> str | None:
@@ -156,7 +176,7 @@ def _check_output(config: FareConfig) -> str | None:
     resumed = config.resume_from_checkpoint
     elsewhere = resumed not in (None, "latest") and Path(str(resumed)).resolve().parent != folder.resolve()
     if resumed is None or elsewhere:  # whose own checkpoints would take the place of what is there
-        if folder.is_dir() and any(folder.iterdir()):
+        if folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
             raise ValueError(
                 f"output_dir={str(folder)!r} is not empty; give another, or --resume_from_checkpoint latest."
             )
@@ -321,17 +341,14 @@ def _card(script: FareScriptArguments) -> dict[str, Any]:
 
 
 def _save(trainer: FareTrainer, config: FareConfig) -> Path:
-    """Writes the encoder with its card on the main process; under FSDP, and for other classes, as the Trainer does."""
+    """Writes the encoder with its card on the main process."""
     folder = Path(str(config.output_dir)) / "encoder"
     if trainer.is_world_process_zero():
         # Before the encoder: where that is, nothing is missing. What a kill left of an earlier attempt goes.
         (folder.parent / "training.json").write_text(json.dumps(recipe(trainer), indent=2) + "\n", encoding="utf-8")
         for part in folder.parent.glob(".encoder.*.part"):
             shutil.rmtree(part)
-    if can_publish(trainer):
-        save_encoder(trainer, folder)
-    else:
-        trainer.save_model(str(folder))
+    save_encoder(trainer, folder)
     if trainer.is_world_process_zero():
         print(f"The robust encoder is in {folder}")
     trainer.accelerator.wait_for_everyone()

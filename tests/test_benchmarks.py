@@ -6,9 +6,13 @@ import json
 import runpy
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from transformers import CLIPVisionModelWithProjection
 
 BENCHMARKS = Path(__file__).parents[1] / "examples" / "benchmarks"
 
@@ -20,12 +24,33 @@ def run(name: str, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_step_compares_three_arms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each arm does its work: so many forward passes and updates, and a time for each round but the first."""
+    calls: Counter[str] = Counter()
+    inner, update = CLIPVisionModelWithProjection.forward, torch.optim.AdamW.step
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        calls["forwards"] += 1
+        return inner(*args, **kwargs)
+
+    def step(*args: Any, **kwargs: Any) -> Any:
+        calls["updates"] += 1
+        return update(*args, **kwargs)
+
+    monkeypatch.setattr(CLIPVisionModelWithProjection, "forward", forward)
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
     output = tmp_path / "step.json"
     words = ["--model", "tiny", "--batch_size", "2", "--attack_steps", "1", "--rounds", "1", "--output", str(output)]
     run("step.py", *words, monkeypatch=monkeypatch)
     found = json.loads(output.read_text())
     assert set(found["median_seconds"]) == {"published", "bare", "trainer"}
     assert found["speed_up"] > 0 and found["environment"]["versions"]["torch"]
+    assert {name: len(values) for name, values in found["seconds"].items()} == {
+        "published": 1,
+        "bare": 1,
+        "trainer": 1,
+    }
+    # Two rounds: target, attack, unused clean forward, update; without the unused one; and one to find what is read.
+    assert calls == {"forwards": 2 * (4 + 3 + 3) + 1, "updates": 2 * 3}
 
 
 def test_cheaper_spends_the_same_operations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

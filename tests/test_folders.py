@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fare_hf.folders import path_inside, relative_name
+from fare_hf.folders import LOCK, check_new_folder, locked_folder, path_inside, relative_name
 
 OUTSIDE = ["../a", "a/../../b", "/etc/passwd", "..", "a/..", "C:/x", "a\\..\\b", "", ".", None, 3, "a\x00b", "a\nb"]
 
@@ -51,3 +53,34 @@ def test_links_may_stay_inside_or_lead_to_the_blobs_of_the_hub_s_cache(tmp_path:
     (snapshot / "config.json").symlink_to(outside)
     with pytest.raises(ValueError, match="a link to .* outside"):
         path_inside(snapshot, "config.json")
+
+
+def test_a_folder_is_held_by_one_run_at_a_time(tmp_path: Path) -> None:
+    """Another process is refused in one sentence; whatever ends the run, the lock goes, and what was not used."""
+    folder = tmp_path / "out"
+    code = "from pathlib import Path; from fare_hf.folders import locked_folder as hold\n"
+    code += f"with hold(Path({str(folder)!r}), 'x'): pass"
+    with locked_folder(folder, "a training"):
+        with pytest.raises(ValueError, match="a suite that is still running writes to '.*out': wait for its end"):
+            with locked_folder(folder, "a suite"):
+                pass
+        found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert "x that is still running writes to" in found.stderr
+    assert not folder.exists()
+    with pytest.raises(KeyboardInterrupt), locked_folder(folder, "a training"):
+        (folder / "rows").mkdir()
+        raise KeyboardInterrupt
+    assert [path.name for path in folder.iterdir()] == ["rows"]
+    with locked_folder(folder, "a training"):  # the folder is free again
+        pass
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="is a file: name a folder"), locked_folder(tmp_path / "file", "a training"):
+        pass
+
+
+def test_the_lock_of_a_killed_run_is_nothing(tmp_path: Path) -> None:
+    (tmp_path / LOCK).touch()
+    check_new_folder(tmp_path)
+    with locked_folder(tmp_path, "a training"):
+        pass
+    assert not (tmp_path / LOCK).exists()

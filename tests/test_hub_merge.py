@@ -109,16 +109,22 @@ def test_the_card_names_both_parents_and_no_folder_of_this_machine(vlm: Path, en
     assert "`pytorch_model.bin`" in card and "LlavaForConditionalGeneration.from_pretrained" in card
 
 
-def test_large_files_are_linked_small_ones_copied(
+def test_large_files_are_linked_only_where_that_is_asked_for(
     vlm: Path, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(merge, "LINKED_FROM", 15_000)
-    done = merge_vision_tower(vlm, encoder, tmp_path / "robust")
+    own = merge_vision_tower(vlm, encoder, tmp_path / "own")
+    for name in own.copied:  # a change of the copy is none of the source
+        assert not (tmp_path / "own" / name).samefile(vlm / name)
+        assert (tmp_path / "own" / name).read_bytes() == (vlm / name).read_bytes()
+    assert not own.linked and "hard-linked" not in str(own)
+    done = merge_vision_tower(vlm, encoder, tmp_path / "robust", hard_links=True)
     linked = [n for n in done.copied if (tmp_path / "robust" / n).samefile(vlm / n)]
+    assert tuple(linked) == done.linked and f"a change here changes the source too: {linked[0]}" in str(done)
     assert linked and all((vlm / name).stat().st_size >= 15_000 for name in linked)
     assert not any((tmp_path / "robust" / name).samefile(vlm / name) for name in done.rewritten)
     monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError("another disk")))
-    merge_vision_tower(vlm, encoder, tmp_path / "copied")
+    assert not merge_vision_tower(vlm, encoder, tmp_path / "copied", hard_links=True).linked
     assert all((tmp_path / "copied" / n).read_bytes() == (vlm / n).read_bytes() for n in linked)
 
 
@@ -209,7 +215,7 @@ def test_parents_that_do_not_fit(vlm: Path, encoder: Path, tmp_path: Path) -> No
     broken.vision_model.post_layernorm.bias.data[3] = float("nan")
     broken.save_pretrained(tmp_path / "broken")
     cases = [
-        ((vlm, encoder, tmp_path / "full"), ValueError, "not an empty folder"),
+        ((vlm, encoder, tmp_path / "full"), ValueError, "is not empty"),
         ((vlm, wide, tmp_path / "out"), ValueError, "has hidden_size 64"),
         ((vlm, siglip, tmp_path / "out"), ValueError, "needs a CLIPVisionModel"),
         ((vlm, tmp_path / "broken", tmp_path / "out"), ValueError, "NaN or infinity"),
@@ -224,9 +230,9 @@ def test_parents_that_do_not_fit(vlm: Path, encoder: Path, tmp_path: Path) -> No
 def test_models_that_cannot_be_merged(vlm: Path, encoder: Path, tmp_path: Path) -> None:
     import shutil
 
-    pickled = shutil.copytree(vlm, tmp_path / "pickled", ignore=shutil.ignore_patterns("*.safetensors*"))
+    weightless = shutil.copytree(vlm, tmp_path / "none", ignore=shutil.ignore_patterns("*.safetensors*", "*.bin"))
     with pytest.raises(ValueError, match="has no safetensors"):
-        merge_vision_tower(pickled, encoder, tmp_path / "out")
+        merge_vision_tower(weightless, encoder, tmp_path / "out")
     cut = shutil.copytree(vlm, tmp_path / "cut")
     for path in cut.glob("*.safetensors"):
         path.write_bytes(path.read_bytes()[:-8])

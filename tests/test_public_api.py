@@ -13,7 +13,21 @@ import fare_hf
 
 PACKAGE = Path(fare_hf.__file__).parent
 FLOORS = {
-    **dict.fromkeys(("attacks", "configuration", "console", "finite", "folders", "objectives", "pixels"), 1),
+    "numerals": 0,
+    **dict.fromkeys(
+        (
+            "attacks",
+            "configuration",
+            "console",
+            "documents",
+            "finite",
+            "folders",
+            "objectives",
+            "pixels",
+            "weight_files",
+        ),
+        1,
+    ),
     **dict.fromkeys(("data", "encoders", "flops", "loading", "memory", "sources", "validation"), 2),
     **dict.fromkeys(("float8", "precision"), 3),
     "convert": 3,
@@ -28,6 +42,9 @@ FLOORS = {
 # `pixels` passes on the one check of pixels, which attacks own because they depend on torch alone.
 SAME_FLOOR = {
     ("pixels", "attacks"),
+    ("configuration", "documents"),
+    ("weight_files", "documents"),
+    ("weight_files", "folders"),
     ("data", "sources"),
     ("encoders", "loading"),
     ("encoders", "validation"),

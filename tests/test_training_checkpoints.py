@@ -159,7 +159,8 @@ def test_a_run_that_the_disk_has_no_room_for_does_not_start(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1, 0, 1_000_000))
     tiny_trainer(str(legacy_vision_folder), str(tmp_path / "a"), **OPTIONS, save_total_limit=1).train()
     with pytest.raises(ValueError, match="10 checkpoints of .* GiB .* do not fit into .*; give a smaller save_total"):
-        tiny_trainer(str(legacy_vision_folder), str(tmp_path / "b"), **{**OPTIONS, "max_steps": 20}).train()
+        many = {**OPTIONS, "max_steps": 20, "save_total_limit": 0}
+        tiny_trainer(str(legacy_vision_folder), str(tmp_path / "b"), **many).train()
 
 
 def test_the_estimate_of_a_checkpoint_is_what_it_takes(legacy_vision_folder: Path, finished: Path) -> None:
@@ -173,10 +174,11 @@ def test_the_estimate_of_a_checkpoint_is_what_it_takes(legacy_vision_folder: Pat
     ("options", "step", "count"),
     [
         ({"save_strategy": "no"}, 0, 0),
-        ({"save_steps": 500, "max_steps": 20_000}, 0, 40),
+        ({"save_steps": 500, "max_steps": 20_000}, 0, 3),
+        ({"save_steps": 500, "max_steps": 20_000, "save_total_limit": 0}, 0, 40),
         ({"save_steps": 500, "max_steps": 20_000}, 19_000, 2),
-        ({"save_steps": 500, "max_steps": 20_000, "save_total_limit": 2}, 0, 3),
-        ({"save_steps": 0.1, "max_steps": 20_000}, 0, 10),
+        ({"save_steps": 500, "max_steps": 20_000, "save_total_limit": 3}, 0, 4),
+        ({"save_steps": 0.1, "max_steps": 20_000, "save_total_limit": 0}, 0, 10),
         ({"save_strategy": "epoch", "max_steps": -1, "save_total_limit": 2}, 0, 1),
     ],
 )

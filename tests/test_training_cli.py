@@ -78,10 +78,29 @@ def test_folder_of_images_to_an_encoder_that_plain_transformers_loads(
 def test_tecoa_takes_class_names_from_folders_and_tokens_train_too(
     clip_folder: Path, images: Path, tmp_path: Path
 ) -> None:
-    run(clip_folder, images, tmp_path / "tecoa", "--objective", "tecoa", "--templates", "a photo of a {}.")
+    """The names in their order are the folders'; another order, another sentence and FARE give other weights."""
+    tecoa = ("--objective", "tecoa", "--templates", "a photo of a {}.")
+    runs = {"folders": tecoa, "named": (*tecoa, "--class_names", "cat", "dog"), "fare": ()}
+    runs |= {"swapped": (*tecoa, "--class_names", "dog", "cat"), "tree": (*tecoa[:3], "this is a {} tree.")}
+    found = {}
+    for name, words in runs.items():
+        run(clip_folder, images, tmp_path / name, *words, "--max_steps", "1")
+        found[name] = load_file(tmp_path / name / "encoder" / "model.safetensors")
+        assert all(value.isfinite().all() for value in found[name].values())
+    same = {
+        name: all(torch.equal(value, found["folders"][key]) for key, value in weights.items())
+        for name, weights in found.items()
+    }
+    assert same == {"folders": True, "named": True, "fare": False, "swapped": False, "tree": False}
+    assert "objective | tecoa" in (tmp_path / "folders" / "encoder" / "README.md").read_text()
+
     run(clip_folder, images, tmp_path / "tokens", "--embedding", "tokens", "--streaming")
-    assert (tmp_path / "tecoa" / "encoder" / "model.safetensors").is_file()
-    CLIPVisionModel.from_pretrained(tmp_path / "tokens" / "encoder")
+    before = CLIPVisionModel.from_pretrained(clip_folder).state_dict()
+    after = CLIPVisionModel.from_pretrained(tmp_path / "tokens" / "encoder").state_dict()
+    still = {name for name, value in after.items() if torch.equal(value, before[name])}
+    unread = ("encoder.layers.2.", "post_layernorm.", "vision_model.encoder.layers.2.", "vision_model.post_layernorm.")
+    assert still == {name for name in after if name.startswith(unread)}  # of layer -2 and before all is read
+    assert all(value.isfinite().all() for value in after.values())
 
 
 def test_bad_input_is_one_clear_sentence(

@@ -18,6 +18,7 @@ from fixtures_hub import FILES, online_hub, stop_time
 from loopback_hub import TOKEN, LoopbackHub
 from PIL import Image
 from safetensors.torch import load, load_file
+from test_training_processes import FSDP, TWO
 
 from fare_hf.train import FareScriptArguments, main
 from fare_hf.training import FareConfig
@@ -150,23 +151,25 @@ def test_a_folder_is_never_looked_up_on_the_hub(
 
 
 @pytest.mark.slow
-def test_of_two_processes_the_first_publishes(hub: LoopbackHub, clip_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("launcher", [TWO, FSDP], ids=["ddp", "fsdp2"])
+def test_of_two_processes_the_first_publishes(
+    launcher: str, hub: LoopbackHub, clip_folder: Path, tmp_path: Path
+) -> None:
     """`accelerate launch` with two processes: each checkpoint, and the end by `save_model`, once, by the main one."""
-    launcher = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
-    launcher += " --dynamo_backend no --main_process_port 0"
     options = {"model": str(clip_folder), "output_dir": str(tmp_path / "out"), "max_steps": 2, "save_steps": 1}
     options |= {"push_to_hub": True, "hub_model_id": "me/run", "hub_strategy": "all_checkpoints"}
-    options |= {"save_strategy": "steps", "per_device_train_batch_size": 4}
+    options |= {"save_strategy": "steps", "per_device_train_batch_size": 4, "shard_on_cpu": launcher == FSDP}
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
     environment |= {"HF_HUB_OFFLINE": "0", "OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "home")}
-    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    paths = [str(Path(__file__).parents[1]), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     script = Path(__file__).parent / "distributed" / "tiny_run.py"
     command = [sys.executable, *launcher.split(), str(script), json.dumps(options)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     assert TOKEN not in done.stdout + done.stderr
-    assert json.loads((tmp_path / "out" / "facts.json").read_text())["processes"] == 2
+    facts = json.loads((tmp_path / "out" / "facts.json").read_text())
+    assert facts["processes"] == 2 and facts["sharded"] == facts["fsdp"] == (launcher == FSDP)
     repo = hub.repos["me/run"]
     assert set(repo.branches) == {"main", "checkpoint-1", "checkpoint-2"} and len(repo.commits) == 4
     assert hub.count("GET /api/whoami-v2") == 4 and hub.count("POST /api/repos/create") == 1

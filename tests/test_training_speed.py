@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 import torch
 from distributed.tiny_run import RandomPixels, tiny_trainer
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fare_hf.data import collate_pixels
+from fare_hf.attacks import ThreatModel
+from fare_hf.data import collate_pixels, sample_generator
 from fare_hf.encoders import embed, load_encoder, text_class_embeddings
 from fare_hf.lab import encoder_folder, load_training_set
 from fare_hf.objectives import FareObjective, TecoaObjective
+from fare_hf.pixels import Normalization
 from fare_hf.training import FareConfig
 from fare_hf.training.schedules import attack_steps_at
 from fare_hf.training.trained import train_first_blocks
@@ -165,6 +168,35 @@ def test_evaluation_tells_both_accuracies_and_its_share_of_time(clip_folder: Pat
     assert trainer.state.best_metric == max(line["eval_robust_accuracy"] for line in lines)
 
 
+def test_the_accuracies_are_those_by_hand(clip_folder: Path, processor: Any, tmp_path: Path) -> None:
+    """Plain torch on the same images: cosines with the texts, clean and after PGD from the evaluation's own starts."""
+    batch, encoder = collate_pixels([RandomPixels()[n] for n in range(24)]), load_encoder(str(clip_folder)).eval()
+    pixels, labels = batch["pixel_values"], batch["labels"]
+    normalization = Normalization.from_processor(processor)
+    common = F.normalize(embed(encoder, normalization(pixels)).detach().mean(0), dim=0)
+    texts = torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
+    texts = F.normalize(texts - (texts @ common)[:, None] * common, dim=1)  # else all images were of one class
+    options: dict[str, Any] = {"eval_dataset": RandomPixels(24), "eval_attack_steps": 2, "eps": "1/255"}
+    options |= {"attack_step_size": "1/255", "attack_steps": 2}
+    trainer = tiny_trainer(str(clip_folder), str(tmp_path), validation=TecoaObjective(texts), **options)
+    found = trainer.evaluate()
+    threat_model, generators = ThreatModel("linf", "1/255"), [sample_generator(42, -1, n) for n in range(24)]
+    start = torch.cat([threat_model.random_start(p[None], g) for p, g in zip(pixels, generators, strict=True)])
+
+    def logits(points: torch.Tensor) -> torch.Tensor:
+        return 100 * F.normalize(embed(encoder, normalization(points)), dim=-1) @ texts.T
+
+    points = start
+    for _ in range(2):
+        points = points.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(F.cross_entropy(logits(points), labels, reduction="sum"), points)
+        points = threat_model.project(points.detach() + slope.sign() / 255, pixels)
+    right = [logits(images).argmax(1) == labels for images in (pixels, points)]
+    assert found["eval_clean_accuracy"] == pytest.approx(right[0].float().mean().item())
+    assert found["eval_robust_accuracy"] == pytest.approx((right[0] & right[1]).float().mean().item())
+    assert 0 < found["eval_robust_accuracy"] < found["eval_clean_accuracy"] < 1
+
+
 @pytest.mark.parametrize(
     ("processes", "limit", "expected"), [(1, 16, (16, 8)), (8, 128, (16, 1)), (4, 12, (8, 4)), (128, 16, (1, 1))]
 )
@@ -199,8 +231,8 @@ def test_operations_of_a_window_are_counted(clip_folder: Path, tmp_path: Path) -
     trainer = tiny_trainer(str(clip_folder), str(tmp_path), max_steps=1)
     trainer._window.peak = 1e9
     counted = Counter[str]()
-    begin = trainer._window.begin
-    trainer._window.begin = lambda images, flops: (counted.update(flops=flops), begin(images, flops))[1]
+    count = trainer._window.count
+    trainer._window.count = lambda images, flops: (counted.update(flops=flops), count(images, flops))[1]
     trainer.args.logging_steps = trainer.state.logging_steps = 1
     trainer.train()
-    assert counted["flops"] == 8 * trainer._flops.step(2)
+    assert counted["flops"] == 8 * trainer.flops.step(2)

@@ -93,6 +93,7 @@ def test_every_parameter_that_should_move_moves_and_no_other(
     trainer.train()
     unused = ("post_layernorm", "encoder.layers.2") if embedding == "tokens" else ()
     for name, parameter in trainer.model.named_parameters():
+        assert parameter.isfinite().all(), name
         assert torch.equal(parameter, before[name]) != parameter.requires_grad, name
         assert torch.equal(parameter, before[name]) == name.startswith(unused or ("-",)), name
     assert all(torch.equal(parameter, original[name]) for name, parameter in trainer.original.named_parameters())
@@ -178,6 +179,8 @@ def test_evaluation_does_not_touch_training(clip_folder: Path, tmp_path: Path) -
         options = {"eval_strategy": strategy, "eval_steps": 1, "eval_dataset": WithoutLabels(5)}
         trainer = tiny_trainer(str(clip_folder), str(tmp_path / strategy), max_steps=3, **options)
         trainer.train()
+        evaluations = [line["step"] for line in trainer.state.log_history if "eval_loss" in line]
+        assert evaluations == ([] if strategy == "no" else [1, 2, 3])
         results.append(weights(trainer.model))
     assert all(torch.equal(value, results[1][name]) for name, value in results[0].items())
 
@@ -275,7 +278,11 @@ def test_activation_checkpointing_changes_nothing(clip_folder: Path, tmp_path: P
     results = []
     for name, flag in (("off", False), ("on", True)):
         trainer = tiny_trainer(str(clip_folder), str(tmp_path / name), max_steps=2, activation_checkpointing=flag)
+        forwards: list[bool] = []
+        norm = trainer.model.vision_model.encoder.layers[0].layer_norm1
+        norm.register_forward_hook(lambda part, *_, seen=forwards: seen.append(part.training))
         trainer.train()
+        assert forwards.count(True) == (4 if flag else 2)  # of each update's forward, again in its backward pass
         results.append(weights(trainer.model))
     for name, value in results[0].items():
         torch.testing.assert_close(results[1][name], value, rtol=0, atol=1e-6, msg=name)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fare_hf.attacks.gradient import AttackedLoss, LossFn, check_steps, select
+from fare_hf.attacks.state import open_state, seal_state
 from fare_hf.attacks.threat_model import ThreatModel, check_pixels, check_start, check_threat_model
 
 _MOMENTUM = 0.75  # alpha in the paper
@@ -71,12 +72,13 @@ def apgd(
             one host sync a step. `loss_fn` must give `success` and have `select(rows)`.
         save: called with the state of the run after every `save_every` steps, to go on from it one day.
         save_every: see `save`.
-        resume: a state that `save` was given for the same images, steps and threat model (one restart only): the
-            run goes on from there, to the same result.
+        resume: a state that `save` was given for the same images, steps, threat model and `stop_fooled` (one restart
+            only): the run goes on from there, to the same result. It is sealed: any other state is refused.
 
     Raises:
-        TypeError, ValueError: wrong pixels, start, steps, restarts or state; a loss of the wrong shape; a NaN loss or
-            a NaN or infinite gradient (noticed at the end of a run, naming the first step and its samples).
+        TypeError, ValueError: wrong pixels, start, steps or restarts; a state of another run, or one that was changed;
+            a loss of the wrong shape; a NaN loss or a NaN or infinite gradient (noticed at the end of a run, naming
+            the first step and its samples); a result outside the threat model.
     """
     check_steps(steps)
     check_steps(restarts, "restarts")
@@ -103,7 +105,32 @@ def apgd(
         if best.success is not None and run + 1 < restarts and bool(best.success.all()):
             break
     assert best is not None
+    threat_model.check(best.pixels, clean)
     return best
+
+
+def check_state(
+    saved: Mapping[str, Tensor],
+    pixels: Tensor,
+    threat_model: ThreatModel,
+    *,
+    steps: int,
+    stop_fooled: bool = False,
+    where: str = "the saved state",
+) -> dict[str, Tensor]:
+    """The tensors of a state that `apgd` may go on from; arguments as there.
+
+    Raises:
+        ValueError: it is of another run, or was changed; the message begins with `where`.
+    """
+    clean, settings = pixels.detach().float(), _settings(steps, stop_fooled)
+    if "step" in saved and saved["step"].shape == (2,) and (found := saved["step"].tolist()[1]) != steps:
+        raise ValueError(f"{where} is of {found} steps, asked for are {steps}: resume the run that was saved.")
+    return open_state(saved, clean, threat_model, settings, names=_NEEDED, optional=_OPTIONAL, where=where)
+
+
+def _settings(steps: int, stop_fooled: bool) -> str:
+    return f"{steps} steps, stop_fooled={stop_fooled}"
 
 
 def checkpoints(steps: int) -> list[int]:
@@ -147,6 +174,10 @@ class _State:
             value = getattr(self, field.name)
             parts[field.name] = None if value is None else value[rows]
         return _State(**parts)
+
+
+_OPTIONAL = ("best_success", "done_pixels", "done_loss", "done_success")
+_NEEDED = ("step", "rows", *(field.name for field in fields(_State) if field.name not in _OPTIONAL))
 
 
 class _Run:
@@ -272,19 +303,16 @@ class _Run:
                 "done_loss": self._done.loss,
                 "done_success": self._done.success,
             }
-        return {name: value.detach().cpu().clone() for name, value in parts.items() if value is not None}
+        state = {name: value.detach().cpu().clone() for name, value in parts.items() if value is not None}
+        return seal_state(state, self.clean, self.threat_model, _settings(self.steps, self.stop_fooled))
 
     def _load(self, saved: Mapping[str, Tensor]) -> None:
-        parts: dict[str, Any] = {name: value.to(self.clean.device) for name, value in saved.items()}
-        step, steps = parts.pop("step").tolist()
+        options = {"steps": self.steps, "stop_fooled": self.stop_fooled}
+        state = check_state(saved, self.clean, self.threat_model, **options)  # type: ignore[arg-type]
+        parts: dict[str, Any] = {name: value.to(self.clean.device) for name, value in state.items()}
+        step = parts.pop("step").tolist()[0]
         rows = parts.pop("rows")
         done = [parts.pop(f"done_{name}", None) for name in ("pixels", "loss", "success")]
-        whole = parts["points"] if done[0] is None else done[0]
-        if steps != self.steps or whole.shape != self.clean.shape:
-            raise ValueError(
-                f"the saved state is of {steps} steps on pixels {tuple(whole.shape)}, asked for are {self.steps} "
-                f"on {tuple(self.clean.shape)}: resume the run that was saved."
-            )
         parts.setdefault("best_success", None)
         self.step, self.state = step, _State(**parts)
         if done[0] is not None and done[1] is not None:

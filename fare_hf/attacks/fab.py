@@ -90,7 +90,9 @@ def fab(
             )
             _walk(attacked, best, left, start[left], steps, stop_fooled)
     inside = best.inside()
-    return FabResult(torch.where(_each(inside), best.points, clean), inside, best.points, best.distance)
+    points = torch.where(_each(inside), best.points, clean)
+    threat_model.check(points, clean)
+    return FabResult(points, inside, best.points, best.distance)
 
 
 class _Best:

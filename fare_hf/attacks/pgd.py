@@ -42,7 +42,8 @@ def pgd(
 
     Raises:
         TypeError, ValueError: wrong pixels, start, steps or step size; a loss of the wrong shape; a NaN loss or a NaN
-            or infinite gradient (noticed at the end, naming the first step and its samples).
+            or infinite gradient (noticed at the end, naming the first step and its samples); a result outside the
+            threat model.
     """
     check_steps(steps)
     check_threat_model(threat_model)
@@ -61,6 +62,7 @@ def pgd(
         _, _, gradient = attacked.gradient(points)
         points = project(points.add_(threat_model.direction(gradient), alpha=length))
     attacked.raise_if_bad()
+    threat_model.check(points, clean)
     return points
 
 

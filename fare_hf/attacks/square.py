@@ -81,6 +81,7 @@ def square(
         at = int(query / queries * 10_000) if rescale_schedule else query
         search.step(math.sqrt(_share(at, share) * height * width))
     search.attacked.raise_if_bad()
+    threat_model.check(search.best, search.clean)
     return search.result()
 
 

@@ -15,50 +15,29 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from fare_hf.numerals import format_fraction, parse_fraction
+
 Norm = Literal["linf", "l2"]
 
 # Sums of squares are rounded differently by everyone who computes them (order, fused operations, device). The l2
 # radius is kept smaller by this relative margin, far above that noise and far below anything an attack could gain.
 _L2_MARGIN = 2.0**-16
-
-
-def parse_fraction(value: float | str, field: str) -> float:
-    """Read a non-negative number such as `0.0157`, `"0.0157"` or `"4/255"`.
-
-    Args:
-        value: the number, or its decimal or fraction as a string.
-        field: the name that an error message gives it.
-
-    Raises:
-        TypeError: neither a number nor a string.
-        ValueError: not readable, NaN, infinite, or negative.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        raise TypeError(f"{field} {value!r} is a {type(value).__name__}: pass a number or a string such as '4/255'.")
-    try:
-        numerator, _, denominator = str(value).partition("/")
-        number = float(numerator) / (float(denominator) if "/" in str(value) else 1.0)
-    except (ValueError, ZeroDivisionError):
-        raise ValueError(
-            f"{field} {value!r} is not a number: pass one such as 0.0157, or a fraction as '4/255'."
-        ) from None
-    if not math.isfinite(number):
-        raise ValueError(f"{field} {value!r} is not finite: pass a number such as 0.0157, or a fraction as '4/255'.")
-    if number < 0:
-        raise ValueError(f"{field} {value!r} is negative: pass a number from 0, such as '4/255'.")
-    return abs(number)  # "-0" is 0
+FARTHEST = 10_000
+"""Longest radius under l2: in larger balls, sums of squares overflow and attacks no longer move."""
 
 
 def parse_eps(eps: float | str, norm: Norm = "linf") -> float:
     """Read a radius: `4/255`, `"4/255"` or `"0.0157"`.
 
-    Under linf the radius is in units of the [0, 1] pixels and at most 1; under l2 it may be larger.
+    Under linf the radius is in units of the [0, 1] pixels and at most 1; under l2 at most `FARTHEST`.
 
     Raises:
         TypeError: neither a number nor a string.
-        ValueError: not readable, NaN, infinite, negative, or above 1 under linf.
+        ValueError: not readable, NaN, infinite, negative, above 1 under linf, or longer than any image under l2.
     """
     number = parse_fraction(eps, "eps")
+    if number > FARTHEST:
+        raise ValueError(f"eps {eps} is farther than black is from white in 5,000 x 5,000 pixels: give a radius.")
     if norm == "linf" and number > 1:
         hint = f"did you mean {number:g}/255?" if number <= 255 else "pass a fraction such as '4/255'."
         raise ValueError(f"eps {eps} is outside [0, 1], the range of the pixels: {hint}")
@@ -66,12 +45,8 @@ def parse_eps(eps: float | str, norm: Norm = "linf") -> float:
 
 
 def format_eps(eps: float) -> str:
-    """Print a radius as people write it: `4/255`, `0.5/255`, `0.03`. `parse_eps` reads back the same double."""
-    decimal = repr(float(eps)).removesuffix(".0")
-    fraction = f"{eps * 255:g}/255"
-    if float(fraction.removesuffix("/255")) / 255 == eps and len(fraction) < len(decimal):
-        return fraction
-    return decimal
+    """Print a radius as people write it: `4/255`, `0.5/255`, `0.03`, `1/256`; `parse_eps` reads the same double."""
+    return format_fraction(eps)
 
 
 def check_pixels(pixels: Tensor, name: str = "pixels") -> None:
@@ -161,6 +136,14 @@ class ThreatModel:
         check_same_shape(perturbed, pixels)
         return self.projector(pixels.float())(perturbed.detach().to(torch.float32, copy=True))
 
+    def shortened(self, change: Tensor) -> Tensor:
+        """Changes (B, C, H, W) cut to the ball, fp32; the box is not looked at. NaN stays NaN."""
+        if self.norm == "linf":
+            radius = _float32_below(self.eps)
+            return change.float().clamp(-radius, radius)
+        radius, length = self.eps * (1 - _L2_MARGIN), _norms(change.float())
+        return change.float() * torch.where(length > radius, radius / length, 1.0)
+
     def random_start(self, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """A uniform random point of the ball, cut to the box, as new fp32 pixels; the global RNG does not move.
 
@@ -208,8 +191,8 @@ class ThreatModel:
         Pass what the model is really given (rounded to its dtype) to check that.
         """
         check_same_shape(perturbed, pixels)
-        points = perturbed.detach().double().flatten(1)
-        change = points - pixels.detach().double().flatten(1)
+        points, clean = (_as_double(tensor).flatten(1) for tensor in (perturbed, pixels))
+        change = points - clean
         order = math.inf if self.norm == "linf" else 2
         outside_ball = torch.linalg.vector_norm(change, ord=order, dim=1) - self.eps
         outside_box = torch.maximum(-points, points - 1).amax(dim=1)
@@ -275,6 +258,12 @@ def check_threat_model(threat_model: object) -> None:
     if not isinstance(threat_model, ThreatModel):
         kind = type(threat_model).__name__
         raise TypeError(f"threat_model {threat_model!r} is a {kind}: pass a ThreatModel(norm, eps).")
+
+
+def _as_double(tensor: Tensor) -> Tensor:
+    """In fp64, on the CPU where the device has none."""
+    tensor = tensor.detach()
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
 
 
 def _norms(change: Tensor) -> Tensor:

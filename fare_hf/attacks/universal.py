@@ -54,7 +54,7 @@ def universal_perturbation(
     length = parse_step_size(step_size, threat_model)
     clean = pixels.detach().float()
     generator = generator or torch.Generator().manual_seed(0)
-    change = _inside(torch.zeros_like(clean[:1]) if start is None else start.detach().float()[None], threat_model)
+    change = threat_model.shortened(torch.zeros_like(clean[:1]) if start is None else start.detach().float()[None])
     if not bool(change.isfinite().all()):
         raise ValueError("start holds NaN or infinity: pass the change that a run gave, or None.")
     if change.shape[1:] != clean.shape[1:]:
@@ -67,18 +67,13 @@ def universal_perturbation(
             attacked = AttackedLoss(loss_of(batch.tolist()), len(batch), clean.device)
             _, _, gradient = attacked.gradient(points)
             attacked.raise_if_bad()
-            change = _inside(change + rate * threat_model.direction(gradient.sum(0, keepdim=True)), threat_model)
+            change = threat_model.shortened(change + rate * threat_model.direction(gradient.sum(0, keepdim=True)))
+    apply_universal(clean, change[0], threat_model)  # inside the threat model, image by image
     return change[0]
 
 
 def apply_universal(pixels: Tensor, change: Tensor, threat_model: ThreatModel) -> Tensor:
-    """Images (B, C, H, W) with one change (C, H, W) added, inside ball and box, fp32."""
-    return threat_model.project(pixels.float() + change.to(pixels.device), pixels)
-
-
-def _inside(change: Tensor, threat_model: ThreatModel) -> Tensor:
-    """The change cut to the ball, without a box: that depends on the image."""
-    if threat_model.norm == "linf":
-        return change.clamp(-threat_model.eps, threat_model.eps)
-    length = torch.linalg.vector_norm(change)
-    return change * (threat_model.eps / length) if length > threat_model.eps else change
+    """Images (B, C, H, W) with one change (C, H, W) added, inside ball and box, fp32; ValueError for a NaN change."""
+    points = threat_model.project(pixels.float() + change.to(pixels.device), pixels)
+    threat_model.check(points, pixels.float())
+    return points

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
-import pickle
 import shutil
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from huggingface_hub.utils import validate_repo_id
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
+
+from fare_hf.convert.states import read_state
+from fare_hf.documents import read_object
+from fare_hf.folders import path_inside, relative_name
 
 __all__ = [
     "TOKENIZER_FILES",
@@ -27,7 +25,6 @@ __all__ = [
     "find_file",
     "names_repository",
     "read_checkpoint",
-    "read_json",
     "read_state",
 ]
 
@@ -39,10 +36,8 @@ WEIGHTS = (
     "open_clip_pytorch_model.bin",
     VISUAL_WEIGHTS,
 )
-WEIGHT_ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+WEIGHT_ENDINGS = (".safetensors", ".pt", ".pth", ".pth.tar", ".bin", ".ckpt")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
-# Numbers that OpenAI's own state dicts carry beside the weights.
-NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "visual.input_resolution", "attn_mask")
 
 
 @dataclass(frozen=True)
@@ -87,7 +82,7 @@ def read_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
         if weights is not None:
             state = read_state(weights)
             visual_only = _is_visual(state, f"'{source}'")
-            return Checkpoint(source, _named(state), read_json(path), visual_only)
+            return Checkpoint(source, _named(state), read_object(path), visual_only)
     raise ValueError(f"'{source}' holds no weights: it needs one of {', '.join(WEIGHTS)}.")
 
 
@@ -108,17 +103,19 @@ def find_file(source: str, name: str, revision: str | None = None) -> Path | Non
     """A file of a folder or a Hub repository; None where it does not exist.
 
     Raises:
+        ValueError: a name or a link that leaves the folder; no name of a repository.
         OSError: neither a folder nor a repository that can be reached.
     """
     folder = Path(source)
     if folder.is_dir():
-        return folder / name if (folder / name).is_file() else None
+        path = path_inside(folder, name)
+        return path if path.is_file() else None
     if not names_repository(source):
         raise ValueError(
             f"'{source}' is neither a folder or file here nor the name of a Hub repository (namespace/name)."
         )
     try:
-        return Path(hf_hub_download(source, name, revision=revision))
+        return Path(hf_hub_download(source, relative_name(name, f"'{source}'"), revision=revision))
     except LocalEntryNotFoundError as error:
         if _cached(source, revision):
             return None
@@ -133,70 +130,6 @@ def find_file(source: str, name: str, revision: str | None = None) -> Path | Non
             f"the Hub does not give '{source}' (HTTP {error.response.status_code}): check the name, the revision and "
             "your right to read it."
         ) from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        ValueError: it is none.
-    """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"'{path}' is not valid JSON: {error}.") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"'{path}' holds {type(found).__name__}, not an object.")
-    return found
-
-
-def read_state(path: Path) -> dict[str, Tensor]:
-    """A flat state dict from safetensors or, weights only, from a pickle.
-
-    Raises:
-        ValueError: code, objects or nothing readable inside.
-        OSError: no such file.
-    """
-    if not path.is_file():
-        raise OSError(f"there is no file '{path}'.")
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"'{path}' is not a readable safetensors file: {error}.") from error
-    loaded = _load_pickle(path)
-    inner = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else None
-    if not isinstance(inner, Mapping) or not inner or not all(isinstance(name, str) for name in inner):
-        raise ValueError(f"'{path}' holds {type(loaded).__name__}, not a state dict of tensors.")
-    names = {name.removeprefix("module."): value for name, value in inner.items()}
-    state = {name: value for name, value in names.items() if name not in NOT_WEIGHTS}
-    wrong = [name for name, value in state.items() if not isinstance(value, Tensor)]
-    if wrong:
-        raise ValueError(
-            f"'{path}' holds {type(state[wrong[0]]).__name__} under {wrong[0]!r}, not a tensor: save the state dict "
-            "of the vision tower alone."
-        )
-    return state
-
-
-def _load_pickle(path: Path) -> Any:
-    """`torch.load` that never unpickles code; its long messages become one sentence."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of TorchScript archives: refused below
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"'{path}' holds code or objects besides tensors, and is not loaded: save the model's state_dict(), or "
-            "convert it to safetensors where you trust it."
-        ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        if "TorchScript" in str(error):
-            raise ValueError(
-                f"'{path}' is a TorchScript archive, which holds code, and is not loaded: give the state dict of the "
-                "vision tower instead."
-            ) from error
-        raise ValueError(f"'{path}' is not a readable checkpoint of torch: it may be cut off.") from error
 
 
 def _bare(source: str) -> Checkpoint:

@@ -21,7 +21,6 @@ from fare_hf.convert.checkpoints import (
     copy_tokenizer,
     find_file,
     read_checkpoint,
-    read_json,
 )
 from fare_hf.convert.names import from_open_clip, to_open_clip
 from fare_hf.convert.open_clip_config import read_open_clip_config, write_open_clip_config
@@ -34,6 +33,7 @@ from fare_hf.convert.transformers_config import (
     transformers_config,
 )
 from fare_hf.convert.transformers_source import clip_config, images_of, load_clip, text_of
+from fare_hf.documents import read_object
 from fare_hf.encoders import load_complete
 from fare_hf.folders import check_new_folder, whole_folder
 
@@ -185,7 +185,7 @@ def _prove_written(
     source: str, revision: str | None, base: str | None, staging: Path, weights: str
 ) -> dict[str, float]:
     """Compare the source with the files, read again: weights and configuration."""
-    spec = read_open_clip_config(read_json(staging / OPEN_CLIP_CONFIG), OPEN_CLIP_CONFIG)
+    spec = read_open_clip_config(read_object(staging / OPEN_CLIP_CONFIG), OPEN_CLIP_CONFIG)
     state = load_file(staging / weights)
     if weights == VISUAL_WEIGHTS:
         state = {f"visual.{name}": tensor for name, tensor in state.items()}
@@ -236,7 +236,7 @@ def _read_base(base: str) -> ClipSpec:
     """Vision part of a base in either format, or of an open_clip JSON file."""
     path = Path(base) if base.endswith(".json") else find_file(base, OPEN_CLIP_CONFIG)
     if path is not None:
-        return read_open_clip_config(read_json(path), f"the base '{base}'", text=False)
+        return read_open_clip_config(read_object(path), f"the base '{base}'", text=False)
     spec = read_transformers_config(clip_config(base, None), f"the base '{base}'", text=False)
     return replace(spec, images=images_of([(base, None)], spec))
 
@@ -253,7 +253,14 @@ def _selected(state: dict[str, Tensor], visual_only: bool) -> dict[str, Tensor]:
 
 
 def _one_dtype(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], torch.dtype]:
-    """As it is, or all in fp32 (which holds every half-precision value exactly) where dtypes are mixed."""
+    """As it is, or all in fp32 (which holds every half-precision value exactly) where dtypes are mixed.
+
+    Raises:
+        ValueError: whole numbers, or floats of 8 bits, whose scale is not known.
+    """
+    for name, tensor in state.items():
+        if not tensor.is_floating_point() or tensor.dtype.itemsize < 2:
+            raise ValueError(f"{name!r} is quantised ({tensor.dtype}): give the weights as they were trained.")
     dtypes = {tensor.dtype for tensor in state.values()}
     if len(dtypes) == 1:
         return state, dtypes.pop()

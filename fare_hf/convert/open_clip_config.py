@@ -14,6 +14,8 @@ from fare_hf.convert.spec import ClipSpec, ImageSpec, TextSpec, VisionSpec
 __all__ = ["read_open_clip_config", "write_open_clip_config"]
 
 HEAD_WIDTH = 64
+MOST, MOST_OF_ANY = {"layers": 1_000}, 1 << 24
+"""What is believed of a number, far above any published model: of layers, each of which costs time, and of others."""
 # What may stand in a configuration without changing what is computed at inference: any value, or these alone.
 ANY = object()
 NEUTRAL_MODEL: dict[str, Any] = {
@@ -35,13 +37,14 @@ NEUTRAL_BLOCK: dict[str, Any] = {
     "scale_fc": False,
     "scale_heads": False,
     "scaled_cosine_attn": False,
-    "final_ln_after_pool": False,
     "output_tokens": ANY,
 }
 NEUTRAL_VISION: dict[str, Any] = NEUTRAL_BLOCK | {
     "attentional_pool": False,
     "attn_pooler_heads": ANY,
     "attn_pooler_queries": ANY,
+    # Of the class token (any other pooling is refused) the last norm is the same before and after.
+    "final_ln_after_pool": ANY,
     "no_ln_pre": False,
     "patch_dropout": ANY,
     "pool_type": "tok",
@@ -54,8 +57,11 @@ NEUTRAL_VISION: dict[str, Any] = NEUTRAL_BLOCK | {
     "timm_drop": ANY,
     "timm_drop_path": ANY,
 }
+NO_CLIP = {"no_ln_pre": "normalises before the first block", "pool_type": "pools the class token of images"}
+"""Fields of towers that no weights of a `CLIPVisionModel` can imitate -> what it always does."""
 NEUTRAL_TEXT: dict[str, Any] = NEUTRAL_BLOCK | {
     "embed_cls": False,
+    "final_ln_after_pool": False,
     "hf_model_name": None,
     "hf_model_pretrained": ANY,
     "hf_pooler_type": ANY,
@@ -140,7 +146,7 @@ def _activation(model: Mapping[str, Any], where: str) -> tuple[str, str]:
         return "gelu", f"{where} has no quick_gelu, which open_clip reads as false"
     value = model["quick_gelu"]
     if not isinstance(value, bool):
-        raise ValueError(f"{where}: quick_gelu is {value!r}; it must be true or false.")
+        raise ValueError(f"{where}: quick_gelu is {_shown(value)}; it must be true or false.")
     return ("quick_gelu" if value else "gelu"), f"{where} has quick_gelu {str(value).lower()}"
 
 
@@ -148,11 +154,12 @@ def _vision(tower: Mapping[str, Any], where: str) -> VisionSpec:
     read = ("image_size", "layers", "width", "head_width", "mlp_ratio", "patch_size", "norm_kwargs")
     _refuse(tower, dict.fromkeys(read, ANY), NEUTRAL_VISION, where)
     width = _integer(tower, "width", where)
+    head_width = _integer(tower, "head_width", where, HEAD_WIDTH)
     return VisionSpec(
         width=width,
         layers=_integer(tower, "layers", where),
-        heads=width // _integer(tower, "head_width", where, HEAD_WIDTH),
-        mlp_width=int(width * tower.get("mlp_ratio", 4.0)),
+        heads=_heads(width, width // head_width, head_width, where),
+        mlp_width=_mlp_width(tower, width, where),
         image_size=_integer(tower, "image_size", where),
         patch_size=_integer(tower, "patch_size", where),
         eps=_eps(tower, where),
@@ -164,13 +171,16 @@ def _text(tower: Mapping[str, Any], where: str) -> TextSpec:
     _refuse(tower, dict.fromkeys((*read, "pool_type", "eos_id"), ANY), NEUTRAL_TEXT, where)
     pool = tower.get("pool_type", "argmax")
     if pool not in ("argmax", "eos"):
-        raise ValueError(f"{where}: pool_type {pool!r} does not exist in transformers' CLIP; convert the visual only.")
+        raise ValueError(
+            f"{where}: pool_type {_shown(pool)} does not exist in transformers' CLIP; convert the visual only."
+        )
     width = _integer(tower, "width", where, 512)
+    heads = _integer(tower, "heads", where, 8)
     return TextSpec(
         width=width,
         layers=_integer(tower, "layers", where, 12),
-        heads=_integer(tower, "heads", where, 8),
-        mlp_width=int(width * tower.get("mlp_ratio", 4.0)),
+        heads=_heads(width, heads, width // heads, where),
+        mlp_width=_mlp_width(tower, width, where),
         positions=_integer(tower, "context_length", where, 77),
         vocab_size=_integer(tower, "vocab_size", where, 49408),
         eps=_eps(tower, where),
@@ -185,15 +195,15 @@ def _images(content: Any, where: str) -> ImageSpec | None:
         if not isinstance(content.get(name), (list, tuple)) or len(content[name]) != 3:
             raise ValueError(f"{where}: preprocess_cfg has no {name} of three numbers, one a colour.")
     images = ImageSpec(
-        mean=tuple(float(value) for value in content["mean"]),
-        std=tuple(float(value) for value in content["std"]),
+        mean=tuple(_number(value, "mean", where, positive=False) for value in content["mean"]),
+        std=tuple(_number(value, "std", where) for value in content["std"]),
         interpolation=content.get("interpolation", "bicubic"),
         resize_mode=content.get("resize_mode", "shortest"),
     )
     if images.interpolation not in ("bicubic", "bilinear") or images.resize_mode not in ("shortest", "squash"):
         raise ValueError(
-            f"{where}: preprocess_cfg has interpolation {images.interpolation!r} and resize_mode "
-            f"{images.resize_mode!r}; only bicubic or bilinear, and shortest or squash, exist in both libraries."
+            f"{where}: preprocess_cfg has interpolation {_shown(images.interpolation)} and resize_mode "
+            f"{_shown(images.resize_mode)}; only bicubic or bilinear, and shortest or squash, exist in both libraries."
         )
     return images
 
@@ -203,13 +213,16 @@ def _refuse(found: Mapping[str, Any], read: Mapping[str, Any], neutral: Mapping[
     allowed = {**read, **neutral}
     for name, value in found.items():
         if name not in allowed:
-            raise ValueError(f"{where}: the field {name!r} is unknown here, so the conversion could not be right.")
+            raise ValueError(
+                f"{where}: the field {name[:80]!r} is unknown here, so the conversion could not be right."
+            )
         wanted = allowed[name]
         if wanted is not ANY and value != wanted and not (not value and not wanted):
             hint = "; convert the visual only" if where.endswith("text_cfg") else ""
-            raise ValueError(
-                f"{where}: {name} is {value!r}, which CLIP of transformers does not have (only {wanted!r}){hint}."
-            )
+            if name in NO_CLIP and not hint:
+                hint = f": no CLIPVisionModel can hold this model, as each {NO_CLIP[name]}; use it with open_clip"
+            shown = f"{name} is {_shown(value)}"
+            raise ValueError(f"{where}: {shown}, which CLIP of transformers does not have (only {wanted!r}){hint}.")
 
 
 def _integer(found: Mapping[str, Any], name: str, where: str, default: int | None = None) -> int:
@@ -217,16 +230,45 @@ def _integer(found: Mapping[str, Any], name: str, where: str, default: int | Non
     if isinstance(value, (list, tuple)) and len(value) == 2 and value[0] == value[1]:
         value = value[0]
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{where}: {name} is {value!r}; it must be one positive integer.")
+        raise ValueError(f"{where}: {name} is {_shown(value)}; it must be one positive integer.")
+    if value > MOST.get(name, MOST_OF_ANY):
+        raise ValueError(f"{where}: {name} is {_shown(value)}, more than any model has: do not use it.")
     return value
 
 
+def _number(value: Any, name: str, where: str, positive: bool = True) -> float:
+    right = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= MOST_OF_ANY
+    if not right or (positive and value <= 0):
+        raise ValueError(f"{where}: {name} is {_shown(value)}; it must be one {'positive ' * positive}number.")
+    return float(value)
+
+
+def _mlp_width(tower: Mapping[str, Any], width: int, where: str) -> int:
+    wide = int(width * _number(tower.get("mlp_ratio", 4.0), "mlp_ratio", where))
+    if not 1 <= wide <= MOST_OF_ANY:
+        raise ValueError(f"{where}: mlp_ratio is {tower['mlp_ratio']!r} of a width of {width}: no model is so wide.")
+    return wide
+
+
+def _heads(width: int, heads: int, head_width: int, where: str) -> int:
+    if heads * head_width != width:
+        raise ValueError(f"{where}: {heads} heads of {head_width} do not make the width {width}: correct one of them.")
+    return heads
+
+
 def _eps(tower: Mapping[str, Any], where: str) -> float:
-    options = dict(tower.get("norm_kwargs") or {})
-    eps = options.pop("eps", 1e-5)
-    if options:
-        raise ValueError(f"{where}: norm_kwargs {options!r} does not exist in transformers' CLIP; only eps does.")
-    return float(eps)
+    options = tower.get("norm_kwargs") or {}
+    if not isinstance(options, Mapping) or set(options) - {"eps"}:
+        raise ValueError(
+            f"{where}: norm_kwargs {_shown(options)} does not exist in transformers' CLIP; only eps does."
+        )
+    return _number(options.get("eps", 1e-5), "eps of norm_kwargs", where)
+
+
+def _shown(value: Any) -> str:
+    """A value that came from outside, bounded."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _common(tower: VisionSpec | TextSpec) -> dict[str, Any]:

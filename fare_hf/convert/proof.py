@@ -11,6 +11,7 @@ from torch import Tensor
 from fare_hf.convert.reference import image_features, text_features
 from fare_hf.convert.spec import ClipSpec, TextSpec
 from fare_hf.encoders import frozen
+from fare_hf.finite import largest
 
 __all__ = ["TOLERANCE", "prove"]
 
@@ -39,7 +40,7 @@ def prove(model: Any, state: Mapping[str, Tensor], spec: ClipSpec, text_model: A
         embedding, layers = image_features(state, spec, pixels)
         output = _run_vision(model, pixels)
         found = {"image": difference(output[0], embedding)}
-        found["hidden"] = max(difference(ours, theirs) for ours, theirs in zip(output[1], layers, strict=True))
+        found["hidden"] = largest(difference(ours, theirs) for ours, theirs in zip(output[1], layers, strict=True))
         if spec.text is not None:
             found["text"] = _text_difference(text_model or model, state, spec)
     for name, value in found.items():

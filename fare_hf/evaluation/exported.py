@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from fare_hf.attacks import ThreatModel, check_pixels
-from fare_hf.folders import check_new_folder
+from fare_hf.documents import read_object
+from fare_hf.folders import check_new_folder, path_inside
 from fare_hf.pixels import quantize, to_pil
 
 __all__ = ["Exported", "check_sent", "export_adversarial", "load_exported", "quantize_inside", "read_png"]
@@ -147,16 +148,33 @@ def load_exported(folder: str | Path) -> Exported:
     """Read such a folder back.
 
     Raises:
-        ValueError: no manifest, or a file that is not the one that was written.
+        ValueError: no manifest, one that is damaged or names files outside of the folder, or a file that is not the
+            one that was written.
     """
     folder = Path(folder)
-    if not (folder / MANIFEST).is_file():
+    path = folder / MANIFEST
+    if not path.is_file():
         raise ValueError(f"{str(folder)!r} has no {MANIFEST}: pass a folder of export_adversarial.")
-    facts = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    entries = facts.pop("images")
-    for entry in entries:
-        if hashlib.sha256((folder / entry["file"]).read_bytes()).hexdigest() != entry["sha256"]:
-            raise ValueError(f"{entry['file']} is not the image that was exported: export the folder again.")
-    pixels = torch.stack([read_png(folder / entry["file"]) for entry in entries])
-    clean = torch.stack([read_png(folder / entry["clean"]) for entry in entries])
+    facts = read_object(path)
+    entries = facts.pop("images", None)
+    if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
+        raise ValueError(f"'{path}' lists no images: export the folder again.")
+    pictures = [(_picture(folder, entry, "file"), _picture(folder, entry, "clean")) for entry in entries]
+    if len({tensor.shape for pair in pictures for tensor in pair}) > 1:
+        raise ValueError(f"'{path}' lists images of several sizes: export the folder again.")
+    pixels, clean = (torch.stack(list(part)) for part in zip(*pictures, strict=True))
     return Exported(pixels, clean, entries, facts)
+
+
+def _picture(folder: Path, entry: Mapping[str, Any], kind: str) -> Tensor:
+    """One picture of an entry, which lies in the folder and, but for the clean one, is the one that was written."""
+    name = entry.get(kind)
+    path = path_inside(folder, name, f"'{folder / MANIFEST}'")
+    if not path.is_file():
+        raise ValueError(f"'{folder / MANIFEST}' lists {name!r}, which is not there: export the folder again.")
+    if kind == "file" and hashlib.sha256(path.read_bytes()).hexdigest() != entry.get("sha256"):
+        raise ValueError(f"{name} is not the image that was exported: export the folder again.")
+    try:
+        return read_png(path)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # as Pillow names its troubles
+        raise ValueError(f"'{path}' cannot be read as a picture ({error}): export the folder again.") from error

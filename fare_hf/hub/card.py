@@ -60,6 +60,9 @@ OBJECTIVES = {
         TECOA,
     ),
 }
+OWN_OBJECTIVE = (
+    "The attacked image's embedding was trained on an objective that is none of fare_hf's own; the table names it."
+)
 NORMS = {
     "linf": "every colour value of every pixel may change by at most {eps} of its range (l-infinity norm)",
     "l2": "the change of the whole image may have Euclidean length {eps} at most, colours in [0, 1] (l2 norm)",
@@ -122,13 +125,10 @@ def render_card(content: CardContent) -> str:
     """Fill the template.
 
     Raises:
-        ValueError: the recipe holds an access token, or names an objective other than "fare" and "tecoa"; a
-            `report_model` that the report does not measure.
+        ValueError: the recipe holds an access token, or names an objective other than "fare" and "tecoa" without
+            saying what it is; a `report_model` that the report does not measure.
     """
-    objective = str(content.training.get("objective", "fare"))
-    if objective not in OBJECTIVES:
-        raise ValueError(f"training objective {objective!r} is unknown to the card: pass 'fare' or 'tecoa'.")
-    explanation, citation = OBJECTIVES[objective]
+    explanation, citation = _objective(content.training)
     threat = content.threat_model
     eps = threat.to_dict()["eps"]
     reach = NORMS[threat.norm].format(eps=eps)
@@ -152,6 +152,20 @@ def render_card(content: CardContent) -> str:
         citation="\n".join([citation, CLIP, *_attack_citations(content)]),
     )
     return str(card)
+
+
+def _objective(training: Mapping[str, Any]) -> tuple[str, str]:
+    """What is said of the objective, and its BibTeX; see `fare_hf.objectives.objective_facts`."""
+    objective = str(training.get("objective", "fare"))
+    if objective in OBJECTIVES:
+        return OBJECTIVES[objective]
+    if "objective is" not in training:
+        raise ValueError(
+            f"training objective {objective!r} is unknown to the card: pass 'fare' or 'tecoa', or say in "
+            "training['objective is'] what it minimises."
+        )
+    citation = str(training.get("objective citation", "")).strip()
+    return OWN_OBJECTIVE, citation if citation.startswith("@") and "```" not in citation else FARE
 
 
 def _metadata(content: CardContent) -> ModelCardData:
@@ -220,7 +234,8 @@ def _recipe(training: Mapping[str, Any], threat_model: ThreatModel) -> Sequence[
         if SECRET_KEY.search(key) or SECRET_VALUE.search(str(value)):
             raise ValueError(f"the training recipe's {key!r} looks like a secret: leave it out of the model card.")
     rows = [("threat model", str(threat_model))]
-    return rows + [(key, str(value).replace("|", "\\|").replace("\n", " ")) for key, value in training.items()]
+    shown = {key: value for key, value in training.items() if key != "objective citation"}
+    return rows + [(key, str(value).replace("|", "\\|").replace("\n", " ")) for key, value in shown.items()]
 
 
 def _snippet_transformers(content: CardContent) -> str:

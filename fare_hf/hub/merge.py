@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -19,25 +19,29 @@ from huggingface_hub import ModelCard, constants, snapshot_download
 
 from fare_hf.configuration import read_configuration
 from fare_hf.convert.checkpoints import find_file
-from fare_hf.folders import whole_folder
+from fare_hf.documents import read_object
+from fare_hf.folders import check_new_folder, relative_name, whole_folder
 from fare_hf.hub.merge_card import merge_card
 from fare_hf.hub.parents import (
-    INDEX,
     POSITION_IDS,
     POSITIONS,
     EncoderFiles,
     TowerNames,
     check_encoder,
+    check_held,
     check_parents,
+    files_of,
     open_encoder,
     tower_names,
     weight_map_of,
 )
-from fare_hf.hub.shards import DTYPES, read_header, read_tensor, rewrite
+from fare_hf.hub.pickled import with_safetensors
+from fare_hf.hub.shards import DTYPES, copy_file, read_header, read_tensor, rewrite
 from fare_hf.vlm.checks import MINIMUM_WEIGHT_COSINE, weight_cosine
 from fare_hf.vlm.families import Family, family_named
 from fare_hf.vlm.resolution import scaled_config, scaled_processor
 from fare_hf.vlm.sources import transformers_folder
+from fare_hf.weight_files import INDEX, LARGEST_INDEX, PICKLE, PICKLE_INDEX, SINGLE
 
 __all__ = ["Merge", "MergePlan", "merge_vision_tower", "plan_merge", "vlm_config", "write_changed"]
 
@@ -56,7 +60,9 @@ class Merge:
         vlm, encoder: the parents, as they were named.
         out: folder, or repository.
         rewritten: files with new content.
-        copied: files as they were (linked, copied, or copied by the Hub).
+        copied: files as they were (by the Hub itself on the Hub).
+        linked: those of them that are the source's own file under a second name, which `hard_links` asks for.
+        unpickled: files of weights that the parent has as pickles, now safetensors.
         left_out: other weight files of the parent, which hold the old tower.
         tensors: how many were replaced.
         cosine: of the tower's old and new weights; near 1 for a fine-tuned tower.
@@ -74,6 +80,8 @@ class Merge:
     cosine: float
     resolution: tuple[int, int]
     commit: str | None = None
+    linked: tuple[str, ...] = ()
+    unpickled: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [
@@ -81,6 +89,9 @@ class Merge:
             f"rewritten: {', '.join(self.rewritten)}; copied: {len(self.copied)} files",
             f"{self.tensors} tensors; cosine of old and new weights {self.cosine:.3f}",
         ]
+        if self.linked:
+            lines += [f"hard-linked, so that a change here changes the source too: {', '.join(self.linked)}"]
+        lines += [f"from pickles to safetensors: {', '.join(self.unpickled)}"] if self.unpickled else []
         lines += [f"left out (they hold the old tower): {', '.join(self.left_out)}"] if self.left_out else []
         return "\n".join(lines)
 
@@ -93,6 +104,7 @@ class MergePlan:
     encoder: EncoderFiles
     family: Family
     config: Any
+    weight_map: Mapping[str, str]
     names: TowerNames
     rewritten: tuple[str, ...]
     copied: tuple[str, ...]
@@ -113,8 +125,8 @@ class _Cosine:
 
     def add(self, name: str, old: torch.Tensor, new: torch.Tensor) -> None:
         cosine = weight_cosine(new, old)
-        if cosine is not None and not self.lowest[0] <= cosine:  # NaN takes the place, and keeps it
-            self.lowest = self.lowest if math.isnan(self.lowest[0]) else (cosine, name)
+        if cosine is not None and (cosine < self.lowest[0] or math.isnan(cosine)):  # a NaN stays: nothing is below it
+            self.lowest = (cosine, name)
         a, b = old.float().reshape(-1), new.float().reshape(-1)
         for index, value in enumerate((a @ b, a @ a, b @ b)):
             self.sums[index] += float(value)
@@ -130,6 +142,7 @@ def merge_vision_tower(
     out: str | os.PathLike[str],
     *,
     push_to_hub: bool = False,
+    hard_links: bool = False,
     private: bool | None = None,
     token: str | None = None,
     endpoint: str | None = None,
@@ -145,11 +158,14 @@ def merge_vision_tower(
     encoder answers two images before anything is written; an encoder in open_clip's format while it is converted.
 
     Args:
-        vlm_repo: folder or Hub name of a model of `fare_hf.vlm.families.FAMILIES`, in safetensors.
+        vlm_repo: folder or Hub name of a model of `fare_hf.vlm.families.FAMILIES`, in safetensors; pickled weights
+            (`pytorch_model.bin`) are read as weights alone and written as safetensors, into a folder only.
         encoder_repo: folder, Hub name, or file, as `fare_hf.swap_vision_tower` takes it (no module).
-        out: new folder, where all other files are hard-linked or copied; or, with `push_to_hub`, a new repository,
-            to which the Hub copies them itself: nothing else is down- or uploaded.
+        out: new folder, to which all other files are copied (sharing blocks where the file system can); or, with
+            `push_to_hub`, a new repository, to which the Hub copies them itself: nothing else is down- or uploaded.
         push_to_hub: `out` is a repository, and `vlm_repo` one on the same Hub.
+        hard_links: large files in `out` are those of the source (or of the Hub's cache) under a second name, where
+            the disk can: no room is taken, and who edits one edits both.
         private: of the new repository.
         token: access token; None takes `HF_TOKEN` or that of `hf auth login`.
         endpoint: of another Hub than `HF_ENDPOINT`.
@@ -160,49 +176,56 @@ def merge_vision_tower(
     Raises:
         TypeError: not a known family.
         ValueError: parents that do not fit, an encoder whose weights or answers are not finite, weights that are
-            quantised or no safetensors, an `out` that is not empty. Nothing is left behind.
+            quantised, or pickled beside code, files or links that leave their folder, an index that its files do not
+            fit, an `out` that is not empty. Nothing is left behind.
         OSError: something cannot be read or written.
     """
     if push_to_hub:
         from fare_hf.hub.merge_remote import merge_on_hub
 
+        if hard_links:
+            raise ValueError("hard_links is for a merge into a folder: on the Hub nothing is linked, leave it out.")
         hub: dict[str, Any] = {"token": token, "endpoint": endpoint, "private": private, "revision": revision}
         return merge_on_hub(str(vlm_repo), encoder_repo, str(out), encoder_revision=encoder_revision, base=base, **hub)
     target = Path(out)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ValueError(f"'{target}' is not an empty folder: name a new one, so that nothing is overwritten.")
+    check_new_folder(target)
     folder = Path(vlm_repo)
     if not folder.is_dir():
         folder = Path(
             snapshot_download(str(vlm_repo), revision=revision, token=token, endpoint=endpoint or constants.ENDPOINT)
         )
-    files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
-    config, _ = vlm_config(folder)
+    config, family = vlm_config(folder)
     with transformers_folder(encoder_repo, config.vision_config, base=base, revision=encoder_revision) as found:
         place, at, _ = found
-        encoder = open_encoder(str(encoder_repo), place, at, card_of(encoder_repo, encoder_revision))
-        plan = plan_merge(str(vlm_repo), folder, list(files), encoder)
-        check_encoder(encoder)
-        with whole_folder(target) as part:
-            result = _merge_folder(plan, folder, part)
-    return replace(result, out=str(out))
+        with temporary_folder() as room:
+            card = card_of(encoder_repo, encoder_revision)
+            encoder = open_encoder(str(encoder_repo), place, at, card, Path(room))
+            check_parents(config, family, encoder)
+            with whole_folder(target) as part, _in_safetensors(folder, part) as (parent, unpickled):
+                plan = plan_merge(str(vlm_repo), parent, files_of(parent), encoder)
+                check_encoder(encoder)
+                check_held(parent, sorted(set(plan.weight_map.values())), plan.weight_map, family)
+                # The copy that was made for the safetensors goes away: what is linked to it is nobody else's.
+                result = _merge_folder(plan, parent, part, hard_links or bool(unpickled))
+    linked = () if unpickled else result.linked
+    return replace(result, out=str(out), linked=linked, unpickled=unpickled)
 
 
 def plan_merge(vlm: str, folder: Path, files: list[str], encoder: EncoderFiles) -> MergePlan:
-    """Check the parents and sort the files.
+    """Find the towers' tensors and sort the files.
 
     Args:
         vlm: name of the model.
         folder: holds its configuration, and index or single file of weights.
         files: all its files.
-        encoder: the other parent.
+        encoder: the other parent, which `check_parents` has compared.
 
     Raises:
         TypeError, ValueError: as `merge_vision_tower`.
     """
     config, family = vlm_config(folder)
-    check_parents(config, family, encoder)
-    weights = weight_map_of(folder)
+    files = [relative_name(name, f"'{vlm}'") for name in files]
+    weights = weight_map_of(folder, files)
     names = tower_names(weights, family, encoder)
     changed = [*names.files]
     if config.vision_config.image_size != encoder.config.image_size:
@@ -214,7 +237,7 @@ def plan_merge(vlm: str, folder: Path, files: list[str], encoder: EncoderFiles) 
     left_out += [name for name in others if name.endswith(".index.json") and name != INDEX]
     copied = [name for name in others if name not in left_out]
     parts = (tuple(sorted(group)) for group in (changed, copied, left_out))
-    return MergePlan(vlm, encoder, family, config, names, *parts)
+    return MergePlan(vlm, encoder, family, config, weights, names, *parts)
 
 
 def write_changed(plan: MergePlan, folder: Path, part: Path) -> float:
@@ -224,13 +247,13 @@ def write_changed(plan: MergePlan, folder: Path, part: Path) -> float:
     for file in plan.names.files:
         grown += _rewrite_file(plan, file, folder, part, sums)
     for name in set(plan.rewritten) - set(plan.names.files):
-        content = json.loads((folder / name).read_text(encoding="utf-8"))
+        content = read_object(folder / name, LARGEST_INDEX)
         if name == "config.json":
             content = scaled_config(content, plan.config, old, size)
         elif name == INDEX:
-            content.setdefault("metadata", {})
-            if "total_size" in content["metadata"]:
-                content["metadata"]["total_size"] += grown
+            metadata = content.get("metadata")
+            if isinstance(metadata, dict) and isinstance(metadata.get("total_size"), int):
+                metadata["total_size"] += grown
         else:
             content = scaled_processor(content, old, size)
         (part / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -270,15 +293,28 @@ def write_card(plan: MergePlan, merge: Merge, readme: Path | None, part: Path) -
     (part / "README.md").write_text(text, encoding="utf-8")
 
 
-def _merge_folder(plan: MergePlan, folder: Path, part: Path) -> Merge:
+@contextmanager
+def _in_safetensors(folder: Path, part: Path) -> Iterator[tuple[Path, tuple[str, ...]]]:
+    """The model's folder, or one beside `part` with safetensors for its pickled weights, and their names."""
+    files = files_of(folder)
+    if INDEX in files or SINGLE in files or not {PICKLE, PICKLE_INDEX} & set(files):
+        yield folder, ()
+        return
+    with tempfile.TemporaryDirectory(prefix=".fare_hf-merge-", dir=part.parent) as place:
+        yield Path(place), tuple(with_safetensors(folder, files, Path(place)))
+
+
+def _merge_folder(plan: MergePlan, folder: Path, part: Path, hard_links: bool) -> Merge:
     for name in (*plan.rewritten, *plan.copied):
         (part / name).parent.mkdir(parents=True, exist_ok=True)
     cosine = write_changed(plan, folder, part)
+    linked = tuple(name for name in plan.copied if hard_links and _link(folder / name, part / name))
     for name in plan.copied:
-        _link(folder / name, part / name)
+        if name not in linked:
+            copy_file(folder / name, part / name)
     merge = Merge(
         plan.vlm, plan.encoder.source, "", plan.rewritten, plan.copied, plan.left_out, len(plan.names.flat), cosine,
-        plan.resolution,
+        plan.resolution, linked=linked,
     )  # fmt: skip
     write_card(plan, merge, folder / "README.md", part)
     return merge
@@ -321,16 +357,16 @@ def _new_value(
     return new
 
 
-def _link(source: Path, target: Path) -> None:
-    """Large files are linked where the disk can; small ones, which people edit, are copied."""
+def _link(source: Path, target: Path) -> bool:
+    """Large files are linked where the disk can; small ones, which people edit, never."""
     real = source.resolve()
-    if real.stat().st_size >= LINKED_FROM:
-        try:
-            os.link(real, target)
-            return
-        except OSError:  # another disk, or no links there
-            pass
-    shutil.copyfile(real, target)
+    if real.stat().st_size < LINKED_FROM:
+        return False
+    try:
+        os.link(real, target)
+    except OSError:  # another disk, or no links there
+        return False
+    return True
 
 
 def temporary_folder() -> tempfile.TemporaryDirectory[str]:

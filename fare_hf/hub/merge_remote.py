@@ -10,8 +10,10 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, CommitOperationCopy, RepoFile, get_token, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 
+from fare_hf.folders import relative_name
 from fare_hf.hub.folder import LocalFile, check_repo_id
 from fare_hf.hub.merge import (
+    PROCESSORS,
     Merge,
     MergePlan,
     card_of,
@@ -21,15 +23,18 @@ from fare_hf.hub.merge import (
     write_card,
     write_changed,
 )
-from fare_hf.hub.parents import INDEX, SINGLE, check_encoder, open_encoder
+from fare_hf.hub.parents import check_encoder, check_held, check_parents, open_encoder
 from fare_hf.hub.push import PushError
 from fare_hf.hub.remote import Remote
 from fare_hf.hub.retry import Retries, persist, redact
 from fare_hf.vlm.sources import transformers_folder
+from fare_hf.weight_files import INDEX, LARGEST_INDEX, PICKLE, PICKLE_INDEX, SINGLE
 
 __all__ = ["merge_on_hub"]
 
 MESSAGE = "Merge robust vision encoder"
+SMALL = ("config.json", INDEX, *PROCESSORS, "README.md")
+"""What a merge reads of the model besides the files that hold its tower."""
 
 
 def merge_on_hub(
@@ -76,21 +81,24 @@ def _merge(
 ) -> Merge:
     commit = source.head(revision or "main")
     tree = source.tree(commit)
+    _check_source(source.repo_id, tree)
     _check_empty(target)
     with temporary_folder() as temporary:
-        folder, part = Path(temporary) / "parent", Path(temporary) / "child"
+        folder, part, room = (Path(temporary) / name for name in ("parent", "child", "encoder"))
         part.mkdir()
-        small = [n for n in tree if n.endswith((".json", "README.md")) and not n.startswith(".")]
-        _download(source, [n for n in small if n != "tokenizer.json"], commit, folder)
+        room.mkdir()
+        _download(source, [name for name in SMALL if name in tree], commit, folder)
         if INDEX not in tree and SINGLE in tree:
             _download(source, [SINGLE], commit, folder)
-        config, _ = vlm_config(folder)
+        config, family = vlm_config(folder)
         with transformers_folder(encoder, config.vision_config, base=base, revision=encoder_revision) as place:
             card = card_of(encoder, encoder_revision)
-            files = open_encoder(str(encoder), place[0], place[1], card)
+            files = open_encoder(str(encoder), place[0], place[1], card, room)
+            check_parents(config, family, files)
             plan = plan_merge(source.repo_id, folder, list(tree), files)
             check_encoder(files)
             _download(source, list(plan.names.files), commit, folder)
+            check_held(folder, plan.names.files, plan.weight_map, family)
             cosine = write_changed(plan, folder, part)
         merge = Merge(
             plan.vlm, str(encoder), target.repo_id, plan.rewritten, plan.copied, plan.left_out,
@@ -99,6 +107,21 @@ def _merge(
         write_card(plan, merge, folder / "README.md", part)
         target.create(private)
         return replace(merge, commit=_commit(source, target, plan, commit, part, tree))
+
+
+def _check_source(repo_id: str, tree: dict[str, RepoFile]) -> None:
+    """Names that stay where they are put, small files that are small, and weights that the Hub can copy."""
+    for name, file in tree.items():
+        relative_name(name, f"the repository '{repo_id}'")
+        if name in SMALL and file.size > LARGEST_INDEX:
+            raise ValueError(
+                f"{name!r} of '{repo_id}' has {file.size:,} bytes, more than any such file: do not use it."
+            )
+    if not {INDEX, SINGLE} & set(tree) and {PICKLE, PICKLE_INDEX} & set(tree):
+        raise ValueError(
+            f"'{repo_id}' has pickled weights alone ({PICKLE}), which have to be written anew as safetensors: merge "
+            "into a folder (without push_to_hub), and upload that."
+        )
 
 
 def _check_empty(target: Remote) -> None:

@@ -2,42 +2,44 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
 from accelerate.hooks import attach_align_device_hook
-from safetensors import safe_open
 from torch import Tensor
 from transformers import CLIPVisionModel, SiglipVisionModel
 
 from fare_hf.configuration import read_configuration
-from fare_hf.convert.checkpoints import find_file, read_json
+from fare_hf.convert.checkpoints import find_file
+from fare_hf.documents import read_object
+from fare_hf.folders import path_inside
+from fare_hf.hub.pickled import safetensors_of
 from fare_hf.hub.shards import read_header, read_tensor
 from fare_hf.validation import check_answers, check_recorded, recorded_architecture
 from fare_hf.vlm.checks import check_architecture, check_weights
 from fare_hf.vlm.families import ENCODER_OF, Family
+from fare_hf.weight_files import INDEX, PICKLE, SINGLE, read_index
 
 __all__ = [
-    "INDEX",
     "POSITIONS",
     "POSITION_IDS",
-    "SINGLE",
     "EncoderFiles",
     "TowerNames",
     "check_encoder",
+    "check_held",
     "check_parents",
+    "files_of",
     "open_encoder",
     "tower_names",
     "weight_map_of",
 ]
 
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 PARTS = r"(?:vision_model\.)?((?:embeddings|encoder|pre_layrnorm|post_layernorm|head)\..+)"
 POSITIONS, POSITION_IDS = "embeddings.position_embedding.weight", "embeddings.position_ids"
 TOWERS: dict[str, Any] = {"clip_vision_model": CLIPVisionModel, "siglip_vision_model": SiglipVisionModel}
@@ -98,16 +100,15 @@ def tower_names(weight_map: Mapping[str, str], family: Family, encoder: EncoderF
     Raises:
         ValueError: a tensor of the tower that the encoder does not have, or the other way round.
     """
-    leaves = [path.rsplit(".", 1)[-1] for path in family.towers]
     flat: dict[str, str] = {}
-    for leaf in leaves:
+    for leaf in _leaves(family):
         own = re.compile(rf"(?:.*\.)?{leaf}\.{PARTS}")
         inside = {name: match[1] for name in weight_map if (match := own.fullmatch(name))}
         if not inside:
             raise ValueError(f"the checkpoint has no weights of a '{leaf}': name the repository of the whole model.")
         _check_complete(set(inside.values()), encoder)
         flat |= inside
-    strange = [name for name in weight_map if name not in flat and re.search(rf"(^|\.)({'|'.join(leaves)})\.", name)]
+    strange = [name for name in weight_map if name not in flat and _in_tower(name, family)]
     if strange:
         raise ValueError(f"the checkpoint has '{strange[0]}' in its vision tower, which no CLIP or SigLIP has.")
     files: dict[str, list[str]] = {}
@@ -116,7 +117,7 @@ def tower_names(weight_map: Mapping[str, str], family: Family, encoder: EncoderF
     return TowerNames(files, flat)
 
 
-def open_encoder(source: str, place: str, revision: str | None, card: Path | None) -> EncoderFiles:
+def open_encoder(source: str, place: str, revision: str | None, card: Path | None, room: Path) -> EncoderFiles:
     """Look at an encoder in the format of transformers, without reading its weights.
 
     Args:
@@ -124,27 +125,39 @@ def open_encoder(source: str, place: str, revision: str | None, card: Path | Non
         place: folder or Hub name.
         revision: of the latter.
         card: its model card.
+        room: an empty folder that lives as long as the encoder is read, for the safetensors of pickled weights.
 
     Raises:
-        ValueError: no safetensors there.
+        ValueError: no weights there, or an index that they do not fit.
         OSError: it cannot be read.
     """
     config = read_configuration(place, revision=revision or "main")
     check_recorded(config, recorded_architecture(place, revision=revision or "main"), f"the encoder '{source}'")
-    index = find_file(place, INDEX, revision)
-    names: Iterable[str] = sorted(set(read_json(index)["weight_map"].values())) if index else [SINGLE]
-    places: dict[str, tuple[Path, str]] = {}
-    for name in names:
-        path = find_file(place, name, revision)
-        if path is None:
-            raise ValueError(f"the encoder '{source}' has no {name}: only safetensors are merged; convert it first.")
-        with safe_open(path, framework="pt") as file:
-            for key in file.keys():
-                if not key.startswith("text_model."):
-                    places[key.removeprefix("vision_model.")] = (path, key)
     images = find_file(place, "preprocessor_config.json", revision)
     vision = getattr(config, "vision_config", config)
-    return EncoderFiles(source, vision, places, read_json(images) if images else None, card)
+    find = partial(find_file, place, revision=revision)
+    if find(INDEX) is None and find(SINGLE) is None:
+        if safetensors_of(find, room) is None:
+            raise ValueError(f"the encoder '{source}' has no {SINGLE} and no {PICKLE}: convert it first.")
+        find = partial(find_file, str(room))
+    places = _places(find, source)
+    return EncoderFiles(source, vision, places, read_object(images) if images else None, card)
+
+
+def _places(find: Callable[[str], Path | None], source: str) -> dict[str, tuple[Path, str]]:
+    """Flat name -> where the tensor lies."""
+    index = find(INDEX)
+    listed = read_index(index) if index is not None else {}
+    places: dict[str, tuple[Path, str]] = {}
+    for name in sorted(set(listed.values())) or [SINGLE]:
+        path = find(name)
+        if path is None:
+            raise ValueError(f"the encoder '{source}' has no {name}, which its index names: download it again.")
+        header, _ = read_header(path)
+        _check_file(name, header, listed or dict.fromkeys(header, name), f"the encoder '{source}'")
+        tower = [key for key in header if not key.startswith(("text_model.", "__metadata__"))]
+        places |= {key.removeprefix("vision_model."): (path, key) for key in tower}
+    return places
 
 
 def check_encoder(encoder: EncoderFiles) -> None:
@@ -211,18 +224,78 @@ def check_parents(config: Any, family: Family, encoder: EncoderFiles) -> None:
     check_architecture(config, family, config.vision_config, encoder.config, encoder.source)
 
 
-def weight_map_of(folder: Path) -> dict[str, str]:
-    """Tensor name -> file name, of a folder with an index or with a single file.
+def files_of(folder: Path) -> list[str]:
+    """The files of a folder by their names in it.
 
     Raises:
-        ValueError: neither.
+        ValueError: a link that leaves the folder, or leads to another folder.
     """
-    if (folder / INDEX).is_file():
-        return json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-    if (folder / SINGLE).is_file():
-        with safe_open(folder / SINGLE, framework="pt") as file:
-            return dict.fromkeys(file.keys(), SINGLE)
-    raise ValueError("the vision-language model has no safetensors: only these are merged; convert it first.")
+    found = []
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink() and path_inside(folder, name).is_dir():
+            raise ValueError(f"'{folder}' holds {name!r}, a link to a folder: copy what it leads to, or take it away.")
+        if path_inside(folder, name).is_file():
+            found.append(name)
+    return found
+
+
+def weight_map_of(folder: Path, files: Collection[str]) -> dict[str, str]:
+    """Tensor name -> file name, of a model with an index or with a single file.
+
+    Args:
+        folder: holds the index or the single file.
+        files: all that the model has.
+
+    Raises:
+        ValueError: neither, or an index of files that are not there.
+    """
+    if INDEX not in files:
+        if SINGLE not in files:
+            raise ValueError("the vision-language model has no safetensors: only these are merged; convert it first.")
+        header, _ = read_header(folder / SINGLE)
+        return {name: SINGLE for name in header if name != "__metadata__"}
+    weight_map = read_index(folder / INDEX)
+    absent = sorted(set(weight_map.values()) - set(files))
+    if absent:
+        raise ValueError(f"{INDEX} names the file {absent[0]!r}, which is not there: take the whole model.")
+    return weight_map
+
+
+def check_held(folder: Path, files: Iterable[str], weight_map: Mapping[str, str], family: Family) -> None:
+    """Files hold what the index says, and nothing of the tower besides, which would stay as it was.
+
+    Raises:
+        ValueError: a tensor in another file, in two, or in a file that the index does not name for it.
+    """
+    for file in files:
+        header, _ = read_header(folder / file)
+        _check_file(file, header, weight_map, "the vision-language model")
+        strange = [name for name in header if name not in weight_map and _in_tower(name, family)]
+        if strange:
+            raise ValueError(
+                f"'{file}' holds {strange[0]!r} of the tower, which {INDEX} does not name: mend the index."
+            )
+
+
+def _check_file(file: str, header: Mapping[str, Any], weight_map: Mapping[str, str], owner: str) -> None:
+    absent = [name for name, place in weight_map.items() if place == file and name not in header]
+    twice = [name for name in header if weight_map.get(name, file) != file]
+    if absent:
+        raise ValueError(f"{owner} has {absent[0]!r} in '{file}' by its {INDEX}, but not there: download both again.")
+    if twice:
+        raise ValueError(
+            f"{owner} has {twice[0]!r} in '{file}' and, by its {INDEX}, in '{weight_map[twice[0]]}': which of them "
+            "counts is not known; take one away."
+        )
+
+
+def _leaves(family: Family) -> list[str]:
+    return [path.rsplit(".", 1)[-1] for path in family.towers]
+
+
+def _in_tower(name: str, family: Family) -> bool:
+    return re.search(rf"(^|\.)({'|'.join(_leaves(family))})\.", name) is not None
 
 
 def _check_complete(tower: set[str], encoder: EncoderFiles) -> None:

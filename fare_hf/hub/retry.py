@@ -12,9 +12,8 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
-import httpx2
 from huggingface_hub import get_session
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
 __all__ = ["Retries", "is_transient", "persist", "redact", "status_of", "wait_asked"]
 
@@ -81,7 +80,7 @@ def persist(action: Callable[[], T], retries: Retries, settled: Callable[[], T |
 def _impatient(seconds: float) -> Iterator[None]:
     """The client's requests end after so many seconds of silence; it shares one session with the whole process."""
     session = get_session()
-    before, session.timeout = session.timeout, httpx2.Timeout(seconds)
+    before, session.timeout = session.timeout, seconds
     try:
         yield
     finally:
@@ -93,7 +92,8 @@ def is_transient(error: BaseException) -> bool:
     status = status_of(error)
     if status is not None:
         return status in TRANSIENT_STATUS
-    kinds = (httpx2.TransportError, ConnectionError, TimeoutError, json.JSONDecodeError)
+    # HTTPError: of the HTTP library that the client uses; one with an answer has a status.
+    kinds = (HTTPError, ConnectionError, TimeoutError, json.JSONDecodeError)
     chain = list(_chain(error))
     if any(isinstance(link, OfflineModeIsEnabled) for link in chain):
         return False

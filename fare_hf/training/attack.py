@@ -58,6 +58,8 @@ class BatchAttack:
         self.args, self.objective, self.normalization, self.hold = args, objective, normalization, hold
         self.autocast = autocast
         self._warm = WarmStarts(args.threat_model) if args.attack_warm_start else None
+        self.embeds_original = False
+        """Whether the objective ran the original encoder on the last batch."""
 
     def __call__(
         self,
@@ -83,9 +85,15 @@ class BatchAttack:
             raise ValueError("the batch has no 'index', only " + ", ".join(inputs) + "; use PixelDataset, or add it.")
         pixels = inputs["pixel_values"]
         embed_original = make_embed(original, self.normalization, self.args.embedding)
+        self.embeds_original = False
+
+        def embed_clean(points: Tensor) -> Tensor:
+            self.embeds_original = True
+            return embed_original(points)
+
         with self.hold(encoder):
             with torch.no_grad():
-                targets = self.objective.targets(pixels, inputs.get("labels"), embed_original)
+                targets = self.objective.targets(pixels, inputs.get("labels"), embed_clean)
             loss_fn = _Recorded(self.objective, self._embed(encoder), targets)
             try:
                 adversarial = self._maximise(loss_fn, inputs, step, steps or attack_steps_at(self.args, 1.0))

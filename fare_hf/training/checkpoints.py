@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from transformers.trainer_utils import TrainOutput
 
 from fare_hf.data import PixelStream, check_batches
 from fare_hf.encoders import load_complete
+from fare_hf.folders import locked_folder
 from fare_hf.training.disk import check_disk
 from fare_hf.training.identity import option_defaults
 from fare_hf.training.manifest import check_run, latest_checkpoint, write_manifest
@@ -33,6 +36,32 @@ class CheckpointTrainer(Trainer):
     identity: dict[str, Any]
     """What a checkpoint must agree with; see `run_identity`."""
     _stream: TrainingStream | None = None
+    _holds_folder = False
+
+    @contextmanager
+    def only_run(self) -> Iterator[None]:
+        """Holds `output_dir` for this run: for all of its processes, until the end; `train` does it too.
+
+        Raises:
+            ValueError: another run writes there; in every process.
+        """
+        if self._holds_folder:
+            yield
+            return
+        fault: ValueError | None = None
+        with ExitStack() as stack:
+            if self.is_world_process_zero():
+                try:
+                    stack.enter_context(locked_folder(Path(str(self.args.output_dir)), "a training"))
+                except ValueError as error:
+                    fault = error
+            if max(self._of_all(int(fault is not None))):
+                raise fault or ValueError(f"another run writes to {str(self.args.output_dir)!r}.")
+            self._holds_folder = True
+            try:
+                yield
+            finally:
+                self._holds_folder = False
 
     def train(
         self,
@@ -44,26 +73,34 @@ class CheckpointTrainer(Trainer):
 
         Args:
             resume_from_checkpoint: a folder; True or "latest" for the newest complete checkpoint of `output_dir`, or
-                the beginning if there is none.
-            trial, ignore_keys_for_eval: of `Trainer.train`.
+                the beginning if there is none; None is what the arguments say.
+            trial: None; there is no search over hyperparameters.
+            ignore_keys_for_eval: of `Trainer.train`.
 
         Raises:
             ValueError: a checkpoint that is not complete or of another run, with the differences; too little room on
-                the disk; processes that do not share `output_dir`.
+                the disk; processes that do not share `output_dir`; another run that writes to it.
         """
-        folder = resume_from_checkpoint if isinstance(resume_from_checkpoint, str) else None
-        if resume_from_checkpoint is True or folder == "latest":
+        if trial is not None:
+            raise ValueError("trial= is of a search over hyperparameters; run one training for each choice.")
+        wanted = self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
+        with self.only_run():
+            return self._train(wanted, ignore_keys_for_eval)
+
+    def _train(self, wanted: str | bool | None, ignore_keys_for_eval: list[str] | None) -> TrainOutput:
+        folder = wanted if isinstance(wanted, str) else None
+        if wanted is True or folder == "latest":
             folder = latest_checkpoint(str(self.args.output_dir))
         step = -1 if folder is None else self._check_checkpoint(Path(folder))
         self._check_shared(step)
         batch, processes = self.args.train_batch_size, self.args.world_size
         check_batches(self.train_dataset, batch, processes, self.args.dataloader_drop_last)
         check_disk(self.args, self.model, max(step, 0))
-        if folder is not None and not self._is_sharded() and step >= self.args.max_steps > 0:
+        if folder is not None and step >= self.args.max_steps > 0:
             self._restore(folder)
             self.state = TrainerState.load_from_json(str(Path(folder) / "trainer_state.json"))
             return TrainOutput(step, 0.0, {})
-        return super().train(folder, trial, ignore_keys_for_eval)
+        return super().train(folder, None, ignore_keys_for_eval)
 
     def get_train_dataloader(self) -> DataLoader:
         """A stream is divided among all readers: accelerate would have one process read and decode for all."""
@@ -145,9 +182,13 @@ class CheckpointTrainer(Trainer):
         check_run(folder, self.identity, option_defaults())
         return TrainerState.load_from_json(str(folder / "trainer_state.json")).global_step
 
+    def _of_all(self, number: int) -> list[int]:
+        """A number of each process."""
+        return self.accelerator.gather(torch.tensor([number], device=self.args.device)).tolist()
+
     def _check_shared(self, step: int) -> None:
         """That all processes resume from the same step, and see one `output_dir`."""
-        steps = self.accelerator.gather(torch.tensor([step], device=self.args.device)).tolist()
+        steps = self._of_all(step)
         if len(set(steps)) > 1:
             raise ValueError(
                 f"the processes find checkpoints of the steps {steps} in output_dir={str(self.args.output_dir)!r}; "
@@ -159,7 +200,7 @@ class CheckpointTrainer(Trainer):
         if self.is_world_process_zero():
             probe.touch()
         self.accelerator.wait_for_everyone()
-        seen = self.accelerator.gather(torch.tensor([int(probe.exists())], device=self.args.device)).tolist()
+        seen = self._of_all(int(probe.exists()))
         if self.is_world_process_zero():
             probe.unlink()
         if not all(seen):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import SchedulerType, TrainingArguments
+from transformers import IntervalStrategy, SchedulerType, TrainingArguments
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 
 from fare_hf.attacks import ThreatModel, parse_step_size
@@ -15,9 +15,13 @@ from fare_hf.attacks.threat_model import parse_fraction
 from fare_hf.encoders import EMBEDDINGS
 from fare_hf.float8 import check_float8
 from fare_hf.hub import check_repo_id
+from fare_hf.training.accepted import check_options
+from fare_hf.training.batches import default_workers, divide_batch
 from fare_hf.training.launch import check_launch
+from fare_hf.training.sharding import check_sharding
+from fare_hf.training.window import greater_is_better
 
-__all__ = ["FareConfig", "share_of_batch"]
+__all__ = ["FareConfig"]
 
 OBJECTIVES = ("fare", "tecoa")
 CHEAPER = ("attack_steps_start", "attack_bf16", "attack_fp8", "attack_warm_start", "trained_blocks", "lora_rank")
@@ -31,10 +35,14 @@ class FareConfig(TrainingArguments):
     The defaults are the recipe of Schlarmann et al. 2024 (arXiv 2402.12336): AdamW, learning rate 1e-5, weight decay
     1e-4, cosine with 1,400 warm-up steps, 20,000 steps of 128 images, no clipping, PGD with 10 steps of 1/255.
 
+    The 128 images are those of an update over all processes, and divided among them. With
+    `per_device_train_batch_size` alone an update has that many images of each process, as for any Trainer. What of the
+    Trainer's options would be ignored is refused (`fare_hf.training.accepted`).
+
     Changed defaults: `learning_rate`, `weight_decay`, `lr_scheduler_type`, `warmup_steps`, `max_steps`,
-    `per_device_train_batch_size` (128 is the whole batch: divide it by the number of processes), `max_grad_norm`,
-    `logging_steps`, `hub_strategy`, `remove_unused_columns`, `ddp_find_unused_parameters`, `logging_nan_inf_filter`,
-    `prediction_loss_only`.
+    `per_device_train_batch_size`, `dataloader_num_workers` (up to 8 on a GPU), `max_grad_norm`, `logging_steps`,
+    `save_total_limit`, `hub_strategy`, `remove_unused_columns`, `ddp_find_unused_parameters`,
+    `logging_nan_inf_filter`, `prediction_loss_only`.
 
     Raises:
         ValueError: a value that cannot work, named with what to change.
@@ -113,13 +121,23 @@ class FareConfig(TrainingArguments):
     lr_scheduler_type: SchedulerType | str = field(default="cosine", metadata={"help": "Learning rate schedule."})
     warmup_steps: float = field(default=1400, metadata={"help": "Linear warm-up: steps, or a share below 1."})
     max_steps: int = field(default=20_000, metadata={"help": "Updates of the weights; -1 counts epochs instead."})
-    per_device_train_batch_size: int = field(default=128, metadata={"help": "Images a process takes in a step."})
+    per_device_train_batch_size: int = field(  # a number after __post_init__
+        default=None,  # type: ignore[assignment]
+        metadata={"help": "Images a process takes at a time; alone, an update has so many of each process."},
+    )
     global_batch_size: int | None = field(
         default=None,
         metadata={
-            "help": "Images in an update over all processes: batch and accumulation follow, with "
-            "--per_device_train_batch_size as the most that a process takes at once."
+            "help": "Images in an update over all processes (128, if --per_device_train_batch_size is not given): "
+            "batch and accumulation follow, with --per_device_train_batch_size as the most that a process takes."
         },
+    )
+    dataloader_num_workers: int = field(
+        default=None,  # type: ignore[assignment]
+        metadata={"help": "Processes that read images for each that trains; by default up to 8 on a GPU, else none."},
+    )
+    save_total_limit: int | None = field(
+        default=2, metadata={"help": "Checkpoints that are kept, the best one among them; 0 keeps all."}
     )
     max_grad_norm: float = field(default=0.0, metadata={"help": "Largest gradient norm; 0 does not clip."})
     logging_steps: float = field(default=50, metadata={"help": "Steps between two lines of the log."})
@@ -145,7 +163,13 @@ class FareConfig(TrainingArguments):
         check_launch(self.use_cpu, self.deepspeed)
         if self.accelerator_config is None and self.dataloader_pin_memory:
             self.accelerator_config = {"non_blocking": True}  # copies to the device do not wait
+        if self.dataloader_num_workers is None:
+            self.dataloader_num_workers = default_workers(self.use_cpu)
+        metric = self.metric_for_best_model or ("loss" if self.load_best_model_at_end else None)
+        self.greater_is_better = greater_is_better(metric, self.greater_is_better)
         super().__post_init__()
+        check_sharding(self)
+        check_options(self)
         self._check_attack()
         self._check_cheaper()
         self._check_counts()
@@ -159,6 +183,7 @@ class FareConfig(TrainingArguments):
         if self.objective == "tecoa" and self.embedding != "projected":
             raise ValueError(f"embedding={self.embedding!r} cannot be compared with text; tecoa needs 'projected'.")
         self._check_trainer()
+        self._check_ignored()
 
     @property
     def threat_model(self) -> ThreatModel:
@@ -214,23 +239,54 @@ class FareConfig(TrainingArguments):
     def _check_counts(self) -> None:
         """Numbers that the Trainer would divide by, or take for something else."""
         for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
-            if (value := getattr(self, name)) < 1:
+            if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name}={value} is not positive; give at least 1.")
         if self.max_steps == 0 or self.max_steps < -1:
             raise ValueError(
                 f"max_steps={self.max_steps} trains nothing; give the number of updates, or -1 to count epochs."
             )
+        if self.max_steps > 0 and self.num_train_epochs != TrainingArguments.num_train_epochs:
+            raise ValueError(
+                f"num_train_epochs={self.num_train_epochs:g} is not looked at while max_steps={self.max_steps} counts "
+                "updates; give max_steps=-1 to count epochs."
+            )
         if self.save_strategy == SaveStrategy.STEPS and self.save_steps <= 0:
             raise ValueError(f"save_steps={self.save_steps} is not positive; give a number, or save_strategy='no'.")
+        if (self.save_total_limit or 0) < 0 or self.dataloader_num_workers < 0:
+            name = "save_total_limit" if (self.save_total_limit or 0) < 0 else "dataloader_num_workers"
+            raise ValueError(f"{name}={getattr(self, name)} is negative; give a number from 0.")
 
     def _divide_batch(self) -> None:
-        """Batch of a process and accumulation from `global_batch_size`: equal parts, as large as allowed."""
-        if self.global_batch_size is None:
-            return
-        share = share_of_batch(self.global_batch_size, self.world_size)
-        most = min(self.per_device_train_batch_size, share)
-        self.per_device_train_batch_size = next(size for size in range(most, 0, -1) if share % size == 0)
-        self.gradient_accumulation_steps = share // self.per_device_train_batch_size
+        """Images of an update among processes and batches."""
+        given = (self.global_batch_size, self.per_device_train_batch_size, self.gradient_accumulation_steps)
+        divided = divide_batch(*given, self.world_size)
+        self.global_batch_size, self.per_device_train_batch_size, self.gradient_accumulation_steps = divided
+
+    def _check_ignored(self) -> None:
+        """Values that would be ignored or break the record of a run, of options that are used otherwise."""
+        if self.objective == "fare" and self.logit_scale is not None:
+            raise ValueError(f"logit_scale={self.logit_scale} is of objective='tecoa'; leave it out for 'fare'.")
+        if self.eval_strategy == IntervalStrategy.NO:
+            if self.do_eval:
+                raise ValueError("do_eval=True asks for no evaluation by itself; give eval_strategy='steps'.")
+            if self.metric_for_best_model is not None:
+                raise ValueError(
+                    f"metric_for_best_model={self.metric_for_best_model!r} is never measured; give "
+                    "eval_strategy='steps'."
+                )
+        if self.train_sampling_strategy not in ("random", "sequential"):
+            raise ValueError(
+                f"train_sampling_strategy={self.train_sampling_strategy!r} goes by lengths, which images do not have; "
+                "give random or sequential."
+            )
+        loading: Any = self.accelerator_config
+        if loading.split_batches:
+            raise ValueError(
+                "split_batches=True would divide per_device_train_batch_size again; give global_batch_size, which "
+                "is of all processes."
+            )
+        if not loading.use_seedable_sampler:
+            raise ValueError("use_seedable_sampler=False gives an order that no resumed run finds; leave it True.")
 
     def _check_trainer(self) -> None:
         """Settings of the Trainer that would break or hide something here."""
@@ -266,15 +322,3 @@ class FareConfig(TrainingArguments):
     def __getstate__(self) -> dict[str, Any]:
         """The Trainer pickles its arguments beside every checkpoint: without the access token."""
         return {**self.__dict__, "hub_token": None}
-
-
-def share_of_batch(images: int, processes: int) -> int:
-    """Images of a batch that each process takes.
-
-    Raises:
-        ValueError: they are not the same number for all.
-    """
-    share, rest = divmod(images, processes)
-    if rest or not share:
-        raise ValueError(f"global_batch_size={images} does not divide among {processes} processes.")
-    return share

@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fare_hf.objectives import objective_facts
 from fare_hf.training.config import FareConfig
 
-__all__ = ["fingerprint", "option_defaults", "run_identity"]
+__all__ = ["fingerprint", "image_backend", "option_defaults", "run_identity"]
 
 # What FareConfig declares and the weights do not depend on; the batch sizes count together.
 WITHOUT_INFLUENCE = {
+    "dataloader_num_workers",
     "ddp_find_unused_parameters",
     "eval_attack_steps",
     "eval_images",
@@ -26,6 +28,7 @@ WITHOUT_INFLUENCE = {
     "per_device_train_batch_size",
     "prediction_loss_only",
     "remove_unused_columns",
+    "save_total_limit",
 }
 OWN = tuple(name for name in FareConfig.__annotations__ if name not in WITHOUT_INFLUENCE)
 OF_THE_TRAINER = (
@@ -57,18 +60,20 @@ def run_identity(
         args: the configuration.
         model: the encoder that is trained, for its architecture.
         original: the encoder that gives the targets, for its weights.
-        objective: what is minimised, for its texts.
+        objective: what is minimised, for its name and its texts.
         train_dataset: for its size and some of its images; the order of a stream also depends on who reads it.
         processor: for what it makes of an image.
     """
     identity: dict[str, Any] = {name: _plain(getattr(args, name)) for name in (*OWN, *OF_THE_TRAINER)}
     identity |= {f"model.{key}": _plain(value) for key, value in _architecture(model).items()}
     identity |= {
+        "objective": objective_facts(objective)["objective"],
         "original": fingerprint(original),
         "texts": _texts(objective),
         "precision": args.mixed_precision,
     }
     identity |= {f"processor.{key}": _plain(getattr(processor, key, None)) for key in OF_THE_PROCESSOR}
+    identity["processor.backend"] = image_backend(processor)
     if hasattr(train_dataset, "fingerprint"):
         identity["data"] = train_dataset.fingerprint()
     identity["batch size"] = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
@@ -78,6 +83,11 @@ def run_identity(
         readers = [args.world_size, args.dataloader_num_workers, args.train_batch_size]
         readers.append(getattr(train_dataset, "shuffle_buffer", 0))
         return {**identity, "processes, workers, batch and buffer of a stream": readers}
+
+
+def image_backend(processor: Any) -> str:
+    """What resizes the images, `pil` or `torchvision`: their pixels differ by up to 2/255."""
+    return str(getattr(processor, "backend", "unknown"))
 
 
 def option_defaults() -> dict[str, Any]:

@@ -14,6 +14,9 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from fare_hf.documents import read_object
+from fare_hf.folders import path_inside
+
 __all__ = ["MANIFEST", "check_run", "fault_of", "latest_checkpoint", "write_manifest"]
 
 MANIFEST = "fare_checkpoint.json"
@@ -45,21 +48,23 @@ def write_manifest(folder: Path, step: int, run: Mapping[str, Any]) -> None:
 def fault_of(folder: Path) -> str | None:
     """Why a run cannot go on from a checkpoint; None if it is complete."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        step = json.loads((folder / STATE).read_text(encoding="utf-8"))["global_step"]
+        manifest = read_object(folder / MANIFEST)
+        step = read_object(folder / STATE)["global_step"]
+        files = {name: (path_inside(folder, name), size) for name, size in manifest["files"].items()}
+        recorded = manifest["step"]
+        dict(manifest["run"])
     except FileNotFoundError as error:
         return f"it has no {Path(str(error.filename)).name}"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST} or {STATE} is not readable ({error})"
-    for name, size in manifest["files"].items():
-        path = folder / name
+    for name, (path, size) in files.items():
         if not path.is_file():
             return f"it has no {name}"
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size} of {size} bytes"
         if path.suffix == ".safetensors" and not _has_header(path):
             return f"{name} is no safetensors file"
-    return None if step == manifest["step"] else f"it is of step {manifest['step']} and its state of step {step}"
+    return None if step == recorded else f"it is of step {recorded} and its state of step {step}"
 
 
 def latest_checkpoint(output_dir: str | Path) -> str | None:
@@ -89,7 +94,7 @@ def check_run(folder: Path, run: Mapping[str, Any], defaults: Mapping[str, Any] 
         raise ValueError(f"{str(folder)!r} is no complete checkpoint: {fault}; resume from another, or from 'latest'.")
     ours = json.loads(json.dumps(dict(run)))
     theirs = {name: value for name, value in (defaults or {}).items() if name in ours}
-    theirs |= json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["run"]
+    theirs |= read_object(folder / MANIFEST)["run"]
     names = [name for name, value in theirs.items() if value != ours.get(name)]
     if names:
         listed = ", ".join(f"{name} {theirs.get(name)!r} there and {ours.get(name)!r} here" for name in names)

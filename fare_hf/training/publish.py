@@ -12,9 +12,12 @@ from transformers import CLIPVisionModel, CLIPVisionModelWithProjection, Schedul
 from transformers.training_args import OptimizerNames
 
 from fare_hf.evaluation import environment
+from fare_hf.folders import check_new_folder, whole_folder
 from fare_hf.hub import Publication, check_access, push_robust_encoder, save_robust_encoder
 from fare_hf.hub.base import base_name, inherited_license, is_hub_id
+from fare_hf.objectives import objective_facts
 from fare_hf.training.config import CHEAPER
+from fare_hf.training.sharding import whole_encoder
 
 if TYPE_CHECKING:
     from fare_hf.training.trainer import FareTrainer
@@ -31,10 +34,10 @@ def recipe(trainer: FareTrainer) -> dict[str, Any]:
     betas = f", betas {args.adam_beta1:g}, {args.adam_beta2:g}"
     cheaper = {name.replace("_", " "): value for name in CHEAPER if (value := getattr(args, name))}
     return {
-        "objective": args.objective,
+        **objective_facts(trainer.objective),
         "embedding": args.embedding,
         **trainer.card.get("training", {}),
-        **({} if args.logit_scale is None else {"logit scale": args.logit_scale}),
+        **({} if (scale := getattr(trainer.objective, "logit_scale", None)) is None else {"logit scale": scale}),
         "threat model": str(args.threat_model),
         "attack": f"PGD, {args.attack_steps} steps of {args.attack_step_size}, random start",
         **cheaper,
@@ -52,16 +55,20 @@ def recipe(trainer: FareTrainer) -> dict[str, Any]:
 
 
 def can_publish(trainer: FareTrainer) -> bool:
-    """Whether the encoder is one that `save_robust_encoder` takes, whole in every process."""
+    """Whether the encoder is one that `save_robust_encoder` takes."""
     encoder = trainer.accelerator.unwrap_model(trainer.model)
-    return not trainer.is_fsdp_enabled and isinstance(encoder, (CLIPVisionModel, CLIPVisionModelWithProjection))
+    return isinstance(encoder, (CLIPVisionModel, CLIPVisionModelWithProjection))
 
 
 def save_encoder(trainer: FareTrainer, folder: str | os.PathLike[str], **changes: Any) -> None:
-    """`save_robust_encoder` of the trained encoder, on the main process."""
+    """The trained encoder on the main process: `save_robust_encoder`, or without a card where that takes no such
+    class. Every process calls this."""
+    encoder = whole_encoder(trainer)
     try:
-        if trainer.is_world_process_zero():
-            save_robust_encoder(trainer.accelerator.unwrap_model(trainer.model), folder, **_options(trainer, changes))
+        if trainer.is_world_process_zero() and can_publish(trainer):
+            save_robust_encoder(encoder, folder, **_options(trainer, changes))
+        elif trainer.is_world_process_zero():
+            _save_plain(encoder, trainer.processing_class, Path(folder))
     finally:
         # Also where it fails: the other processes would wait for ever.
         trainer.accelerator.wait_for_everyone()
@@ -75,7 +82,10 @@ def check_push(trainer: FareTrainer, token: str | None) -> str:
         PushError: the Hub does not answer.
     """
     if not can_publish(trainer):
-        raise ValueError("push_to_hub=True publishes a CLIP vision encoder trained without FSDP; push it yourself.")
+        name = type(trainer.accelerator.unwrap_model(trainer.model)).__name__
+        raise ValueError(
+            f"push_to_hub=True publishes CLIP vision encoders, not a {name}; leave it out, and push it yourself."
+        )
     _name_base(trainer)
     name = trainer.args.hub_model_id or Path(str(trainer.args.output_dir)).absolute().name
     return check_access(name, token or trainer.args.hub_token)
@@ -96,12 +106,12 @@ def publish(
     """Publishes the encoder as it is now, or a folder of it, on the main process; None on the others."""
     options = _push_options(trainer, message=message, token=token, revision=revision, private=private)
     options |= {"create_pr": create_pr, "tag": tag}
+    encoder: Any = whole_encoder(trainer) if folder is None else None
     try:
         if not trainer.is_world_process_zero():
             return None
         if folder is not None:
             return push_robust_encoder(folder, **options)
-        encoder = trainer.accelerator.unwrap_model(trainer.model)
         return push_robust_encoder(encoder, **options, **_options(trainer, changes))
     finally:
         trainer.accelerator.wait_for_everyone()
@@ -109,16 +119,25 @@ def publish(
 
 def publish_checkpoint(trainer: FareTrainer, checkpoint: str, revision: str | None) -> None:
     """Publishes the encoder of a checkpoint; where that fails the training goes on, and `checkpoint/encoder` stays."""
-    folder = Path(checkpoint) / "encoder"
+    folder, encoder = Path(checkpoint) / "encoder", whole_encoder(trainer)
     try:
         if trainer.is_world_process_zero():
-            save_robust_encoder(trainer.accelerator.unwrap_model(trainer.model), folder, **_options(trainer, {}))
+            save_robust_encoder(encoder, folder, **_options(trainer, {}))
             push_robust_encoder(folder, **_push_options(trainer, revision=revision))
             shutil.rmtree(folder)
     except (ValueError, OSError) as error:
         logger.warning("the checkpoint was not published, the training goes on: %s", error)
     finally:
         trainer.accelerator.wait_for_everyone()
+
+
+def _save_plain(encoder: Any, processor: Any, folder: Path) -> None:
+    """Weights, configuration and image processor; the Trainer would add its pickled arguments."""
+    check_new_folder(folder)
+    vars(encoder.config).pop("use_cache", None)  # which `Trainer.train` puts there
+    with whole_folder(folder) as place:
+        for part in (encoder, processor):
+            part.save_pretrained(place)
 
 
 def _push_options(

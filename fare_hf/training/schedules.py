@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fare_hf.attacks import parse_step_size
+from fare_hf.flops import Flops
 from fare_hf.training.config import FareConfig
 
-__all__ = ["AttackSteps", "attack_of", "attack_steps_at"]
+__all__ = ["AttackSteps", "attack_of", "attack_steps_at", "training_flops"]
 
 LONGEST = 1.25
 """Longest step of a short attack, in radii: what Wong et al. 2020 (arXiv 2001.03994) take for single steps."""
@@ -42,3 +43,16 @@ def attack_of(args: FareConfig, count: int) -> AttackSteps:
     size = parse_step_size(args.attack_step_size, args.threat_model, "attack_step_size")
     longest = max(size, LONGEST * args.threat_model.eps)
     return AttackSteps(count, min(size * args.attack_steps / count, longest))
+
+
+def training_flops(args: FareConfig, flops: Flops, last: int, *, clean_target: bool, trained: float) -> int:
+    """Operations of one image an update, over all updates of a training.
+
+    Args:
+        args: the configuration.
+        flops: of the encoder.
+        last: number of updates.
+        clean_target, trained: as for `Flops.step`.
+    """
+    counts = [attack_steps_at(args, step / last).count for step in range(last)]
+    return sum(flops.step(n, clean_target=clean_target, trained=trained) * counts.count(n) for n in set(counts))

@@ -31,6 +31,7 @@ from fare_hf.hub import Publication
 from fare_hf.objectives import FareObjective, Objective, TecoaObjective
 from fare_hf.pixels import Normalization
 from fare_hf.precision import attack_mode, cast_for_good
+from fare_hf.training.accepted import check_trainer_options
 from fare_hf.training.attack import EVALUATION, BatchAttack
 from fare_hf.training.checkpoints import CheckpointTrainer
 from fare_hf.training.config import FareConfig
@@ -40,8 +41,10 @@ from fare_hf.training.identity import run_identity
 from fare_hf.training.publish import check_push, publish, publish_checkpoint
 from fare_hf.training.replaced import ReplacedImages
 from fare_hf.training.schedules import AttackSteps, attack_of, attack_steps_at
+from fare_hf.training.sharding import prepare_frozen, set_up_sharding
+from fare_hf.training.start import SayAtStart
 from fare_hf.training.trained import add_lora, train_first_blocks, trained_share
-from fare_hf.training.window import EpochCallback, Window, summarise
+from fare_hf.training.window import EpochCallback, Window, measured_names, summarise
 
 __all__ = ["FareTrainer"]
 
@@ -89,6 +92,8 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
     args: FareConfig
     model: Any
     hub_model_id: Any
+    compiled_by: str | None = None
+    """Backend of torch.compile, whoever asked for it."""
 
     def __init__(
         self,
@@ -103,7 +108,9 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
         card: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
+        check_trainer_options(kwargs)
         _check_set_up(model, args, processing_class, objective)
+        _check_measured(args, eval_dataset, validation)
         if train_dataset is not None and "data_collator" not in kwargs:  # which may take other samples
             check_samples(train_dataset, None if model.config.model_type == "dinov2" else model.config.image_size)
         reference = freeze(copy.deepcopy(model) if original is None else original)
@@ -124,22 +131,26 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
         self._check_float8()
         self.identity = run_identity(self.args, model, reference, self.objective, train_dataset, processing_class)
         self._compile(self.model, reference)
+        if self.is_fsdp_enabled:
+            set_up_sharding(self.accelerator, self.model)
         dtype = HALF.get(self.accelerator.mixed_precision)
-        whole = not self.is_fsdp_enabled
-        self.original = self._prepare_original(cast_for_good(reference, dtype if whole else None))
+        # Under FSDP accelerate places nothing: it takes a module that it does not shard for sharded already.
+        self.original = prepare_frozen(self.accelerator, cast_for_good(reference, dtype).to(self.args.device))
         self.add_callback(EpochCallback())
         self._replaced = ReplacedImages(str(args.output_dir), args.process_index)
         self.add_callback(self._replaced)
         lower = torch.bfloat16 if self.args.attack_bf16 or self.args.attack_fp8 else None
         # FSDP fixes requires_grad when it first gathers a parameter: frozen then, it would never be trained.
-        hold = partial(attack_mode, dtype=dtype or lower, float8=args.attack_fp8) if whole else evaluating
+        light = partial(attack_mode, dtype=dtype or lower, float8=args.attack_fp8)
+        hold = evaluating if self.is_fsdp_enabled else light
         attack = partial(BatchAttack, self.args, normalization=self.normalization, hold=hold, autocast=lower)
         self._attack = attack(objective=self.objective)
         self._class_attack = None if self.validation is None else attack(objective=self.validation)
-        self._flops, self._trained = count_flops(model.config, args.embedding), trained_share(model)
+        self.flops, self.trained_share = count_flops(model.config, args.embedding), trained_share(model)
         self._window = Window(self.args.device)
         self._evaluated: list[Tensor] = []
         self._began, self._evaluating = time.perf_counter(), 0.0
+        self.callback_handler.callbacks.insert(0, SayAtStart(self))  # before the bar
 
     def compute_loss(
         self,
@@ -151,9 +162,10 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
         """The encoder's forward returns no loss: attack the batch, then one forward of what the attack found."""
         self._replaced.add(inputs.pop("replaced", []))
         steps = attack_steps_at(self.args, self.state.global_step / max(self.state.max_steps, 1))
-        self._count(len(inputs["pixel_values"]), steps)
+        self._window.begin()
         with self._fast_patches():
             attacked = self._attack(self.model, self.original, inputs, self.state.global_step, steps)
+            self._count(len(inputs["pixel_values"]), steps)
             embeddings = embed(model, self.normalization(attacked.pixels), self.args.embedding)
             losses = self.objective(embeddings, attacked.targets)
             if not losses.isfinite().all():
@@ -273,18 +285,18 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
         accelerate would wrap the model for the update alone. Under FSDP it does what it needs itself.
         """
         plugin = self.accelerator.state.dynamo_plugin
-        if self.is_fsdp_enabled or not self._compiles():
+        if self._compiles():
+            self.compiled_by = self.args.torch_compile_backend or plugin.backend.value.lower()
+        if self.is_fsdp_enabled or self.compiled_by is None:
             return
-        backend = self.args.torch_compile_backend or plugin.backend.value.lower()
         for module in modules:
-            module.compile(backend=backend, mode=self.args.torch_compile_mode, dynamic=False)
+            module.compile(backend=self.compiled_by, mode=self.args.torch_compile_mode, dynamic=False)
         plugin.backend = DynamoBackend.NO
 
     def _count(self, images: int, steps: AttackSteps) -> None:
         """Tells the window what a batch costs."""
-        clean_target = isinstance(self.objective, FareObjective)
-        each = self._flops.step(steps.count, clean_target=clean_target, trained=self._trained)
-        self._window.begin(images * self.accelerator.num_processes, images * each)
+        each = self.flops.step(steps.count, clean_target=self._attack.embeds_original, trained=self.trained_share)
+        self._window.count(images * self.accelerator.num_processes, images * each)
 
     def _classify(self, inputs: dict[str, Any]) -> Tensor:
         """`(B, 2)`: 1 where an image is classified rightly, clean and attacked."""
@@ -301,12 +313,6 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
         predicted = torch.stack(both).isfinite().all(dim=2).all(dim=0)  # NaN is no class; `evaluation_loop` refuses it
         return torch.stack([clean, robust], dim=1).float().masked_fill(~predicted[:, None], torch.nan)
 
-    def _prepare_original(self, reference: nn.Module) -> nn.Module:
-        prepared = self.accelerator.prepare_model(reference, evaluation_mode=True)
-        # evaluate() without train() prepares the encoder only while the accelerator knows of no model.
-        self.accelerator._models.remove(prepared)
-        return prepared
-
     @torch.no_grad()
     def _measure(self, pixels: Tensor, embeddings: Tensor, losses: Tensor, start: Tensor) -> Tensor:
         """`(B, 4)`: robust loss, loss at the random start, cosines of clean and attacked image with the target."""
@@ -322,7 +328,7 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
         if self.args.logging_strategy == IntervalStrategy.STEPS:
             first = self.args.logging_first_step and step == 1
             return first or step % self.state.logging_steps == 0
-        return self.args.logging_strategy == IntervalStrategy.EPOCH and self._window.count == 0
+        return self.args.logging_strategy == IntervalStrategy.EPOCH and self._window.measured == 0
 
     def _fast_patches(self) -> AbstractContextManager[Any]:
         """Patch embeddings as matrix products on CPU."""
@@ -344,9 +350,23 @@ def _check_set_up(model: nn.Module, args: FareConfig, processing_class: Any, obj
         raise ValueError("processing_class is None; give the encoder's image processor, for its mean and std.")
     if objective is None and args.objective != "fare":
         raise ValueError(f"objective={args.objective!r} needs text embeddings; pass objective=TecoaObjective(...).")
+    if args.objective == "tecoa" and not isinstance(objective, TecoaObjective):
+        raise ValueError(
+            f"args.objective='tecoa' and objective={type(objective).__name__}(...) contradict each other; leave the "
+            "former out."
+        )
     wrong = [(name, p.dtype) for name, p in model.named_parameters() if p.dtype != torch.float32]
     if wrong:
         raise ValueError(f"{wrong[0][0]!r} is {wrong[0][1]}; load the model with dtype=torch.float32, and set bf16.")
+
+
+def _check_measured(args: FareConfig, eval_dataset: Any, validation: Any) -> None:
+    """`metric_for_best_model` is looked up after the first evaluation, hours later."""
+    metric, accuracies = args.metric_for_best_model, validation is not None and args.eval_attack_steps > 0
+    names = measured_names(eval_dataset, accuracies)
+    if metric is not None and metric.removeprefix("eval_") not in names:
+        why = "" if accuracies else ", and the accuracies with validation= and eval_attack_steps"
+        raise ValueError(f"metric_for_best_model={metric!r} is not measured; give one of {', '.join(names)}{why}.")
 
 
 def _choose_trained(model: nn.Module, args: FareConfig) -> None:

@@ -13,7 +13,17 @@ from transformers import TrainerCallback
 
 from fare_hf.flops import peak_flops
 
-__all__ = ["EpochCallback", "Window", "peak_memory", "summarise"]
+__all__ = ["MEASURED", "EpochCallback", "Window", "greater_is_better", "measured_names", "peak_memory", "summarise"]
+
+MEASURED = {
+    "loss": False,
+    "attack_gain": False,
+    "cosine_clean": True,
+    "cosine_adversarial": True,
+    "clean_accuracy": True,
+    "robust_accuracy": True,
+}
+"""What an evaluation measures, for `metric_for_best_model`: whether more is better."""
 
 
 class Window:
@@ -28,23 +38,26 @@ class Window:
         self.started: float | None = None
         self._reset()
 
-    def begin(self, images: int, flops: int = 0) -> None:
-        """Counts a batch: images over all processes, operations of this one; the clock starts with the first."""
+    def begin(self) -> None:
+        """Starts the clock, with the first batch."""
         self.started = time.perf_counter() if self.started is None else self.started
+
+    def count(self, images: int, flops: int = 0) -> None:
+        """Counts a batch: images over all processes, operations of this one."""
         self.images += images
         self.flops += flops
 
     def add(self, values: Tensor) -> None:
         """Adds measured values `(B, 4)`."""
         self.sums += values.sum(0)
-        self.count += len(values)
+        self.measured += len(values)
 
     def close(self, accelerator: Accelerator) -> dict[str, float]:
         """The measurements of the window over all processes (a collective call); a new window begins."""
         metrics = {}
-        if self.count:
+        if self.measured:
             total = accelerator.reduce(self.sums, reduction="sum").tolist()
-            metrics = summarise(total, self.count * accelerator.num_processes)
+            metrics = summarise(total, self.measured * accelerator.num_processes)
             del metrics["loss"]
         now = time.perf_counter()
         if self.started is not None:
@@ -58,7 +71,7 @@ class Window:
 
     def _reset(self) -> None:
         self.sums = torch.zeros(4, device=self.device)
-        self.images = self.count = self.flops = 0
+        self.images = self.measured = self.flops = 0
 
 
 class EpochCallback(TrainerCallback):
@@ -94,3 +107,36 @@ def summarise(sums: list[float], count: int) -> dict[str, float]:
         "cosine_adversarial": adversarial / count,
         **{name: correct / count for name, correct in named},
     }
+
+
+def greater_is_better(metric: str | None, given: bool | None) -> bool | None:
+    """Whether more of a measurement is better; the Trainer maximises whatever does not end in `loss`.
+
+    Args:
+        metric: `metric_for_best_model`, perhaps with `eval_` and the name of an evaluation set in front.
+        given: what was asked for.
+
+    Raises:
+        ValueError: the worst checkpoint was asked for, or a direction of nothing.
+    """
+    if metric is None:
+        if given is not None:
+            raise ValueError(f"greater_is_better={given} of what? give metric_for_best_model, such as loss.")
+        return None
+    name = next((name for name in MEASURED if metric == name or metric.endswith(f"_{name}")), None)
+    if name is None:
+        return given
+    if given is not None and given != MEASURED[name]:
+        raise ValueError(f"greater_is_better={given} would keep the worst checkpoint by {metric!r}; leave it out.")
+    return MEASURED[name]
+
+
+def measured_names(eval_dataset: Any, accuracies: bool) -> list[str]:
+    """Names that `metric_for_best_model` may have, without `eval_`.
+
+    Args:
+        eval_dataset: a data set, or several by name.
+        accuracies: whether images are also classified.
+    """
+    names = [name for name in MEASURED if accuracies or not name.endswith("_accuracy")]
+    return [f"{part}_{name}" for part in eval_dataset for name in names] if isinstance(eval_dataset, dict) else names

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
+from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from fare_hf.finite import check_finite
 from fare_hf.vlm.families import Family, feature_token, image_processor_of, layers_read
 
 __all__ = [
@@ -173,14 +175,11 @@ def check_weights(name: str, tensor: torch.Tensor, dtype: torch.dtype, source: s
     """Refuse a weight that is absent (meta) or not finite, in its own dtype or in the tower's.
 
     Raises:
-        ValueError: the weight is named.
+        ValueError: the weight is named, and the dtype that holds it.
     """
     if tensor.device.type == "meta":
         raise ValueError(f"the encoder '{source}' holds no values for '{name}' (meta device): load it fully first.")
-    if tensor.is_floating_point() and not bool(torch.isfinite(tensor.to(dtype)).all()):
-        raise ValueError(
-            f"the weights '{name}' of the encoder '{source}' hold NaN or infinity in {dtype}: check its training."
-        )
+    check_finite(tensor, f"the weights '{name}' of the encoder '{source}'", dtype)
 
 
 def weight_cosine(new: torch.Tensor, old: torch.Tensor) -> float | None:
@@ -245,9 +244,21 @@ def check_normalization(processor: Any, images: Any | None, source: str) -> None
         return
     own = image_processor_of(processor)
     for name in ("image_mean", "image_std"):
-        ours, theirs = getattr(own, name), getattr(images, name)
-        if not all(math.isclose(a, b, abs_tol=1e-4) for a, b in zip(ours, theirs, strict=True)):
+        ours, theirs = (_listed(getattr(holder, name, None)) for holder in (own, images))
+        pairs = list(zip_longest(_numbers(ours), _numbers(theirs), fillvalue=math.nan))
+        if not pairs or not all(math.isclose(a, b, abs_tol=1e-4) for a, b in pairs):
             raise ValueError(
-                f"the encoder '{source}' expects {name} {list(theirs)}, the model's processor has {list(ours)}: pass "
-                "an encoder that was fine-tuned from the model's own tower."
+                f"the encoder '{source}' expects {name} {theirs}, the model's processor has {ours}: pass an encoder "
+                "that was fine-tuned from the model's own tower."
             )
+
+
+def _listed(values: Any) -> Any:
+    return list(values) if isinstance(values, tuple) else values
+
+
+def _numbers(values: Any) -> list[float]:
+    """What an image processor says of each channel; nothing where it says none."""
+    if not isinstance(values, list):
+        return []
+    return [value if isinstance(value, (int, float)) else math.nan for value in values]

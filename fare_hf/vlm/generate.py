@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-from transformers import PreTrainedModel
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from fare_hf.encoders import frozen
 from fare_hf.vlm.families import tower_placement
@@ -14,6 +14,21 @@ from fare_hf.vlm.geometry import image_inputs, image_settings
 from fare_hf.vlm.prompts import prompt_rows, start_device
 
 __all__ = ["generate_text"]
+
+
+class _Finite(LogitsProcessor):
+    """Of NaN, the most likely token would be the first one: an answer that nobody gave."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = str(dtype).removeprefix("torch.")
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if bool((scores.isnan() | (scores == float("inf"))).any()):
+            raise ValueError(
+                f"the model's logits are NaN or infinite in {self.dtype}, so that it has no answer: load it in "
+                "bfloat16 or float32, and see that its weights are finite."
+            )
+        return scores
 
 
 @torch.no_grad()
@@ -38,7 +53,8 @@ def generate_text(
         B answers without the prompt, special tokens and surrounding white space.
 
     Raises:
-        ValueError: pixels of another shape, another number of prompts than images, no image placeholder.
+        ValueError: pixels of another shape, another number of prompts than images, no image placeholder; a model that
+            answers NaN.
     """
     inputs = image_inputs(image_settings(processor), pixels)
     prompts = [prompt] * len(pixels) if isinstance(prompt, str) else list(prompt)
@@ -64,6 +80,7 @@ def generate_text(
             top_p=None,
             top_k=None,
             pad_token_id=padding,
+            logits_processor=LogitsProcessorList([_Finite(vlm.dtype)]),
         )
     answers = tokenizer.batch_decode(tokens[:, rows.ids.shape[1] :], skip_special_tokens=True)
     return [answer.strip() for answer in answers]

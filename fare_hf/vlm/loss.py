@@ -95,11 +95,13 @@ class VlmLoss:
         """Losses (B,) and, from the same forward, whether greedy decoding would write the text (B,) bool.
 
         The most likely token at every answer position given the text so far is what greedy decoding takes, so the
-        flag is exact up to rounding; it lets a targeted attack keep an iterate that works.
+        flag is exact up to rounding; it lets a targeted attack keep an iterate that works. Where the logits are not
+        numbers nothing matches.
         """
         logits, labels = self._logits(pixels)
         match = (logits.detach().argmax(-1) == labels) | (labels == IGNORED)
-        return self._reduce(logits, labels), match.all(1)
+        losses = self._reduce(logits, labels)
+        return losses, match.all(1) & losses.detach().isfinite().to(match.device)
 
     def select(self, indices: Sequence[int] | Tensor) -> VlmLoss:
         """The same loss for a subset of the texts, without preparing the tokens again."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from fare_hf.vlm.checks import check_image_token
 from fare_hf.vlm.families import tower_placement
 
-__all__ = ["Rows", "image_token", "join", "model_inputs", "pad", "prompt_rows", "start_device"]
+__all__ = ["Rows", "image_token", "image_token_count", "join", "model_inputs", "pad", "prompt_rows", "start_device"]
 
 IMAGE = "<image>"
 # What a processor makes of the picture, or what is no input; everything else it makes of the text.
@@ -97,6 +97,12 @@ def model_inputs(vlm: PreTrainedModel, processor: Any, picture: Image.Image) -> 
         for name, tensor in inputs.items()
         if name not in NO_INPUTS
     }
+
+
+def image_token_count(vlm: PreTrainedModel, inputs: Mapping[str, Tensor]) -> int:
+    """Placeholders of the image in `model_inputs`; 0 where the model has no token of its own for it."""
+    token = getattr(vlm.config, "image_token_id", None)
+    return 0 if token is None else int((inputs["input_ids"] == token).sum())
 
 
 def start_device(vlm: PreTrainedModel) -> torch.device:

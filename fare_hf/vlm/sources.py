@@ -15,7 +15,8 @@ from huggingface_hub import ModelCard
 from transformers import AutoImageProcessor, CLIPVisionConfig, PreTrainedModel
 
 from fare_hf.convert import convert_from_open_clip
-from fare_hf.convert.checkpoints import OPEN_CLIP_CONFIG, WEIGHT_ENDINGS, find_file, read_json, read_state
+from fare_hf.convert.checkpoints import OPEN_CLIP_CONFIG, WEIGHT_ENDINGS, find_file, read_state
+from fare_hf.documents import read_object
 from fare_hf.encoders import ENCODER_CLASSES, load_encoder
 from fare_hf.vlm.families import unwrapped
 
@@ -121,7 +122,7 @@ def _is_transformers(source: str, revision: str | None) -> bool:
         ValueError: neither, or no vision encoder.
     """
     config = find_file(source, "config.json", revision)
-    kind = read_json(config).get("model_type") if config else None
+    kind = read_object(config).get("model_type") if config else None
     if kind in TEXT_TYPES:
         raise ValueError(f"'{source}' is a text encoder ({kind}): give a vision encoder or a whole CLIP.")
     if kind in ENCODER_CLASSES:

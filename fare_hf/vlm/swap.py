@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from types import TracebackType
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from fare_hf.convert.checkpoints import names_repository
 from fare_hf.encoders import load_encoder
+from fare_hf.finite import largest, smallest
 from fare_hf.pixels import Normalization
 from fare_hf.vlm import checks, verify
 from fare_hf.vlm.families import (
@@ -28,105 +29,15 @@ from fare_hf.vlm.families import (
     towers_of,
     unwrapped,
 )
-from fare_hf.vlm.resolution import Edits, resize_configs, resize_processor, resize_tower
+from fare_hf.vlm.report import SwapReport, only_one
+from fare_hf.vlm.resolution import resize_configs, resize_processor, resize_tower
 from fare_hf.vlm.sources import Encoder, read_encoder
 
 __all__ = ["SwapReport", "swap_vision_tower"]
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-# Swaps in force, oldest first, by tower: only the newest can be put back.
-_active: WeakKeyDictionary[nn.Module, list[SwapReport]] = WeakKeyDictionary()
-
-
-@dataclass(eq=False)
-class SwapReport:
-    """What a swap did, and the way back.
-
-    Use it as a context manager to have the new tower only for a while:
-
-        with swap_vision_tower(llava, "user/robust-encoder"):
-            ...  # robust
-        ...      # the old weights again
-
-    Attributes:
-        vlm_class: class of the vision-language model.
-        tower: path of the tower inside it; several are joined by commas.
-        source: folder, repository, file or class name of the encoder that was put in.
-        converted: whether it came in open_clip's format.
-        tensors: number of weight tensors written.
-        changed: how many of them differ from the old ones.
-        resolution: pixels a side, before and after.
-        weight_cosine: lowest cosine of a weight matrix with the tower's old one; about 0 in an encoder of another
-            training, or where layers or heads were mixed up.
-        image_tokens: placeholders of one image, before and after; None without a processor.
-        probe_difference: largest absolute difference, over all hidden states of one probe image, between the
-            swapped tower and the encoder run on its own in the same dtype (0.0 where the kernels are the same).
-        cosine: mean cosine of the clean embeddings of old tower and new encoder; near 1 for an encoder that was
-            fine-tuned from this tower with FARE.
-        base_model: what the encoder's card says it was fine-tuned from, or None.
-        base_cosine: mean cosine of that base model and the old tower (1.0 for the very same), where it is at hand.
-    """
-
-    vlm_class: str
-    tower: str
-    source: str
-    converted: bool
-    tensors: int
-    changed: int
-    resolution: tuple[int, int]
-    cosine: float
-    base_model: str | None = None
-    base_cosine: float | None = None
-    weight_cosine: float = 1.0
-    image_tokens: tuple[int, int] | None = None
-    probe_difference: float = 0.0
-    towers: Mapping[str, Any] = field(repr=False, default_factory=dict)
-    old_states: Mapping[str, dict[str, torch.Tensor]] = field(repr=False, default_factory=dict)
-    edits: Edits = field(repr=False, default_factory=Edits)
-
-    def undo(self) -> None:
-        """Put back weights, configuration and processor; calling it again changes nothing more.
-
-        Raises:
-            RuntimeError: a later swap of the same tower is in force.
-            ValueError: the tower was offloaded or quantised since; it keeps the new weights.
-        """
-        stacks = [_active.get(tower, []) for tower in self.towers.values()]
-        if not any(self in stack for stack in stacks):
-            return
-        for stack in stacks:
-            if stack and stack[-1] is not self:
-                raise RuntimeError(
-                    f"the encoder '{stack[-1].source}' was swapped in after '{self.source}': undo that swap first."
-                )
-        checks.check_writable(self.towers)
-        self.edits.undo()
-        for path, tower in self.towers.items():
-            tower.load_state_dict(self.old_states[path], strict=True)
-        for stack in stacks:
-            stack.pop()
-
-    def __enter__(self) -> SwapReport:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.undo()
-
-    def __str__(self) -> str:
-        lines = [f"{self.source} -> {self.tower} of {self.vlm_class}{' (from open_clip)' if self.converted else ''}"]
-        lines += [
-            f"{self.changed} of {self.tensors} tensors changed; probe image differs by {self.probe_difference:g}"
-        ]
-        if self.resolution[0] != self.resolution[1]:
-            lines += [f"resolution {self.resolution[0]} -> {self.resolution[1]} px"]
-        if self.image_tokens and self.image_tokens[0] != self.image_tokens[1]:
-            lines += [f"image tokens {self.image_tokens[0]} -> {self.image_tokens[1]}"]
-        base = f"; its base {self.base_model}" if self.base_model else ""
-        base += f": {self.base_cosine:.3f}" if self.base_cosine is not None else ""
-        lines += [f"lowest cosine of a weight matrix to the old tower: {self.weight_cosine:.3f}"]
-        return "\n".join([*lines, f"cosine of clean embeddings to the old tower: {self.cosine:.3f}{base}"])
+SLOW_FROM = 50_000_000
+"""Weights of a tower from which a forward pass on a CPU is worth a line of progress: a ViT-B has 86 million."""
 
 
 def swap_vision_tower(
@@ -165,6 +76,12 @@ def swap_vision_tower(
     """
     if not -1 <= minimum_cosine <= 1:
         raise ValueError(f"minimum_cosine is {minimum_cosine}: give a number from -1 (never warn) to 1.")
+    with only_one(towers_of(vlm).values()):
+        return _swap(vlm, encoder, processor, base, revision, minimum_cosine)
+
+
+def _swap(vlm: Any, encoder: Any, processor: Any, base: Any, revision: str | None, minimum: float) -> SwapReport:
+    """One thread at a time; what is given is checked from the cheapest to the dearest, and written last."""
     family = family_of(vlm)
     vlm, towers = unwrapped(vlm), towers_of(vlm)
     first = next(iter(towers.values()))
@@ -179,13 +96,27 @@ def swap_vision_tower(
         warnings.warn(
             f"the vision tower holds the weights of the encoder '{new.source}' already: the swap changes nothing.",
             UserWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
-    report = _describe(vlm, family, towers, new, processor)
-    report.tensors, report.changed, report.old_states = sum(map(len, states.values())), changed, old
-    _warn_of_origin(report, states, minimum_cosine)
-    _apply(vlm, family, report, states, new, processor)
+    with _progress(first, processor) as step:
+        report = _describe(vlm, family, towers, new, processor, step)
+        report.tensors, report.changed, report.old_states = sum(map(len, states.values())), changed, old
+        _warn_of_origin(report, states, minimum)
+        _apply(vlm, report, states, new, processor, step)
     return report
+
+
+@contextmanager
+def _progress(tower: nn.Module, processor: Any) -> Iterator[Callable[[str], None]]:
+    """A line that says which forward passes run, for a tower of ordinary size on a CPU, where each takes seconds."""
+    slow = placement(tower)[0].type == "cpu" and sum(map(torch.numel, tower.parameters())) > SLOW_FROM
+    with tqdm(total=3 if processor is None else 4, unit="step", leave=False, disable=not slow) as bar:
+
+        def step(words: str) -> None:
+            bar.set_description(f"swap: {words}")  # drawn at once
+            bar.update()
+
+        yield step
 
 
 def _check_fit(vlm: Any, family: Family, towers: Mapping[str, Any], new: Encoder, processor: Any) -> None:
@@ -223,22 +154,27 @@ def _differs(tensor: torch.Tensor, old: torch.Tensor) -> bool:
     return tensor.shape != old.shape or not torch.equal(tensor.to("cpu", old.dtype), old)
 
 
-def _describe(vlm: Any, family: Family, towers: Mapping[str, Any], new: Encoder, processor: Any) -> SwapReport:
+def _describe(
+    vlm: Any, family: Family, towers: Mapping[str, Any], new: Encoder, processor: Any, step: Callable[[str], None]
+) -> SwapReport:
     """The report before anything is changed."""
     first = next(iter(towers.values()))
-    layers = max(layers_read(vlm.config, family, first.config.num_hidden_layers))
-    normalization = _normalization(new, processor)
-    theirs = verify.clean_embeddings(verify.twin_of(new.module, first), normalization, layers)
-    ours = [verify.clean_embeddings(tower, normalization, layers) for tower in towers.values()]
-    cosine = min(verify.mean_cosine(embeddings, theirs) for embeddings in ours)
-    base = _base_embeddings(new, first, normalization, layers)
-    base_cosine = None if base is None else min(verify.mean_cosine(embeddings, base) for embeddings in ours)
+    layers, dtype = max(layers_read(vlm.config, family, first.config.num_hidden_layers)), verify.probe_dtype(first)
+    normalization, borrowed = _normalization(new, processor)
+    step(f"clean images through the encoder, in {dtype}")
+    theirs = verify.clean_embeddings(verify.twin_of(new.module, first, dtype), normalization, layers)
+    base = _base_embeddings(new, first, normalization, layers, dtype)
+    step("clean images through the old tower")
+    ours = [verify.clean_embeddings(tower, normalization, layers, dtype) for tower in towers.values()]
+    cosine = smallest(verify.mean_cosine(embeddings, theirs) for embeddings in ours)
+    base_cosine = None if base is None else smallest(verify.mean_cosine(embeddings, base) for embeddings in ours)
     sizes = (int(first.config.image_size), int(new.module.config.image_size))
-    path = ", ".join(towers)
-    return SwapReport(
-        type(vlm).__name__, path, new.source, new.converted, 0, 0, sizes, cosine, new.base_model, base_cosine,
-        towers=towers,
+    report = SwapReport(
+        type(vlm).__name__, ", ".join(towers), new.source, new.converted, 0, 0, sizes, cosine, new.base_model,
+        base_cosine, towers=towers,
     )  # fmt: skip
+    report.normalization = borrowed
+    return report
 
 
 def _warn_of_origin(report: SwapReport, states: Mapping[str, dict[str, torch.Tensor]], minimum: float) -> None:
@@ -249,8 +185,9 @@ def _warn_of_origin(report: SwapReport, states: Mapping[str, dict[str, torch.Ten
         for name, tensor in state.items()
         if (cosine := checks.weight_cosine(tensor, report.old_states[path][name])) is not None
     ]
-    report.weight_cosine, matrix = min(found)
-    lowest = min(report.cosine, 1.0 if report.base_cosine is None else report.base_cosine)
+    # NaN, of an old tower that held it, counts as the lowest.
+    report.weight_cosine, matrix = min(found, key=lambda pair: (not math.isnan(pair[0]), pair[0]))
+    lowest = smallest([report.cosine] if report.base_cosine is None else [report.cosine, report.base_cosine])
     base = f" (base model {report.base_model})" if report.base_model else ""
     if not lowest >= minimum:
         reason = f"clean images have embeddings with cosine {lowest:.2f} only in the encoder '{report.source}'{base}"
@@ -262,33 +199,40 @@ def _warn_of_origin(report: SwapReport, states: Mapping[str, dict[str, torch.Ten
         f"{reason} and in the model's own tower: it seems to be fine-tuned from another CLIP, or too far, or its "
         "weights are mixed up; the language model may not understand it.",
         UserWarning,
-        stacklevel=3,
+        stacklevel=4,
     )
 
 
 def _apply(
-    vlm: Any, family: Family, report: SwapReport, states: Mapping[str, Any], new: Encoder, processor: Any
+    vlm: Any, report: SwapReport, states: Mapping[str, Any], new: Encoder, processor: Any, step: Callable[[str], None]
 ) -> None:
     """Write, verify, and put everything back where the proof fails."""
-    before = None if processor is None else verify.forward_check(vlm, family, processor)
-    twin = verify.twin_of(new.module, next(iter(report.towers.values())))
-    for tower in report.towers.values():
-        _active.setdefault(tower, []).append(report)
+    before = None if processor is None else verify.image_tokens(vlm, processor)
+    first = next(iter(report.towers.values()))
+    step(f"a probe image through encoder and tower, in {placement(first)[1]}")
+    expected = verify.probe_states(verify.twin_of(new.module, first), first, new.source)
+    report.in_force()
     try:
         _write(vlm, report, states, processor)
         for tower in report.towers.values():
-            difference, allowed = verify.tower_difference(tower, twin)
-            report.probe_difference = max(report.probe_difference, difference)
-            if not difference <= allowed:
-                raise RuntimeError(
-                    f"the swapped tower differs from the encoder '{report.source}' by {difference:.3g} on a probe "
-                    "image: the old weights were put back; remove hooks or adapters from the tower and swap again."
-                )
+            _prove(tower, expected, report)
         if before is not None:
-            report.image_tokens = (before, verify.forward_check(vlm, family, processor))
+            step("an image through the whole model")
+            report.image_tokens = (before, verify.forward_check(vlm, processor))
     except BaseException:
         report.undo()
         raise
+
+
+def _prove(tower: nn.Module, expected: Sequence[torch.Tensor], report: SwapReport) -> None:
+    """The tower, in its own precision and with its own hooks, computes what the encoder computes."""
+    difference, allowed = verify.tower_difference(tower, expected)
+    report.probe_difference = largest([report.probe_difference, difference])
+    if not difference <= allowed:
+        raise RuntimeError(
+            f"the swapped tower differs from the encoder '{report.source}' by {difference:.3g} on a probe image: the "
+            "old weights were put back; remove hooks or adapters from the tower and swap again."
+        )
 
 
 def _write(vlm: Any, report: SwapReport, states: Mapping[str, Any], processor: Any) -> None:
@@ -302,16 +246,19 @@ def _write(vlm: Any, report: SwapReport, states: Mapping[str, Any], processor: A
         tower.load_state_dict(states[path], strict=True)
 
 
-def _normalization(new: Encoder, processor: Any) -> Normalization:
-    """Of the processor, else of what came with the encoder, else the usual one of its kind."""
+def _normalization(new: Encoder, processor: Any) -> tuple[Normalization, str | None]:
+    """Of the processor, else of what came with the encoder, else the usual one of its kind; whose, if not its own."""
     images = new.images if processor is None else image_processor_of(processor)
     if images is not None:
-        return Normalization.from_processor(images)
-    siglip = type(new.module).__name__.startswith("Siglip")
-    return Normalization([0.5] * 3, [0.5] * 3) if siglip else Normalization(CLIP_MEAN, CLIP_STD)
+        return Normalization.from_processor(images), None if new.images is not None else "by the model's own processor"
+    if type(new.module).__name__.startswith("Siglip"):
+        return Normalization([0.5] * 3, [0.5] * 3), "SigLIP's usually are"
+    return Normalization(CLIP_MEAN, CLIP_STD), "CLIP's usually are"
 
 
-def _base_embeddings(new: Encoder, tower: nn.Module, normalization: Normalization, layers: int) -> torch.Tensor | None:
+def _base_embeddings(
+    new: Encoder, tower: nn.Module, normalization: Normalization, layers: int, dtype: torch.dtype
+) -> torch.Tensor | None:
     """Clean embeddings of the base model that the card names, if it is on this machine: nothing is downloaded."""
     if new.base_model is None or not (os.path.isdir(new.base_model) or names_repository(new.base_model)):
         return None
@@ -319,6 +266,6 @@ def _base_embeddings(new: Encoder, tower: nn.Module, normalization: Normalizatio
         base = load_encoder(new.base_model, "tokens", local_files_only=True)
         if type(base) is not type(new.module) or base.config.hidden_size != new.module.config.hidden_size:
             return None
-        return verify.clean_embeddings(verify.twin_of(base, tower), normalization, layers)
-    except (OSError, ValueError, RuntimeError):
+        return verify.clean_embeddings(verify.twin_of(base, tower, dtype), normalization, layers)
+    except Exception:  # whatever is wrong with it: it is compared for information only
         return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +11,8 @@ import torch
 from transformers import CONFIG_MAPPING, AutoImageProcessor
 from transformers.activations import ACT2FN
 from transformers.utils import cached_file
+
+from fare_hf.documents import read_object
 
 __all__ = [
     "TOWERS",
@@ -29,8 +30,8 @@ __all__ = [
 CONFIG = "config.json"
 HUB_OPTIONS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
 SAFE = {"trust_remote_code": False}
-MOST_BYTES, MOST_LEVELS = 16 << 20, 32
-"""Of a JSON file: those of published models have some kilobytes, and six levels."""
+MOST_BYTES = 16 << 20
+"""Of a JSON file: those of published models have some kilobytes, an index of thousands of tensors some hundreds."""
 
 SIZES = {
     "num_hidden_layers": 1_000,
@@ -75,7 +76,7 @@ def read_configuration(name_or_path: str, **options: Any) -> Any:
     if path is None:  # a folder without one
         raise ValueError(f"'{name_or_path}' holds no {CONFIG}: name the folder or repository of a model.")
     where = _where(name_or_path, CONFIG)
-    return configuration_from(read_json_object(Path(path), where), where, str(name_or_path))
+    return configuration_from(read_json_object(Path(path)), where, str(name_or_path))
 
 
 def configuration_from(values: dict[str, Any], where: str, name: str = "") -> Any:
@@ -101,26 +102,13 @@ def configuration_from(values: dict[str, Any], where: str, name: str = "") -> An
     return config
 
 
-def read_json_object(path: Path, where: str | None = None) -> dict[str, Any]:
-    """A JSON object that somebody else wrote.
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The JSON object of a model's repository: `read_object`, with the bound that a configuration needs.
 
     Raises:
         ValueError: no JSON, no object, or larger or nested deeper than any model's.
     """
-    where = where or f"'{path}'"
-    if path.stat().st_size > MOST_BYTES:
-        raise ValueError(f"{where} has {path.stat().st_size:,} bytes, more than any model's: do not use it.")
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except RecursionError:
-        raise ValueError(f"{where} is nested deeper than {MOST_LEVELS} levels: do not use it.") from None
-    except ValueError as error:
-        raise ValueError(f"{where} is not JSON ({_line(error)}): save or download it again.") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{where} holds no JSON object but {_shown(found)}: save or download it again.")
-    if _levels(found) > MOST_LEVELS:
-        raise ValueError(f"{where} is nested deeper than {MOST_LEVELS} levels: do not use it.")
-    return found
+    return read_object(path, MOST_BYTES)
 
 
 def check_values(values: Mapping[str, Any], where: str) -> None:
@@ -209,7 +197,7 @@ def load_image_processor(
         str(name_or_path), "preprocessor_config.json", _raise_exceptions_for_missing_entries=False, **hub
     )
     if path is not None:
-        read_json_object(Path(path), where)
+        read_json_object(Path(path))
     try:
         processor = cls.from_pretrained(name_or_path, **hub, **({} if cls is not AutoImageProcessor else SAFE))
     except (ImportError, OSError):
@@ -353,16 +341,6 @@ def _sections(values: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any
     for name, section in values.items():
         if isinstance(section, dict) and name.endswith("_config"):
             yield f"{name}.", section
-
-
-def _levels(value: Any) -> int:
-    """How deep lists and objects are nested, without recursion."""
-    level, inside = 0, [value]
-    while inside and level <= MOST_LEVELS:
-        level += 1
-        groups = [part.values() if isinstance(part, dict) else part for part in inside]
-        inside = [part for group in groups for part in group if isinstance(part, (dict, list))]
-    return level
 
 
 def _pair(value: Any) -> tuple[int, ...]:

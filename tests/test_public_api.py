@@ -14,8 +14,25 @@ import fare_hf
 PACKAGE = Path(fare_hf.__file__).parent
 FLOORS = {
     "numerals": 0,
+<<<<<<< HEAD
     **dict.fromkeys(("attacks", "configuration", "console", "documents", "finite", "folders", "objectives"), 1),
     **dict.fromkeys(("pixels", "weight_files"), 1),
+=======
+    **dict.fromkeys(
+        (
+            "attacks",
+            "configuration",
+            "console",
+            "documents",
+            "finite",
+            "folders",
+            "objectives",
+            "pixels",
+            "weight_files",
+        ),
+        1,
+    ),
+>>>>>>> valid
     **dict.fromkeys(("data", "encoders", "flops", "loading", "memory", "sources", "validation"), 2),
     **dict.fromkeys(("float8", "precision"), 3),
     "convert": 3,
@@ -30,6 +47,7 @@ FLOORS = {
 # `pixels` passes on the one check of pixels, which attacks own because they depend on torch alone.
 SAME_FLOOR = {
     ("pixels", "attacks"),
+    ("configuration", "documents"),
     ("weight_files", "documents"),
     ("weight_files", "folders"),
     ("data", "sources"),

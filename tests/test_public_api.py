@@ -14,10 +14,9 @@ import fare_hf
 PACKAGE = Path(fare_hf.__file__).parent
 FLOORS = {
     "numerals": 0,
-    **dict.fromkeys(
-        ("attacks", "console", "documents", "finite", "folders", "objectives", "pixels", "weight_files"), 1
-    ),
-    **dict.fromkeys(("data", "encoders", "flops", "memory", "sources"), 2),
+    **dict.fromkeys(("attacks", "classes", "console", "documents", "finite", "folders", "objectives"), 1),
+    **dict.fromkeys(("pictures", "pixels", "weight_files"), 1),
+    **dict.fromkeys(("archives", "data", "encoders", "flops", "image_folders", "memory", "sources"), 2),
     **dict.fromkeys(("float8", "precision"), 3),
     "convert": 3,
     "vlm": 4,
@@ -34,6 +33,8 @@ SAME_FLOOR = {
     ("weight_files", "documents"),
     ("weight_files", "folders"),
     ("data", "sources"),
+    ("sources", "archives"),
+    ("sources", "image_folders"),
     ("precision", "float8"),
     ("cli", "attack"),
     ("attack", "attack_run"),

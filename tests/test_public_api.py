@@ -14,26 +14,10 @@ import fare_hf
 PACKAGE = Path(fare_hf.__file__).parent
 FLOORS = {
     "numerals": 0,
-<<<<<<< HEAD
-    **dict.fromkeys(("attacks", "configuration", "console", "documents", "finite", "folders", "objectives"), 1),
-    **dict.fromkeys(("pixels", "weight_files"), 1),
-=======
-    **dict.fromkeys(
-        (
-            "attacks",
-            "configuration",
-            "console",
-            "documents",
-            "finite",
-            "folders",
-            "objectives",
-            "pixels",
-            "weight_files",
-        ),
-        1,
-    ),
->>>>>>> valid
-    **dict.fromkeys(("data", "encoders", "flops", "loading", "memory", "sources", "validation"), 2),
+    **dict.fromkeys(("attacks", "classes", "configuration", "console", "documents", "finite", "folders"), 1),
+    **dict.fromkeys(("objectives", "pictures", "pixels", "weight_files"), 1),
+    **dict.fromkeys(("archives", "data", "encoders", "flops", "image_folders", "loading", "memory"), 2),
+    **dict.fromkeys(("sources", "validation"), 2),
     **dict.fromkeys(("float8", "precision"), 3),
     "convert": 3,
     "vlm": 4,
@@ -54,6 +38,8 @@ SAME_FLOOR = {
     ("encoders", "loading"),
     ("encoders", "validation"),
     ("loading", "validation"),
+    ("sources", "archives"),
+    ("sources", "image_folders"),
     ("precision", "float8"),
     ("cli", "attack"),
     ("attack", "attack_run"),

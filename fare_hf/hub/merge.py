@@ -125,13 +125,8 @@ class _Cosine:
 
     def add(self, name: str, old: torch.Tensor, new: torch.Tensor) -> None:
         cosine = weight_cosine(new, old)
-<<<<<<< HEAD
         if cosine is not None and not self.lowest[0] <= cosine:  # NaN takes the place, and keeps it
             self.lowest = self.lowest if math.isnan(self.lowest[0]) else (cosine, name)
-=======
-        if cosine is not None and (cosine < self.lowest[0] or math.isnan(cosine)):  # a NaN stays: nothing is below it
-            self.lowest = (cosine, name)
->>>>>>> valid
         a, b = old.float().reshape(-1), new.float().reshape(-1)
         for index, value in enumerate((a @ b, a @ a, b @ b)):
             self.sums[index] += float(value)

@@ -19,7 +19,7 @@ from fare_hf.evaluation.stealth import STEALTH_TARGETS, as_sent, evaluate_stealt
 from fare_hf.evaluation.text_attack import says, target_loss
 from fare_hf.evaluation.transfer import transfer_matrix
 from fare_hf.evaluation.vlm_sets import chat_prompt
-from fare_hf.foreign_code import own_code_refused
+from fare_hf.loading import load_processor, load_vlm, vlm_configuration
 from fare_hf.pixels import quantize
 from fare_hf.sources import find_columns, load_images
 from fare_hf.vlm import generate_text, swap_vision_tower
@@ -63,13 +63,10 @@ def _model(args: argparse.Namespace) -> tuple[Any, Any, str]:
         from fare_hf.lab.captions import chat
 
         return (*load_llava(), chat(args.question))
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    with own_code_refused(args.vlm):
-        processor = AutoProcessor.from_pretrained(args.vlm, trust_remote_code=False)
-        prompt = chat_prompt(processor, args.question, args.template)
-        vlm = AutoModelForImageTextToText.from_pretrained(args.vlm, dtype="auto", trust_remote_code=False)
-    return vlm.eval(), processor, prompt
+    vlm_configuration(args.vlm)
+    processor = load_processor(args.vlm)
+    prompt = chat_prompt(processor, args.question, args.template)
+    return load_vlm(args.vlm).eval(), processor, prompt
 
 
 def _pixels(args: argparse.Namespace, processor: Any) -> Any:
@@ -78,7 +75,7 @@ def _pixels(args: argparse.Namespace, processor: Any) -> Any:
         from fare_hf.lab.measure import part
 
         return quantize(part(args.images.removeprefix("lab:"), args.samples).pixels)
-    dataset = load_images(args.images, args.split)
+    dataset = load_images(args.images, args.split, config=args.dataset_config, report=print)
     column, _ = find_columns(dataset, None, name=args.images)
     data = PixelDataset(dataset.select(range(min(args.samples, len(dataset)))), processor.image_processor, column)
     if not len(data):

@@ -318,25 +318,18 @@ def run_merge(args: argparse.Namespace) -> None:
 
 def check_swap(vlm: str, encoder: str) -> None:
     """Refuses by the two configurations alone what a swap would refuse after the model's gigabytes are loaded."""
-    from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
-
-    from fare_hf.foreign_code import own_code_refused
+    from fare_hf.configuration import read_configuration
+    from fare_hf.loading import vlm_configuration
     from fare_hf.vlm.checks import check_architecture
     from fare_hf.vlm.families import family_named
 
-    try:
-        with own_code_refused(vlm):
-            config = AutoConfig.from_pretrained(vlm, trust_remote_code=False)
-    except OSError as error:
-        raise ValueError(f"{vlm!r} is neither a folder with a model nor found on the Hub; check the name.") from error
-    except ValueError as error:
-        raise ValueError(f"{vlm!r} is not a vision-language model: {error}") from error
-    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-        raise ValueError(f"{vlm!r} is a {config.model_type!r} model, not a vision-language model: name one.")
+    config = vlm_configuration(vlm)
     family = family_named(config.architectures or [type(config).__name__], config)
+    if Path(encoder).is_dir() and not (Path(encoder) / "config.json").is_file():
+        return  # open_clip's
     try:
-        given = AutoConfig.from_pretrained(encoder, trust_remote_code=False)
-    except (OSError, ValueError):
+        given = read_configuration(encoder)
+    except OSError:
         return  # the swap itself says what it is
     given = getattr(given, "vision_config", given)
     if given.model_type != config.vision_config.model_type:

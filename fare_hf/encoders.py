@@ -9,7 +9,6 @@ Three embeddings of an image `x` are known by name (`EMBEDDINGS`):
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MethodType
@@ -19,8 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
-    AutoConfig,
-    AutoTokenizer,
     CLIPModel,
     CLIPTextModelWithProjection,
     CLIPVisionModel,
@@ -30,7 +27,9 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from fare_hf.foreign_code import own_code_refused
+from fare_hf.configuration import check_room, read_configuration
+from fare_hf.loading import check_found, load_tokenizer, load_with_findings
+from fare_hf.validation import check_answers, check_recorded, check_tokens, check_weights, recorded_architecture
 
 __all__ = [
     "EMBEDDINGS",
@@ -72,7 +71,9 @@ def load_encoder(name_or_path: str, embedding: str = "projected", **kwargs: Any)
     Raises:
         ValueError: not a vision encoder or CLIP, no such embedding, or weights missing from the checkpoint.
     """
-    return load_complete(_encoder_class(name_or_path, embedding, **kwargs), name_or_path, **kwargs)
+    encoder = load_complete(_encoder_class(name_or_path, embedding, **kwargs), name_or_path, **kwargs)
+    check_answers(encoder, f"{name_or_path!r}")
+    return encoder
 
 
 def check_encoder_type(name_or_path: str, embedding: str = "projected", **kwargs: Any) -> None:
@@ -86,21 +87,16 @@ def check_encoder_type(name_or_path: str, embedding: str = "projected", **kwargs
 
 def _encoder_class(name_or_path: str, embedding: str, **kwargs: Any) -> type[PreTrainedModel]:
     _check_embedding(embedding)
-    hub = {
-        key: kwargs[key]
-        for key in ("cache_dir", "local_files_only", "revision", "subfolder", "token")
-        if key in kwargs
-    }
     try:
-        model_type = AutoConfig.from_pretrained(name_or_path, **hub, trust_remote_code=False).model_type
+        config = read_configuration(name_or_path, **kwargs)
     except OSError as error:
         raise ValueError(
             f"{name_or_path!r} is neither a folder with a model nor found on the Hub; check the name "
             f"({str(error).splitlines()[0]})"
         ) from error
     except ValueError as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{name_or_path!r} is not a vision encoder or CLIP: {reason}") from error
+        raise ValueError(f"{name_or_path!r} is not a vision encoder or CLIP: {error}") from error
+    model_type = config.model_type
     if model_type not in ENCODER_CLASSES:
         raise ValueError(
             f"{name_or_path!r} is a {model_type!r} model, not a vision encoder or CLIP; "
@@ -112,6 +108,7 @@ def _encoder_class(name_or_path: str, embedding: str, **kwargs: Any) -> type[Pre
         raise ValueError(
             f"{name_or_path!r} is a {model_type!r} model without a projection; use embedding='pooled' or 'tokens'."
         )
+    check_recorded(config, recorded_architecture(name_or_path, **kwargs), f"{name_or_path!r}")
     return cls
 
 
@@ -119,19 +116,15 @@ def load_complete(cls: type[PreTrainedModel], name_or_path: str, **kwargs: Any) 
     """`cls.from_pretrained` in fp32 that refuses to initialise a missing weight at random.
 
     Raises:
-        ValueError: the checkpoint lacks weights of `cls`; the message names the first of them.
+        ValueError: the checkpoint lacks weights of `cls`, has them in another shape than the configuration asks for,
+            or not finite; the message names the first of them. An index or a link of its folder that leads out of it.
     """
+    check_room(read_configuration(name_or_path, **kwargs), name_or_path)
     # The default dtype is "auto": a half-precision file would be trained in half precision.
     options = {"dtype": torch.float32, **kwargs}
-    with _quiet_loading():
-        loaded: Any = cls.from_pretrained(name_or_path, output_loading_info=True, **options)
-    model, info = loaded
-    missing = sorted(info["missing_keys"])
-    if missing:
-        hint = "; use embedding='pooled' or 'tokens'" if any("visual_projection" in key for key in missing) else ""
-        raise ValueError(
-            f"{name_or_path!r} has no weights for {missing[0]!r} ({len(missing)} missing) of {cls.__name__}{hint}."
-        )
+    model, info = load_with_findings(cls, name_or_path, options)
+    check_found(info, name_or_path, cls.__name__, "; use embedding='pooled' or 'tokens'")
+    check_weights(model, f"{name_or_path!r}")
     return model
 
 
@@ -282,7 +275,7 @@ def text_classifier(
         (K, D) fp32 unit vectors, on the model's device.
 
     Raises:
-        ValueError: no names, no templates, or a template without `{}`.
+        ValueError: no names, no templates, a template without `{}`, or the tokenizer of another text encoder.
     """
     if not class_names:
         raise ValueError("class_names is empty; give the names of the classes.")
@@ -297,6 +290,7 @@ def text_classifier(
         for start in range(0, len(sentences), batch_size):
             tokens = tokenizer(sentences[start : start + batch_size], return_tensors="pt", **options)
             ids, mask = (tokens[key].to(device) for key in ("input_ids", "attention_mask"))
+            check_tokens(ids, config, repr(clip.config.name_or_path))
             parts.append(F.normalize(_text_embeds(clip, ids, mask).float(), dim=-1))
     ensemble = torch.cat(parts).view(len(class_names), len(templates), -1).mean(dim=1)
     return F.normalize(ensemble, dim=-1)
@@ -312,15 +306,13 @@ def text_class_embeddings(
     Raises:
         ValueError: as `text_classifier`, or a repository without a text encoder.
     """
-    model_type = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False).model_type
+    model_type = read_configuration(name_or_path).model_type
     if model_type not in ("clip", "clip_text_model"):
         raise ValueError(
             f"{name_or_path!r} is a {model_type!r} model without a CLIP text encoder; give a CLIP repository."
         )
     model = load_complete(CLIPTextModelWithProjection, name_or_path)
-    with own_code_refused(name_or_path):
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
-    return text_classifier(model, tokenizer, class_names, templates)
+    return text_classifier(model, load_tokenizer(name_or_path), class_names, templates)
 
 
 def logit_scale_of(name_or_path: str) -> float:
@@ -329,26 +321,11 @@ def logit_scale_of(name_or_path: str) -> float:
     Raises:
         ValueError: not a whole CLIP, so that no scale was kept.
     """
-    model_type = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False).model_type
+    model_type = read_configuration(name_or_path).model_type
     if model_type != "clip":
         raise ValueError(f"{name_or_path!r} is a {model_type!r} model, which has no logit scale; give --logit_scale.")
     clip: Any = load_complete(CLIPModel, name_or_path)
     return min(100.0, clip.logit_scale.exp().item())
-
-
-@contextmanager
-def _quiet_loading() -> Iterator[None]:
-    """No table of what a whole CLIP holds besides the part that is read (what is missing is an error here anyway), and
-    no list of layers that were not sharded."""
-    names = ("transformers.modeling_utils", "transformers.distributed.tensor_parallel")
-    levels = {logger: logger.level for logger in map(logging.getLogger, names)}
-    for logger in levels:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in levels.items():
-            logger.setLevel(level)
 
 
 def _matmul_forward(conv: nn.Conv2d, pixels: Tensor) -> Tensor:

@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import AutoConfig, CLIPVisionConfig
+from transformers import CLIPVisionConfig
 
+from fare_hf.configuration import TOWERS, read_configuration
 from fare_hf.console import hide_notices, one_line
 from fare_hf.flops import ASSUMED_MFU, Flops, count_flops, peak_of
-from fare_hf.foreign_code import own_code_refused
 from fare_hf.memory import Memory, count_memory, count_parameters
 from fare_hf.train import FareScriptArguments
 from fare_hf.training import FareConfig
@@ -132,14 +132,16 @@ def encoder_config(name: str) -> Any:
     if name in SHAPES:
         return CLIPVisionConfig(**SHAPES[name])
     try:
-        with own_code_refused(name):
-            config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        config = read_configuration(name)
     except OSError as error:
         raise ValueError(
             f"{name!r} is neither a folder with a model nor found on the Hub; known without a network are "
             f"{', '.join(SHAPES)}."
         ) from error
-    return getattr(config, "vision_config", config)
+    vision = getattr(config, "vision_config", config)
+    if vision.model_type not in TOWERS:
+        raise ValueError(f"{name!r} is a {config.model_type!r} model, not a vision encoder or CLIP: name one.")
+    return vision
 
 
 def report(found: Estimate, gpus: Sequence[str], mfu: float) -> str:

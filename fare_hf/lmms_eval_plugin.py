@@ -18,9 +18,8 @@ from lmms_eval.api.model import lmms
 from lmms_eval.models.registry_v2 import ModelManifest
 from lmms_eval.protocol import ChatMessages
 from tqdm.auto import tqdm
-from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from fare_hf.foreign_code import own_code_refused
+from fare_hf.loading import load_processor, load_vlm
 from fare_hf.vlm import swap_vision_tower
 from fare_hf.vlm.prompts import start_device
 
@@ -80,10 +79,7 @@ class FareLlava(lmms):
         self.processor = _processor(pretrained, revision, chat_template)
         options = {"attn_implementation": attn_implementation, "device_map": device_map}
         given = {name: value for name, value in options.items() if value is not None}
-        with own_code_refused(pretrained):
-            self.vlm = AutoModelForImageTextToText.from_pretrained(
-                pretrained, revision=revision or "main", dtype=dtype, **given, trust_remote_code=False
-            ).eval()
+        self.vlm = load_vlm(pretrained, revision, dtype=dtype, **given).eval()
         if device_map is None:
             self.vlm.to(_device(device, self.accelerator))
         self.swap_report = None
@@ -159,8 +155,7 @@ class FareLlava(lmms):
 
 
 def _processor(pretrained: str, revision: str | None, chat_template: str | None) -> Any:
-    with own_code_refused(pretrained):
-        processor = AutoProcessor.from_pretrained(pretrained, revision=revision or "main", trust_remote_code=False)
+    processor = load_processor(pretrained, revision)
     processor.tokenizer.padding_side = "left"  # answers begin where prompts end
     if chat_template is not None:
         path = Path(chat_template)

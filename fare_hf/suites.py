@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, CLIPModel
+from transformers import CLIPModel
 
 from fare_hf.attacks import ThreatModel
-from fare_hf.encoders import load_encoder, text_classifier
+from fare_hf.configuration import load_image_processor, read_configuration
+from fare_hf.encoders import load_complete, load_encoder, text_classifier
 from fare_hf.evaluation.corruptions import check_corruptions, evaluate_corruptions
 from fare_hf.evaluation.drift import clean_drift
 from fare_hf.evaluation.masking import check_gradient_masking
@@ -28,10 +29,10 @@ from fare_hf.evaluation.vlm_sets import CAPTION_QUESTION, VlmData, chat_prompt, 
 from fare_hf.evaluation.zero_shot import ATTACKS, evaluate_zero_shot, logits_function
 from fare_hf.evaluation.zero_shot_sets import load_zero_shot_set, zero_shot_set
 from fare_hf.folders import is_missing_path
-from fare_hf.foreign_code import own_code_refused
 from fare_hf.lab import TEST_SETS, encoder_folder, load_clip, load_llava, measure
 from fare_hf.lab.measure import part, text_embeddings
 from fare_hf.lab.questions import QUESTION_SETS
+from fare_hf.loading import load_processor, load_tokenizer, load_vlm
 from fare_hf.pixels import Normalization
 from fare_hf.vlm import swap_vision_tower
 
@@ -158,9 +159,7 @@ def _options(settings: Mapping[str, Any], *names: str) -> dict[str, Any]:
 @cache
 def _clip(name: str) -> tuple[Any, Any]:
     """A CLIP with its tokenizer, for the texts of the classes."""
-    with own_code_refused(name):
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    return CLIPModel.from_pretrained(name, dtype=torch.float32).eval(), tokenizer
+    return load_complete(CLIPModel, name).eval(), load_tokenizer(name)
 
 
 @dataclass(frozen=True)
@@ -199,7 +198,7 @@ def _test(settings: Mapping[str, Any], source: str) -> _Test:
         test = part(name.removeprefix(LAB), count)
         embeddings = text_embeddings(load_clip(), test)
         return _Test(test.pixels, test.labels, lambda source: embeddings, test.groups.tolist())
-    processor = _image_processor(source)
+    processor = _images(source)
     data = load_zero_shot_set(
         name, processor, samples=count, seed=settings.get("seed", 0), **_options(settings, "root")
     )
@@ -211,12 +210,12 @@ def _test(settings: Mapping[str, Any], source: str) -> _Test:
 
 
 def _normalization(source: str) -> Normalization:
-    return Normalization.from_processor(_image_processor(source))
+    return Normalization.from_processor(_images(source))
 
 
-def _image_processor(source: str) -> Any:
-    with own_code_refused(source):
-        return AutoImageProcessor.from_pretrained(_place(source), trust_remote_code=False)
+def _images(source: str) -> Any:
+    """The image processor of an encoder."""
+    return load_image_processor(_place(source), read_configuration(_place(source)))
 
 
 def _names(model: str, source: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -285,9 +284,7 @@ def _vlm(folder: Path, model: str, source: str, settings: Mapping[str, Any], mod
 
 def _hub_vlm(source: str, settings: Mapping[str, Any]) -> tuple[Any, Any, VlmData]:
     """The model of a job with its tower swapped, its processor, and the set as it reads it."""
-    with own_code_refused(settings["vlm"]):
-        vlm = AutoModelForImageTextToText.from_pretrained(settings["vlm"], dtype="auto", trust_remote_code=False)
-        processor = AutoProcessor.from_pretrained(settings["vlm"], trust_remote_code=False)
+    vlm, processor = load_vlm(settings["vlm"]), load_processor(settings["vlm"])
     swap_vision_tower(vlm, _place(source))
     chosen = _options(settings, "samples", "seed", "root", "template")
     return vlm, processor, load_vlm_set(settings["set"], processor, **chosen)

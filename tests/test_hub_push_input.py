@@ -112,7 +112,7 @@ def edit(name: str, value: Any) -> Callable[[Path], Any]:
         (write("model.safetensors", "cut off"), "is not readable as safetensors"),
         (write("model-00001-of-00002.safetensors", "cut off"), "is not readable as safetensors"),
         (write("config.json", '{"model_type": "bert"}'), "holds a model of type 'bert'"),
-        (write("config.json", "{"), "is not JSON"),
+        (write("config.json", "{"), "is not valid JSON"),
         (write("config.json", "[1]"), "holds no JSON object"),
         (write("preprocessor_config.json", "{}"), "is of no image processor, as it lacks image_mean"),
         (edit("architectures", ["ResNet"]), "has the architecture 'ResNet' in config.json, not one of CLIPModel"),

@@ -39,9 +39,7 @@ def test_two_hours_end_the_push(operation: str, hub: LoopbackHub, waits: list[fl
     assert sum(waits) < 60
 
 
-def test_ten_minutes_again_and_again_are_bounded_in_all(
-    hub: LoopbackHub, waits: list[float], tmp_path: Path
-) -> None:
+def test_ten_minutes_again_and_again_are_bounded_in_all(hub: LoopbackHub, waits: list[float], tmp_path: Path) -> None:
     hub.fail("PUT /lfs/", status=503, headers={"Retry-After": "590"}, times=99)
     with pytest.raises(PushError) as caught:
         push(hub, save(tmp_path / "fare4"))

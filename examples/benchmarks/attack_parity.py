@@ -21,7 +21,7 @@ import torch
 from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
-from fare_hf.attacks import ThreatModel, autoattack
+from fare_hf.attacks import ThreatModel, autoattack, predicted_classes
 from fare_hf.evaluation import environment
 
 TOLERANCE = 0.002
@@ -78,7 +78,7 @@ def reference_accuracy(problem: Problem, threat_model: ThreatModel, effort: Mapp
     points, _ = reference.run_standard_evaluation(pixels, labels, batch_size=128)
     with torch.no_grad():
         parts = zip(points.split(128), labels.split(128), strict=True)
-        right = sum(int((logits_of(z).argmax(1) == y).sum()) for z, y in parts)
+        right = sum(int((predicted_classes(logits_of(z)) == y).sum()) for z, y in parts)
     return right / len(labels)
 
 

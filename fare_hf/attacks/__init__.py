@@ -5,7 +5,7 @@ knows no model, no label and no normalisation.
 """
 
 from fare_hf.attacks.apgd import ApgdResult, apgd
-from fare_hf.attacks.classifier import ClassifierLoss, check_labels
+from fare_hf.attacks.classifier import ClassifierLoss, check_labels, predicted_classes
 from fare_hf.attacks.ensemble import AutoAttackResult, Stage, autoattack, class_stages, ensemble_name
 from fare_hf.attacks.fab import FabResult, fab
 from fare_hf.attacks.gradient import LossFn
@@ -39,6 +39,7 @@ __all__ = [
     "parse_eps",
     "parse_step_size",
     "pgd",
+    "predicted_classes",
     "square",
     "targeted_dlr",
     "targeted_margin",

@@ -217,6 +217,7 @@ class _Run:
                 break
             self._advance()
             if save is not None and self.step % save_every == 0:
+                self.attacked.raise_if_bad()  # a state does not remember it
                 save(self._saved())
         self.attacked.raise_if_bad()
         return self._result()

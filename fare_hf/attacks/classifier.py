@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fare_hf.attacks.losses import cross_entropy, dlr, margin, targeted_dlr, targeted_margin
 
-__all__ = ["ClassifierLoss", "check_labels"]
+__all__ = ["ClassifierLoss", "check_labels", "predicted_classes"]
 
 LogitsFn = Callable[[Tensor], Tensor]
 """Pixels (B, C, H, W) in [0, 1] to logits (B, K)."""
@@ -66,6 +66,24 @@ class ClassifierLoss:
         return ClassifierLoss(self.logits_of, self.labels[rows], self.kind, targets=targets)
 
 
+def predicted_classes(logits: Tensor) -> Tensor:
+    """The class of the largest logit of each sample, (B,), for a verdict. One host sync.
+
+    `argmax` takes NaN for the largest: a broken model would be right on class 0, under any attack.
+
+    Raises:
+        ValueError: logits that are NaN or +infinite, which name no class (-infinity rules a class out).
+    """
+    broken = ~(logits < torch.inf).all(1)
+    if bool(broken.any()):
+        samples = broken.nonzero().flatten().tolist()
+        raise ValueError(
+            f"the logits of samples {samples} of a batch hold NaN or infinity, which is no prediction: compute them "
+            "in fp32, or look at the model and these inputs."
+        )
+    return logits.argmax(1)
+
+
 def check_labels(labels: Tensor, samples: int, classes: int, field: str = "labels") -> Tensor:
     """The labels as int64 (B,). One host sync.
 
@@ -75,6 +93,6 @@ def check_labels(labels: Tensor, samples: int, classes: int, field: str = "label
     if labels.ndim != 1 or len(labels) != samples:
         raise ValueError(f"{field} have shape {tuple(labels.shape)} for {samples} images: give one class an image.")
     low, high = torch.stack(torch.aminmax(labels)).tolist()
-    if low < 0 or high >= classes:
+    if not (low >= 0 and high < classes):
         raise ValueError(f"{field} span [{low}, {high}], outside the {classes} classes of the logits.")
     return labels.long()

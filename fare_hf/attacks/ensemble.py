@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fare_hf.attacks.apgd import apgd
-from fare_hf.attacks.classifier import ClassifierLoss, Kind, LogitsFn, check_labels
+from fare_hf.attacks.classifier import ClassifierLoss, Kind, LogitsFn, check_labels, predicted_classes
 from fare_hf.attacks.fab import fab
 from fare_hf.attacks.gradient import check_steps
 from fare_hf.attacks.square import square
@@ -147,7 +147,7 @@ def autoattack(
     labels = check_labels(labels.to(logits.device), len(clean), logits.shape[1])
     stages, notes = class_stages(logits.shape[1], targets, version)
     others = logits.scatter(1, labels[:, None], -torch.inf)
-    success, found = logits.argmax(1) != labels, clean.clone()
+    success, found = predicted_classes(logits) != labels, clean.clone()
     accuracy = {"clean": (~success).double().mean().item()}
     for stage in stages:
         left = (~success).nonzero().flatten()
@@ -156,7 +156,7 @@ def autoattack(
             points = stage.run(logits_of, *batch, threat_model, generator=generator, **counts)  # type: ignore[arg-type]
             threat_model.check(points, clean[rows])
             with torch.no_grad():  # the prediction on what is returned decides
-                fooled = logits_of(points).argmax(1) != labels[rows]
+                fooled = predicted_classes(logits_of(points)) != labels[rows]
             found[rows[fooled]], success[rows[fooled]] = points[fooled], True
         accuracy[stage.name] = (~success).double().mean().item()
     return AutoAttackResult(found, success, ensemble_name(stages), accuracy, notes)

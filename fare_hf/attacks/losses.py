@@ -40,7 +40,9 @@ def targeted_margin(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
         targets: (B,) classes to push towards, other than the labels.
     """
     logits = _wide(logits)
-    return _pick(logits, targets) - _pick(logits, labels)
+    difference = _pick(logits, targets) - _pick(logits, labels)
+    # NaN in a class that is not looked at is no prediction either.
+    return torch.where(logits.detach().isnan().any(1), torch.nan, difference)
 
 
 def dlr(logits: Tensor, labels: Tensor) -> Tensor:

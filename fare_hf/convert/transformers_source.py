@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import AutoConfig, CLIPModel, CLIPVisionModelWithProjection
+from transformers import CLIPModel, CLIPVisionModelWithProjection
 
+from fare_hf.configuration import load_image_processor, read_configuration
 from fare_hf.convert.checkpoints import find_file
 from fare_hf.convert.spec import ClipSpec, ImageSpec
 from fare_hf.convert.transformers_config import read_image_processor, read_transformers_config
 from fare_hf.encoders import load_complete
-from fare_hf.foreign_code import own_code_refused
 
 __all__ = ["clip_config", "images_of", "load_clip", "text_of"]
 
@@ -27,7 +27,7 @@ def images_of(sources: list[tuple[str | None, str | None]], spec: ClipSpec) -> I
 
     for source, revision in sources:
         if source is not None and find_file(source, PREPROCESSOR, revision) is not None:
-            processor = CLIPImageProcessor.from_pretrained(source, revision=revision or "main")
+            processor = load_image_processor(source, cls=CLIPImageProcessor, revision=revision or "main")
             return read_image_processor(processor, spec.vision.image_size, f"'{source}'")
     raise ValueError(
         f"'{sources[0][0]}' has no {PREPROCESSOR}, so its mean and std are unknown: add it, or name the CLIP it was "
@@ -54,8 +54,7 @@ def load_clip(source: str, revision: str | None, dtype: Any = "auto") -> tuple[A
 def clip_config(source: str, revision: str | None) -> Any:
     if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
         raise ValueError(f"the folder '{source}' holds no config.json: it is not a model of transformers.")
-    with own_code_refused(source):
-        config = AutoConfig.from_pretrained(source, revision=revision or "main", trust_remote_code=False)
+    config = read_configuration(source, revision=revision or "main")
     if config.model_type not in ("clip", "clip_vision_model"):
         raise ValueError(f"'{source}' is a {config.model_type!r} model, not a CLIP with a ViT: only those convert.")
     return config

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from fare_hf.encoders import frozen, make_embed
 from fare_hf.evaluation.metrics import bootstrap_interval
 from fare_hf.evaluation.report import Row, fraction_row, make_row
+from fare_hf.finite import check_finite
 from fare_hf.pixels import Normalization, check_pixels
 
 __all__ = ["clean_drift", "embed_images", "retrieval_recall"]
@@ -104,8 +105,8 @@ def retrieval_recall(
         Rows of `task` "retrieval": "image to text R@k" (n = N) and "text to image R@k" (n = M) for each k.
 
     Raises:
-        ValueError: another number of owners than texts, an owner outside [0, N), an image without a caption, or k
-            outside what there is.
+        ValueError: another number of owners than texts, an owner outside [0, N), an image without a caption, k
+            outside what there is, or embeddings that are not finite.
     """
     owners = torch.as_tensor(list(owner))
     if len(owners) != len(texts) or set(owners.tolist()) != set(range(len(images))):
@@ -114,6 +115,8 @@ def retrieval_recall(
         )
     if not all(1 <= k <= min(len(images), len(texts)) for k in at):
         raise ValueError(f"recall at {list(at)} of {len(images)} images and {len(texts)} texts: ask for fewer.")
+    check_finite(images, "the embeddings of the images")
+    check_finite(texts, "the embeddings of the texts")
     cosines = F.normalize(images.float(), dim=-1).cpu() @ F.normalize(texts.float(), dim=-1).cpu().T
     rows = []
     for k in at:

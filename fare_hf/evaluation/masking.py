@@ -16,6 +16,7 @@ from fare_hf.attacks import (
     check_labels,
     check_pixels,
     format_eps,
+    predicted_classes,
     square,
 )
 from fare_hf.evaluation.metrics import wilson_interval
@@ -219,6 +220,6 @@ class _Victim:
             points = attack(pixels, labels)
             self.threat_model.check(points, pixels)
             with torch.no_grad():
-                wrong = self.logits_of(points).argmax(1) != labels
-            fooled.append(wrong | (logits.argmax(1) != labels))
+                wrong = predicted_classes(self.logits_of(points)) != labels
+            fooled.append(wrong | (predicted_classes(logits) != labels))
         return torch.cat(fooled)

@@ -120,7 +120,7 @@ def bootstrap_statistic(
         seed, resamples: as `bootstrap_interval`.
 
     Raises:
-        ValueError: n below 1, or `groups` of another length.
+        ValueError: n below 1, `groups` of another length, or a figure that is not finite.
     """
     if n < 1 or (groups is not None and len(groups) != n):
         raise ValueError(f"{n} samples with {n if groups is None else len(groups)} groups: give one group per sample.")
@@ -130,8 +130,10 @@ def bootstrap_statistic(
     for _ in range(resamples):
         drawn = rng.integers(len(members), size=len(members))
         figures.append(statistic([sample for group in drawn for sample in members[group]]))
-    low, high = np.quantile(figures, [0.025, 0.975])
     whole = statistic(list(range(n)))
+    if not np.isfinite([*figures, whole]).all():
+        raise ValueError("the figure is not finite on some draws of the samples, so that it has no interval.")
+    low, high = np.quantile(figures, [0.025, 0.975])
     return float(min(low, whole)), float(max(high, whole))
 
 

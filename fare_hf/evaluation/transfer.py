@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from fare_hf.attacks import ClassifierLoss, LossFn, ThreatModel, apgd, apply_universal, universal_perturbation
+from fare_hf.attacks import (
+    ClassifierLoss,
+    LossFn,
+    ThreatModel,
+    apgd,
+    apply_universal,
+    predicted_classes,
+    universal_perturbation,
+)
 from fare_hf.encoders import frozen, matmul_patch_embedding
 from fare_hf.evaluation.exported import check_sent
 from fare_hf.evaluation.report import Row, fraction_row
@@ -134,7 +142,7 @@ def evaluate_transfer(
 
     @torch.no_grad()
     def right(logits: Logits, points: Tensor) -> list[bool]:
-        return (torch.cat([logits(part).argmax(1) for part in points.split(batch_size)]) == labels).tolist()
+        return (torch.cat([predicted_classes(logits(part)) for part in points.split(batch_size)]) == labels).tolist()
 
     return transfer_matrix(
         {name: made_on(logits) for name, logits in sources.items()},

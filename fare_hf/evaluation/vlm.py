@@ -7,6 +7,7 @@ words that are never the answer. A sample whose score fell to the metric's thres
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
@@ -206,7 +207,7 @@ class _Ensemble:
             check_pixels(pixels)
             answers += self._ask(pixels, batch)
             self.saved.keep_answers(answers)
-        return Attacked([self.metric.score(answer, index) for index, answer in enumerate(answers)], answers)
+        return Attacked([self._score(answer, index) for index, answer in enumerate(answers)], answers)
 
     def name(self) -> str:
         """ "apgd-nll(half, 5 references)+apgd-nll+apgd-towards(maybe)" """
@@ -288,13 +289,20 @@ class _Ensemble:
         """Ask again; the first perturbation of a sample is kept whatever it gave, later ones where they gave less."""
         changes = []
         for index, answer, image in zip(batch, self._ask(points, batch), points, strict=True):
-            score = self.metric.score(answer, index)
+            score = self._score(answer, index)
             if score < state.scores[index]:
                 changes.append(Change(index, score, answer, source(index), image.cpu()))
             elif index not in state.pixels:
                 kept = state.scores[index], state.answers[index]
                 changes.append(Change(index, *kept, source(index), image.cpu()))
         return changes
+
+    def _score(self, answer: str, index: int) -> float:
+        """Of one answer; NaN would be above no threshold and below no score, and pass for both."""
+        score = self.metric.score(answer, index)
+        if not math.isfinite(score):
+            raise ValueError(f"the metric gives {score!r} for the answer {answer!r} to sample {index}: mend it.")
+        return score
 
     def _alive(self, state: Attacked) -> list[int]:
         return [index for index, score in enumerate(state.scores) if score > self.metric.threshold]

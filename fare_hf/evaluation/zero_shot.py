@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from fare_hf.attacks import Stage, ThreatModel, class_stages, ensemble_name
+from fare_hf.attacks import Stage, ThreatModel, class_stages, ensemble_name, predicted_classes
 from fare_hf.encoders import embed, freeze, frozen, matmul_patch_embedding
 from fare_hf.evaluation.report import Row, fraction_row
 from fare_hf.evaluation.survivors import Attack, Judge, attack_nested, check_plan, chunks, read, screening_steps
@@ -87,7 +87,7 @@ def evaluate_zero_shot(
         size = encoder.config.image_size if native else None
         logits_of = _logits_function(encoder, text, normalization, logit_scale, size)
         logits, truth = _clean_pass(logits_of, samples, labels, len(text), device, batch_size)
-        correct = (logits.argmax(1) == truth).tolist()
+        correct = (predicted_classes(logits) == truth).tolist()
         plan = [(Stage("apgd", "ce"), few, 1) for few in screening_steps(steps)]
         plan += [(stage, steps, restarts) for stage in stages]
         runs = []
@@ -139,7 +139,7 @@ def predict_zero_shot(
     device = next(encoder.parameters()).device
     logits_of = _logits_function(encoder, _texts(encoder, text_embeddings), normalization, 100.0)
     with frozen(encoder):
-        return torch.cat([logits_of(part.to(device).float()).argmax(1) for part in pixels.split(batch_size)])
+        return torch.cat([predicted_classes(logits_of(part.to(device).float())) for part in pixels.split(batch_size)])
 
 
 def _texts(encoder: PreTrainedModel, text_embeddings: torch.Tensor) -> torch.Tensor:
@@ -231,6 +231,6 @@ def _stage(
 def _judge(logits_of: Callable[[torch.Tensor], torch.Tensor], truth: torch.Tensor) -> Judge:
     @torch.no_grad()
     def judge(pixels: torch.Tensor, batch: list[int], threat: ThreatModel) -> list[bool]:
-        return (logits_of(pixels).argmax(1) != truth[batch]).tolist()
+        return (predicted_classes(logits_of(pixels)) != truth[batch]).tolist()
 
     return judge

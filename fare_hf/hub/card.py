@@ -103,6 +103,7 @@ class CardContent:
         datasets: what it was trained on, as the Hub knows it.
         text_encoder: whether the repository also holds the original's text encoder and tokenizer.
         plot: file name of the picture of the report beside the card, or None where there is none.
+        architecture: on no card, but in `fare_hf.json`: what `fare_hf.validation.check_recorded` compares.
     """
 
     name: str
@@ -120,6 +121,7 @@ class CardContent:
     datasets: Sequence[str] = ()
     text_encoder: bool = False
     plot: str | None = None
+    architecture: Mapping[str, Any] | None = None
 
 
 def render_card(content: CardContent) -> str:

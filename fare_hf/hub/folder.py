@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import re
 from dataclasses import dataclass
@@ -11,19 +12,29 @@ from typing import Any
 
 import torch
 from huggingface_hub import ModelCardData, RepoFile
-from huggingface_hub.errors import StrictDataclassError
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from safetensors import SafetensorError, safe_open
 from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel, CLIPVisionModelWithProjection
 
-from fare_hf.documents import front_matter, read_object, read_text
+from fare_hf.configuration import configuration_from, load_image_processor, read_json_object
+from fare_hf.documents import front_matter, read_text
+from fare_hf.encoders import load_complete
 from fare_hf.folders import path_inside
 from fare_hf.hub.contents import check_contents
 from fare_hf.hub.licenses import check_license
 from fare_hf.hub.plot import PLOT
 from fare_hf.hub.regenerate import card_under_name
+from fare_hf.validation import check_answers, check_recorded, recorded_architecture
 
-__all__ = ["LocalFile", "check_reference", "check_repo_id", "is_published", "read_folder", "vision_shape"]
+__all__ = [
+    "LocalFile",
+    "check_loads",
+    "check_reference",
+    "check_repo_id",
+    "is_published",
+    "read_folder",
+    "vision_shape",
+]
 
 NEEDED = {
     "config.json": "the model's configuration",
@@ -96,10 +107,10 @@ def read_folder(folder: Path, repo_id: str, token: str | None = None) -> list[Lo
     names = _names(folder)
     _check_names(folder, names)
     shapes = _check_weights(folder, [name for name in names if WEIGHTS.fullmatch(name)])
-    config = _config(folder / "config.json")
+    config = read_json_object(folder / "config.json")
     vision_shape(config, f"'{folder}'")
     check_complete(shapes, config, f"'{folder}'")
-    _check_processor(folder / "preprocessor_config.json")
+    _check_parts(folder, config)
     files = [LocalFile(name, folder / name) for name in names]
     card = card_under_name(folder, repo_id)
     if card is not None:
@@ -108,6 +119,16 @@ def read_folder(folder: Path, repo_id: str, token: str | None = None) -> list[Lo
     for file in files:
         check_contents(file.path, file.source, file.content, token)
     return files
+
+
+def check_loads(folder: Path) -> None:
+    """The model of a folder whose files are right loads, and is one.
+
+    Raises:
+        ValueError: as `fare_hf.validation.check_model`.
+    """
+    cls = CLASSES[read_json_object(folder / "config.json")["architectures"][0]]
+    check_answers(load_complete(cls, str(folder), dtype="auto"), f"'{folder}'")
 
 
 def is_published(path: str) -> bool:
@@ -126,12 +147,10 @@ def vision_shape(config: dict[str, Any], where: str) -> dict[str, Any]:
     if kind not in ("clip", "clip_vision_model"):
         raise ValueError(f"{where} holds a model of type {kind!r}, not a CLIP vision encoder: name another.")
     try:
-        whole = CLIPConfig.from_dict(config) if kind == "clip" else None
-        vision: Any = CLIPVisionConfig.from_dict(config) if whole is None else whole.vision_config
-    except (TypeError, ValueError, StrictDataclassError) as error:
-        raise ValueError(
-            f"{where} has a config.json that no CLIP can have ({' '.join(str(error).split())}): name another."
-        ) from None
+        made = configuration_from(copy.deepcopy(config), "it")
+    except ValueError as error:
+        raise ValueError(f"{where} has a config.json that no CLIP can have ({error}): name another.") from None
+    vision: Any = getattr(made, "vision_config", made)
     return {name: getattr(vision, name) for name in SHAPE}
 
 
@@ -213,7 +232,7 @@ def _check_weights(folder: Path, names: list[str]) -> dict[str, tuple[int, ...]]
         except (SafetensorError, OSError) as error:
             raise ValueError(f"'{folder / name}' is not readable as safetensors ({error}): save it again.") from None
     index = folder / "model.safetensors.index.json"
-    named = _config(index)["weight_map"].keys() if index.exists() else found.keys()
+    named = read_json_object(index)["weight_map"].keys() if index.exists() else found.keys()
     if len(names) > 1 and not index.exists() or named != found.keys():
         raise ValueError(f"'{folder}' has shards that do not fit its index: save the encoder again.")
     if not any(name.startswith("vision_model.") for name in found):
@@ -221,17 +240,15 @@ def _check_weights(folder: Path, names: list[str]) -> dict[str, tuple[int, ...]]
     return found
 
 
-def _config(path: Path) -> dict[str, Any]:
-    try:
-        return read_object(path)
-    except ValueError as error:
-        raise ValueError(f"{str(error).rstrip('.')}: save the encoder again.") from None
-
-
-def _check_processor(path: Path) -> None:
-    missing = [name for name in ("image_mean", "image_std") if not _config(path).get(name)]
-    if missing:
+def _check_parts(folder: Path, config: dict[str, Any]) -> None:
+    """The image processor, and what was recorded when the encoder was saved, fit the configuration."""
+    path = folder / "preprocessor_config.json"
+    missing = [name for name in ("image_mean", "image_std") if not read_json_object(path).get(name)]
+    if missing:  # its class would take others in silence
         raise ValueError(f"'{path}' is of no image processor, as it lacks {missing[0]}: save the encoder again.")
+    made = configuration_from(copy.deepcopy(config), f"'{folder / 'config.json'}'")
+    load_image_processor(str(folder), made)
+    check_recorded(made, recorded_architecture(str(folder)), f"'{folder}'")
 
 
 def _check_card(folder: Path) -> None:

@@ -16,12 +16,11 @@ from typing import Any
 
 import torch
 from huggingface_hub import constants, snapshot_download
-from transformers import AutoConfig
 
+from fare_hf.configuration import read_configuration
 from fare_hf.convert.checkpoints import find_file
 from fare_hf.documents import read_object
 from fare_hf.folders import check_new_folder, relative_name, whole_folder
-from fare_hf.foreign_code import own_code_refused
 from fare_hf.hub.base import card_head
 from fare_hf.hub.merge_card import merge_card
 from fare_hf.hub.parents import (
@@ -29,6 +28,7 @@ from fare_hf.hub.parents import (
     POSITIONS,
     EncoderFiles,
     TowerNames,
+    check_encoder,
     check_held,
     check_parents,
     files_of,
@@ -126,8 +126,8 @@ class _Cosine:
 
     def add(self, name: str, old: torch.Tensor, new: torch.Tensor) -> None:
         cosine = weight_cosine(new, old)
-        if cosine is not None and (cosine < self.lowest[0] or math.isnan(cosine)):  # a NaN stays: nothing is below it
-            self.lowest = (cosine, name)
+        if cosine is not None and not self.lowest[0] <= cosine:  # NaN takes the place, and keeps it
+            self.lowest = self.lowest if math.isnan(self.lowest[0]) else (cosine, name)
         a, b = old.float().reshape(-1), new.float().reshape(-1)
         for index, value in enumerate((a @ b, a @ a, b @ b)):
             self.sums[index] += float(value)
@@ -155,8 +155,8 @@ def merge_vision_tower(
 
     Only the safetensors files that hold the tower are rewritten, tensor by tensor. File names, index and configuration
     stay (an encoder of another resolution changes configuration and processor), so whatever reads the original's
-    repository reads this one. A card names both parents. One tensor at a time is in memory, and an encoder in
-    open_clip's format while it is converted.
+    repository reads this one. A card names both parents. One tensor at a time is in memory, also while the
+    encoder answers two images before anything is written; an encoder in open_clip's format while it is converted.
 
     Args:
         vlm_repo: folder or Hub name of a model of `fare_hf.vlm.families.FAMILIES`, in safetensors; pickled weights
@@ -176,9 +176,9 @@ def merge_vision_tower(
 
     Raises:
         TypeError: not a known family.
-        ValueError: parents that do not fit, weights that are not finite, quantised, or pickled beside code, files or
-            links that leave their folder, an index that its files do not fit, an `out` that is not empty. Nothing is
-            left behind.
+        ValueError: parents that do not fit, an encoder whose weights or answers are not finite, weights that are
+            quantised, or pickled beside code, files or links that leave their folder, an index that its files do not
+            fit, an `out` that is not empty. Nothing is left behind.
         OSError: something cannot be read or written.
     """
     if push_to_hub:
@@ -205,6 +205,7 @@ def merge_vision_tower(
             with whole_folder(target) as part, _in_safetensors(folder, part) as (parent, unpickled):
                 plan = plan_merge(str(vlm_repo), parent, files_of(parent), encoder)
                 check_held(parent, sorted(set(plan.weight_map.values())), plan.weight_map, family)
+                check_encoder(encoder)
                 # The copy that was made for the safetensors goes away: what is linked to it is nobody else's.
                 result = _merge_folder(plan, parent, part, hard_links or bool(unpickled))
     linked = () if unpickled else result.linked
@@ -275,9 +276,9 @@ def vlm_config(folder: Path) -> tuple[Any, Family]:
 
     Raises:
         TypeError: no known family.
+        ValueError: a configuration that no model can have.
     """
-    with own_code_refused(folder):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    config = read_configuration(str(folder))
     return config, family_named(config.architectures or [type(config).__name__], config)
 
 

@@ -24,7 +24,7 @@ from fare_hf.hub.merge import (
     write_card,
     write_changed,
 )
-from fare_hf.hub.parents import check_held, check_parents, open_encoder
+from fare_hf.hub.parents import check_encoder, check_held, check_parents, open_encoder
 from fare_hf.hub.push import PushError
 from fare_hf.hub.remote import Remote
 from fare_hf.hub.retry import Retries, persist
@@ -97,6 +97,7 @@ def _merge(
             files = open_encoder(str(encoder), place[0], place[1], card, room)
             check_parents(config, family, files)
             plan = plan_merge(source.repo_id, folder, list(tree), files)
+            check_encoder(files)
             _download(source, list(plan.names.files), commit, folder)
             check_held(folder, plan.names.files, plan.weight_map, family)
             cosine = write_changed(plan, folder, part)

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
+from accelerate.hooks import attach_align_device_hook
 from torch import Tensor
-from transformers import AutoConfig
+from transformers import CLIPVisionModel, SiglipVisionModel
 
+from fare_hf.configuration import read_configuration
 from fare_hf.convert.checkpoints import find_file
 from fare_hf.documents import read_object
 from fare_hf.folders import path_inside
-from fare_hf.foreign_code import own_code_refused
 from fare_hf.hub.pickled import safetensors_of
 from fare_hf.hub.shards import read_header, read_tensor
+from fare_hf.validation import check_answers, check_recorded, recorded_architecture
 from fare_hf.vlm.checks import check_architecture, check_weights
 from fare_hf.vlm.families import ENCODER_OF, Family
 from fare_hf.weight_files import INDEX, PICKLE, SINGLE, read_index
@@ -28,6 +31,7 @@ __all__ = [
     "POSITION_IDS",
     "EncoderFiles",
     "TowerNames",
+    "check_encoder",
     "check_held",
     "check_parents",
     "files_of",
@@ -38,6 +42,8 @@ __all__ = [
 
 PARTS = r"(?:vision_model\.)?((?:embeddings|encoder|pre_layrnorm|post_layernorm|head)\..+)"
 POSITIONS, POSITION_IDS = "embeddings.position_embedding.weight", "embeddings.position_ids"
+TOWERS: dict[str, Any] = {"clip_vision_model": CLIPVisionModel, "siglip_vision_model": SiglipVisionModel}
+POOLING = ["SiglipMultiheadAttentionPoolingHead"]  # reads the weights of its parts without calling them
 LAYER = re.compile(r"encoder\.layers\.(\d+)\.")
 
 
@@ -125,8 +131,8 @@ def open_encoder(source: str, place: str, revision: str | None, card: Path | Non
         ValueError: no weights there, or an index that they do not fit.
         OSError: it cannot be read.
     """
-    with own_code_refused(source):
-        config = AutoConfig.from_pretrained(place, revision=revision or "main", trust_remote_code=False)
+    config = read_configuration(place, revision=revision or "main")
+    check_recorded(config, recorded_architecture(place, revision=revision or "main"), f"the encoder '{source}'")
     images = find_file(place, "preprocessor_config.json", revision)
     vision = getattr(config, "vision_config", config)
     find = partial(find_file, place, revision=revision)
@@ -152,6 +158,44 @@ def _places(find: Callable[[str], Path | None], source: str) -> dict[str, tuple[
         tower = [key for key in header if not key.startswith(("text_model.", "__metadata__"))]
         places |= {key.removeprefix("vision_model."): (path, key) for key in tower}
     return places
+
+
+def check_encoder(encoder: EncoderFiles) -> None:
+    """The encoder answers two images as `fare_hf.validation.check_answers` asks for, with one weight in memory.
+
+    Raises:
+        ValueError: it does not; a weight that its class needs is not there, or not finite.
+    """
+    with init_empty_weights():
+        module = TOWERS[encoder.config.model_type](encoder.config)
+    missing = sorted(name for name in module.state_dict() if _flat(name) not in encoder.places)
+    kept = [name for name in missing if not _flat(name).startswith("head.")]
+    if kept:
+        raise ValueError(
+            f"the encoder '{encoder.source}' has no weights for '{kept[0]}': pass one with all its parts."
+        )
+    if missing:  # published without its pooling, which no language model reads
+        module.head = None
+    attach_align_device_hook(
+        module, "cpu", offload=True, weights_map=_OneByOne(encoder), preload_module_classes=POOLING
+    )
+    check_answers(module, f"the encoder '{encoder.source}'", torch.device("cpu"))
+
+
+class _OneByOne(Mapping[str, Tensor]):
+    """An encoder's weights in fp32, each read when it is needed."""
+
+    def __init__(self, encoder: EncoderFiles) -> None:
+        self.encoder = encoder
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.encoder.tensor(_flat(name), torch.float32)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.encoder.places)
+
+    def __len__(self) -> int:
+        return len(self.encoder.places)
 
 
 def check_parents(config: Any, family: Family, encoder: EncoderFiles) -> None:
@@ -268,3 +312,7 @@ def _check_complete(tower: set[str], encoder: EncoderFiles) -> None:
         wanted = int(layer[1]) < layers if layer else name.startswith(("embeddings.", "pre_", "post_"))
         if wanted and name not in tower and name != POSITION_IDS:
             raise ValueError(f"the checkpoint's vision tower lacks '{name}': name the repository of the whole model.")
+
+
+def _flat(name: str) -> str:
+    return name.removeprefix("vision_model.")

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from fare_hf.credentials import redact
 from fare_hf.documents import read_object
-from fare_hf.hub.folder import LocalFile, check_reference, check_repo_id, read_folder, vision_shape
+from fare_hf.hub.folder import LocalFile, check_loads, check_reference, check_repo_id, read_folder, vision_shape
 from fare_hf.hub.remote import Moved, Remote, State
 from fare_hf.hub.retry import Retries, status_of, wait_asked
 from fare_hf.hub.save import copy_with_text_encoder, save_robust_encoder
@@ -212,6 +212,7 @@ class _Push:
         """Checks, sends, reads back."""
         order, remote = self.order, self.remote
         self.files = read_folder(order.folder, order.repo_id, remote.token)
+        check_loads(order.folder)
         self.check_account()
         if remote.repo_id != order.repo_id:
             self.files = read_folder(order.folder, remote.repo_id, remote.token)

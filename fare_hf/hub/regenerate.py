@@ -20,6 +20,7 @@ from fare_hf.hub.licenses import check_license
 from fare_hf.hub.local_paths import without_local_paths
 from fare_hf.hub.plot import PLOT, draw_report
 from fare_hf.hub.retry import Retries, bounded_waits
+from fare_hf.validation import RECORD
 
 __all__ = [
     "KEPT",
@@ -32,7 +33,6 @@ __all__ = [
     "rewrite_card",
 ]
 
-RECORD = "fare_hf.json"
 KEPT = (
     "name",
     "base_model",
@@ -43,6 +43,7 @@ KEPT = (
     "license_link",
     "vlm",
     "datasets",
+    "architecture",
 )
 
 
@@ -143,7 +144,11 @@ def report_without_paths(report: ReportLike) -> RobustnessReport:
 
 def _check_record(folder: Path, record: dict[str, Any]) -> None:
     """Each field is of its kind; a stranger may have written it."""
-    kinds: dict[str, Any] = dict.fromkeys(KEPT, str | None) | {"training": dict, "datasets": list}
+    kinds: dict[str, Any] = dict.fromkeys(KEPT, str | None) | {
+        "training": dict,
+        "datasets": list,
+        "architecture": dict | None,
+    }
     kinds |= dict.fromkeys(("name", "base_model", "vlm"), str)
     for name in KEPT:
         value = record.get(name, kinds[name]() if kinds[name] in (str, dict, list) else None)

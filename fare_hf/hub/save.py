@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 from huggingface_hub import save_torch_state_dict
-from transformers import AutoImageProcessor, CLIPVisionModelWithProjection, PreTrainedModel
+from transformers import CLIPVisionModelWithProjection, PreTrainedModel
 
 from fare_hf.attacks import ThreatModel
+from fare_hf.configuration import check_configuration, check_image_processor, load_image_processor
 from fare_hf.documents import read_object
 from fare_hf.encoders import load_complete
 from fare_hf.folders import check_new_folder, whole_folder
-from fare_hf.foreign_code import own_code_refused
 from fare_hf.hub.base import base_name, inherited_license, is_hub_id
 from fare_hf.hub.card import CardContent, ReportLike, render_card
 from fare_hf.hub.contents import VOCABULARIES
@@ -26,11 +26,12 @@ from fare_hf.hub.local_paths import without_local_paths
 from fare_hf.hub.plot import PLOT, draw_report
 from fare_hf.hub.regenerate import KEPT, RECORD, content_of, record_of, report_without_paths
 from fare_hf.hub.text import save_tokenizer, whole_clip
+from fare_hf.validation import architecture_of, check_answers
 
 __all__ = ["copy_with_text_encoder", "save_robust_encoder"]
 
 CLASSES = ("CLIPVisionModel", "CLIPVisionModelWithProjection")
-TAKEN_OVER = ("threat_model", "report", *(name for name in KEPT if name != "name"))
+TAKEN_OVER = ("threat_model", "report", *(name for name in KEPT if name not in ("name", "architecture")))
 PREFIX = "vision_model."
 PREFIXED = (PREFIX, "visual_projection.", "text_model.", "text_projection.", "logit_scale")
 
@@ -89,7 +90,8 @@ def save_robust_encoder(
     Raises:
         TypeError: another class of encoder.
         ValueError: a folder that is not empty or a file, weights that are not finite or not loaded (meta), an image
-            processor without normalisation, a base model that is neither a folder nor a name, data sets that are no
+            processor without normalisation or for images of another size, an encoder that answers every image
+            alike or with what is not finite, a base model that is neither a folder nor a name, data sets that are no
             names, a secret in the recipe, an unknown licence, an original without the text encoder.
         OSError: the disk is full, or not writable; nothing is left of the folder.
     """
@@ -101,7 +103,9 @@ def save_robust_encoder(
     base = base_name(base_model)
     _check_datasets(datasets)
     terms = _terms(base_model, license, license_name, license_link)
+    check_configuration(encoder.config, f"the encoder's {type(encoder.config).__name__}")
     images = _image_processor(processor)
+    check_image_processor(images, f"the image processor {type(images).__name__}", encoder.config)
     weights = _weights(encoder)
     clip, tokenizer = (None, None) if text_encoder is None else whole_clip(encoder, text_encoder)
     published = None if report is None else report_without_paths(report)
@@ -119,14 +123,16 @@ def save_robust_encoder(
         vlm=str(without_local_paths(vlm)) if vlm else _default_vlm(encoder.config),
         datasets=datasets,
         text_encoder=clip is not None,
+        architecture=architecture_of(encoder.config),
         plot=None if plot is None else PLOT,
         **terms,
     )
     texts = {"README.md": render_card(content), RECORD: record_of(content)}
     if published is not None:
         texts["report.json"] = published.to_json()
-    model = encoder if clip is None else clip
+    model: Any = encoder if clip is None else clip
     weights = weights if clip is None else _weights(clip)
+    check_answers(model, f"the {type(model).__name__}")
     config = _config(model, type(model).__name__)
 
     with whole_folder(folder) as place:  # nobody ever sees, or publishes, half of it
@@ -224,12 +230,10 @@ def copy_with_text_encoder(source: Path, folder: Path, original: str) -> Path:
     content = content_of(source)
     if not content.projected:
         raise ValueError(f"'{source}' has no projection, which a text encoder needs: publish it without one.")
-    with own_code_refused(source):
-        images = AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
     return save_robust_encoder(
         load_complete(CLIPVisionModelWithProjection, str(source), dtype="auto"),
         folder,
-        processor=images,
+        processor=load_image_processor(str(source)),
         text_encoder=original or content.base_model,
         repo_id=content.name,
         **{name: getattr(content, name) for name in TAKEN_OVER},

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, CLIPConfig, CLIPModel, PreTrainedModel
+from transformers import CLIPConfig, CLIPModel, PreTrainedModel
 
 from fare_hf.convert.checkpoints import names_repository
 from fare_hf.documents import read_object
-from fare_hf.foreign_code import own_code_refused
+from fare_hf.encoders import load_complete
+from fare_hf.loading import load_tokenizer
 
 __all__ = ["save_tokenizer", "whole_clip"]
 
@@ -60,15 +61,11 @@ def _load(original: str, dtype: torch.dtype) -> tuple[CLIPModel, Any]:
     if not Path(original).is_dir() and not names_repository(original):
         raise ValueError(f"{original!r} is no folder here and no name of a repository: name the original CLIP.")
     try:
-        with own_code_refused(original):
-            loaded: Any = CLIPModel.from_pretrained(original, dtype=dtype, output_loading_info=True)
-            tokenizer = AutoTokenizer.from_pretrained(original, trust_remote_code=False)
-    except Exception as error:  # of files that somebody else wrote: SafetensorError, KeyError, RuntimeError, ...
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        clip: Any = load_complete(CLIPModel, original, dtype=dtype)
+        tokenizer = load_tokenizer(original)
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
         raise ValueError(f"{original!r} is no CLIP with a tokenizer ({first}): name the original.") from None
-    clip, info = loaded
-    if info["missing_keys"]:
-        raise ValueError(f"{original!r} has no weights for {sorted(info['missing_keys'])[0]!r}: name a whole CLIP.")
     return clip, tokenizer
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
-from fare_hf.attacks import ThreatModel, pgd
+from fare_hf.attacks import ThreatModel, pgd, predicted_classes
 from fare_hf.encoders import matmul_patch_embedding
 from fare_hf.pixels import Normalization
 
@@ -226,12 +226,12 @@ class Validation:
 
         result = {}
         with torch.no_grad():
-            result["clean"] = (logits(pixels).argmax(1) == labels).float().mean().item()
+            result["clean"] = (predicted_classes(logits(pixels)) == labels).float().mean().item()
         for eps in (1, 2, 4):
             threat = ThreatModel("linf", eps / 255)
             attacked = pgd(loss, pixels, threat, steps=10, step_size=eps / 255 / 4)
             with torch.no_grad():
-                result[f"pgd10@{eps}/255"] = (logits(attacked).argmax(1) == labels).float().mean().item()
+                result[f"pgd10@{eps}/255"] = (predicted_classes(logits(attacked)) == labels).float().mean().item()
         return result
 
 

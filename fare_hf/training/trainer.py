@@ -202,6 +202,12 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
             raise ValueError("eval_dataset is empty; give images to evaluate on, or eval_strategy='no'.")
         prefix = kwargs.get("metric_key_prefix", "eval")
         values = torch.cat(self._evaluated).cpu().double()
+        if not values.isfinite().all():  # as the best checkpoint, NaN would never be beaten
+            bad = (~values.isfinite()).any(dim=1).nonzero().flatten().tolist()
+            raise NonFiniteError(
+                f"step {self.state.global_step}: the loss or the logits of {len(bad)} of {len(values)} evaluation "
+                f"images are not finite, first of number {bad[0]}; lower learning_rate, or use bf16=True or fp32."
+            )
         metrics = summarise(values.sum(0).tolist(), len(values))
         if self.is_in_train:
             self._evaluating += time.perf_counter() - began
@@ -304,7 +310,8 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
             ]
         right = [logits.argmax(1) == attacked.targets for logits in both]
         clean, robust = right[0], right[0] & right[1]
-        return torch.stack([clean, robust], dim=1).float()
+        predicted = torch.stack(both).isfinite().all(dim=2).all(dim=0)  # NaN is no class; `evaluation_loop` refuses it
+        return torch.stack([clean, robust], dim=1).float().masked_fill(~predicted[:, None], torch.nan)
 
     @torch.no_grad()
     def _measure(self, pixels: Tensor, embeddings: Tensor, losses: Tensor, start: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from fare_hf.configuration import check_image_processor, read_configuration
+from fare_hf.foreign_code import own_code_refused
 from fare_hf.validation import check_weights
 from fare_hf.weight_files import check_weight_files
 
@@ -78,7 +79,8 @@ def load_tokenizer(name_or_path: str, revision: str | None = None) -> Any:
 
 def _preprocessing(cls: Any, name_or_path: str, revision: str | None, what: str) -> Any:
     try:
-        return cls.from_pretrained(name_or_path, revision=revision or "main", trust_remote_code=False)
+        with own_code_refused(name_or_path):
+            return cls.from_pretrained(name_or_path, revision=revision or "main", trust_remote_code=False)
     except (ImportError, OSError, ValueError):
         raise
     except Exception as error:  # of files that somebody else wrote
@@ -129,7 +131,7 @@ def load_with_findings(cls: Any, name_or_path: str, options: Mapping[str, Any]) 
     if Path(name_or_path).is_dir():
         check_weight_files(Path(name_or_path) / (options.get("subfolder") or ""))
     try:
-        with _quiet_loading():
+        with _quiet_loading(), own_code_refused(name_or_path):
             found: Any = cls.from_pretrained(
                 name_or_path,
                 output_loading_info=True,

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import ModelCard, constants, snapshot_download
+from huggingface_hub import constants, snapshot_download
 
 from fare_hf.configuration import read_configuration
 from fare_hf.convert.checkpoints import find_file
 from fare_hf.documents import read_object
 from fare_hf.folders import check_new_folder, relative_name, whole_folder
+from fare_hf.hub.base import card_head
 from fare_hf.hub.merge_card import merge_card
 from fare_hf.hub.parents import (
     POSITION_IDS,
@@ -288,7 +289,7 @@ def card_of(source: str | os.PathLike[str], revision: str | None) -> Path | None
 
 def write_card(plan: MergePlan, merge: Merge, readme: Path | None, part: Path) -> None:
     """The card with both parents; licence and languages are those of the language model's card."""
-    old = ModelCard.load(readme) if readme is not None and readme.is_file() else None
+    old = card_head(readme) if readme is not None else {}
     text = merge_card(merge, plan.family.vlm_class, old, plan.encoder.card)
     (part / "README.md").write_text(text, encoding="utf-8")
 

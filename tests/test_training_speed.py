@@ -262,4 +262,4 @@ def test_images_of_all_processes_are_counted(
     trainer = tiny_trainer(str(clip_folder), str(tmp_path))
     monkeypatch.setattr(Accelerator, "num_processes", 3)
     trainer._count(8, attack_steps_at(trainer.args, 0))
-    assert trainer._window.images == 24 and trainer._window.flops == 8 * trainer.flops.step(2)
+    assert trainer._window.images == 24

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["own_code_refused"]
+__all__ = ["OwnCodeError", "own_code_refused"]
+
+
+class OwnCodeError(ValueError):
+    """A repository needs code of its own."""
+
+    def __init__(self, name: object) -> None:
+        super().__init__(
+            f"{str(name)!r} has code of its own, which is not run: name a model of a class that transformers itself "
+            "has, or convert it where you trust that code."
+        )
 
 
 @contextmanager
@@ -19,14 +29,11 @@ def own_code_refused(name: object) -> Iterator[None]:
         name: folder or repository, for the message.
 
     Raises:
-        ValueError: the repository needs code of its own; other errors pass as they are.
+        OwnCodeError: the repository needs code of its own; other errors pass as they are.
     """
     try:
         yield
     except ValueError as error:
         if "trust_remote_code" not in str(error):
             raise
-        raise ValueError(
-            f"{str(name)!r} has code of its own, which is not run: name a model of a class that transformers itself "
-            "has, or convert it where you trust that code."
-        ) from None
+        raise OwnCodeError(name) from None

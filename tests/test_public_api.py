@@ -14,11 +14,8 @@ import fare_hf
 PACKAGE = Path(fare_hf.__file__).parent
 FLOORS = {
     "numerals": 0,
-    **dict.fromkeys(
-        ("attacks", "classes", "configuration", "console", "credentials", "documents", "finite", "folders"), 1
-    ),
-    **dict.fromkeys(("credentials", "foreign_code", "markup"), 1),
-    **dict.fromkeys(("objectives", "pictures", "pixels", "weight_files"), 1),
+    **dict.fromkeys(("attacks", "classes", "configuration", "console", "credentials", "documents", "finite"), 1),
+    **dict.fromkeys(("folders", "foreign_code", "markup", "objectives", "pictures", "pixels", "weight_files"), 1),
     **dict.fromkeys(("archives", "data", "encoders", "flops", "image_folders", "loading", "memory"), 2),
     **dict.fromkeys(("sources", "validation"), 2),
     **dict.fromkeys(("float8", "precision"), 3),

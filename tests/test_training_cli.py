@@ -6,6 +6,7 @@ import json
 import shutil
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -25,6 +26,7 @@ from transformers import (
 
 from fare_hf.lab import encoder_folder
 from fare_hf.train import main
+from fare_hf.training import FareTrainer
 
 TINY = (
     "--max_steps 3 --per_device_train_batch_size 4 --attack_steps 2 --attack_step_size 2/255 --warmup_steps 0 "
@@ -261,6 +263,24 @@ def unlabelled(folder: Path, first: int = 0) -> Path:
 def test_images_without_labels_in_splits_are_trained_on(clip_folder: Path, tmp_path: Path, more: tuple[str]) -> None:
     run(clip_folder, unlabelled(tmp_path / "images"), tmp_path / "out", *more)
     assert (tmp_path / "out" / "encoder" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(("count", "more"), [(3, ()), (0, ()), (2, ("--streaming",))])
+def test_so_many_images_are_evaluated(
+    count: int, more: tuple[str], clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    inner = FareTrainer.prediction_step
+
+    def prediction_step(trainer: FareTrainer, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        seen.extend(inputs["index"].tolist())
+        return inner(trainer, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(FareTrainer, "prediction_step", prediction_step)
+    words = ("--eval_split", "validation", "--eval_strategy", "steps", "--eval_steps", "1", "--max_steps", "1")
+    images = unlabelled(tmp_path / "images")
+    run(clip_folder, images, tmp_path / "out", *words, "--eval_images", str(count), *more)
+    assert seen == {3: [0, 1, 2], 0: [0, 1, 2, 3], 2: [0, 1]}[count]
 
 
 def test_labels_of_no_class_are_said_before_the_first_step(clip_folder: Path, tmp_path: Path) -> None:

@@ -144,12 +144,8 @@ def report_without_paths(report: ReportLike) -> RobustnessReport:
 
 def _check_record(folder: Path, record: dict[str, Any]) -> None:
     """Each field is of its kind; a stranger may have written it."""
-    kinds: dict[str, Any] = dict.fromkeys(KEPT, str | None) | {
-        "training": dict,
-        "datasets": list,
-        "architecture": dict | None,
-    }
-    kinds |= dict.fromkeys(("name", "base_model", "vlm"), str)
+    kinds: dict[str, Any] = dict.fromkeys(KEPT, str | None) | {"training": dict, "datasets": list}
+    kinds |= dict.fromkeys(("name", "base_model", "vlm"), str) | {"architecture": dict | None}
     for name in KEPT:
         value = record.get(name, kinds[name]() if kinds[name] in (str, dict, list) else None)
         strange = isinstance(value, list) and not all(isinstance(part, str) for part in value)

@@ -53,7 +53,7 @@ def main() -> None:
             robust, folder, processor=processor, base_model="openai/clip", threat_model=ThreatModel("linf", "4/255")
         )
         encoder = CLIPVisionModelWithProjection.from_pretrained(folder, dtype=torch.float16).eval()
-        loaded = AutoImageProcessor.from_pretrained(folder)
+        loaded = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
         embedding, tokens = adapter_inputs(encoder, loaded, image)
         expected = adapter_inputs(robust.half(), processor, image)
     assert torch.equal(embedding, expected[0]) and torch.equal(tokens, expected[1])

@@ -75,7 +75,7 @@ def _pixels(args: argparse.Namespace, processor: Any) -> Any:
         from fare_hf.lab.measure import part
 
         return quantize(part(args.images.removeprefix("lab:"), args.samples).pixels)
-    dataset = load_images(args.images, args.split)
+    dataset = load_images(args.images, args.split, config=args.dataset_config, report=print)
     column, _ = find_columns(dataset, None, name=args.images)
     data = PixelDataset(dataset.select(range(min(args.samples, len(dataset)))), processor.image_processor, column)
     if not len(data):

@@ -294,11 +294,13 @@ def run_swap(args: argparse.Namespace) -> None:
     check_empty(args.output_dir)
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
+    from fare_hf.foreign_code import own_code_refused
     from fare_hf.vlm import swap_vision_tower
 
     check_swap(args.vlm, args.encoder)
-    processor = AutoProcessor.from_pretrained(args.vlm)
-    vlm = AutoModelForImageTextToText.from_pretrained(args.vlm, dtype="auto")
+    with own_code_refused(args.vlm):
+        processor = AutoProcessor.from_pretrained(args.vlm, trust_remote_code=False)
+        vlm = AutoModelForImageTextToText.from_pretrained(args.vlm, dtype="auto", trust_remote_code=False)
     print(swap_vision_tower(vlm, args.encoder, processor))
     vlm.save_pretrained(args.output_dir)
     processor.save_pretrained(args.output_dir)

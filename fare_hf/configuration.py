@@ -13,6 +13,7 @@ from transformers.activations import ACT2FN
 from transformers.utils import cached_file
 
 from fare_hf.documents import read_object
+from fare_hf.foreign_code import OwnCodeError, own_code_refused
 
 __all__ = [
     "TOWERS",
@@ -93,6 +94,8 @@ def configuration_from(values: dict[str, Any], where: str, name: str = "") -> An
     check_values(values, where)
     kind = values.get("model_type")
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        if "auto_map" in values:
+            raise OwnCodeError(name or where)
         raise ValueError(f"{where} has model_type {_shown(kind)}, which is no model of transformers: name another.")
     try:
         config = CONFIG_MAPPING[kind].from_dict(values, **({"name_or_path": name} if name else {}))
@@ -199,8 +202,9 @@ def load_image_processor(
     if path is not None:
         read_json_object(Path(path))
     try:
-        processor = cls.from_pretrained(name_or_path, **hub, **({} if cls is not AutoImageProcessor else SAFE))
-    except (ImportError, OSError):
+        with own_code_refused(name_or_path):
+            processor = cls.from_pretrained(name_or_path, **hub, **({} if cls is not AutoImageProcessor else SAFE))
+    except (ImportError, OSError, OwnCodeError):
         raise
     except Exception as error:  # as for a configuration
         raise ValueError(f"{where} is of no image processor ({_reason(error)}): mend it.") from error

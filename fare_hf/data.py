@@ -15,8 +15,9 @@ import torch
 from PIL import Image as PillowImage
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
+from fare_hf.pictures import UNREADABLE, check_resized, to_rgb
 from fare_hf.pixels import unnormalized
-from fare_hf.sources import DAMAGED, class_names_of, is_stream
+from fare_hf.sources import DAMAGED, class_names_of, is_stream, stored
 
 __all__ = [
     "CorruptImageError",
@@ -32,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 MOST_CORRUPT = 100
 """Corrupt images in a row after which no more are replaced."""
+MOST_REPLACED, FEWEST_SAMPLES = 1 / 3, 32
+"""Share of the samples that a reader may replace, once it took so many: more is a fault of the whole data set."""
 
 
 class CorruptImageError(ValueError):
@@ -55,6 +58,22 @@ class _Images:
         self.image_column, self.label_column = image_column, label_column
         self.class_names = class_names_of(dataset, label_column)
         self.replace_corrupt = replace_corrupt
+        self.taken = self.replaced = 0
+
+    def count(self, corrupt: Sequence[tuple[int, str]]) -> None:
+        """A sample more, and those that take the place of the corrupt ones before it.
+
+        Raises:
+            ValueError: a large share of the samples was replaced.
+        """
+        alone = isinstance(self, PixelDataset)  # which gives one sample, whatever came before it
+        self.replaced += min(len(corrupt), 1) if alone else len(corrupt)
+        self.taken += 1 if alone else len(corrupt) + 1
+        if corrupt and self.taken >= FEWEST_SAMPLES and self.replaced > MOST_REPLACED * self.taken:
+            raise ValueError(
+                f"{self.replaced} of {self.taken} images that were read had to be replaced, more than a third: mend "
+                f"the data set; such as {corrupt[0][1]}"
+            )
 
     def samples(self, rows: Iterable[tuple[int, Mapping[str, Any]]]) -> Iterator[dict[str, Any]]:
         """Samples of `(index, row)`; that of a corrupt image is made of the next row that can be read."""
@@ -68,9 +87,10 @@ class PixelDataset(_Images, Dataset):
     seeds its randomness.
 
     Args:
-        dataset: rows with an image (a `datasets.Dataset`, or any sequence of mappings).
+        dataset: rows with an image (a `datasets.Dataset`, or any sequence of mappings); a format or transform that was
+            set on it is kept.
         processor: the encoder's image processor; a copy without normalisation is used.
-        image_column: where the image is: a PIL image or what `datasets.Image` stores.
+        image_column: where the image is: a picture, a path, bytes, an array or a tensor (see `pictures.to_rgb`).
         label_column: where the integer label is.
         replace_corrupt: the next image in the place of one that cannot be read, which `replaced` then names.
 
@@ -83,8 +103,8 @@ class PixelDataset(_Images, Dataset):
 
     def fingerprint(self) -> str:
         """Of the first, middle and last image as they are stored, to tell another data set."""
-        last = len(self.dataset) - 1
-        return _digest((self.dataset[place] for place in sorted({0, last // 2, last})), self.image_column)
+        last, rows = len(self.dataset) - 1, _undecoded(stored(self.dataset), self.image_column)
+        return _digest((rows[place] for place in sorted({0, last // 2, last})), self.image_column)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         index, length = int(index), len(self.dataset)
@@ -231,18 +251,28 @@ def _stored(value: Any) -> bytes:
     """An image as it is stored; of one that cannot be read, what it is called."""
     if isinstance(value, Mapping):
         value = value.get("bytes") or value.get("path")
-    if isinstance(value, PillowImage.Image):
+    if isinstance(value, (PillowImage.Image, np.ndarray)):
         return value.tobytes()
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu().numpy().tobytes()
     if isinstance(value, str) and Path(value).is_file():
         return Path(value).read_bytes()
     return value if isinstance(value, bytes) else str(value).encode()
 
 
 def _undecoded(dataset: Any, image_column: str) -> Any:
-    """Leaves decoding to `_decode`, which can name the file of a corrupt image."""
-    if isinstance((getattr(dataset, "features", None) or {}).get(image_column), datasets.Image):
+    """Leaves decoding to `_decode`, which can name the file of a corrupt image; a user's own format is left alone."""
+    is_image = isinstance((getattr(dataset, "features", None) or {}).get(image_column), datasets.Image)
+    if is_image and not _is_formatted(dataset):
         return dataset.cast_column(image_column, datasets.Image(decode=False))
     return dataset
+
+
+def _is_formatted(dataset: Any) -> bool:
+    """Whether rows come as a user set it with `with_format` or `set_transform`."""
+    if isinstance(dataset, datasets.Dataset):
+        return dataset.format["type"] is not None
+    return getattr(getattr(dataset, "_formatting", None), "format_type", None) is not None
 
 
 def _samples(rows: Iterable[tuple[int, Mapping[str, Any]]], of: _Images) -> Iterator[dict[str, Any]]:
@@ -258,6 +288,7 @@ def _samples(rows: Iterable[tuple[int, Mapping[str, Any]]], of: _Images) -> Iter
             if len(corrupt) == MOST_CORRUPT:
                 break
             continue
+        of.count(corrupt)
         yield from ({**sample, "index": place, "replaced": [name]} for place, name in corrupt)
         corrupt = []
         yield sample
@@ -268,9 +299,17 @@ def _samples(rows: Iterable[tuple[int, Mapping[str, Any]]], of: _Images) -> Iter
 def _to_sample(
     row: Mapping[str, Any], index: int, processor: Any, image_column: str, label_column: str | None
 ) -> dict[str, Any]:
+    if not isinstance(row, Mapping):
+        raise ValueError(
+            f"sample {index} is a {type(row).__name__}; give rows as mappings, such as {{{image_column!r}: picture}}."
+        )
     if image_column not in row:
         raise ValueError(f"sample {index} has no {image_column!r}, only {', '.join(row)}; give image_column.")
     image = _decode(row[image_column], index)
+    try:
+        check_resized(image, processor)
+    except ValueError as error:
+        raise _corrupt(row[image_column], index, error) from error
     sample = {"pixel_values": processor(images=image, return_tensors="pt")["pixel_values"][0], "index": index}
     if label_column is not None:
         if row.get(label_column) is None:
@@ -281,18 +320,13 @@ def _to_sample(
 
 def _decode(value: Any, index: int) -> PillowImage.Image:
     try:
-        return _rgb(datasets.Image().decode_example(value))
-    except (OSError, ValueError, SyntaxError, AttributeError, PillowImage.DecompressionBombError) as error:
-        path = value.get("path") if isinstance(value, Mapping) else None
-        where = f"sample {index}" + (f" ({path})" if path else "")
-        raise CorruptImageError(f"{where} is not a readable image: {error}; remove or replace it.") from error
+        return to_rgb(value)
+    except UNREADABLE as error:
+        raise _corrupt(value, index, error) from error
 
 
-def _rgb(image: PillowImage.Image) -> PillowImage.Image:
-    """As RGB; Pillow would clip deeper grey images at 255, and show most of them white."""
-    if image.mode.startswith("I;16"):
-        values = np.asarray(image).astype(np.float32)
-        return PillowImage.fromarray((values / 257).round().astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        raise ValueError(f"Pillow's mode {image.mode!r} has no agreed range of values, save it as 8 bit")
-    return image.convert("RGB")
+def _corrupt(value: Any, index: int, error: Exception) -> CorruptImageError:
+    """Which image it is, and what is wrong with it."""
+    path = value.get("path") if isinstance(value, Mapping) else value if isinstance(value, str) else None
+    where = f"sample {index}" + (f" ({path})" if path else "")
+    return CorruptImageError(f"{where} is not a readable image: {error}; remove or replace it.")

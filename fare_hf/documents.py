@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-__all__ = ["MIB", "parse_json", "parse_yaml", "read_bytes", "read_json", "read_object", "read_text", "read_yaml"]
+__all__ = [
+    "MIB",
+    "front_matter",
+    "parse_json",
+    "parse_yaml",
+    "read_bytes",
+    "read_json",
+    "read_object",
+    "read_text",
+    "read_yaml",
+]
 
 MIB = 1 << 20
+HEAD = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", re.DOTALL | re.MULTILINE)
 DEEPEST = 64  # levels; the libraries that get these documents copy them by functions that call themselves
 UNFOLDED = 100_000  # nodes of a YAML document once its aliases are followed
 
@@ -94,7 +106,7 @@ def parse_json(text: str | bytes, where: str) -> Any:
     except RecursionError:
         raise ValueError(_too_deep(where)) from None
     except ValueError as error:
-        raise ValueError(f"{where} is not valid JSON ({error}).") from None
+        raise ValueError(f"{where} is not JSON ({error}).") from None
     _check_depth(found, where)
     return found
 
@@ -107,8 +119,8 @@ def parse_yaml(text: str, where: str) -> Any:
         where: it stood, for the message.
 
     Raises:
-        ValueError: no YAML, nested deeper than 64 levels, or aliases (`*name`) that unfold to 100,000 values or hold
-            themselves.
+        ValueError: no YAML, a name that stands twice, nested deeper than 64 levels, or aliases (`*name`) that unfold
+            to 100,000 values or hold themselves.
     """
     loader = yaml.SafeLoader(text)
     try:
@@ -123,9 +135,22 @@ def parse_yaml(text: str, where: str) -> Any:
     except (
         Exception
     ) as error:  # a KeyError, IndexError or AttributeError too: what `!!int ''` and its like raise in there
-        raise ValueError(f"{where} is not valid YAML ({' '.join(str(error).split())}).") from None
+        raise ValueError(f"{where} is not YAML ({' '.join(str(error).split())}).") from None
     finally:
         loader.dispose()
+
+
+def front_matter(card: str, where: str) -> dict[str, Any]:
+    """The YAML head of a model card, between its first lines of `---`; empty where it has none.
+
+    Raises:
+        ValueError: as `parse_yaml`, or the head holds no names with values.
+    """
+    head = HEAD.match(card)
+    found = {} if head is None else parse_yaml(head[1], where)
+    if not isinstance(found, dict | None):
+        raise ValueError(f"{where} has a head that is a {type(found).__name__}, no names with values.")
+    return found or {}
 
 
 def _too_deep(where: str) -> str:
@@ -146,6 +171,15 @@ def _items(part: dict[Any, Any] | list[Any]) -> Iterable[Any]:
     return part.values() if isinstance(part, dict) else part
 
 
+def _check_names(node: yaml.Node) -> None:
+    """YAML forbids a name to stand twice; PyYAML would keep the last alone."""
+    pairs = node.value if isinstance(node, yaml.MappingNode) else []
+    names = [key.value for key, _ in pairs if isinstance(key, yaml.ScalarNode) and not key.tag.endswith(":merge")]
+    twice = next((name for number, name in enumerate(names) if name in names[:number]), None)
+    if twice is not None:
+        raise ValueError(f"it has {twice!r} twice in one place")
+
+
 def _unfolded(node: yaml.Node, known: dict[int, int], depth: int = 0) -> int:
     """Values below a node, each alias counted like what it stands for; in time that does not grow with that."""
     if depth > DEEPEST:
@@ -153,6 +187,7 @@ def _unfolded(node: yaml.Node, known: dict[int, int], depth: int = 0) -> int:
     if id(node) not in known:
         known[id(node)] = UNFOLDED  # what it counts as while it is counted: then one that holds itself is too large
         parts = [] if isinstance(node, yaml.ScalarNode) else node.value
+        _check_names(node)
         pairs = [part for pair in parts for part in pair] if isinstance(node, yaml.MappingNode) else parts
         known[id(node)] = 1 + sum(_unfolded(part, known, depth + 1) for part in pairs)
     return known[id(node)]

@@ -117,7 +117,7 @@ def load_complete(cls: type[PreTrainedModel], name_or_path: str, **kwargs: Any) 
 
     Raises:
         ValueError: the checkpoint lacks weights of `cls`, has them in another shape than the configuration asks for,
-            or not finite; the message names the first of them.
+            or not finite; the message names the first of them. An index or a link of its folder that leads out of it.
     """
     check_room(read_configuration(name_or_path, **kwargs), name_or_path)
     # The default dtype is "auto": a half-precision file would be trained in half precision.

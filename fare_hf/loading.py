@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,9 @@ from transformers import (
 )
 
 from fare_hf.configuration import check_image_processor, read_configuration
+from fare_hf.foreign_code import own_code_refused
 from fare_hf.validation import check_weights
+from fare_hf.weight_files import check_weight_files
 
 __all__ = ["check_found", "load_processor", "load_tokenizer", "load_vlm", "load_with_findings", "vlm_configuration"]
 
@@ -76,7 +79,8 @@ def load_tokenizer(name_or_path: str, revision: str | None = None) -> Any:
 
 def _preprocessing(cls: Any, name_or_path: str, revision: str | None, what: str) -> Any:
     try:
-        return cls.from_pretrained(name_or_path, revision=revision or "main", trust_remote_code=False)
+        with own_code_refused(name_or_path):
+            return cls.from_pretrained(name_or_path, revision=revision or "main", trust_remote_code=False)
     except (ImportError, OSError, ValueError):
         raise
     except Exception as error:  # of files that somebody else wrote
@@ -122,10 +126,12 @@ def load_with_findings(cls: Any, name_or_path: str, options: Mapping[str, Any]) 
         options: of `from_pretrained`.
 
     Raises:
-        ValueError: files that no such model can be read from.
+        ValueError: files that no such model can be read from, or that lie outside of a folder.
     """
+    if Path(name_or_path).is_dir():
+        check_weight_files(Path(name_or_path) / (options.get("subfolder") or ""))
     try:
-        with _quiet_loading():
+        with _quiet_loading(), own_code_refused(name_or_path):
             found: Any = cls.from_pretrained(
                 name_or_path,
                 output_loading_info=True,

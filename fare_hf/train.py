@@ -12,15 +12,15 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from torch.utils.data import Subset
 from transformers import IntervalStrategy, ProgressCallback, set_seed
 
+from fare_hf.classes import mapping_line, prompt_names, several_classes
 from fare_hf.configuration import load_image_processor
 from fare_hf.console import hide_notices, one_sentence
 from fare_hf.data import PixelDataset, PixelStream
@@ -30,13 +30,22 @@ from fare_hf.hub.base import base_name, inherited_license
 from fare_hf.hub.licenses import check_license
 from fare_hf.hub.text import whole_clip
 from fare_hf.objectives import FareObjective, Objective, TecoaObjective
-from fare_hf.sources import check_folder, check_labels, class_names_of, find_columns, is_stream, load_images
+from fare_hf.sources import (
+    check_folder,
+    check_labels,
+    class_names_of,
+    find_columns,
+    is_image_folder,
+    is_stream,
+    load_images,
+)
 from fare_hf.training import FareConfig, FareTrainer
 from fare_hf.training.manifest import fault_of, latest_checkpoint
 from fare_hf.training.options import build_parser
 from fare_hf.training.progress import ReadableProgress
 from fare_hf.training.publish import recipe, save_encoder
 from fare_hf.training.recipe_files import expand_config
+from fare_hf.training.stream import spread_samples
 from fare_hf.training.trained import merge_lora
 from fare_hf.training.window import MEASURED
 
@@ -61,6 +70,9 @@ class FareScriptArguments:
     eval_split: str | None = field(
         default=None,
         metadata={"help": "Split to evaluate on, with --eval_strategy; for the lab, a test set such as fxemoji."},
+    )
+    dataset_config: str | None = field(
+        default=None, metadata={"help": "Configuration, for a data set with several; without it they are listed."}
     )
     image_column: str | None = field(default=None, metadata={"help": "Column of images; found if there is one."})
     label_column: str | None = field(default=None, metadata={"help": "Column of labels; found if it is a ClassLabel."})
@@ -109,7 +121,7 @@ def train(script: FareScriptArguments, config: FareConfig) -> Path:
     if script.with_text_encoder:  # what would fail after the last step fails before the first
         whole_clip(encoder, script.text_model or script.model)
     train_set, eval_set, processor = _load_data(script, config)
-    eval_set, classes = _bounded(eval_set, config.eval_images), class_names_of(eval_set)
+    eval_set, classes = _bounded(eval_set, config), class_names_of(eval_set)
     if config.eval_strategy != "no":
         _read_some(eval_set)
     trainer = FareTrainer(
@@ -119,7 +131,7 @@ def train(script: FareScriptArguments, config: FareConfig) -> Path:
         eval_dataset=eval_set,
         processing_class=processor,
         objective=_make_objective(script, config, train_set),
-        validation=_make_validation(script, config, classes),
+        validation=_make_validation(script, config, classes, eval_set),
         card=_card(script),
     )
     if not config.disable_tqdm:
@@ -238,7 +250,7 @@ def _check_dataset(script: FareScriptArguments) -> None:
         raise ValueError(f"eval_split={script.eval_split!r} is not in the lab; use one of {', '.join(TEST_SETS)}.")
     if name.removeprefix("lab:") not in TRAINING_SETS:
         raise ValueError(f"dataset={name!r} is not in the lab; use one of lab:{', lab:'.join(TRAINING_SETS)}.")
-    options = ("train_split", "image_column", "label_column", "streaming", "image_processor")
+    options = ("train_split", "dataset_config", "image_column", "label_column", "streaming", "image_processor")
     for option in (*options, "shuffle_buffer", "replace_corrupt"):
         if getattr(script, option) != FareScriptArguments.__dataclass_fields__[option].default:
             raise ValueError(f"{option}={getattr(script, option)!r} has no meaning for {name!r}; leave it out.")
@@ -253,22 +265,24 @@ def _load_data(script: FareScriptArguments, config: FareConfig) -> tuple[Any, An
         test = load_test_samples(script.eval_split) if script.eval_split else None
         return lab_set, test, lab_set.processor
     processor = _load_processor(script.image_processor or script.model)
-    train_set = _load_split(script, script.train_split, processor, labels=config.objective == "tecoa")
-    return train_set, _load_split(script, script.eval_split, processor) if script.eval_split else None, processor
+    train_set = _load_split(script, config, script.train_split, processor, labels=config.objective == "tecoa")
+    test = _load_split(script, config, script.eval_split, processor) if script.eval_split else None
+    return train_set, test, processor
 
 
-def _bounded(dataset: Any, images: int) -> Any:
-    """So many samples of an evaluation set, spread evenly; a stream's first ones, kept; all where that is 0."""
+def _bounded(dataset: Any, config: FareConfig) -> Any:
+    """So many samples of an evaluation set, spread evenly; those of a stream kept; all where that is 0."""
+    images = config.eval_images
     if dataset is None or not images:
         return dataset
     if is_stream(dataset):
-        return list(islice(dataset, images))
+        return spread_samples(dataset, images, config.seed)
     count = min(images, len(dataset))
     return Subset(dataset, [number * len(dataset) // count for number in range(count)])
 
 
-def _make_validation(script: FareScriptArguments, config: FareConfig, classes: list[str] | None) -> Any:
-    """The classes of the evaluation set, for the zero-shot accuracies; None where it names none."""
+def _make_validation(script: FareScriptArguments, config: FareConfig, classes: list[str] | None, eval_set: Any) -> Any:
+    """The classes of the evaluation set, for the zero-shot accuracies; None where they would say nothing."""
     wanted = (config.metric_for_best_model or "").removeprefix("eval_").endswith("_accuracy")
     if not classes or config.embedding != "projected" or not config.eval_attack_steps:
         if wanted:
@@ -277,22 +291,41 @@ def _make_validation(script: FareScriptArguments, config: FareConfig, classes: l
                 "column, the projected embedding and eval_attack_steps above 0; or use loss."
             )
         return None
+    try:
+        names = prompt_names(classes, config.class_names, script.dataset)
+        if not several_classes(eval_set):
+            raise ValueError("all evaluation images are of one class; give others, or another number of --eval_images")
+    except ValueError as error:
+        if wanted:
+            raise
+        logger.warning("no zero-shot accuracy is measured: %s", error)
+        return None
     templates = ["{}"] if script.dataset.startswith("lab:") else config.templates
-    return TecoaObjective(text_class_embeddings(script.text_model or script.model, classes, templates))
+    return TecoaObjective(text_class_embeddings(script.text_model or script.model, names, templates))
 
 
-def _load_split(script: FareScriptArguments, split: str, processor: Any, labels: bool = True) -> Any:
+def _load_split(
+    script: FareScriptArguments, config: FareConfig, split: str, processor: Any, labels: bool = True
+) -> Any:
     """A split as pixels; its labels are only looked at where they are wanted."""
     columns = {"image_column": script.image_column, "label_column": script.label_column}
-    dataset = load_images(script.dataset, split, streaming=script.streaming, **columns)
+    # Image files need no streaming, and those of an evaluation can be spread over all classes without it.
+    streaming = script.streaming and (split == script.train_split or not is_image_folder(script.dataset))
+    options: dict[str, Any] = {"streaming": streaming, "config": script.dataset_config, **columns}
+    dataset = load_images(script.dataset, split, report=_printer(config), **options)
     image_column, label_column = find_columns(dataset, name=script.dataset, **columns)
     if not labels or (label_column and not check_labels(dataset, label_column, name=script.dataset)):
         label_column = None
     replace = script.replace_corrupt and split == script.train_split
-    if not script.streaming:
+    if not is_stream(dataset):
         return PixelDataset(dataset, processor, image_column, label_column, replace_corrupt=replace)
     buffer = {"shuffle_buffer": script.shuffle_buffer}
     return PixelStream(dataset, processor, image_column, label_column, replace_corrupt=replace, **buffer)
+
+
+def _printer(config: FareConfig) -> Callable[[str], None]:
+    """Prints a line in the main process alone."""
+    return print if config.process_index == 0 else logger.debug
 
 
 def _load_processor(name: str) -> Any:
@@ -308,9 +341,7 @@ def _make_objective(script: FareScriptArguments, config: FareConfig, train_set: 
     if config.objective == "fare":
         return FareObjective()
     own = class_names_of(train_set)
-    names = config.class_names or own
-    if names and own and len(names) != len(own):
-        raise ValueError(f"class_names has {len(names)} names, {script.dataset!r} {len(own)} classes; give one each.")
+    names = prompt_names(own, config.class_names, script.dataset)
     if not names:
         raise ValueError(
             f"objective='tecoa' needs class names and {script.dataset!r} has none; give --class_names, "
@@ -320,6 +351,7 @@ def _make_objective(script: FareScriptArguments, config: FareConfig, train_set: 
         raise ValueError(f"objective='tecoa' needs labels and {script.dataset!r} has none; give --label_column.")
     if (column := getattr(train_set, "label_column", None)) is not None:
         check_labels(train_set.dataset, column, len(names), script.dataset)
+    _printer(config)(mapping_line(own, names))
     text_model = script.text_model or script.model
     texts = text_class_embeddings(text_model, names, config.templates)
     if config.logit_scale is None:  # set, so that the recipe that is written says what was used

@@ -78,7 +78,7 @@ def test_plain_sequences_of_pictures_work(processor: CLIPImageProcessor) -> None
     rows = [{"picture": Image.new("RGBA", (50, 40), (255, 0, 0, 128)), "target": np.int64(2)}]
     sample = PixelDataset(rows, processor, "picture", "target")[0]
     assert sample["labels"] == 2
-    torch.testing.assert_close(sample["pixel_values"][:, 0, 0], torch.tensor([1.0, 0.0, 0.0]))
+    torch.testing.assert_close(sample["pixel_values"][:, 0, 0], torch.tensor([255, 127, 127]) / 255)  # on white
     with pytest.raises(ValueError, match="sample 0 has no 'image', only picture, target; give image_column"):
         PixelDataset(rows, processor)[0]
 

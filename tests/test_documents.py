@@ -11,7 +11,16 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fare_hf.documents import parse_json, parse_yaml, read_bytes, read_json, read_object, read_text, read_yaml
+from fare_hf.documents import (
+    front_matter,
+    parse_json,
+    parse_yaml,
+    read_bytes,
+    read_json,
+    read_object,
+    read_text,
+    read_yaml,
+)
 
 LAUGHS = "a0: &a0 [lol, lol]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 40))
 MERGED = "a0: &a0 {k0: 0}\n" + "".join(
@@ -57,17 +66,27 @@ def test_depth(levels: int) -> None:
 @pytest.mark.parametrize("text", [LAUGHS, MERGED, "&a [*a]", "&a {b: *a}", "a: &a [*b]\nb: &b [*a]"])
 def test_what_unfolds(text: str) -> None:
     begin = time.monotonic()
-    with pytest.raises(ValueError, match="x is not valid YAML"):
+    with pytest.raises(ValueError, match="x is not YAML"):
         parse_yaml(text, "x")
     assert time.monotonic() - begin < 2
 
 
 @pytest.mark.parametrize(
     "text",
-    ["!!int ''", "!!bool x", "!!timestamp x", "2020-99-99", "9" * 5000, "!!python/name:os.system", "a: b: c", "*a"],
+    [
+        "!!int ''",
+        "!!bool x",
+        "!!timestamp x",
+        "2020-99-99",
+        "9" * 5000,
+        "!!python/name:os.system",
+        "a: b: c",
+        "*a",
+        "a: 1\na: 2",
+    ],
 )
 def test_broken_yaml_is_one_sentence(text: str) -> None:
-    with pytest.raises(ValueError, match="x is not valid YAML") as caught:
+    with pytest.raises(ValueError, match="x is not YAML") as caught:
         parse_yaml(text, "x")
     assert "\n" not in str(caught.value)
 
@@ -79,7 +98,7 @@ def test_an_object(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="holds no JSON object"):
             read_object(path)
     path.write_text('{"a": 1,}')
-    with pytest.raises(ValueError, match="a.json' is not valid JSON"):
+    with pytest.raises(ValueError, match="a.json' is not JSON"):
         read_json(path)
 
 
@@ -87,6 +106,15 @@ def test_plain_documents_are_read_as_ever() -> None:
     text = "base: &base {eps: [2/255, 4/255], steps: 10}\njobs:\n- {<<: *base, kind: drift}\n- *base\n"
     assert parse_yaml(text, "x") == yaml.safe_load(text)
     assert parse_yaml("", "x") is None
+
+
+def test_heads_of_cards() -> None:
+    assert front_matter("---\nlicense: mit\n---\n# x\n---\n", "x") == {"license": "mit"}
+    assert front_matter("\n---\r\nlicense: mit\r\n---\r\n", "x") == {"license": "mit"}
+    assert front_matter("# no head\n---\n", "x") == front_matter("---\n---\n", "x") == {}
+    for head in ("- a", "a", LAUGHS, "a: [b"):
+        with pytest.raises(ValueError, match="^x "):
+            front_matter(f"---\n{head}\n---\n", "x")
 
 
 VALUES = st.recursive(

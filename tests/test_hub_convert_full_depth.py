@@ -36,7 +36,7 @@ def test_there_and_back_at_full_depth(name: str, tmp_path: Path) -> None:
     found = json.loads(done.stdout.splitlines()[-1])
     print(found)
     assert found["equal"]
-    assert max(*found["from"].values(), *found["to"].values()) <= TOLERANCE
+    assert all(value <= TOLERANCE for value in (*found["from"].values(), *found["to"].values()))  # max loses NaN
     gigabytes = 4 * found["parameters"] / 1e9
     assert found["from_gb"] <= 3.5 * gigabytes + 1.5 and found["to_gb"] <= 4.5 * gigabytes + 1.5
     if name == "ViT-L-14":

@@ -6,6 +6,7 @@ import json
 import shutil
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -25,6 +26,7 @@ from transformers import (
 
 from fare_hf.lab import encoder_folder
 from fare_hf.train import main
+from fare_hf.training import FareTrainer
 
 TINY = (
     "--max_steps 3 --per_device_train_batch_size 4 --attack_steps 2 --attack_step_size 2/255 --warmup_steps 0 "
@@ -263,6 +265,24 @@ def test_images_without_labels_in_splits_are_trained_on(clip_folder: Path, tmp_p
     assert (tmp_path / "out" / "encoder" / "model.safetensors").is_file()
 
 
+@pytest.mark.parametrize(("count", "more"), [(3, ()), (0, ()), (2, ("--streaming",))])
+def test_so_many_images_are_evaluated(
+    count: int, more: tuple[str], clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    inner = FareTrainer.prediction_step
+
+    def prediction_step(trainer: FareTrainer, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        seen.extend(inputs["index"].tolist())
+        return inner(trainer, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(FareTrainer, "prediction_step", prediction_step)
+    words = ("--eval_split", "validation", "--eval_strategy", "steps", "--eval_steps", "1", "--max_steps", "1")
+    images = unlabelled(tmp_path / "images")
+    run(clip_folder, images, tmp_path / "out", *words, "--eval_images", str(count), *more)
+    assert seen == {3: [0, 1, 2], 0: [0, 1, 2, 3], 2: [0, 1]}[count]
+
+
 def test_labels_of_no_class_are_said_before_the_first_step(clip_folder: Path, tmp_path: Path) -> None:
     pixels = [Image.new("RGB", (32, 32), (number, 0, 0)) for number in range(4)]
     kinds = {"bad": datasets.ClassLabel(names=["cat", "dog"]), "number": datasets.Value("int64")}
@@ -343,3 +363,47 @@ def test_a_damaged_shard_is_one_sentence(kind: str, more: tuple[str], clip_folde
     shard = next(folder.iterdir())
     shard.write_bytes(shard.read_bytes()[: shard.stat().st_size * 6 // 10])
     assert "damaged" in refusal(clip_folder, folder, tmp_path / "out", *more)
+
+
+EVALUATE = ("--eval_strategy", "steps", "--eval_steps", "3", "--eval_attack_steps", "1")
+BEST = ("--metric_for_best_model", "robust_accuracy", "--load_best_model_at_end", "--save_strategy", "steps")
+BEST = (*BEST, "--save_steps", "3")
+
+
+def test_accuracies_that_say_nothing_are_not_measured_and_choose_nothing(
+    clip_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Flat splits have no classes; of a validation with one class, any accuracy is 0 or 1."""
+    flat, data = unlabelled(tmp_path / "flat"), tmp_path / "data"
+    for name in ("train/cat", "train/dog", "validation/dog"):
+        shutil.copytree(flat / "train", data / name)
+    evaluate = ("--eval_split", "validation", *EVALUATE)
+    assert "needs an --eval_split with a ClassLabel column" in refusal(
+        clip_folder, flat, tmp_path / "out", *evaluate, *BEST
+    )
+    for number, streaming in enumerate(((), ("--streaming",))):
+        assert "all evaluation images are of one class" in refusal(
+            clip_folder, data, tmp_path / "out", *evaluate, *BEST, *streaming
+        )
+        run(clip_folder, data, tmp_path / f"loss{number}", *evaluate, "--save_strategy", "steps", *streaming)
+        (state,) = (tmp_path / f"loss{number}").glob("checkpoint-*/trainer_state.json")
+        logs = [log for log in json.loads(state.read_text())["log_history"] if "eval_loss" in log]
+        assert logs and not any("eval_robust_accuracy" in log for log in logs)
+    assert caplog.text.count("no zero-shot accuracy is measured: all evaluation images are of one class") == 2
+
+
+def test_prompts_are_names_and_the_mapping_is_printed(
+    clip_folder: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, (first, second) in {"wordnet": ("n01440764", "n01443537"), "numbers": ("2", "10")}.items():
+        shutil.copytree(images / "cat", tmp_path / name / first)
+        shutil.copytree(images / "dog", tmp_path / name / second)
+    tecoa = ("--objective", "tecoa", "--eval_split", "train", *EVALUATE)
+    assert "are WordNet's numbers, such as n01440764, which no text encoder can read" in refusal(
+        clip_folder, tmp_path / "wordnet", tmp_path / "out", *tecoa
+    )
+    run(clip_folder, tmp_path / "numbers", tmp_path / "done", *tecoa, "--class_names", "cat", "dog")
+    said = capsys.readouterr().out
+    assert "numbers' (train): 8 images in 2 classes\n" in said
+    assert "2 classes in prompts: '10' is 'dog', ..., '2' is 'cat'" in said
+    run(clip_folder, tmp_path / "wordnet", tmp_path / "fare", "--eval_split", "train", *EVALUATE)

@@ -179,7 +179,10 @@ def test_every_kind_of_encoder_is_sharded_and_saved_without_a_pickle(
         one.train()
         encoder = tmp_path / f"two-{name}" / "encoder"
         assert_sharded(tmp_path / f"two-{name}")
-        assert relative_error(encoder, one.model.state_dict()) <= 1e-6 < 1e-5 < moved(one)
+        assert moved(one) > 1e-5
+        saved = type(one.model).from_pretrained(encoder).state_dict()  # DINOv2 has other names on the disk
+        for key, value in one.model.state_dict().items():
+            torch.testing.assert_close(saved[key], value, rtol=0, atol=1e-6, msg=f"{name}, {key}")
         files = {path.name for path in encoder.iterdir()}
         assert {"model.safetensors", "config.json", "preprocessor_config.json"} <= files
         assert ("README.md" in files) == (name == "clip")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from distributed.tiny_run import RandomPixels, tiny_trainer
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -22,6 +23,7 @@ from fare_hf.training import FareConfig
 from fare_hf.training.schedules import attack_steps_at
 from fare_hf.training.trained import train_first_blocks
 from fare_hf.training.warm import WarmStarts
+from fare_hf.training.window import Window
 
 
 class Syncs(TorchDispatchMode):
@@ -236,3 +238,28 @@ def test_operations_of_a_window_are_counted(clip_folder: Path, tmp_path: Path) -
     trainer.args.logging_steps = trainer.state.logging_steps = 1
     trainer.train()
     assert counted["flops"] == 8 * trainer.flops.step(2)
+
+
+def test_a_line_of_the_log_divides_by_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """24 images and 500 operations in two seconds, on a device whose peak is 1,000 a second."""
+    window = Window(torch.device("cpu"))
+    window.peak = 1000.0
+    times = iter((10.0, 12.0))
+    monkeypatch.setattr("fare_hf.training.window.time.perf_counter", lambda: next(times))
+    window.begin()
+    window.count(24, 500)
+    values = torch.tensor([[3.0, 2.0, 0.9, 0.5], [1.0, 2.0, 0.7, 0.3]])
+    window.add(values)
+    line = window.close(Accelerator(cpu=True))
+    measured = {"attack_gain": 1.0, "cosine_clean": 0.8, "cosine_adversarial": 0.4}
+    assert line == pytest.approx({**measured, "images_per_second": 12, "mfu": 0.25, "memory_gib": line["memory_gib"]})
+    assert 0.05 < line["memory_gib"] < 64  # torch alone takes as much
+
+
+def test_images_of_all_processes_are_counted(
+    clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = tiny_trainer(str(clip_folder), str(tmp_path))
+    monkeypatch.setattr(Accelerator, "num_processes", 3)
+    trainer._count(8, attack_steps_at(trainer.args, 0))
+    assert trainer._window.images == 24

@@ -23,7 +23,7 @@ from transformers import CLIPImageProcessor
 from fare_hf.data import PixelDataset, PixelStream, collate_pixels
 from fare_hf.sources import find_columns, load_images
 from fare_hf.training.replaced import replaced_images
-from fare_hf.training.stream import TrainingStream, split_rows
+from fare_hf.training.stream import TrainingStream, split_rows, spread_samples
 
 
 def jpeg(value: int) -> bytes:
@@ -115,6 +115,20 @@ def test_a_resumed_stream_goes_on_where_it_stopped_without_decoding_again(
         )
         batches(9, 10)
         assert len(calls) == 4
+
+
+@pytest.mark.parametrize("shards, buffer", [(5, 1000), (5, 0), (1, 1000)])
+def test_an_evaluation_on_a_stream_takes_of_all_its_classes(
+    shards: int, buffer: int, processor: CLIPImageProcessor
+) -> None:
+    """Sorted by class, as data sets are: the first ten images are of one."""
+    rows = {"image": [{"bytes": jpeg(5 * n), "path": None} for n in range(50)], "label": [n // 10 for n in range(50)]}
+    stream = datasets.Dataset.from_dict(rows).to_iterable_dataset(num_shards=shards)
+    pixels = PixelStream(stream, processor, "image", "label", shuffle_buffer=buffer)
+    drawn = [spread_samples(pixels, 10, seed=1) for _ in range(2)]
+    assert len({sample["labels"] for sample in drawn[0]}) >= 4 and len(drawn[0]) == 10
+    assert all(torch.equal(a["pixel_values"], b["pixel_values"]) for a, b in zip(*drawn, strict=True))
+    assert len(spread_samples(pixels, 99, seed=1)) == 50
 
 
 def test_indices_of_a_stream_are_unique_over_readers(shards: Path, processor: CLIPImageProcessor) -> None:

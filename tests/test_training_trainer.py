@@ -29,11 +29,13 @@ def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
-def step_by_hand(folder: Path, processor: CLIPImageProcessor, embedding: str, samples: list[int]) -> PreTrainedModel:
-    """One FARE step in plain torch: PGD-2 of 2/255 from per-sample starts, then AdamW."""
+def step_by_hand(
+    folder: Path, processor: CLIPImageProcessor, embedding: str, samples: list[int], norm: str, eps: str, size: str
+) -> PreTrainedModel:
+    """One FARE step in plain torch: PGD-2 from per-sample starts, then AdamW."""
     encoder = load_encoder(str(folder), embedding)
     original = freeze(copy.deepcopy(encoder))
-    normalization, threat_model = Normalization.from_processor(processor), ThreatModel("linf", "4/255")
+    normalization, threat_model = Normalization.from_processor(processor), ThreatModel(norm, eps)
     pixels = collate_pixels([RandomPixels()[index] for index in samples])["pixel_values"]
     target = embed(original, normalization(pixels), embedding).detach()
 
@@ -48,7 +50,7 @@ def step_by_hand(folder: Path, processor: CLIPImageProcessor, embedding: str, sa
     # The trainer's form of the patch embedding: of the other, whose gradients differ in the last digits, a pixel whose
     # gradient is nearly 0 could take the step in the other direction. That both agree is in test_encoders.
     with matmul_patch_embedding(encoder):
-        adversarial = pgd(loss_fn, pixels, threat_model, steps=2, step_size="2/255", start=torch.cat(start))
+        adversarial = pgd(loss_fn, pixels, threat_model, steps=2, step_size=size, start=torch.cat(start))
         loss_fn(adversarial).mean().backward()
     optimizer.step()
     return encoder
@@ -68,16 +70,26 @@ class Recorder(TrainerCallback):
         trainer.compute_loss = compute_loss  # type: ignore[method-assign]
 
 
-@pytest.mark.parametrize("embedding", ["projected", "pooled", "tokens"])
+@pytest.mark.parametrize(
+    ("embedding", "attack"),
+    [
+        ("projected", ("linf", "4/255", "2/255")),
+        ("pooled", ("linf", "4/255", "2/255")),
+        ("tokens", ("linf", "4/255", "2/255")),
+        ("projected", ("linf", "8/255", "3/255")),
+        ("projected", ("l2", "0.5", "0.3")),
+    ],
+)
 def test_one_step_is_the_step_by_hand(
-    embedding: str, clip_folder: Path, processor: CLIPImageProcessor, tmp_path: Path
+    embedding: str, attack: tuple[str, str, str], clip_folder: Path, processor: CLIPImageProcessor, tmp_path: Path
 ) -> None:
     options = {"embedding": embedding, "max_steps": 1, "lr_scheduler_type": "constant", "adam_epsilon": EPSILON}
+    options |= dict(zip(("norm", "eps", "attack_step_size"), attack, strict=True))
     options["weight_decay"] = 0.1  # large enough to see that biases and norms decay too, as in the paper
     trainer = tiny_trainer(str(clip_folder), str(tmp_path), **options)
     recorder = Recorder(trainer)
     trainer.train()
-    expected = weights(step_by_hand(clip_folder, processor, embedding, recorder.samples[0]))
+    expected = weights(step_by_hand(clip_folder, processor, embedding, recorder.samples[0], *attack))
     trained = weights(trainer.model)
     for name in trained:
         torch.testing.assert_close(trained[name], expected[name], rtol=0, atol=1e-6, msg=name)

@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 
+from fare_hf.credentials import mask_secrets
+
 __all__ = ["environment"]
 
 PACKAGES = ("fare_hf", "torch", "transformers", "accelerate", "datasets", "huggingface_hub", "safetensors", "numpy")
-SECRET = re.compile(r"hf_\w{8,}")
 REDACTED = "***"
 
 
@@ -43,7 +44,7 @@ def environment(command: str | None = None, seed: int | None = None) -> dict[str
 
 def mask_tokens(command: str) -> str:
     """Replace access tokens in a command line by `***`."""
-    return SECRET.sub(REDACTED, re.sub(r"(--?\w*token[= ]+)\S+", rf"\1{REDACTED}", command, flags=re.IGNORECASE))
+    return mask_secrets(re.sub(r"(--?\w*token[= ]+)\S+", rf"\1{REDACTED}", command, flags=re.IGNORECASE), REDACTED)
 
 
 def _command_line() -> str:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from fare_hf.attacks import ThreatModel
+from fare_hf.documents import read_json
 from fare_hf.evaluation.metrics import fraction_interval, number_groups
 
 __all__ = ["SCHEMA_VERSION", "RobustnessReport", "Row", "fraction_row", "make_row", "validate"]
@@ -173,10 +174,7 @@ class RobustnessReport:
         """
         path = Path(path)
         file = path / "report.json" if path.is_dir() else path
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"'{file}' is not JSON ({error}): pass a report.json of fare_hf.") from None
+        content = read_json(file)
         if not isinstance(content, dict) or set(content) != {"schema_version", "rows", "environment"}:
             raise ValueError(f"'{file}' is not a robustness report: it needs schema_version, rows and environment.")
         return cls(content["rows"], content["environment"], content["schema_version"])

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fare_hf.attacks import ThreatModel
+from fare_hf.documents import read_json
 
 __all__ = ["Change", "SavedBatches", "claim", "digest", "write_tensors", "write_text"]
 
@@ -31,7 +32,7 @@ def claim(folder: Path, settings: Mapping[str, Any]) -> None:
         ValueError: a run with other settings began here; the message names them.
     """
     path = folder / "settings.json"
-    if path.is_file() and (found := json.loads(path.read_text(encoding="utf-8"))) != settings:
+    if path.is_file() and (found := read_json(path)) != settings:
         other = [name for name in settings if found.get(name) != settings[name]] or sorted(set(found) - set(settings))
         raise ValueError(f"folder {str(folder)!r} holds a run with another {', '.join(other)}: name another folder.")
     folder.mkdir(parents=True, exist_ok=True)
@@ -93,7 +94,7 @@ class SavedBatches:
     def answers(self) -> list[str]:
         """Answers to the first clean images, as many as were finished."""
         path = None if self.folder is None else self.folder / "clean.json"
-        return [] if path is None or not path.is_file() else json.loads(path.read_text(encoding="utf-8"))
+        return [] if path is None or not path.is_file() else read_json(path)
 
     def keep_answers(self, answers: Sequence[str]) -> None:
         """Write the answers to the first clean images, in place of fewer."""

@@ -21,10 +21,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import yaml
 from tqdm.auto import tqdm
 
 from fare_hf.attacks import parse_eps
+from fare_hf.documents import read_json, read_yaml
 from fare_hf.evaluation.environment import environment
 from fare_hf.evaluation.report import RobustnessReport, Row
 from fare_hf.evaluation.saved import write_text
@@ -112,10 +112,7 @@ def load_suite(name_or_path: str | Path, models: Mapping[str, str] | None = None
     path = SHIPPED / f"{name_or_path}.yaml" if str(name_or_path) in shipped_suites() else Path(name_or_path)
     if not path.is_file():
         raise ValueError(f"suite {str(name_or_path)!r} is neither a file nor one of {', '.join(shipped_suites())}.")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"'{path}' is not YAML: {error}") from None
+    content = read_yaml(path)
     if not isinstance(content, dict) or not {"name", "jobs"} <= set(content) <= FIELDS:
         found = sorted(content) if isinstance(content, dict) else type(content).__name__
         raise ValueError(f"'{path}' is not a suite: it has {found}, and needs name and jobs of {sorted(FIELDS)}.")
@@ -192,7 +189,7 @@ def run_suite(
                 if after is not None:
                     after(job, found)
             shutil.rmtree(state_folder(output_dir, job), ignore_errors=True)  # the rows are written
-            rows += json.loads(path.read_text(encoding="utf-8"))["rows"]
+            rows += read_json(path)["rows"]
     report = RobustnessReport(rows, environment(command))
     report.save(output_dir)
     return report

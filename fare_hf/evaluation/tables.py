@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fare_hf.attacks import ThreatModel
+from fare_hf.markup import inline
 
 __all__ = ["grid", "markdown", "threat_text"]
 
@@ -24,7 +25,8 @@ def markdown(
     sections = []
     for task, metric in _unique((row["task"], row["metric"]) for row in rows):
         chosen = [row for row in rows if (row["task"], row["metric"]) == (task, metric)]
-        parts = [f"### {task}: {metric}", _table(chosen), _attacks(chosen), below(chosen) if below else ""]
+        title = f"### {inline(task)}: {inline(metric)}"
+        parts = [title, _table(chosen), _attacks(chosen), below(chosen) if below else ""]
         sections.append("\n\n".join(part for part in parts if part) + "\n")
     return "\n".join(sections)
 
@@ -37,10 +39,10 @@ def grid(rows: Sequence[Mapping[str, Any]], cells: Mapping[tuple[str, str, str],
         for dataset in datasets
         for threat in sorted({threat_text(row) for row in rows if row["dataset"] == dataset}, key=_threat_order)
     ]
-    head = ["model", *(f"{dataset}, {threat or 'clean'}" for dataset, threat in columns)]
+    head = ["model", *(f"{inline(dataset)}, {threat or 'clean'}" for dataset, threat in columns)]
     lines = [head, ["---", *("---:" for _ in columns)]]
     for model in _unique(row["model"] for row in rows):
-        lines.append([_escape(model), *(cells.get((model, *column), "") for column in columns)])
+        lines.append([inline(model), *(cells.get((model, *column), "") for column in columns)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -50,9 +52,11 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _attacks(rows: Sequence[Mapping[str, Any]]) -> str:
     """The sample counts and the attacks that a table's figures come from."""
-    counts = ", ".join(_unique(f"n = {row['n']} ({row['dataset']})" for row in rows))
+    counts = ", ".join(_unique(f"n = {row['n']} ({inline(row['dataset'])})" for row in rows))
     used = _unique(
-        "{name}, {steps} steps, restarts {restarts}, seed {seed}".format(**row["attack"])
+        "{name}, {steps} steps, restarts {restarts}, seed {seed}".format(
+            **{**row["attack"], "name": inline(row["attack"]["name"])}
+        )
         for row in rows
         if row["attack"] is not None
     )
@@ -77,10 +81,6 @@ def _threat_order(threat: str) -> tuple[str, float]:
         return "", 0.0
     norm, eps = threat.split()
     return norm, ThreatModel(norm, eps).eps
-
-
-def _escape(text: str) -> str:
-    return text.replace("|", "\\|")
 
 
 def _unique(items: Any) -> list[Any]:

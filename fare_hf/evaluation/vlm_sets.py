@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
-
 from fare_hf.data import PixelDataset
 from fare_hf.evaluation.text_metrics import Choice, Cider, TextMetric, VqaAccuracy, YesNo
 from fare_hf.evaluation.vlm import QUESTION_TARGETS
-from fare_hf.sources import find_columns, load_images
+from fare_hf.image_folders import has_configurations
+from fare_hf.sources import find_columns, open_split
 
 __all__ = ["VLM_SETS", "VlmData", "VlmSet", "chat_prompt", "load_vlm_set", "vlm_set"]
 
@@ -133,10 +132,9 @@ def load_vlm_set(
             `template`; answers that the task's metric refuses.
     """
     row = vlm_set(row) if isinstance(row, str) else row
-    if root is None:
-        dataset: Any = datasets.load_dataset(row.repo, row.config, split=row.split)
-    else:
-        dataset = load_images(str(Path(root) / row.repo.split("/")[-1]), row.split)
+    place = row.repo if root is None else str(Path(root) / row.repo.split("/")[-1])
+    configured = root is None or has_configurations(Path(place))  # as a whole copy is, by its card
+    dataset: Any = open_split(place, row.split, config=row.config if configured else None)[0]
     image, _ = find_columns(dataset, "image" if "image" in dataset.features else None, name=row.name)
     missing = [
         c for c in (row.answer, None if row.task == "captions" else row.question) if c and c not in dataset.features

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from fare_hf.data import PixelDataset
 from fare_hf.folders import path_inside
-from fare_hf.sources import find_columns, load_images
+from fare_hf.sources import explained, find_columns, load_images
 
 __all__ = ["ZERO_SHOT_SETS", "NativePixels", "ZeroShotData", "ZeroShotSet", "load_zero_shot_set", "zero_shot_set"]
 
@@ -212,10 +212,18 @@ def _templates(place: str, row: ZeroShotSet) -> list[str]:
 def _lines(place: str, name: str) -> list[str]:
     """Lines of a file in a folder or a data set repository."""
     folder = Path(place)
-    path = path_inside(folder, name) if folder.is_dir() else Path(hf_hub_download(place, name, repo_type="dataset"))
+    path = path_inside(folder, name) if folder.is_dir() else _fetched(place, name)
     if not path.is_file():
         raise ValueError(f"{str(folder)!r} has no {name}: give a copy of the mirror with its text files.")
     return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def _fetched(repo: str, name: str) -> Path:
+    """A file of a data set repository."""
+    try:
+        return Path(hf_hub_download(repo, name, repo_type="dataset"))
+    except OSError as error:
+        raise explained(repo, error) from error
 
 
 def _plain(name: str) -> str:

@@ -5,24 +5,29 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from huggingface_hub import ModelCard, get_session, hf_hub_url, try_to_load_from_cache
+from huggingface_hub import get_session, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import OfflineModeIsEnabled
 from huggingface_hub.utils import HFValidationError, build_hf_headers, hf_raise_for_status, validate_repo_id
 
 from fare_hf.convert.checkpoints import names_repository
+from fare_hf.documents import MIB, front_matter, read_text
 from fare_hf.hub.licenses import check_license
 from fare_hf.hub.retry import Retries, is_transient, persist
+from fare_hf.markup import is_link
 
-__all__ = ["base_name", "inherited_license", "is_hub_id"]
+__all__ = ["base_name", "card_head", "inherited_license", "is_hub_id"]
 
 logger = logging.getLogger(__name__)
 
 FOLDER = "./"
+LONGEST_NAME = 200  # of a licence
 # Licences are a courtesy: a machine without a connection, or a Hub that is away, must not keep anybody waiting.
-BRIEF = Retries(tries=2, first_wait=0.5, silence=5.0)
+BRIEF = Retries(tries=2, first_wait=0.5, silence=5.0, longest_asked=5.0)
 
 
 def base_name(base_model: str) -> str:
@@ -76,16 +81,16 @@ def inherited_license(base_model: str) -> dict[str, str]:
         check_license(str(found))
     except ValueError as error:
         raise ValueError(f"the card of {base_model!r} cannot hand its licence on: {error}") from None
-    link = str(stated.get("license_link") or "")
-    if link and "://" not in link:  # a file of the base model's repository
-        link = "" if folder.is_dir() else f"https://huggingface.co/{base_model}/blob/main/{link}"
-    more = {"license_name": stated.get("license_name"), "license_link": link}
+    link, name = str(stated.get("license_link") or ""), str(stated.get("license_name") or "")
+    if link and ":" not in link:  # a file of the base model's repository
+        link = "" if folder.is_dir() else f"https://huggingface.co/{base_model}/blob/main/{quote(link)}"
+    more = {"license_name": name if len(name) <= LONGEST_NAME else "", "license_link": link if is_link(link) else ""}
     return {"license": str(found), **{name: str(value) for name, value in more.items() if value}}
 
 
 def _folder_card(folder: Path) -> Mapping[str, Any]:
     card = folder / "README.md"
-    return _metadata(card.read_text("utf-8", errors="replace")) if card.is_file() else {}
+    return card_head(card) if card.exists() else {}
 
 
 def _hub_card(repo_id: str) -> Mapping[str, Any]:
@@ -94,9 +99,9 @@ def _hub_card(repo_id: str) -> Mapping[str, Any]:
         return {}
     cached = try_to_load_from_cache(repo_id, "README.md")
     if isinstance(cached, str):
-        return _metadata(Path(cached).read_text("utf-8", errors="replace"))
+        return card_head(Path(cached))
     try:
-        return _metadata(persist(lambda: _download(repo_id), BRIEF))
+        return front_matter(persist(lambda: _download(repo_id), replace(BRIEF, waits=[])), f"the card of {repo_id!r}")
     except OfflineModeIsEnabled:
         return {}
     except Exception as error:
@@ -110,14 +115,23 @@ def _hub_card(repo_id: str) -> Mapping[str, Any]:
 
 
 def _download(repo_id: str) -> str:
-    response = get_session().get(hf_hub_url(repo_id, "README.md"), headers=build_hf_headers(), follow_redirects=True)
-    hf_raise_for_status(response)
-    return response.text
+    """The beginning of a card, where its head is: the rest may have any length."""
+    text = ""
+    address, headers = hf_hub_url(repo_id, "README.md"), build_hf_headers()
+    with get_session().stream("GET", address, headers=headers, follow_redirects=True) as response:
+        if response.status_code >= 400:
+            response.read()
+        hf_raise_for_status(response)
+        for part in response.iter_text():
+            text += part
+            if len(text) > MIB:
+                break
+    return text
 
 
-def _metadata(card: str) -> Mapping[str, Any]:
-    """The head of a card; empty where it is no YAML."""
+def card_head(card: Path) -> dict[str, Any]:
+    """The YAML head of a card that somebody else may have written; empty where there is none that can be read."""
     try:
-        return ModelCard(card, ignore_metadata_errors=True).data.to_dict()
-    except Exception:  # of any kind that a broken head raises in the parser
+        return front_matter(read_text(card), f"'{card}'")
+    except (OSError, ValueError):
         return {}

@@ -11,15 +11,18 @@ from typing import Any, Protocol
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from fare_hf.attacks import ThreatModel
+from fare_hf.credentials import find_secret, names_secret
 from fare_hf.evaluation.tables import markdown
 from fare_hf.hub.base import is_hub_id
+from fare_hf.markup import inline, is_link, literal
 
 __all__ = ["CardContent", "ReportLike", "render_card"]
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
+CLASSES = ("CLIPVisionModel", "CLIPVisionModelWithProjection")
+LONGEST_NAME = 300
 TAGS = ["robust-clip", "adversarial-robustness", "clip", "fare_hf"]
-SECRET_KEY = re.compile(r"token|secret|password|api_?key", re.IGNORECASE)
-SECRET_VALUE = re.compile(r"hf_\w{8,}")
+VALUE = 1000  # characters of a value in the table of the recipe
 
 FARE = """@inproceedings{schlarmann2024robustclip,
   title     = {Robust {CLIP}: Unsupervised Adversarial Fine-Tuning of Vision Embeddings for Robust Large
@@ -125,9 +128,11 @@ def render_card(content: CardContent) -> str:
     """Fill the template.
 
     Raises:
-        ValueError: the recipe holds an access token, or names an objective other than "fare" and "tecoa" without
-            saying what it is; a `report_model` that the report does not measure.
+        ValueError: the recipe holds a secret, or names an objective other than "fare" and "tecoa" without saying what
+            it is; a `report_model` that the report does not measure; a class that is not published, a link that is
+            none of the web, a name that is longer than any repository's.
     """
+    _check_content(content)
     explanation, citation = _objective(content.training)
     threat = content.threat_model
     eps = threat.to_dict()["eps"]
@@ -135,7 +140,10 @@ def render_card(content: CardContent) -> str:
     card = ModelCard.from_template(
         _metadata(content),
         template_path=str(TEMPLATE),
-        **{name: getattr(content, name) for name in ("name", "base_model", "class_name", "threat_model")},
+        name=inline(content.name),
+        base_model=inline(content.base_model),
+        class_name=content.class_name,
+        threat_model=content.threat_model,
         linked="/" in content.base_model and is_hub_id(content.base_model),
         threat_text=f"The attacker knows all weights and chooses any image near the clean one: {reach}; values stay "
         "valid colours. The encoder was trained against this.",
@@ -152,6 +160,20 @@ def render_card(content: CardContent) -> str:
         citation="\n".join([citation, CLIP, *_attack_citations(content)]),
     )
     return str(card)
+
+
+def _check_content(content: CardContent) -> None:
+    """What goes into code as it is, into links, and into the head."""
+    if content.class_name not in CLASSES:
+        raise ValueError(f"class_name {content.class_name!r} is not one of {', '.join(CLASSES)}: name one.")
+    if content.license_link and not is_link(content.license_link):
+        raise ValueError(
+            f"license_link {content.license_link[:200]!r} is no http(s) address: give one, or leave it out."
+        )
+    for name in ("name", "base_model", "vlm", "license_name", "report_model"):
+        value = getattr(content, name)
+        if value is not None and len(value) > LONGEST_NAME:
+            raise ValueError(f"{name} {value[:60]!r}... has {len(value)} characters: give at most {LONGEST_NAME}.")
 
 
 def _objective(training: Mapping[str, Any]) -> tuple[str, str]:
@@ -195,8 +217,10 @@ def _attack_citations(content: CardContent) -> list[str]:
 
 def _license_text(content: CardContent) -> str:
     if content.license is None:
-        return f"No licence was found for {content.base_model} or given for this encoder: ask before you use it."
-    name = content.license_name or content.license
+        return (
+            f"No licence was found for {inline(content.base_model)} or given for this encoder: ask before you use it."
+        )
+    name = inline(content.license_name or content.license)
     return f"The licence is {f'[{name}]({content.license_link})' if content.license_link else name}."
 
 
@@ -231,47 +255,47 @@ def _eval_result(row: Mapping[str, Any]) -> EvalResult:
 def _recipe(training: Mapping[str, Any], threat_model: ThreatModel) -> Sequence[tuple[str, str]]:
     """Parameters as table rows, in the order given."""
     for key, value in training.items():
-        if SECRET_KEY.search(key) or SECRET_VALUE.search(str(value)):
+        if names_secret(key) or find_secret(str(value)):
             raise ValueError(f"the training recipe's {key!r} looks like a secret: leave it out of the model card.")
     rows = [("threat model", str(threat_model))]
     shown = {key: value for key, value in training.items() if key != "objective citation"}
-    return rows + [(key, str(value).replace("|", "\\|").replace("\n", " ")) for key, value in shown.items()]
+    return rows + [(inline(key), inline(value, VALUE)) for key, value in shown.items()]
 
 
 def _snippet_transformers(content: CardContent) -> str:
-    return f'''from PIL import Image
+    return f"""from PIL import Image
 import torch
 from transformers import AutoImageProcessor, {content.class_name}
 
-encoder = {content.class_name}.from_pretrained("{content.name}").eval()
-processor = AutoImageProcessor.from_pretrained("{content.name}")
+encoder = {content.class_name}.from_pretrained({literal(content.name)}).eval()
+processor = AutoImageProcessor.from_pretrained({literal(content.name)})
 inputs = processor(images=Image.open("image.png").convert("RGB"), return_tensors="pt")
 with torch.no_grad():
-    embedding = encoder(**inputs).{"image_embeds" if content.projected else "pooler_output"}'''
+    embedding = encoder(**inputs).{"image_embeds" if content.projected else "pooler_output"}"""
 
 
 def _snippet_llava(content: CardContent) -> str:
-    return f'''from transformers import LlavaForConditionalGeneration
+    return f"""from transformers import LlavaForConditionalGeneration
 from fare_hf.vlm import swap_vision_tower
 
-llava = LlavaForConditionalGeneration.from_pretrained("{content.vlm}")
-swap_vision_tower(llava, "{content.name}")'''
+llava = LlavaForConditionalGeneration.from_pretrained({literal(content.vlm)})
+swap_vision_tower(llava, {literal(content.name)})"""
 
 
 def _snippet_zero_shot(content: CardContent) -> str:
     if content.text_encoder:
-        return f'''from transformers import pipeline
+        return f"""from transformers import pipeline
 
-classifier = pipeline("zero-shot-image-classification", model="{content.name}")
-scores = classifier("image.png", candidate_labels=["cat", "dog", "car"])'''
-    return f'''from PIL import Image
+classifier = pipeline("zero-shot-image-classification", model={literal(content.name)})
+scores = classifier("image.png", candidate_labels=["cat", "dog", "car"])"""
+    return f"""from PIL import Image
 import torch
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
-encoder = CLIPVisionModelWithProjection.from_pretrained("{content.name}").eval()
-processor = AutoImageProcessor.from_pretrained("{content.name}")
-text = CLIPTextModelWithProjection.from_pretrained("{content.base_model}").eval()
-tokenizer = AutoTokenizer.from_pretrained("{content.base_model}")
+encoder = CLIPVisionModelWithProjection.from_pretrained({literal(content.name)}).eval()
+processor = AutoImageProcessor.from_pretrained({literal(content.name)})
+text = CLIPTextModelWithProjection.from_pretrained({literal(content.base_model)}).eval()
+tokenizer = AutoTokenizer.from_pretrained({literal(content.base_model)})
 
 names = ["cat", "dog", "car"]
 prompts = tokenizer([f"a photo of a {{name}}." for name in names], padding=True, return_tensors="pt")
@@ -279,4 +303,4 @@ image = processor(images=Image.open("image.png").convert("RGB"), return_tensors=
 with torch.no_grad():
     classes = torch.nn.functional.normalize(text(prompts.input_ids, prompts.attention_mask).text_embeds, dim=-1)
     embedding = torch.nn.functional.normalize(encoder(**image).image_embeds, dim=-1)
-probabilities = (100 * embedding @ classes.T).softmax(dim=-1)'''
+probabilities = (100 * embedding @ classes.T).softmax(dim=-1)"""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import os
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,18 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import ModelCard, RepoFile
+from huggingface_hub import ModelCardData, RepoFile
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from safetensors import SafetensorError, safe_open
 from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel, CLIPVisionModelWithProjection
-from yaml import YAMLError
 
 from fare_hf.configuration import configuration_from, load_image_processor, read_json_object
+from fare_hf.documents import front_matter, read_text
 from fare_hf.encoders import load_complete
+from fare_hf.folders import path_inside
+from fare_hf.hub.contents import check_contents
 from fare_hf.hub.licenses import check_license
 from fare_hf.hub.plot import PLOT
 from fare_hf.hub.regenerate import card_under_name
-from fare_hf.hub.retry import TOKEN
 from fare_hf.validation import check_answers, check_recorded, recorded_architecture
 
 __all__ = [
@@ -98,14 +98,13 @@ def read_folder(folder: Path, repo_id: str, token: str | None = None) -> list[Lo
     """The files to publish, all checked; the card's snippets name `repo_id` unless the card was edited by hand.
 
     Raises:
-        ValueError: no folder, files that do not belong on the Hub, missing or broken ones, weights that are missing
-            or of another shape, an unknown licence, a secret in a text.
+        ValueError: no folder, files that do not belong on the Hub, a link that leaves the folder, missing or broken
+            files, weights that are missing or of another shape, an unknown licence; a file that is not of the type
+            that its name says, or holds a secret or a path of this machine.
     """
     if not folder.is_dir():
         raise ValueError(f"'{folder}' is no folder: name one that save_robust_encoder or a training has written.")
-    paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
-    # .git, .cache and the like belong to this machine.
-    names = sorted(path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
+    names = _names(folder)
     _check_names(folder, names)
     shapes = _check_weights(folder, [name for name in names if WEIGHTS.fullmatch(name)])
     config = read_json_object(folder / "config.json")
@@ -117,7 +116,8 @@ def read_folder(folder: Path, repo_id: str, token: str | None = None) -> list[Lo
     if card is not None:
         files = [LocalFile(f.path, f.source, card.encode()) if f.path == "README.md" else f for f in files]
     _check_card(folder)
-    _check_secrets(files, token)
+    for file in files:
+        check_contents(file.path, file.source, file.content, token)
     return files
 
 
@@ -197,6 +197,17 @@ def check_reference(name: str | None, what: str) -> None:
         raise ValueError(f"{what} {name!r} is not valid: use letters, digits, '-', '_' and '.'.")
 
 
+def _names(folder: Path) -> list[str]:
+    """What lies in a folder, links that leave it refused; .git, .cache and the like belong to this machine."""
+    paths = sorted(path.relative_to(folder) for path in folder.rglob("*"))
+    visible = [path for path in paths if not any(part.startswith(".") for part in path.parts)]
+    found = {path.as_posix(): path_inside(folder, path.as_posix()) for path in visible}
+    strange = [name for name, path in found.items() if not path.is_file() and not path.is_dir()]
+    if strange:
+        raise ValueError(f"'{folder}' holds {strange[0]!r}, which is no file (a pipe, a device, a link to nothing).")
+    return [name for name, path in found.items() if path.is_file()]
+
+
 def _check_names(folder: Path, names: list[str]) -> None:
     strange = [name for name in names if not WEIGHTS.fullmatch(name) and not OTHERS.fullmatch(name)]
     if strange:
@@ -241,18 +252,12 @@ def _check_parts(folder: Path, config: dict[str, Any]) -> None:
 
 
 def _check_card(folder: Path) -> None:
+    where = f"'{folder / 'README.md'}'"
     try:
-        card = ModelCard.load(folder / "README.md")
-    except (ValueError, YAMLError) as error:
+        head = front_matter(read_text(folder / "README.md"), where)
+        ModelCardData(**{str(name): value for name, value in head.items()}, ignore_metadata_errors=False)
+    except Exception as error:  # of any kind that a strange head raises in the client
         told = " ".join(str(error).split())
-        raise ValueError(f"'{folder / 'README.md'}' has metadata that cannot be read ({told}): mend it.") from None
-    if card.data.license is not None:
-        check_license(str(card.data.license))
-
-
-def _check_secrets(files: list[LocalFile], token: str | None) -> None:
-    for file in files:
-        if os.path.splitext(file.path)[1] in (".md", ".json", ".txt"):
-            text = (file.content or file.source.read_bytes()).decode("utf-8", errors="replace")
-            if TOKEN.search(text) or (token and token in text):
-                raise ValueError(f"{file.path!r} holds what looks like an access token: remove it before you publish.")
+        raise ValueError(f"{where} has metadata that cannot be read ({told}): mend it.") from None
+    if head.get("license") is not None:
+        check_license(str(head["license"]))

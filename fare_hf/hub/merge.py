@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import ModelCard, constants, snapshot_download
+from huggingface_hub import constants, snapshot_download
 
 from fare_hf.configuration import read_configuration
 from fare_hf.convert.checkpoints import find_file
 from fare_hf.documents import read_object
 from fare_hf.folders import check_new_folder, relative_name, whole_folder
+from fare_hf.hub.base import card_head
 from fare_hf.hub.merge_card import merge_card
 from fare_hf.hub.parents import (
     POSITION_IDS,
@@ -125,8 +126,8 @@ class _Cosine:
 
     def add(self, name: str, old: torch.Tensor, new: torch.Tensor) -> None:
         cosine = weight_cosine(new, old)
-        if cosine is not None and (cosine < self.lowest[0] or math.isnan(cosine)):  # a NaN stays: nothing is below it
-            self.lowest = (cosine, name)
+        if cosine is not None and not self.lowest[0] <= cosine:  # NaN takes the place, and keeps it
+            self.lowest = self.lowest if math.isnan(self.lowest[0]) else (cosine, name)
         a, b = old.float().reshape(-1), new.float().reshape(-1)
         for index, value in enumerate((a @ b, a @ a, b @ b)):
             self.sums[index] += float(value)
@@ -203,8 +204,8 @@ def merge_vision_tower(
             check_parents(config, family, encoder)
             with whole_folder(target) as part, _in_safetensors(folder, part) as (parent, unpickled):
                 plan = plan_merge(str(vlm_repo), parent, files_of(parent), encoder)
-                check_encoder(encoder)
                 check_held(parent, sorted(set(plan.weight_map.values())), plan.weight_map, family)
+                check_encoder(encoder)
                 # The copy that was made for the safetensors goes away: what is linked to it is nobody else's.
                 result = _merge_folder(plan, parent, part, hard_links or bool(unpickled))
     linked = () if unpickled else result.linked
@@ -288,7 +289,7 @@ def card_of(source: str | os.PathLike[str], revision: str | None) -> Path | None
 
 def write_card(plan: MergePlan, merge: Merge, readme: Path | None, part: Path) -> None:
     """The card with both parents; licence and languages are those of the language model's card."""
-    old = ModelCard.load(readme) if readme is not None and readme.is_file() else None
+    old = card_head(readme) if readme is not None else {}
     text = merge_card(merge, plan.family.vlm_class, old, plan.encoder.card)
     (part / "README.md").write_text(text, encoding="utf-8")
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCardData
 
 from fare_hf.convert.checkpoints import names_repository
+from fare_hf.hub.base import card_head
+from fare_hf.markup import inline, is_link, literal
 
 if TYPE_CHECKING:
     from fare_hf.hub.merge import Merge
@@ -30,8 +34,8 @@ As {vlm}:
 ```python
 from transformers import AutoProcessor, {vlm_class}
 
-model = {vlm_class}.from_pretrained("{name}")
-processor = AutoProcessor.from_pretrained("{name}")
+model = {vlm_class}.from_pretrained({name})
+processor = AutoProcessor.from_pretrained({name})
 ```
 
 ## How it was made
@@ -53,32 +57,34 @@ processor = AutoProcessor.from_pretrained("{name}")
 """
 
 
-def merge_card(merge: Merge, vlm_class: str, parent: ModelCard | None, encoder_card: Path | None) -> str:
+def merge_card(merge: Merge, vlm_class: str, parent: Mapping[str, Any], encoder_card: Path | None) -> str:
     """Render the card.
 
     Args:
         merge: what was done.
         vlm_class: class of the model, for the snippet.
-        parent: the card of the vision-language model, whose licence is kept.
+        parent: the head of the card of the vision-language model, whose licence is kept.
         encoder_card: that of the encoder.
     """
     vlm, encoder = _public(merge.vlm), _public(merge.encoder)
-    kept = {} if parent is None else {key: parent.data.get(key) for key in KEPT if parent.data.get(key)}
+    kept = {key: parent[key] for key in KEPT if _is_plain(parent.get(key))}
+    if not is_link(kept.get("license_link", "")):
+        kept.pop("license_link", None)
     kept.setdefault("pipeline_tag", "image-text-to-text")
     if parents := [name for name in (merge.vlm, merge.encoder) if names_repository(name)]:
         kept |= {"base_model": parents, "base_model_relation": "merge"}
     data = ModelCardData(library_name="transformers", tags=TAGS, **kept)
     old, size = merge.resolution
     resolution = f" Images are read at {size} px in place of {old} px." if old != size else ""
-    others = ", ".join(f"`{name}`" for name in merge.left_out)
+    others = ", ".join(map(_file, merge.left_out))
     text = BODY.format(
-        title=f"{vlm.rsplit('/', 1)[-1]} with {encoder.rsplit('/', 1)[-1]}",
+        title=inline(f"{vlm.rsplit('/', 1)[-1]} with {encoder.rsplit('/', 1)[-1]}"),
         vlm=_link(merge.vlm),
         encoder=_link(merge.encoder),
         vlm_class=vlm_class,
-        name=_public(merge.out) if merge.out else "path/to/this/folder",
+        name=literal(_public(merge.out) if merge.out else "path/to/this/folder"),
         tensors=merge.tensors,
-        files=", ".join(f"`{name}`" for name in merge.rewritten),
+        files=", ".join(map(_file, merge.rewritten)),
         cosine=merge.cosine,
         resolution=resolution,
         left_out=f" Left out, because they hold the old tower: {others}." if others else "",
@@ -93,9 +99,20 @@ def _public(name: str) -> str:
 
 
 def _link(name: str) -> str:
-    return f"[{name}](https://huggingface.co/{name})" if names_repository(name) else _public(name)
+    return f"[{name}](https://huggingface.co/{name})" if names_repository(name) else inline(_public(name))
+
+
+def _file(name: str) -> str:
+    """The name of a file as code; a strange one as text."""
+    return f"`{name}`" if re.fullmatch(r"[\w./ -]+", name) and len(name) <= 200 else inline(name)
+
+
+def _is_plain(value: Any) -> bool:
+    """A text or a few texts, as licences and languages are."""
+    texts = value if isinstance(value, list) else [value]
+    return bool(value) and len(texts) < 100 and all(isinstance(text, str) and len(text) <= 200 for text in texts)
 
 
 def _trained_from(card: Path | None) -> str:
-    base: Any = None if card is None else ModelCard.load(card).data.get("base_model")
+    base: Any = None if card is None else card_head(card).get("base_model")
     return f"; it was fine-tuned from {_link(str(base))}" if isinstance(base, str) else ""

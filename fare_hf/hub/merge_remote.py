@@ -10,6 +10,7 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, CommitOperationCopy, RepoFile, get_token, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 
+from fare_hf.credentials import redact
 from fare_hf.folders import relative_name
 from fare_hf.hub.folder import LocalFile, check_repo_id
 from fare_hf.hub.merge import (
@@ -26,7 +27,7 @@ from fare_hf.hub.merge import (
 from fare_hf.hub.parents import check_encoder, check_held, check_parents, open_encoder
 from fare_hf.hub.push import PushError
 from fare_hf.hub.remote import Remote
-from fare_hf.hub.retry import Retries, persist, redact
+from fare_hf.hub.retry import Retries, persist
 from fare_hf.vlm.sources import transformers_folder
 from fare_hf.weight_files import INDEX, LARGEST_INDEX, PICKLE, PICKLE_INDEX, SINGLE
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import shutil
@@ -16,9 +15,11 @@ from huggingface_hub import get_token
 from huggingface_hub.errors import RepositoryNotFoundError
 from transformers import PreTrainedModel
 
+from fare_hf.credentials import redact
+from fare_hf.documents import read_object
 from fare_hf.hub.folder import LocalFile, check_loads, check_reference, check_repo_id, read_folder, vision_shape
 from fare_hf.hub.remote import Moved, Remote, State
-from fare_hf.hub.retry import Retries, redact, status_of, wait_asked
+from fare_hf.hub.retry import Retries, status_of, wait_asked
 from fare_hf.hub.save import copy_with_text_encoder, save_robust_encoder
 
 __all__ = ["Publication", "PushError", "check_access", "push_robust_encoder"]
@@ -310,7 +311,7 @@ class _Push:
         if config is None:
             return
         local = next(file for file in self.files if file.path == "config.json")
-        mine = vision_shape(json.loads(local.source.read_text("utf-8")), f"'{self.order.folder}'")
+        mine = vision_shape(read_object(local.source), f"'{self.order.folder}'")
         theirs = vision_shape(config, f"{self.remote.repo_id!r} on the Hub")
         for name, value in mine.items():
             if theirs[name] != value:

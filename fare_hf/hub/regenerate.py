@@ -12,13 +12,26 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from fare_hf.attacks import ThreatModel
+from fare_hf.documents import read_object, read_text
 from fare_hf.evaluation import RobustnessReport
+from fare_hf.folders import path_inside
 from fare_hf.hub.card import CardContent, ReportLike, render_card
 from fare_hf.hub.licenses import check_license
+from fare_hf.hub.local_paths import without_local_paths
 from fare_hf.hub.plot import PLOT, draw_report
+from fare_hf.hub.retry import Retries, bounded_waits
 from fare_hf.validation import RECORD
 
-__all__ = ["KEPT", "RECORD", "card_under_name", "content_of", "record_of", "regenerate_card", "rewrite_card"]
+__all__ = [
+    "KEPT",
+    "RECORD",
+    "card_under_name",
+    "content_of",
+    "record_of",
+    "regenerate_card",
+    "report_without_paths",
+    "rewrite_card",
+]
 
 KEPT = (
     "name",
@@ -80,9 +93,10 @@ def rewrite_card(folder: str | os.PathLike[str], *, report: ReportLike | None = 
     """
     folder = Path(folder)
     card, before = folder / "README.md", content_of(folder)
-    if card.exists() and card.read_text("utf-8") != render_card(before):
+    if card.exists() and read_text(path_inside(folder, card.name)) != render_card(before):
         raise ValueError(f"'{card}' was edited by hand: move it away to have it rendered again.")
     files: dict[str, bytes] = {}
+    report = None if report is None else report_without_paths(report)
     plot = None if report is None else draw_report(report.rows)
     if report is not None:
         changes |= {"report": report, "plot": None if plot is None else PLOT}
@@ -100,21 +114,48 @@ def rewrite_card(folder: str | os.PathLike[str], *, report: ReportLike | None = 
 def content_of(folder: Path) -> CardContent:
     """What the card of a folder was made of; raises ValueError as `regenerate_card`."""
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"'{folder}' has no readable {RECORD} and config.json ({error}): save it again.") from None
-    whole = config["architectures"] == ["CLIPModel"]
-    class_name = "CLIPVisionModelWithProjection" if whole else config["architectures"][0]
+        record = read_object(path_inside(folder, RECORD))
+        architecture = (read_object(path_inside(folder, "config.json")).get("architectures") or [None])[0]
+        threat_model = ThreatModel.from_dict(record["threat_model"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"'{folder}' has no readable {RECORD} and config.json ({_reason(error)}): save it again."
+        ) from None
+    _check_record(folder, record)
+    whole = architecture == "CLIPModel"
+    class_name = "CLIPVisionModelWithProjection" if whole else str(architecture)
     return CardContent(
         class_name=class_name,
         projected=class_name == "CLIPVisionModelWithProjection",
         text_encoder=whole,
-        threat_model=ThreatModel.from_dict(record["threat_model"]),
-        report=RobustnessReport.load(folder) if (folder / "report.json").exists() else None,
+        threat_model=threat_model,
+        report=RobustnessReport.load(path_inside(folder, "report.json"))
+        if (folder / "report.json").exists()
+        else None,
         plot=PLOT if (folder / PLOT).exists() else None,
         **{name: record[name] for name in KEPT if name in record},
     )
+
+
+def report_without_paths(report: ReportLike) -> RobustnessReport:
+    """The report as it is published: without the paths of this machine in names and in the command."""
+    return RobustnessReport(**without_local_paths(json.loads(report.to_json())))
+
+
+def _check_record(folder: Path, record: dict[str, Any]) -> None:
+    """Each field is of its kind; a stranger may have written it."""
+    kinds: dict[str, Any] = dict.fromkeys(KEPT, str | None) | {"training": dict, "datasets": list}
+    kinds |= dict.fromkeys(("name", "base_model", "vlm"), str) | {"architecture": dict | None}
+    for name in KEPT:
+        value = record.get(name, kinds[name]() if kinds[name] in (str, dict, list) else None)
+        strange = isinstance(value, list) and not all(isinstance(part, str) for part in value)
+        if not isinstance(value, kinds[name]) or strange or (name in ("name", "base_model") and not value):
+            told = repr(value)[:100]
+            raise ValueError(f"'{folder / RECORD}' has {name} {told}, which no card can have: save the encoder again.")
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__} {error}" if isinstance(error, (KeyError, TypeError)) else str(error).rstrip(".")
 
 
 def record_of(content: CardContent) -> str:
@@ -130,7 +171,7 @@ def card_under_name(folder: Path, name: str) -> str | None:
     if not (folder / RECORD).exists():
         return None
     rendered = regenerate_card(folder)
-    return regenerate_card(folder, name=name) if rendered == (folder / "README.md").read_text("utf-8") else None
+    return regenerate_card(folder, name=name) if rendered == read_text(folder / "README.md") else None
 
 
 def _changed(content: CardContent, changes: dict[str, Any]) -> CardContent:
@@ -142,7 +183,8 @@ def _changed(content: CardContent, changes: dict[str, Any]) -> CardContent:
 def _fetched(repo_id: str, revision: str | None) -> Path:
     """What a card is made of, from the Hub."""
     try:
-        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=["*.json", PLOT]))
+        with bounded_waits(Retries()):
+            return Path(snapshot_download(repo_id, revision=revision, allow_patterns=["*.json", PLOT]))
     except HFValidationError:
         raise ValueError(f"{repo_id!r} is neither a folder here nor the name of a repository.") from None
     except HfHubHTTPError as error:

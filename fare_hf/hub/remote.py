@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -13,6 +12,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Re
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
 
+from fare_hf.documents import parse_json
 from fare_hf.hub.folder import LocalFile, is_published
 from fare_hf.hub.retry import Retries, persist, status_of
 
@@ -193,7 +193,7 @@ class Remote:
         if path not in self.tree(revision):
             return None
         try:
-            found = json.loads(persist(lambda: self._read(path, revision)[1], self.retries))
+            found = parse_json(persist(lambda: self._read(path, revision)[1], self.retries), f"{path!r} on the Hub")
         except ValueError:
             return None
         return found if isinstance(found, dict) else None

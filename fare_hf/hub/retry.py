@@ -7,19 +7,22 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from huggingface_hub import get_session
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
-__all__ = ["Retries", "is_transient", "persist", "redact", "status_of", "wait_asked"]
+__all__ = ["Retries", "TooLongAsked", "bounded_waits", "is_transient", "persist", "status_of", "wait_asked"]
 
 T = TypeVar("T")
 TRANSIENT_STATUS = {408, 425, 429, 500, 502, 503, 504}
-TOKEN = re.compile(r"hf_\w{8,}")
+
+
+class TooLongAsked(OSError):
+    """The Hub asks for more patience than there is."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class Retries:
         longest_wait: seconds that one wait takes at most.
         longest_asked: seconds that the Hub may ask for (`Retry-After`); where it asks for more, that ends the push.
         silence: seconds without a byte after which a request counts as failed; the client alone would wait for ever.
+        longest_total: seconds that all waits take together at most, those of the client itself included.
+        waits: seconds of those that were begun.
     """
 
     tries: int = 6
@@ -39,6 +44,17 @@ class Retries:
     longest_wait: float = 30.0
     longest_asked: float = 600.0
     silence: float = 120.0
+    longest_total: float = 1800.0
+    waits: list[float] = field(default_factory=list, repr=False, compare=False)
+
+    def spend(self, seconds: float, asked: bool = False) -> None:
+        """Counts a wait that is about to begin; raises TooLongAsked where it, or all together, would be too long."""
+        waited = sum(self.waits)
+        if (asked and seconds > self.longest_asked) or waited + seconds > self.longest_total:
+            most = f"at most {self.longest_asked:.0f} s at once and {self.longest_total:.0f} s in all are waited"
+            who = "the Hub asks to wait" if asked else "the next try would wait"
+            raise TooLongAsked(f"{who} {seconds:.0f} s, {waited:.0f} s were waited, and {most}")
+        self.waits.append(seconds)
 
     def wait(self, attempt: int) -> float:
         """Seconds before the try after number `attempt`, which counts from 0."""
@@ -60,7 +76,7 @@ def persist(action: Callable[[], T], retries: Retries, settled: Callable[[], T |
     """
     for attempt in range(retries.tries):
         try:
-            with _impatient(retries.silence):
+            with bounded_waits(retries):
                 return action()
         except Exception as error:
             asked = wait_asked(error)
@@ -69,6 +85,8 @@ def persist(action: Callable[[], T], retries: Retries, settled: Callable[[], T |
             failure = error
         if settled is None and attempt == retries.tries - 1:
             break
+        if asked is None:  # what was asked for is counted where the answer came in
+            retries.spend(retries.wait(attempt))
         time.sleep(retries.wait(attempt) if asked is None else asked)
         found = None if settled is None else persist(settled, retries)
         if found is not None:
@@ -77,18 +95,32 @@ def persist(action: Callable[[], T], retries: Retries, settled: Callable[[], T |
 
 
 @contextmanager
-def _impatient(seconds: float) -> Iterator[None]:
-    """The client's requests end after so many seconds of silence; it shares one session with the whole process."""
+def bounded_waits(retries: Retries) -> Iterator[None]:
+    """The client's requests end after so much silence, and it waits no longer for the Hub than is allowed.
+
+    The client itself tries some requests again, after as long as the Hub asks for, be it hours. It shares one session
+    with the whole process.
+    """
+
+    def heard(response: Any) -> None:
+        asked = _seconds(response.headers.get("Retry-After")) if response.status_code in TRANSIENT_STATUS else None
+        if asked is not None:
+            retries.spend(asked, asked=True)
+
     session = get_session()
-    before, session.timeout = session.timeout, seconds
+    before, hooks = session.timeout, session.event_hooks
+    session.timeout = retries.silence
+    session.event_hooks = {**hooks, "response": [*hooks.get("response", []), heard]}
     try:
         yield
     finally:
-        session.timeout = before
+        session.timeout, session.event_hooks = before, hooks
 
 
 def is_transient(error: BaseException) -> bool:
     """Whether trying again may help: the network, a busy or failing server; never a refusal."""
+    if any(isinstance(link, TooLongAsked) for link in _chain(error)):
+        return False
     status = status_of(error)
     if status is not None:
         return status in TRANSIENT_STATUS
@@ -121,11 +153,6 @@ def wait_asked(error: BaseException) -> float | None:
         if isinstance(link, HfHubHTTPError) and link.response is not None:
             return _seconds(link.response.headers.get("Retry-After"))
     return None
-
-
-def redact(text: str, token: str | None = None) -> str:
-    """The text without access tokens."""
-    return TOKEN.sub("hf_***", text.replace(token, "hf_***") if token else text)
 
 
 def _seconds(value: str | None) -> float | None:

@@ -15,13 +15,16 @@ from transformers import CLIPVisionModelWithProjection, PreTrainedModel
 
 from fare_hf.attacks import ThreatModel
 from fare_hf.configuration import check_configuration, check_image_processor, load_image_processor
+from fare_hf.documents import read_object
 from fare_hf.encoders import load_complete
 from fare_hf.folders import check_new_folder, whole_folder
 from fare_hf.hub.base import base_name, inherited_license, is_hub_id
 from fare_hf.hub.card import CardContent, ReportLike, render_card
+from fare_hf.hub.contents import VOCABULARIES
 from fare_hf.hub.licenses import check_license
+from fare_hf.hub.local_paths import without_local_paths
 from fare_hf.hub.plot import PLOT, draw_report
-from fare_hf.hub.regenerate import KEPT, RECORD, content_of, record_of
+from fare_hf.hub.regenerate import KEPT, RECORD, content_of, record_of, report_without_paths
 from fare_hf.hub.text import save_tokenizer, whole_clip
 from fare_hf.validation import architecture_of, check_answers
 
@@ -105,7 +108,8 @@ def save_robust_encoder(
     check_image_processor(images, f"the image processor {type(images).__name__}", encoder.config)
     weights = _weights(encoder)
     clip, tokenizer = (None, None) if text_encoder is None else whole_clip(encoder, text_encoder)
-    plot = None if report is None else draw_report(report.rows)
+    published = None if report is None else report_without_paths(report)
+    plot = None if published is None else draw_report(published.rows)
     content = CardContent(
         name=repo_id or folder.resolve().name,
         base_model=base,
@@ -113,10 +117,10 @@ def save_robust_encoder(
         projected=class_name == "CLIPVisionModelWithProjection",
         threat_model=threat_model,
         # As it is read back from fare_hf.json, so that the card can be rendered again to the letter.
-        training=json.loads(json.dumps(dict(training or {}), default=str)),
-        report=report,
-        report_model=report_model,
-        vlm=vlm or _default_vlm(encoder.config),
+        training=without_local_paths(json.loads(json.dumps(dict(training or {}), default=str))),
+        report=published,
+        report_model=None if report_model is None else str(without_local_paths(report_model)),
+        vlm=str(without_local_paths(vlm)) if vlm else _default_vlm(encoder.config),
         datasets=datasets,
         text_encoder=clip is not None,
         architecture=architecture_of(encoder.config),
@@ -124,8 +128,8 @@ def save_robust_encoder(
         **terms,
     )
     texts = {"README.md": render_card(content), RECORD: record_of(content)}
-    if report is not None:
-        texts["report.json"] = report.to_json()
+    if published is not None:
+        texts["report.json"] = published.to_json()
     model: Any = encoder if clip is None else clip
     weights = weights if clip is None else _weights(clip)
     check_answers(model, f"the {type(model).__name__}")
@@ -137,11 +141,22 @@ def save_robust_encoder(
             part.save_pretrained(place)
         if tokenizer is not None:
             save_tokenizer(tokenizer, place)
+        for path in place.glob("*.json"):
+            _shorten_paths(path)
         for name, text in texts.items():
             (place / name).write_text(text, encoding="utf-8")
         if plot is not None:
             (place / PLOT).write_bytes(plot)
     return folder
+
+
+def _shorten_paths(path: Path) -> None:
+    """Takes the paths of this machine out of what a configuration, processor or tokenizer says of itself."""
+    if path.name in VOCABULARIES:
+        return
+    said = read_object(path)
+    if (shortened := without_local_paths(said)) != said:
+        path.write_text(json.dumps(shortened, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _check_datasets(names: Sequence[str]) -> None:

@@ -11,13 +11,14 @@ import torch
 from transformers import CLIPConfig, CLIPModel, PreTrainedModel
 
 from fare_hf.convert.checkpoints import names_repository
+from fare_hf.documents import read_object
 from fare_hf.encoders import load_complete
 from fare_hf.loading import load_tokenizer
 
 __all__ = ["save_tokenizer", "whole_clip"]
 
 # How a tokenizer was loaded here, which its configuration would tell everybody who loads it from the Hub.
-LOADING = ("is_local", "local_files_only")
+LOADING = ("is_local", "local_files_only", "name_or_path")
 # The name that transformers 5 gives a tokenizer without a class of its own, and the one that 4.x knows too.
 NAMES = {"TokenizersBackend": "PreTrainedTokenizerFast"}
 
@@ -50,7 +51,7 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     """Writes a tokenizer as both majors of transformers load it, without how it was loaded here."""
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
-    config = {key: value for key, value in json.loads(path.read_text("utf-8")).items() if key not in LOADING}
+    config = {key: value for key, value in read_object(path).items() if key not in LOADING}
     config["tokenizer_class"] = NAMES.get(config["tokenizer_class"], config["tokenizer_class"])
     config["model_input_names"] = ["input_ids", "attention_mask"]  # a CLIP takes no others
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -39,7 +39,7 @@ def store_clip(source: Path, folder: Path = MODELS / "clip") -> None:
     """The CLIP that `fare_hf.lab.train_clip` left in ``source``, with tokenizer and image processor."""
     CLIPModel.from_pretrained(source, dtype=torch.float16).save_pretrained(folder)
     CLIPTokenizer.from_pretrained(source).save_pretrained(folder)
-    AutoImageProcessor.from_pretrained(source).save_pretrained(folder)
+    AutoImageProcessor.from_pretrained(source, trust_remote_code=False).save_pretrained(folder)
 
 
 def store_llava(source: Path, folder: Path = MODELS / "llava") -> None:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
+from fare_hf.documents import read_yaml
 
 __all__ = ["expand_config"]
 
@@ -44,11 +44,11 @@ def _separate(word: str) -> list[str]:
 def _words(file: str, known: Collection[str]) -> list[str]:
     """A file as words of a command line."""
     try:
-        options = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        options = read_yaml(Path(file))
     except OSError as error:
         raise ValueError(f"--config {file!r} cannot be read ({error.strerror}); check the path.") from error
-    except yaml.YAMLError as error:
-        raise ValueError(f"--config {file!r} is not YAML: {str(error).replace(chr(10), ' ')}") from error
+    except ValueError as error:
+        raise ValueError(f"--config {error}") from error
     if not isinstance(options, dict):
         raise ValueError(f"--config {file!r} holds no options; write lines such as `eps: 4/255`.")
     for name in options:

@@ -13,7 +13,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from fare_hf.data import PixelStream
 
-__all__ = ["TrainingStream", "split_rows", "warn_of_uneven_shards"]
+__all__ = ["TrainingStream", "split_rows", "spread_samples", "warn_of_uneven_shards"]
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +83,37 @@ def warn_of_uneven_shards(dataset: Any, readers: int) -> None:
             dataset.num_shards,
             readers,
         )
+
+
+def spread_samples(stream: PixelStream, images: int, seed: int) -> list[dict[str, Any]]:
+    """So many samples of a stream for an evaluation: in turn from all its shards, drawn with its shuffle buffer.
+
+    The first ones may all be of one class, since data sets are often sorted.
+
+    Args:
+        stream: whose first shards are read as far as is needed.
+        images: how many; fewer where the stream ends.
+        seed: of the drawing.
+    """
+    dataset = stream.dataset
+    shards = min(dataset.num_shards, images)
+    buffer = max(1, stream.shuffle_buffer // shards)
+    parts = [dataset.shard(num_shards=shards, index=shard) for shard in range(shards)]
+    if buffer > 1:
+        parts = [part.shuffle(seed=seed, buffer_size=buffer, max_buffer_input_shards=1) for part in parts]
+    rows = islice(_in_turn([iter(part) for part in parts]), images)
+    return list(stream.samples(enumerate(rows)))
+
+
+def _in_turn(parts: list[Iterator[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+    """A row of each, and again, until all have ended."""
+    while parts:
+        for part in list(parts):
+            row = next(part, None)
+            if row is None:
+                parts.remove(part)
+            else:
+                yield row
 
 
 def split_rows(dataset: Any, reader: int, readers: int) -> Iterator[dict[str, Any]]:

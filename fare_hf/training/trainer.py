@@ -374,7 +374,10 @@ def _choose_trained(model: nn.Module, args: FareConfig) -> None:
     if args.trained_blocks is not None:
         train_first_blocks(model, args.trained_blocks)
     if args.lora_rank is not None:
-        add_lora(model, args.lora_rank)
+        # The Trainer seeds later, and FSDP shards what each process has drawn: it must be the same in all.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(args.seed)
+            add_lora(model, args.lora_rank)
 
 
 def _cosine(embeddings: Tensor, original: Tensor) -> Tensor:

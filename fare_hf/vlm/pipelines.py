@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import AutoModelForImageTextToText, AutoProcessor, Pipeline, PreTrainedModel, pipeline
 
+from fare_hf.foreign_code import own_code_refused
 from fare_hf.vlm.swap import swap_vision_tower
 
 __all__ = ["robust_pipeline"]
@@ -41,8 +42,11 @@ def robust_pipeline(
         OSError: something cannot be read.
     """
     at = revision or "main"
-    model = AutoModelForImageTextToText.from_pretrained(vlm, revision=at, dtype=dtype, device_map=device_map)
-    processor = AutoProcessor.from_pretrained(vlm, revision=at)
+    with own_code_refused(vlm):
+        model = AutoModelForImageTextToText.from_pretrained(
+            vlm, revision=at, dtype=dtype, device_map=device_map, trust_remote_code=False
+        )
+        processor = AutoProcessor.from_pretrained(vlm, revision=at, trust_remote_code=False)
     report = swap_vision_tower(model, encoder, processor, revision=encoder_revision)
     made: Any = pipeline("image-text-to-text", model=model, processor=processor, device=device)
     made.swap_report = report

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard
 from transformers import AutoImageProcessor, CLIPVisionConfig, PreTrainedModel
 
 from fare_hf.convert import convert_from_open_clip
 from fare_hf.convert.checkpoints import OPEN_CLIP_CONFIG, WEIGHT_ENDINGS, find_file, read_state
-from fare_hf.documents import read_object
+from fare_hf.documents import front_matter, read_object, read_text
 from fare_hf.encoders import ENCODER_CLASSES, load_encoder
+from fare_hf.foreign_code import own_code_refused
 from fare_hf.vlm.families import unwrapped
 
 __all__ = ["Encoder", "base_model_of", "read_encoder", "transformers_folder"]
@@ -108,8 +108,8 @@ def base_model_of(card: Path | None) -> str | None:
     if card is None:
         return None
     try:
-        named = ModelCard.load(card).data.get("base_model")
-    except ValueError:  # a head that is not YAML: as good as none
+        named = front_matter(read_text(card), f"'{card}'").get("base_model")
+    except (OSError, ValueError):  # a head that is not YAML: as good as none
         return None
     named = named[0] if isinstance(named, list) and named else named
     return named if isinstance(named, str) else None
@@ -163,7 +163,8 @@ def _images(place: str, revision: str | None) -> Any | None:
     """The image processor that came with the encoder."""
     if find_file(place, "preprocessor_config.json", revision) is None:
         return None
-    return AutoImageProcessor.from_pretrained(place, revision=revision or "main")
+    with own_code_refused(place):
+        return AutoImageProcessor.from_pretrained(place, revision=revision or "main", trust_remote_code=False)
 
 
 def _base_model(encoder: str | os.PathLike[str], revision: str | None) -> str | None:

@@ -1,0 +1,88 @@
+"""What the classes of a data set are called in prompts, and whether accuracies over them would say anything."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import datasets
+
+__all__ = ["WORDNET", "mapping_line", "prompt_names", "several_classes"]
+
+WORDNET = re.compile(r"n\d{8}")
+"""The folders of ImageNet, which no text encoder can read."""
+
+
+def prompt_names(own: Sequence[str] | None, given: Sequence[str] | None, name: str = "the data set") -> list[str]:
+    """A name for each class, in the order of the labels.
+
+    Names that are those of the data set in another order are taken by name. Where the data set's own are numbers, as
+    of folders 0, 1, 10, 2 (sorted as text), the given ones are taken in the order of the numbers.
+
+    Args:
+        own: the data set's names, such as its folders'; None where it has none.
+        given: `--class_names`; None takes the data set's.
+        name: of the data set, for errors.
+
+    Returns:
+        The names; none where there are neither.
+
+    Raises:
+        ValueError: another number of names; a name that another class has; WordNet's numbers and no names given.
+    """
+    if not own or not given:
+        names = list(given or own or ())
+        if not given and any(WORDNET.fullmatch(word) for word in names):
+            raise ValueError(
+                f"the classes of {name!r} are WordNet's numbers, such as {names[0]}, which no text encoder can read: "
+                f"give --class_names with {len(names)} names in the order of the sorted folders."
+            )
+        return names
+    if len(own) != len(given):
+        raise ValueError(f"class_names has {len(given)} names, {name!r} {len(own)} classes; give one each.")
+    if set(own) == set(given):
+        return list(own)
+    if all(word.isdecimal() for word in own):
+        places = sorted(range(len(own)), key=lambda place: int(own[place]))
+        return [given[places.index(place)] for place in range(len(own))]
+    _check_order(own, given, name)
+    return list(given)
+
+
+def mapping_line(own: Sequence[str] | None, names: Sequence[str]) -> str:
+    """The first and the last class with its name in prompts, for people to see that the order is right."""
+    pairs = [f"{word!r} is {name!r}" for word, name in zip(own or map(str, range(len(names))), names, strict=True)]
+    return f"{len(names)} classes in prompts: {pairs[0]}" + (f", ..., {pairs[-1]}" if len(pairs) > 1 else "")
+
+
+def several_classes(samples: Any) -> bool:
+    """Whether the labels of an evaluation set are of more than one class; True where that is not known.
+
+    Args:
+        samples: a list of samples; or a `PixelDataset`, or a `Subset` of one, of which no image is decoded.
+    """
+    labels = _labels(samples)
+    return labels is None or len(set(labels)) != 1
+
+
+def _check_order(own: Sequence[str], given: Sequence[str], name: str) -> None:
+    """Refuses names of which one is another class's own."""
+    for word, other in zip(own, given, strict=True):
+        if other != word and other in own:
+            raise ValueError(
+                f"class_names gives {other!r} to the class {word!r} of {name!r}, which has a class {other!r}: give "
+                f"the names in the order {', '.join(own[:20])}{', ...' if len(own) > 20 else ''}."
+            )
+
+
+def _labels(samples: Any) -> list[int] | None:
+    if isinstance(samples, list):
+        return [sample["labels"] for sample in samples] if samples and "labels" in samples[0] else None
+    places = getattr(samples, "indices", None)
+    images = samples if places is None else samples.dataset
+    column, rows = getattr(images, "label_column", None), getattr(images, "dataset", None)
+    if column is None or not isinstance(rows, datasets.Dataset):
+        return None
+    labels = rows.with_format(None).select_columns(column)[:][column]
+    return labels if places is None else [labels[place] for place in places]

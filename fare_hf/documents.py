@@ -106,7 +106,7 @@ def parse_json(text: str | bytes, where: str) -> Any:
     except RecursionError:
         raise ValueError(_too_deep(where)) from None
     except ValueError as error:
-        raise ValueError(f"{where} is not JSON ({error}).") from None
+        raise ValueError(f"{where} is not valid JSON ({error}).") from None
     _check_depth(found, where)
     return found
 

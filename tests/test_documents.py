@@ -98,7 +98,7 @@ def test_an_object(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="holds no JSON object"):
             read_object(path)
     path.write_text('{"a": 1,}')
-    with pytest.raises(ValueError, match="a.json' is not JSON"):
+    with pytest.raises(ValueError, match="a.json' is not valid JSON"):
         read_json(path)
 
 

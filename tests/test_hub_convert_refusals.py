@@ -96,7 +96,7 @@ def test_what_weights_do_not_say(folder: Path, tmp_path: Path) -> None:
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     refused("has no preprocess_cfg", folder, tmp_path / "out")
     (folder / "open_clip_config.json").write_text("{")
-    refused("is not JSON", folder, tmp_path / "out")
+    refused("not valid JSON", folder, tmp_path / "out")
     (folder / "open_clip_config.json").unlink()
     refused("holds no open_clip_config.json", folder, tmp_path / "out")
     write_open_clip(folder)

@@ -21,6 +21,7 @@ __all__ = ["CardContent", "ReportLike", "render_card"]
 TEMPLATE = Path(__file__).with_name("card_template.md")
 CLASSES = ("CLIPVisionModel", "CLIPVisionModelWithProjection")
 LONGEST_NAME = 300
+BREAKS = dict.fromkeys(map(ord, "\x85\u2028\u2029"), " ")  # PyYAML writes these as it does not read them
 TAGS = ["robust-clip", "adversarial-robustness", "clip", "fare_hf"]
 VALUE = 1000  # characters of a value in the table of the recipe
 
@@ -194,13 +195,13 @@ def _metadata(content: CardContent) -> ModelCardData:
     """The YAML head; the licence appears only when it is given."""
     results = [_eval_result(row) for row in _own_rows(content)]
     stated = {name: getattr(content, name) for name in ("license", "license_name", "license_link")}
-    extra: dict[str, Any] = {name: value for name, value in stated.items() if value}
+    extra: dict[str, Any] = {name: value.translate(BREAKS) for name, value in stated.items() if value}
     if is_hub_id(content.base_model):
         extra |= {"base_model": content.base_model, "base_model_relation": "finetune"}
     if content.datasets:
         extra["datasets"] = list(content.datasets)
     if results:
-        extra |= {"eval_results": results, "model_name": content.name.rsplit("/", 1)[-1]}
+        extra |= {"eval_results": results, "model_name": content.name.rsplit("/", 1)[-1].translate(BREAKS)}
     return ModelCardData(
         library_name="transformers",
         pipeline_tag="zero-shot-image-classification" if content.text_encoder else "image-feature-extraction",
@@ -245,9 +246,9 @@ def _eval_result(row: Mapping[str, Any]) -> EvalResult:
     return EvalResult(
         task_type={"zero-shot": "zero-shot-image-classification"}.get(row["task"], "image-text-to-text"),
         dataset_type=re.sub(r"\W+", "-", row["dataset"].lower()),
-        dataset_name=row["dataset"],
+        dataset_name=row["dataset"].translate(BREAKS),
         metric_type=row["metric"].replace(" ", "_"),
-        metric_name=name,
+        metric_name=name.translate(BREAKS),
         metric_value=row["value"],
     )
 

@@ -292,15 +292,11 @@ def check_lab_encoder(name: str, encoder: Any, clip: Any) -> None:
 def run_swap(args: argparse.Namespace) -> None:
     """``fare-hf swap``: load, swap, save."""
     check_empty(args.output_dir)
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    from fare_hf.foreign_code import own_code_refused
+    from fare_hf.loading import load_processor, load_vlm
     from fare_hf.vlm import swap_vision_tower
 
     check_swap(args.vlm, args.encoder)
-    with own_code_refused(args.vlm):
-        processor = AutoProcessor.from_pretrained(args.vlm, trust_remote_code=False)
-        vlm = AutoModelForImageTextToText.from_pretrained(args.vlm, dtype="auto", trust_remote_code=False)
+    processor, vlm = load_processor(args.vlm), load_vlm(args.vlm)
     print(swap_vision_tower(vlm, args.encoder, processor))
     vlm.save_pretrained(args.output_dir)
     processor.save_pretrained(args.output_dir)

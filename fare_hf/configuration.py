@@ -30,7 +30,6 @@ __all__ = [
 
 CONFIG = "config.json"
 HUB_OPTIONS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
-SAFE = {"trust_remote_code": False}
 MOST_BYTES = 16 << 20
 """Of a JSON file: those of published models have some kilobytes, an index of thousands of tensors some hundreds."""
 
@@ -203,7 +202,7 @@ def load_image_processor(
         read_json_object(Path(path))
     try:
         with own_code_refused(name_or_path):
-            processor = cls.from_pretrained(name_or_path, **hub, **({} if cls is not AutoImageProcessor else SAFE))
+            processor = cls.from_pretrained(name_or_path, trust_remote_code=False, **hub)
     except (ImportError, OSError, OwnCodeError):
         raise
     except Exception as error:  # as for a configuration

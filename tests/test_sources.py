@@ -50,9 +50,9 @@ LAYOUTS = {
 @pytest.mark.parametrize("kind", LAYOUTS)
 def test_every_image_of_a_folder_is_used(kind: str, streaming: bool, tmp_path: Path) -> None:
     names, counts, classes = LAYOUTS[kind]
-    put(tmp_path / "photos [1]", *names)
+    put(tmp_path / "photos", *names)
     for split, count in counts.items():
-        dataset = load_images(str(tmp_path / "photos [1]"), split, streaming=streaming)
+        dataset = load_images(str(tmp_path / "photos"), split, streaming=streaming)
         _, label_column = find_columns(dataset)
         rows = list(dataset)
         assert len(rows) == count
@@ -61,7 +61,7 @@ def test_every_image_of_a_folder_is_used(kind: str, streaming: bool, tmp_path: P
             places = [Path(row["image"].filename).parent.name for row in rows]
             assert [classes[row["label"]] for row in rows] == places
     with pytest.raises(ValueError, match="has no split 'holdout'"):
-        load_images(str(tmp_path / "photos [1]"), "holdout", streaming=streaming)
+        load_images(str(tmp_path / "photos"), "holdout", streaming=streaming)
 
 
 def test_slices_of_splits_and_relative_paths_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

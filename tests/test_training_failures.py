@@ -12,6 +12,7 @@ from distributed.tiny_run import RandomPixels, tiny_trainer
 from safetensors.torch import load_file
 from transformers import CLIPVisionModelWithProjection, TrainerCallback
 
+from fare_hf.objectives import FareObjective
 from fare_hf.training.finite import MOST_OVERFLOWS
 
 
@@ -113,16 +114,17 @@ def test_overflows_under_fp16_skip_steps_and_stop_the_run_only_if_they_never_end
         assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
 
 
+class BrokenWithoutGradient(FareObjective):
+    """NaN in an evaluation; under the attack, and in the update, all is well."""
+
+    def __call__(self, embeddings: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return super().__call__(embeddings, targets) * (1.0 if torch.is_grad_enabled() else torch.nan)
+
+
 def test_an_evaluation_that_is_not_finite_is_no_best_checkpoint(clip_folder: Path, tmp_path: Path) -> None:
     """NaN of the first evaluation would never be beaten, that of a later one never be seen."""
     options: dict[str, Any] = {"eval_dataset": RandomPixels(4), "eval_strategy": "steps", "eval_steps": 1}
     trainer = tiny_trainer(str(clip_folder), str(tmp_path), max_steps=2, **options)
-    given = trainer.objective
-
-    def broken(embeddings: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        # Under the attack, and in the update, all is well.
-        return given(embeddings, targets) * (1.0 if torch.is_grad_enabled() else torch.nan)
-
-    trainer.objective = broken
+    trainer.objective = BrokenWithoutGradient()
     with pytest.raises(ValueError, match="step 1: the loss or the logits of 4 of 4 evaluation images are not finite"):
         trainer.train()

@@ -215,7 +215,7 @@ def test_the_original_lies_where_the_run_computes(
     legacy_vision_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Under FSDP accelerate places nothing: the original would stay on the CPU of a machine with GPUs."""
-    monkeypatch.setattr(FareConfig, "device", torch.device("meta"))
+    monkeypatch.setattr(FareConfig, "device", property(lambda args: args._setup_devices and torch.device("meta")))
     monkeypatch.setattr(Accelerator, "prepare_model", partialmethod(Accelerator.prepare_model, device_placement=False))
     trainer = tiny_trainer(str(legacy_vision_folder), str(tmp_path))
     assert {parameter.device.type for parameter in trainer.original.parameters()} == {"meta"}

@@ -20,7 +20,7 @@ from transformers import CLIPModel, CLIPVisionModelWithProjection
 from fare_hf import cli
 from fare_hf.encoders import load_encoder
 from fare_hf.hub.folder import check_loads, read_folder
-from fare_hf.hub.parents import check_encoder, open_encoder
+from fare_hf.hub.parents import EncoderFiles, check_encoder, open_encoder
 from fare_hf.validation import check_answers, check_model, check_weights, is_finite
 
 NAN, INF = math.nan, math.inf
@@ -33,6 +33,11 @@ def rewrite(folder: Path, change: Callable[[dict[str, Tensor]], None]) -> Path:
     change(weights)
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     return folder
+
+
+def opened(folder: Path) -> EncoderFiles:
+    """The encoder as a merge looks at it."""
+    return open_encoder("it", str(folder), None, None, folder / "room")
 
 
 def edit(folder: Path, **changes: Any) -> Path:
@@ -94,21 +99,21 @@ def test_weights_that_are_no_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("kind", [kind for kind in NONSENSE if kind != "constant"])  # a tower has no projection
 def test_a_merge_asks_for_answers_module_by_module(tmp_path: Path, kind: str) -> None:
     folder = save(tmp_path / "fare4")
-    check_encoder(open_encoder("it", str(folder), None, None))
+    check_encoder(opened(folder))
     with pytest.raises(ValueError, match="NaN or infinity"):
-        check_encoder(open_encoder("it", str(rewrite(folder, NONSENSE[kind][0])), None, None))
+        check_encoder(opened(rewrite(folder, NONSENSE[kind][0])))
 
 
 @pytest.mark.parametrize("head", [True, False])
 def test_a_merge_asks_a_siglip_too(tmp_path: Path, head: bool) -> None:
     siglip_encoder(vision_use_head=head).save_pretrained(tmp_path)
-    check_encoder(open_encoder("it", str(tmp_path), None, None))
+    check_encoder(opened(tmp_path))
     weights = load_file(tmp_path / "model.safetensors")
     name = next(name for name in weights if name.endswith("encoder.layers.0.mlp.fc1.weight"))
     weights[name][0, 0] = NAN
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match="NaN or infinity"):
-        check_encoder(open_encoder("it", str(tmp_path), None, None))
+        check_encoder(opened(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -121,7 +126,7 @@ def test_what_no_weight_shows_is_held_to_what_was_saved(tmp_path: Path, field: s
     for run in (
         lambda: load_encoder(str(folder)),
         lambda: read_folder(folder, "me/x"),
-        lambda: open_encoder("it", str(folder), None, None),
+        lambda: opened(folder),
     ):
         with pytest.raises(ValueError, match=f"has {field} .* in its config.json and was saved with"):
             run()

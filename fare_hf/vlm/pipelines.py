@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from transformers import AutoModelForImageTextToText, AutoProcessor, Pipeline, PreTrainedModel, pipeline
+from transformers import Pipeline, PreTrainedModel, pipeline
 
-from fare_hf.foreign_code import own_code_refused
+from fare_hf.loading import load_processor, load_vlm
 from fare_hf.vlm.swap import swap_vision_tower
 
 __all__ = ["robust_pipeline"]
@@ -42,11 +42,8 @@ def robust_pipeline(
         OSError: something cannot be read.
     """
     at = revision or "main"
-    with own_code_refused(vlm):
-        model = AutoModelForImageTextToText.from_pretrained(
-            vlm, revision=at, dtype=dtype, device_map=device_map, trust_remote_code=False
-        )
-        processor = AutoProcessor.from_pretrained(vlm, revision=at, trust_remote_code=False)
+    name = os.fspath(vlm)
+    model, processor = load_vlm(name, at, dtype=dtype, device_map=device_map), load_processor(name, at)
     report = swap_vision_tower(model, encoder, processor, revision=encoder_revision)
     made: Any = pipeline("image-text-to-text", model=model, processor=processor, device=device)
     made.swap_report = report

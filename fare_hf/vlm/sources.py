@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoImageProcessor, CLIPVisionConfig, PreTrainedModel
+from transformers import CLIPVisionConfig, PreTrainedModel
 
+from fare_hf.configuration import load_image_processor
 from fare_hf.convert import convert_from_open_clip
 from fare_hf.convert.checkpoints import OPEN_CLIP_CONFIG, WEIGHT_ENDINGS, find_file, read_state
 from fare_hf.documents import front_matter, read_object, read_text
 from fare_hf.encoders import ENCODER_CLASSES, load_encoder
-from fare_hf.foreign_code import own_code_refused
 from fare_hf.vlm.families import unwrapped
 
 __all__ = ["Encoder", "base_model_of", "read_encoder", "transformers_folder"]
@@ -163,8 +163,7 @@ def _images(place: str, revision: str | None) -> Any | None:
     """The image processor that came with the encoder."""
     if find_file(place, "preprocessor_config.json", revision) is None:
         return None
-    with own_code_refused(place):
-        return AutoImageProcessor.from_pretrained(place, revision=revision or "main", trust_remote_code=False)
+    return load_image_processor(place, revision=revision or "main")
 
 
 def _base_model(encoder: str | os.PathLike[str], revision: str | None) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from functools import partialmethod
 from pathlib import Path
 from typing import Any
@@ -194,8 +195,9 @@ def test_the_blocks_of_each_encoder_are_what_is_gathered(
     name: str, flat_vision_folder: Path, processor: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fails with accelerate's own choice, classes of which the vision part alone holds none."""
-    folder = {"clip": str(flat_vision_folder), **other_encoders(tmp_path, processor)}[name]
-    processor.save_pretrained(folder)
+    clip = str(shutil.copytree(flat_vision_folder, tmp_path / "clip"))
+    processor.save_pretrained(clip)
+    folder = {"clip": clip, **other_encoders(tmp_path, processor)}[name]
     encoder = tiny_trainer(folder, str(tmp_path / "output"), embedding="pooled").model
     block = {"clip": "CLIPEncoderLayer", "siglip": "SiglipEncoderLayer", "dinov2": "Dinov2Layer"}[name]
     accelerator = Accelerator(cpu=True)

@@ -16,7 +16,7 @@ from transformers import CLIPImageProcessor, CLIPModel, CLIPVisionModel, PreTrai
 from fare_hf.attacks import ThreatModel, pgd
 from fare_hf.data import collate_pixels, sample_generator
 from fare_hf.encoders import embed, freeze, load_encoder, matmul_patch_embedding, text_class_embeddings
-from fare_hf.objectives import TecoaObjective
+from fare_hf.objectives import FareObjective, TecoaObjective
 from fare_hf.pixels import Normalization
 from fare_hf.training import FareConfig, FareTrainer
 
@@ -257,6 +257,20 @@ def test_a_diverged_encoder_stops_training(clip_folder: Path, tmp_path: Path) ->
     with torch.no_grad():
         trainer.model.visual_projection.weight.fill_(1e30)
     with pytest.raises(ValueError, match=r"step 1: the loss is not finite.*lower learning_rate"):
+        trainer.train()
+
+
+def test_a_loss_that_is_nan_after_a_sound_attack_stops_training(clip_folder: Path, tmp_path: Path) -> None:
+    trainer = tiny_trainer(str(clip_folder), str(tmp_path))
+
+    class Broken(FareObjective):
+        """FARE, and then NaN."""
+
+        def __call__(self, *given: Any) -> torch.Tensor:
+            return super().__call__(*given) * float("nan")
+
+    trainer.objective = Broken()  # the attack has its own
+    with pytest.raises(ValueError, match=r"step 1: the loss is not finite, samples with index"):
         trainer.train()
 
 

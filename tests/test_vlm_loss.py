@@ -90,6 +90,8 @@ def test_match_is_what_greedy_decoding_writes(vlm, proc) -> None:
     assert match.all()
     longer = generate_text(vlm, proc, pixels[usable], PROMPT, max_new_tokens=4)
     assert [bool(flag) for flag in other] == [text.endswith(" dog") for text in longer]
+    wrong = [" ".join([*text.split()[:-1], "cat" if text.endswith("bird") else "bird"]) for text in texts]
+    assert not VlmLoss(vlm, proc, PROMPT, wrong).with_match(pixels[usable])[1].any()
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from fixtures_vlm import PROMPT, encoder, images, llava, processor
 from test_vlm_swap_checks import related
 from torch.nn.modules.module import register_module_forward_hook
 
+from fare_hf.encoders import load_encoder
 from fare_hf.vlm import VlmLoss, generate_text, swap_vision_tower, tower_of, towers_of
 from fare_hf.vlm.checks import check_normalization, weight_cosine
 from fare_hf.vlm.verify import mean_cosine, probe_states, tower_difference, twin_of
@@ -146,15 +147,18 @@ def test_cosines_keep_nan(rows: int) -> None:
     assert found is not None and math.isnan(found)
 
 
-def test_a_base_model_of_nan_is_not_near(tmp_path: Any) -> None:
+def test_a_base_model_of_nan_is_compared_with_nothing(tmp_path: Any) -> None:
+    """It is no model, which `load_encoder` says; the base is looked at for information alone."""
     vlm = llava()
     related(vlm).save_pretrained(tmp_path / "fare4")
     broken = encoder()
     broken.vision_model.post_layernorm.bias.data.fill_(NAN)
     broken.save_pretrained(tmp_path / "base")
     (tmp_path / "fare4" / "README.md").write_text(f"---\nbase_model: {tmp_path / 'base'}\n---\n")
-    with pytest.warns(UserWarning, match="cosine nan only"):
-        swap_vision_tower(vlm, tmp_path / "fare4")
+    with pytest.raises(ValueError, match="not finite"):
+        load_encoder(str(tmp_path / "base"))
+    report = swap_vision_tower(vlm, tmp_path / "fare4")
+    assert report.base_model == str(tmp_path / "base") and "nan" not in str(report).replace(str(tmp_path), "")
 
 
 @pytest.mark.parametrize("values", [None, [0.5], [0.5, 0.5, NAN], 0.5, ["0.5"] * 3])

@@ -204,7 +204,8 @@ def run_suite_file(args: argparse.Namespace) -> None:
     from transformers.utils import logging
 
     from fare_hf.evaluation.suite import load_suite, run_suite
-    from fare_hf.suites import check_suite, runners
+    from fare_hf.suite_checks import check_suite
+    from fare_hf.suites import runners
 
     if args.encoder is not None:
         raise ValueError(f"--suite has its own models: give --models NAME={args.encoder} instead.")

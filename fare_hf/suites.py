@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,40 +16,25 @@ from transformers import CLIPModel
 from fare_hf.attacks import ThreatModel
 from fare_hf.configuration import load_image_processor, read_configuration
 from fare_hf.encoders import load_complete, load_encoder, text_classifier
-from fare_hf.evaluation.corruptions import check_corruptions, evaluate_corruptions
+from fare_hf.evaluation.corruptions import evaluate_corruptions
 from fare_hf.evaluation.drift import clean_drift
 from fare_hf.evaluation.masking import check_gradient_masking
 from fare_hf.evaluation.report import Row
-from fare_hf.evaluation.suite import Job, Runner, Suite, state_folder
+from fare_hf.evaluation.suite import Job, Runner, state_folder
 from fare_hf.evaluation.targeted import evaluate_targeted
 from fare_hf.evaluation.transfer import evaluate_transfer
 from fare_hf.evaluation.vlm import evaluate_vlm
-from fare_hf.evaluation.vlm_sets import CAPTION_QUESTION, VlmData, chat_prompt, load_vlm_set, vlm_set
-from fare_hf.evaluation.zero_shot import ATTACKS, evaluate_zero_shot, logits_function
-from fare_hf.evaluation.zero_shot_sets import load_zero_shot_set, zero_shot_set
-from fare_hf.folders import is_missing_path
-from fare_hf.lab import TEST_SETS, encoder_folder, load_clip, load_llava, measure
+from fare_hf.evaluation.vlm_sets import CAPTION_QUESTION, VlmData, chat_prompt, load_vlm_set
+from fare_hf.evaluation.zero_shot import evaluate_zero_shot, logits_function
+from fare_hf.evaluation.zero_shot_sets import load_zero_shot_set
+from fare_hf.lab import encoder_folder, load_clip, load_llava, measure
 from fare_hf.lab.measure import part, text_embeddings
-from fare_hf.lab.questions import QUESTION_SETS
 from fare_hf.loading import load_processor, load_tokenizer, load_vlm
 from fare_hf.pixels import Normalization
+from fare_hf.suite_checks import LAB, LAB_LLAVA, model_source
 from fare_hf.vlm import swap_vision_tower
 
-__all__ = ["check_suite", "runners"]
-
-LAB = "lab:"
-LAB_LLAVA = "lab:llava"
-LAB_TEXTS = ("captions", *QUESTION_SETS)
-"""What `kind: vlm` measures of the lab's LLaVA."""
-NEEDS = {"zero-shot": ("set",), "drift": ("set", "original"), "corruptions": ("set",), "vlm": ("set", "vlm")}
-NEEDS |= {"targeted": ("set", "vlm"), "transfer": ("set", "victims")}
-"""What a job of each kind cannot do without."""
-SETTINGS = (
-    *("kind", "set", "samples", "seed", "root", "text", "norm", "eps", "attack", "steps", "restarts", "targets"),
-    *("queries", "batch_size", "stop_fooled", "masking_checks", "surrogate", "original", "embedding"),
-    *("names", "severities", "vlm", "template", "models", "target", "question", "max_new_tokens", "victims"),
-)
-"""All that a job may have; each kind reads its own, so that defaults may hold what only some of them read."""
+__all__ = ["runners"]
 
 
 def runners(output_dir: str | Path) -> dict[str, Runner]:
@@ -64,84 +48,6 @@ def runners(output_dir: str | Path) -> dict[str, Runner]:
         "targeted": _targeted,
         "transfer": _transfer,
     }
-
-
-def check_suite(suite: Suite) -> None:
-    """Refuse before any work what a job would stumble over in the middle of the suite.
-
-    Raises:
-        ValueError: a setting that is missing or not known, an unknown attack, set, model or corruption, a path where
-            there is nothing.
-        ImportError: corruptions without their library.
-    """
-    for name, source in suite.models.items():
-        if is_missing_path(str(source)):
-            raise ValueError(f"there is nothing at {source!r}, where the model {name!r} should be: check the path.")
-    seen: set[tuple[Any, ...]] = set()
-    for number, job in enumerate(suite.jobs):
-        where = f"job {number} of the suite {suite.name!r}"
-        _check_job(where, job, suite.models)
-        for model in job.get("models", suite.models):  # a report holds each figure once
-            key = (model, *(job.get(field) for field in ("kind", "set", "embedding")))
-            if key in seen:
-                raise ValueError(
-                    f"{where} repeats {job['kind']} on {job['set']!r} for {model!r}: make one job of both."
-                )
-            seen.add(key)
-
-
-def _check_job(where: str, job: Mapping[str, Any], models: Mapping[str, str]) -> None:
-    for field in (*NEEDS.get(job["kind"], ()), *job):
-        if field not in SETTINGS:
-            close = difflib.get_close_matches(field, SETTINGS, 1)
-            raise ValueError(f"{where} has {field!r}: {f'did you mean {close[0]!r}?' if close else 'leave it out.'}")
-        if field not in job:
-            raise ValueError(f"{where} is of kind {job['kind']!r} and has no {field!r}: add it.")
-    for field in ("original", "surrogate"):
-        if field in job:
-            _source(job[field], models)
-    if job.get("attack", ATTACKS[0]) not in ATTACKS:
-        raise ValueError(f"{where} has attack {job['attack']!r}: use one of {', '.join(ATTACKS)}.")
-    if job["kind"] == "transfer":
-        _check_victims(where, job, models)
-    if job["kind"] in ("vlm", "targeted"):
-        _check_text_job(where, job)
-    elif not str(job["set"]).startswith(LAB):
-        zero_shot_set(job["set"])
-    else:
-        _check_lab_set(where, job["set"], TEST_SETS)
-    if job["kind"] == "corruptions":
-        check_corruptions(job.get("names"), job.get("severities", (1,)))
-
-
-def _check_victims(where: str, job: Mapping[str, Any], models: Mapping[str, str]) -> None:
-    victims = job["victims"]
-    if not isinstance(victims, list) or not victims or not job.get("eps"):
-        raise ValueError(f"{where} has victims {victims!r} and eps {job.get('eps')!r}: give a list of each.")
-    for victim in victims:
-        _source(victim, models)
-
-
-def _check_text_job(where: str, job: Mapping[str, Any]) -> None:
-    """A job of a vision-language model: the lab's LLaVA has the lab's sets, every other one those of the Hub."""
-    in_lab = job["vlm"] == LAB_LLAVA
-    if in_lab != str(job["set"]).startswith(LAB):
-        raise ValueError(
-            f"{where} has set {job['set']!r} for vlm {job['vlm']!r}: only {LAB_LLAVA} has lab sets, and no other sets."
-        )
-    if not in_lab and is_missing_path(str(job["vlm"])):
-        raise ValueError(f"{where} has vlm {job['vlm']!r}, and there is nothing: check the path.")
-    if job["kind"] == "targeted" and (not job.get("eps") or not (in_lab or str(job.get("target", "")).strip())):
-        raise ValueError(f"{where} is of kind 'targeted': give it eps, and a target string for models not of the lab.")
-    if in_lab:
-        _check_lab_set(where, job["set"], LAB_TEXTS if job["kind"] == "vlm" else TEST_SETS)
-    else:
-        vlm_set(job["set"])
-
-
-def _check_lab_set(where: str, name: str, known: Sequence[str]) -> None:
-    if name.removeprefix(LAB) not in known:
-        raise ValueError(f"{where} has set {name!r}: the lab has {', '.join(known)}.")
 
 
 def _place(source: str) -> str:
@@ -234,9 +140,9 @@ def _zero_shot(
     rows = evaluate_zero_shot(encoder, text, test.samples, test.labels, threat_models=threats, **names, **options)
     if settings.get("masking_checks"):
         pixels, truth = test.whole()
-        chosen = _options(settings, "steps", "targets", "queries", "seed")
+        chosen = _options(settings, "steps", "restarts", "targets", "queries", "batch_size", "seed")
         logits_of = test.logits(source)
-        surrogate = test.logits(_source(settings["surrogate"], models)) if "surrogate" in settings else None
+        surrogate = test.logits(model_source(settings["surrogate"], models)) if "surrogate" in settings else None
         for threat in threats:
             report = check_gradient_masking(logits_of, pixels, truth, threat, surrogate=surrogate, **chosen)
             path = folder / "masking" / f"{model}, {names['dataset']}, {str(threat).replace('/', '_')}"
@@ -246,15 +152,9 @@ def _zero_shot(
     return rows
 
 
-def _source(name: str, models: Mapping[str, str]) -> str:
-    if name not in models:
-        raise ValueError(f"the job names the model {name!r}: list it in models, beside {', '.join(models)}.")
-    return models[name]
-
-
 def _drift(model: str, source: str, settings: Mapping[str, Any], models: Mapping[str, str]) -> list[Row]:
     test, names = _test(settings, source), _names(model, source, settings)
-    original = load_encoder(_place(_source(settings["original"], models)))
+    original = load_encoder(_place(model_source(settings["original"], models)))
     chosen = _options(settings, "embedding", "batch_size", "seed") | {"groups": test.groups}
     return clean_drift(load_encoder(_place(source)), original, test.whole()[0], **names, **chosen)
 

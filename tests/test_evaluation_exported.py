@@ -104,8 +104,8 @@ def test_success_is_measured_from_the_saved_picture(vlm, proc, tmp_path: Path) -
 
     original, count = room.write_tensors, [0]
 
-    def interrupted(path, tensors):
-        original(path, tensors)
+    def interrupted(path, tensors, metadata):
+        original(path, tensors, metadata)
         count[0] += 1
         if count[0] == 2:
             raise KeyboardInterrupt

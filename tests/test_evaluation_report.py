@@ -191,7 +191,7 @@ def test_a_report_spoilt_later_is_not_saved(tmp_path: Path) -> None:
 def test_files_that_are_no_report(tmp_path: Path) -> None:
     file = tmp_path / "report.json"
     file.write_text("{")
-    with pytest.raises(ValueError, match="not valid JSON"):
+    with pytest.raises(ValueError, match="is not valid JSON"):
         RobustnessReport.load(file)
     file.write_text("[]")
     with pytest.raises(ValueError, match="is not a robustness report"):

@@ -21,7 +21,8 @@ from fare_hf.evaluation.charts import paired_bars, radius_curves
 from fare_hf.evaluation.suite import Job, load_suite, run_suite, shipped_suites
 from fare_hf.evaluation.text_metrics import VqaAccuracy
 from fare_hf.pixels import to_pil
-from fare_hf.suites import check_suite, runners
+from fare_hf.suite_checks import check_suite
+from fare_hf.suites import runners
 
 SUITE = """
 name: small
@@ -101,7 +102,7 @@ def test_a_jobs_file_depends_on_all_its_settings() -> None:
         ("name: s\nmodels: {A: a}\njobs: {kind: k}\n", "jobs {'kind': 'k'}: give a list of jobs"),
         ("name: s\nmodels: {A: a}\njobs: [5]\n", "job 0 of .* is 5: give settings"),
         ("name: s\nmodels: {A: a}\njobs: [{kind: k, models: A}]\n", "job 0 .*models of it as a list"),
-        ("name: [\n", "is not YAML"),
+        ("name: [\n", "is not valid YAML"),
     ],
 )
 def test_faulty_suites(text: str, message: str, tmp_path: Path) -> None:

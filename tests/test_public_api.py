@@ -25,7 +25,9 @@ FLOORS = {
     "hub": 6,
     "training": 7,
     "lab": 8,
-    **dict.fromkeys(("attack", "attack_run", "cli", "estimate", "lmms_eval_plugin", "suites", "train"), 9),
+    **dict.fromkeys(
+        ("attack", "attack_run", "cli", "estimate", "lmms_eval_plugin", "suite_checks", "suites", "train"), 9
+    ),
 }
 
 # `pixels` passes on the one check of pixels, which attacks own because they depend on torch alone.
@@ -46,7 +48,9 @@ SAME_FLOOR = {
     ("attack", "attack_run"),
     ("cli", "estimate"),
     ("cli", "train"),
+    ("cli", "suite_checks"),
     ("cli", "suites"),
+    ("suites", "suite_checks"),
     ("estimate", "train"),
 }
 

@@ -15,13 +15,16 @@ from PIL import Image
 from torch import Tensor
 
 from fare_hf.attacks import ThreatModel, check_pixels
-from fare_hf.documents import read_object
-from fare_hf.folders import check_new_folder, path_inside
+from fare_hf.documents import MIB, read_bytes, read_object
+from fare_hf.folders import check_new_folder, path_inside, whole_folder
 from fare_hf.pixels import quantize, to_pil
 
 __all__ = ["Exported", "check_sent", "export_adversarial", "load_exported", "quantize_inside", "read_png"]
 
 MANIFEST = "manifest.json"
+FACTS = {"source", "threat_model", "attack"}
+SUMS = {"sha256": "file", "clean_sha256": "clean"}
+LARGEST_PICTURE = 256 * MIB
 
 
 def quantize_inside(points: Tensor, clean: Tensor, threat_model: ThreatModel) -> Tensor:
@@ -130,26 +133,34 @@ def export_adversarial(
         raise ValueError(f"{len(words)} entries for {len(points)} images: give one for each.")
     check_pixels(points)
     held = quantize_inside(points, clean, threat_model)
-    (folder / "clean").mkdir(parents=True)
+    check_sent(held, quantize(clean.float()), threat_model)
+    facts = {"source": source, "threat_model": threat_model.to_dict(), "attack": dict(attack)}
+    with whole_folder(folder) as part:
+        listed = [{**file, **word} for file, word in zip(_write(part, held, clean), words, strict=True)]
+        text = json.dumps({**facts, "images": listed}, indent=2, ensure_ascii=False)
+        (part / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    return folder / MANIFEST
+
+
+def _write(folder: Path, held: Tensor, clean: Tensor) -> list[dict[str, str]]:
+    """The pictures, and what the manifest says of their files."""
+    (folder / "clean").mkdir()
     listed = []
     for number, (picture, plain) in enumerate(zip(to_pil(held), to_pil(clean), strict=True)):
-        file = folder / f"{number:05d}.png"
-        picture.save(file)
-        plain.save(folder / "clean" / file.name)
-        digest = hashlib.sha256(file.read_bytes()).hexdigest()
-        listed.append({"file": file.name, "clean": f"clean/{file.name}", "sha256": digest, **words[number]})
-    facts = {"source": source, "threat_model": threat_model.to_dict(), "attack": dict(attack)}
-    text = json.dumps({**facts, "images": listed}, indent=2, ensure_ascii=False)
-    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
-    return folder / MANIFEST
+        names = {"file": f"{number:05d}.png", "clean": f"clean/{number:05d}.png"}
+        picture.save(folder / names["file"])
+        plain.save(folder / names["clean"])
+        digests = {key: hashlib.sha256((folder / names[of]).read_bytes()).hexdigest() for key, of in SUMS.items()}
+        listed.append(names | digests)
+    return listed
 
 
 def load_exported(folder: str | Path) -> Exported:
     """Read such a folder back.
 
     Raises:
-        ValueError: no manifest, one that is damaged or names files outside of the folder, or a file that is not the
-            one that was written.
+        ValueError: no manifest, one that is damaged or names files outside of the folder, a file that is not the one
+            that was written, or pictures that leave the manifest's threat model.
     """
     folder = Path(folder)
     path = folder / MANIFEST
@@ -159,20 +170,27 @@ def load_exported(folder: str | Path) -> Exported:
     entries = facts.pop("images", None)
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
         raise ValueError(f"'{path}' lists no images: export the folder again.")
+    if set(facts) != FACTS or not isinstance(facts["threat_model"], dict) or not isinstance(facts["attack"], dict):
+        raise ValueError(f"'{path}' has {sorted(facts)}: it needs {sorted(FACTS)}; export the folder again.")
     pictures = [(_picture(folder, entry, "file"), _picture(folder, entry, "clean")) for entry in entries]
     if len({tensor.shape for pair in pictures for tensor in pair}) > 1:
         raise ValueError(f"'{path}' lists images of several sizes: export the folder again.")
     pixels, clean = (torch.stack(list(part)) for part in zip(*pictures, strict=True))
+    try:
+        check_sent(pixels, clean, ThreatModel.from_dict(facts["threat_model"]))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"'{path}': {error}") from None
     return Exported(pixels, clean, entries, facts)
 
 
 def _picture(folder: Path, entry: Mapping[str, Any], kind: str) -> Tensor:
-    """One picture of an entry, which lies in the folder and, but for the clean one, is the one that was written."""
+    """One picture of an entry, which lies in the folder and is the one that was written."""
     name = entry.get(kind)
     path = path_inside(folder, name, f"'{folder / MANIFEST}'")
     if not path.is_file():
         raise ValueError(f"'{folder / MANIFEST}' lists {name!r}, which is not there: export the folder again.")
-    if kind == "file" and hashlib.sha256(path.read_bytes()).hexdigest() != entry.get("sha256"):
+    digest = hashlib.sha256(read_bytes(path, LARGEST_PICTURE)).hexdigest()
+    if digest != (entry.get("sha256") if kind == "file" else entry.get("clean_sha256", digest)):  # older: of one alone
         raise ValueError(f"{name} is not the image that was exported: export the folder again.")
     try:
         return read_png(path)

@@ -170,14 +170,17 @@ class RobustnessReport:
         """Read a report back from its folder or its JSON file.
 
         Raises:
-            ValueError: no JSON, other fields than a report's, or invalid rows.
+            ValueError: no JSON, other fields than a report's, or invalid rows; the message names the file.
         """
         path = Path(path)
         file = path / "report.json" if path.is_dir() else path
         content = read_json(file)
         if not isinstance(content, dict) or set(content) != {"schema_version", "rows", "environment"}:
             raise ValueError(f"'{file}' is not a robustness report: it needs schema_version, rows and environment.")
-        return cls(content["rows"], content["environment"], content["schema_version"])
+        try:
+            return cls(content["rows"], content["environment"], content["schema_version"])
+        except ValueError as error:
+            raise ValueError(f"'{file}': {error}") from None
 
 
 def _check_fields(row: Mapping[str, Any], where: str) -> None:

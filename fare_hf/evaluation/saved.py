@@ -11,32 +11,45 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from fare_hf.attacks import ThreatModel
-from fare_hf.documents import read_json
+from fare_hf.documents import read_object
+from fare_hf.vlm import tower_of
 
-__all__ = ["Change", "SavedBatches", "claim", "digest", "write_tensors", "write_text"]
+__all__ = ["Change", "SavedBatches", "claim", "digest", "read_tensors", "tower_digest", "write_tensors", "write_text"]
+
+SEAL = "sha256"
 
 
-def claim(folder: Path, settings: Mapping[str, Any]) -> None:
+def claim(folder: Path, settings: Mapping[str, Any]) -> str:
     """Write down whose folder this is, and refuse one of another run, whose files are not this one's.
 
     Args:
         folder: made if absent; the settings go to `settings.json`.
         settings: plain data that says which run this is.
 
+    Returns:
+        A digest of the settings, for the files of this run.
+
     Raises:
-        ValueError: a run with other settings began here; the message names them.
+        ValueError: a run with other settings began here; the message names them. Settings that cannot be read.
     """
     path = folder / "settings.json"
-    if path.is_file() and (found := read_json(path)) != settings:
+    if path.exists() and (found := read_object(path)) != settings:
         other = [name for name in settings if found.get(name) != settings[name]] or sorted(set(found) - set(settings))
         raise ValueError(f"folder {str(folder)!r} holds a run with another {', '.join(other)}: name another folder.")
     folder.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(settings, indent=2) + "\n")
+    return digest(json.dumps(settings, sort_keys=True))
+
+
+def tower_digest(vlm: PreTrainedModel) -> str:
+    """Tells the vision towers of models apart that differ in nothing else."""
+    return digest(*(str(p.double().sum().item()) for p in tower_of(vlm).parameters() if not p.is_meta))
 
 
 def digest(*parts: str | bytes) -> str:
@@ -56,10 +69,43 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file so that a kill leaves the old one or the new one."""
+    """Write a safetensors file so that a kill leaves the old one or the new one; `read_tensors` notices changes."""
     beside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside, dict(metadata or {}))
+    facts = dict(metadata or {})
+    sealed = facts | {SEAL: _seal(tensors, facts)}
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside, sealed)
     beside.replace(path)
+
+
+def read_tensors(path: Path, run: str | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and metadata of a file of `write_tensors`.
+
+    Args:
+        path: which.
+        run: that its metadata must name; None asks for none.
+
+    Raises:
+        ValueError: the file is cut, was changed, or is of another run; the message names it.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            facts = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"'{path}' cannot be read ({error}): delete it, and run the same command again.") from None
+    if facts.pop(SEAL, None) != _seal(tensors, facts):
+        raise ValueError(f"'{path}' was changed after it was written: delete it, and run the same command again.")
+    if run is not None and facts.get("run") != run:
+        raise ValueError(f"'{path}' is of another run: delete it, and run the same command again.")
+    return tensors, facts
+
+
+def _seal(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> str:
+    parts: list[str | bytes] = [word for item in sorted(facts.items()) for word in item]
+    for name, tensor in sorted(tensors.items()):
+        parts += [name, f"{tensor.dtype} {tuple(tensor.shape)}"]
+        parts.append(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest(*parts)
 
 
 @dataclass(frozen=True)
@@ -87,19 +133,34 @@ class SavedBatches:
 
     Attributes:
         folder: of this run alone (see `claim`); None keeps nothing.
+        run: what `claim` gave.
     """
 
     folder: Path | None
+    run: str = ""
 
     def answers(self) -> list[str]:
-        """Answers to the first clean images, as many as were finished."""
+        """Answers to the first clean images, as many as were finished.
+
+        Raises:
+            ValueError: the file is cut, was changed, or is of another run.
+        """
         path = None if self.folder is None else self.folder / "clean.json"
-        return [] if path is None or not path.is_file() else read_json(path)
+        if path is None or not path.exists():
+            return []
+        found = read_object(path)
+        answers = found.get("answers")
+        if not isinstance(answers, list) or found != self._answers(answers):
+            raise ValueError(f"'{path}' was changed, or is of another run: delete it, and run the same command again.")
+        return answers
 
     def keep_answers(self, answers: Sequence[str]) -> None:
         """Write the answers to the first clean images, in place of fewer."""
         if self.folder is not None:
-            write_text(self.folder / "clean.json", json.dumps(list(answers)) + "\n")
+            write_text(self.folder / "clean.json", json.dumps(self._answers(answers)) + "\n")
+
+    def _answers(self, answers: Sequence[str]) -> dict[str, Any]:
+        return {"run": self.run, SEAL: digest(self.run, *map(str, answers)), "answers": list(answers)}
 
     def batch(
         self, threat_model: ThreatModel, stage: int, number: int, indices: Sequence[int]
@@ -107,14 +168,14 @@ class SavedBatches:
         """What a finished batch changed, and how long it took; None for a batch that is not finished.
 
         Raises:
-            ValueError: the file is of other samples.
+            ValueError: the file is of other samples or another run, is cut, or was changed.
         """
         path = self._path(threat_model, stage, number)
-        if path is None or not path.is_file():
+        if path is None or not path.exists():
             return None
-        with safe_open(path, "pt") as file:
-            facts = json.loads(file.metadata()["facts"])
-            pixels = file.get_tensor("pixels") if facts["changes"] else []
+        tensors, metadata = read_tensors(path, self.run)
+        facts = json.loads(metadata["facts"])
+        pixels: Any = tensors.get("pixels", [])
         if facts["batch"] != list(indices):
             raise ValueError(f"'{path}' is of the samples {facts['batch']}, not {list(indices)}: delete its folder.")
         said = zip(facts["changes"], pixels, strict=True)
@@ -137,7 +198,7 @@ class SavedBatches:
         said = [(change.index, change.score, change.answer, change.source) for change in changes]
         facts = {"batch": list(indices), "changes": said, "seconds": seconds}
         tensors = {"pixels": torch.stack([change.pixels for change in changes])} if changes else {}
-        write_tensors(path, tensors, {"facts": json.dumps(facts)})
+        write_tensors(path, tensors, {"facts": json.dumps(facts), "run": self.run})
 
     def _path(self, threat_model: ThreatModel, stage: int, number: int) -> Path | None:
         name = str(threat_model).replace(" ", "-").replace("/", "_")

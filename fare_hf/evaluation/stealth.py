@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from fare_hf.attacks import ThreatModel, apgd
+from fare_hf.attacks.apgd import check_state
 from fare_hf.encoders import frozen, matmul_patch_embedding
-from fare_hf.evaluation.exported import export_adversarial, load_exported
+from fare_hf.evaluation.exported import Exported, export_adversarial, load_exported, quantize_inside
 from fare_hf.evaluation.report import Row, fraction_row
-from fare_hf.evaluation.saved import claim, write_tensors
+from fare_hf.evaluation.saved import claim, read_tensors, tower_digest, write_tensors
 from fare_hf.evaluation.survivors import check_plan, chunks, gather, mix
 from fare_hf.evaluation.text_attack import says, target_loss
 from fare_hf.pixels import to_pil, unnormalized
@@ -119,10 +119,11 @@ def evaluate_stealth(
     folder = Path(folder)
     clean = gather(samples, range(len(samples)), torch.device("cpu"))
 
-    claim(
+    run = claim(
         folder,
         {"target": target, "prompt": prompt, "model": model, "threat_model": threat_model.to_dict(), "steps": steps}
-        | {"seed": seed, "batch_size": batch_size, "images": hashlib.sha256(clean.numpy().tobytes()).hexdigest()},
+        | {"seed": seed, "batch_size": batch_size, "images": hashlib.sha256(clean.numpy().tobytes()).hexdigest()}
+        | {"vision tower": tower_digest(vlm)},
     )
 
     def ask(pixels: Tensor) -> list[str]:
@@ -137,7 +138,7 @@ def evaluate_stealth(
     used = {"name": "apgd-target", "steps": steps, "restarts": 1, "seed": seed}
     with frozen(vlm), matmul_patch_embedding(vlm):
         before = forced(ask(clean))
-        runs = _Runs(whole, threat_model, steps, save_every, folder / "states", tower_placement(vlm)[0])
+        runs = _Runs(whole, threat_model, steps, save_every, folder / "states", tower_placement(vlm)[0], run)
         batches = list(enumerate(chunks(range(len(clean)), batch_size)))
         points = torch.cat([runs.finish(clean[batch], number, mix(seed, number)) for number, batch in batches])
         direct = forced(ask(points))
@@ -146,7 +147,9 @@ def evaluate_stealth(
             export_adversarial(
                 folder / "images", points, clean, threat_model, source=model, attack=used, entries=entries
             )
-        answers = ask(as_sent(load_exported(folder / "images").pixels, processor))
+        held = load_exported(folder / "images")
+        _check_held(held, quantize_inside(points, clean, threat_model), folder / "images")
+        answers = ask(as_sent(held.pixels, processor))
         sent = forced(answers)
     names = {"model": model, "task": "targeted", "dataset": dataset, "precision": tower_placement(vlm)[1]}
     robust = {"threat_model": threat_model, "attack": used}
@@ -156,6 +159,12 @@ def evaluate_stealth(
         fraction_row(sent, groups, seed, metric="target forced by the PNG", **names, **robust),
     ]
     return StealthResult(rows, answers, sent, folder / "images")
+
+
+def _check_held(held: Exported, expected: Tensor, folder: Path) -> None:
+    """Raises ValueError unless the pictures of a folder are those of this run."""
+    if not torch.equal(held.pixels, expected):
+        raise ValueError(f"'{folder}' holds pictures of another run: move it away, and run the same command again.")
 
 
 @dataclass(frozen=True)
@@ -168,14 +177,13 @@ class _Runs:
     save_every: int
     folder: Path
     device: torch.device
+    run: str
 
     def finish(self, clean: Tensor, number: int, seed: int) -> Tensor:
         """The points of one batch, from its finished file, its saved state, or from the beginning; on the CPU."""
         done, state = self.folder / f"{number:05d}.done.safetensors", self.folder / f"{number:05d}.safetensors"
-        if done.is_file():
-            points = load_file(done)["points"]
-            self.threat_model.check(points, clean)
-            return points
+        if done.exists():
+            return self._finished(done, clean)
         self.folder.mkdir(parents=True, exist_ok=True)
         found = apgd(
             _Towards(self.loss, [0] * len(clean)),
@@ -184,14 +192,28 @@ class _Runs:
             steps=self.steps,
             generator=torch.Generator().manual_seed(seed),
             stop_fooled=True,
-            save=lambda tensors: write_tensors(state, tensors),
+            save=lambda tensors: write_tensors(state, tensors, {"run": self.run}),
             save_every=self.save_every,
-            resume=load_file(state) if state.is_file() else None,
+            resume=self._state(state, clean) if state.exists() else None,
         )
         points = found.pixels.cpu()
-        write_tensors(done, {"points": points})
+        write_tensors(done, {"points": points}, {"run": self.run})
         state.unlink(missing_ok=True)
         return points
+
+    def _finished(self, path: Path, clean: Tensor) -> Tensor:
+        points = read_tensors(path, self.run)[0].get("points")
+        try:
+            assert points is not None, "no points"
+            self.threat_model.check(points, clean)
+        except (AssertionError, ValueError) as error:
+            raise ValueError(f"'{path}' is not of these images ({error}): delete it, and run again.") from None
+        return points
+
+    def _state(self, path: Path, clean: Tensor) -> dict[str, Tensor]:
+        state, options = read_tensors(path, self.run)[0], {"steps": self.steps, "stop_fooled": True}
+        check_state(state, clean, self.threat_model, where=f"'{path}'", **options)  # type: ignore[arg-type]
+        return state
 
 
 class _Towards:

@@ -23,15 +23,17 @@ from typing import Any, Protocol
 
 from tqdm.auto import tqdm
 
-from fare_hf.attacks import parse_eps
-from fare_hf.documents import read_json, read_yaml
+from fare_hf.attacks import ThreatModel
+from fare_hf.documents import read_object, read_yaml
 from fare_hf.evaluation.environment import environment
-from fare_hf.evaluation.report import RobustnessReport, Row
-from fare_hf.evaluation.saved import write_text
+from fare_hf.evaluation.report import RobustnessReport, Row, validate
+from fare_hf.evaluation.saved import digest, write_text
+from fare_hf.folders import locked_folder
 
 __all__ = ["Job", "Runner", "Suite", "load_suite", "run_suite", "shipped_suites"]
 
 SHIPPED = Path(__file__).parent / "suites"
+SEAL = "sha256"
 FIELDS = {"name", "description", "models", "defaults", "jobs"}
 
 
@@ -74,12 +76,14 @@ class Suite:
         models: {name: where it is}.
         jobs: what is measured, defaults filled in.
         description: for people.
+        defaults: of the jobs, each for those that read it.
     """
 
     name: str
     models: dict[str, str]
     jobs: list[dict[str, Any]] = field(default_factory=list)
     description: str = ""
+    defaults: dict[str, Any] = field(default_factory=dict)
 
     def each(self) -> Iterator[Job]:
         """All jobs of all models; a job with `models` is for these only."""
@@ -106,19 +110,20 @@ def load_suite(name_or_path: str | Path, models: Mapping[str, str] | None = None
         models: instead of the file's own.
 
     Raises:
-        ValueError: no such suite, unknown or missing fields, jobs without a kind, models that are not there, a radius
-            that `parse_eps` refuses.
+        ValueError: no such suite, unknown or missing fields, no jobs, jobs without a kind, models that are not there,
+            a norm or radius that `ThreatModel` refuses.
     """
     path = SHIPPED / f"{name_or_path}.yaml" if str(name_or_path) in shipped_suites() else Path(name_or_path)
     if not path.is_file():
         raise ValueError(f"suite {str(name_or_path)!r} is neither a file nor one of {', '.join(shipped_suites())}.")
     content = read_yaml(path)
     if not isinstance(content, dict) or not {"name", "jobs"} <= set(content) <= FIELDS:
-        found = sorted(content) if isinstance(content, dict) else type(content).__name__
+        found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
         raise ValueError(f"'{path}' is not a suite: it has {found}, and needs name and jobs of {sorted(FIELDS)}.")
     _check_shapes(path, content)
     chosen = dict(models or content.get("models") or {})
-    jobs = [dict(content.get("defaults") or {}) | dict(job) for job in content["jobs"] or []]
+    defaults = dict(content.get("defaults") or {})
+    jobs = [defaults | dict(job) for job in content["jobs"]]
     for number, job in enumerate(jobs):
         if "kind" not in job:
             raise ValueError(f"job {number} of '{path}' has no kind: say what to measure.")
@@ -130,8 +135,8 @@ def load_suite(name_or_path: str | Path, models: Mapping[str, str] | None = None
         if not isinstance(job.get("eps", []), list):
             raise ValueError(f"job {number} of '{path}' has eps {job['eps']!r}: give a list, such as [2/255, 4/255].")
         for eps in job.get("eps", []):
-            parse_eps(eps, job.get("norm", "linf"))
-    return Suite(content["name"], chosen, jobs, content.get("description", ""))
+            ThreatModel(job.get("norm", "linf"), eps)
+    return Suite(content["name"], chosen, jobs, content.get("description") or "", defaults)
 
 
 def _check_shapes(path: Path, content: Mapping[str, Any]) -> None:
@@ -140,8 +145,21 @@ def _check_shapes(path: Path, content: Mapping[str, Any]) -> None:
     for name, (kind, what) in kinds.items():
         if content.get(name) is not None and not isinstance(content[name], kind):
             raise ValueError(f"'{path}' has {name} {content[name]!r}: give {what}.")
-    for number, job in enumerate(content["jobs"] or []):
-        if not isinstance(job, dict) or not isinstance(job.get("models", []), list):
+    if not content["jobs"]:
+        raise ValueError(f"'{path}' has no jobs: list at least one.")
+    texts = [content["name"], content.get("description") or "-"]
+    for name, source in (content.get("models") or {}).items():
+        texts += [name, source]
+    if wrong := [text for text in texts if not isinstance(text, str) or not text.strip()]:
+        raise ValueError(f"'{path}' has {wrong[0]!r} for a name, a description or a model's place: give a text.")
+    if not all(isinstance(name, str) for name in content.get("defaults") or {}):
+        raise ValueError(f"'{path}' has defaults {content['defaults']!r}: give settings by name.")
+    for number, job in enumerate(content["jobs"]):
+        if (
+            not isinstance(job, dict)
+            or not isinstance(job.get("models", []), list)
+            or not all(isinstance(n, str) for n in job)
+        ):
             raise ValueError(f"job {number} of '{path}' is {job!r}: give settings, and models of it as a list.")
 
 
@@ -173,23 +191,50 @@ def run_suite(
     unknown = sorted({job["kind"] for job in suite.jobs} - set(runners))
     if unknown:
         raise ValueError(f"suite {suite.name!r} has jobs of kind {unknown[0]!r}: use one of {', '.join(runners)}.")
-    folder = Path(output_dir) / "rows"
-    folder.mkdir(parents=True, exist_ok=True)
-    rows: list[Row] = []
-    files = {folder / f"{job.key}.json": job for job in suite.each()}
-    finished = {path for path in files if path.is_file()}
-    with tqdm(total=len(files), initial=len(finished), disable=not progress, desc=suite.name) as bar:
-        for path, job in files.items():
-            if path not in finished:
-                bar.set_postfix_str(f"{job.model}: {job.settings['kind']} {job.settings.get('set', '')}")
-                found = runners[job.settings["kind"]](job.model, job.source, job.settings, suite.models)
-                content = {"model": job.model, "source": job.source, "settings": job.settings, "rows": found}
-                write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-                bar.update()
-                if after is not None:
-                    after(job, found)
-            shutil.rmtree(state_folder(output_dir, job), ignore_errors=True)  # the rows are written
-            rows += read_json(path)["rows"]
-    report = RobustnessReport(rows, environment(command))
-    report.save(output_dir)
+    with locked_folder(Path(output_dir), "a suite"):
+        folder = Path(output_dir) / "rows"
+        folder.mkdir(parents=True, exist_ok=True)
+        files = {folder / f"{job.key}.json": job for job in suite.each()}
+        finished = {path: _read_rows(path, job) for path, job in files.items() if path.exists()}
+        with tqdm(total=len(files), initial=len(finished), disable=not progress, desc=suite.name) as bar:
+            for path, job in files.items():
+                if path not in finished:
+                    bar.set_postfix_str(f"{job.model}: {job.settings['kind']} {job.settings.get('set', '')}")
+                    found = runners[job.settings["kind"]](job.model, job.source, job.settings, suite.models)
+                    _write_rows(path, job, found)
+                    finished[path] = _read_rows(path, job)
+                    bar.update()
+                    if after is not None:
+                        after(job, found)
+                shutil.rmtree(state_folder(output_dir, job), ignore_errors=True)  # the rows are written
+        report = RobustnessReport([row for path in files for row in finished[path]], environment(command))
+        report.save(output_dir)
     return report
+
+
+def _write_rows(path: Path, job: Job, rows: list[Row]) -> None:
+    content = {"model": job.model, "source": job.source, "settings": job.settings, "rows": rows}
+    write_text(path, json.dumps(content | {SEAL: _seal(content)}, indent=2, ensure_ascii=False) + "\n")
+
+
+def _read_rows(path: Path, job: Job) -> list[Row]:
+    """The rows of a finished job.
+
+    Raises:
+        ValueError: the file is cut, was changed, or is of another job.
+    """
+    content = read_object(path)
+    again = "delete it, and run the same command again"
+    if content.pop(SEAL, None) != _seal(content):
+        raise ValueError(f"'{path}' was changed after it was written: {again}.")
+    if [content.get(name) for name in ("model", "source", "settings")] != [job.model, job.source, job.settings]:
+        raise ValueError(f"'{path}' is of another job: {again}.")
+    try:
+        validate(content["rows"])
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"'{path}' holds no rows of a report ({error}): {again}.") from None
+    return content["rows"]
+
+
+def _seal(content: Mapping[str, Any]) -> str:
+    return digest(json.dumps(content, sort_keys=True))

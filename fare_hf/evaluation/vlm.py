@@ -22,11 +22,11 @@ from fare_hf.attacks import LossFn, ThreatModel, apgd
 from fare_hf.encoders import frozen, matmul_patch_embedding
 from fare_hf.evaluation.metrics import bootstrap_statistic
 from fare_hf.evaluation.report import Row, make_row
-from fare_hf.evaluation.saved import Change, SavedBatches, claim, digest
+from fare_hf.evaluation.saved import Change, SavedBatches, claim, digest, tower_digest
 from fare_hf.evaluation.survivors import check_plan, chunks, gather, mix
 from fare_hf.evaluation.text_metrics import TextMetric
 from fare_hf.pixels import check_pixels
-from fare_hf.vlm import VlmLoss, generate_text, tower_of, tower_placement
+from fare_hf.vlm import VlmLoss, generate_text, tower_placement
 
 __all__ = ["QUESTION_TARGETS", "Attacked", "VlmEvaluation", "evaluate_vlm"]
 
@@ -130,12 +130,11 @@ def evaluate_vlm(
     names = {"model": model, "task": task, "dataset": dataset}
     counts = {"steps": steps, "batch_size": batch_size, "max_new_tokens": max_new_tokens}
     check_plan(n, threat_models, groups, seed, names, **counts)
-    saved = SavedBatches(None if folder is None else Path(folder))
     run = _Ensemble(
-        vlm, processor, samples, asked, metric, steps, tuple(targets), half, seed, batch_size, max_new_tokens, saved
+        vlm, processor, samples, asked, metric, steps, tuple(targets), half, seed, batch_size, max_new_tokens
     )
-    if saved.folder is not None:
-        claim(saved.folder, names | run.settings(threat_models))
+    if folder is not None:
+        run.saved = SavedBatches(Path(folder), claim(Path(folder), names | run.settings(threat_models)))
 
     def row(answers: Sequence[str], **extra: Any) -> Row:
         named: dict[str, Any] = {**names, "metric": metric.name, "precision": tower_placement(vlm)[1]}
@@ -171,7 +170,7 @@ class _Ensemble:
     seed: int
     batch_size: int
     max_new_tokens: int
-    saved: SavedBatches
+    saved: SavedBatches = SavedBatches(None)
 
     def settings(self, threat_models: Sequence[ThreatModel]) -> dict[str, Any]:
         """What makes this run another one, beside its names; of the images their number and the first.
@@ -194,9 +193,7 @@ class _Ensemble:
             "prompts": digest(*self.prompts),
             "references": digest(*references),
             "first image": digest(first.numpy().tobytes()),
-            "vision tower": digest(
-                *(str(p.double().sum().item()) for p in tower_of(self.vlm).parameters() if not p.is_meta)
-            ),
+            "vision tower": tower_digest(self.vlm),
         }
 
     def clean(self) -> Attacked:
@@ -278,6 +275,9 @@ class _Ensemble:
                 changes = self._worse(state, batch, points, source)
                 finished = changes, time.perf_counter() - begin
                 self.saved.keep_batch(*place, *finished)
+            elif changed := finished[0]:
+                clean = gather(self.samples, [change.index for change in changed], torch.device("cpu"))
+                threat_model.check(torch.stack([change.pixels for change in changed]), clean)
             for change in finished[0]:
                 state.take(change)
             total += finished[1]

@@ -102,7 +102,7 @@ def test_a_jobs_file_depends_on_all_its_settings() -> None:
         ("name: s\nmodels: {A: a}\njobs: {kind: k}\n", "jobs {'kind': 'k'}: give a list of jobs"),
         ("name: s\nmodels: {A: a}\njobs: [5]\n", "job 0 of .* is 5: give settings"),
         ("name: s\nmodels: {A: a}\njobs: [{kind: k, models: A}]\n", "job 0 .*models of it as a list"),
-        ("name: [\n", "is not valid YAML"),
+        ("name: [\n", "is not YAML"),
     ],
 )
 def test_faulty_suites(text: str, message: str, tmp_path: Path) -> None:

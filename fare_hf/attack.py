@@ -24,7 +24,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--targets", type=Path, help="file with one string a line (default: six harmless ones)")
     parser.add_argument("--question", default=QUESTION, help=f"asked of each image (default: {QUESTION})")
     parser.add_argument("--template", help="prompt with {} for the question, for processors without a chat template")
-    parser.add_argument("--split", default="train", help="of the data set (default: train)")
+    parser.add_argument("--split", help="of the data set (default: train)")
     parser.add_argument("--dataset_config", default=None, help="of a data set with several configurations")
     parser.add_argument("--eps", default="2/255", help="radius of the linf ball (default: 2/255)")
     parser.add_argument("--max_new_tokens", type=positive, default=32, help="of an answer (default: 32)")

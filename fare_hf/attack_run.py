@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from fare_hf.attacks import ThreatModel
-from fare_hf.console import named_values
+from fare_hf.console import named_values, refuse_given
 from fare_hf.data import PixelDataset
 from fare_hf.evaluation.environment import environment
 from fare_hf.evaluation.exported import load_exported
@@ -19,6 +19,7 @@ from fare_hf.evaluation.stealth import STEALTH_TARGETS, as_sent, evaluate_stealt
 from fare_hf.evaluation.text_attack import says, target_loss
 from fare_hf.evaluation.transfer import transfer_matrix
 from fare_hf.evaluation.vlm_sets import chat_prompt
+from fare_hf.folders import locked_folder
 from fare_hf.loading import load_processor, load_vlm, vlm_configuration
 from fare_hf.pixels import quantize
 from fare_hf.sources import find_columns, load_images
@@ -30,6 +31,7 @@ __all__ = ["run"]
 def run(args: argparse.Namespace) -> None:
     """Attacks string after string; what is finished is not run again."""
     threat_model = ThreatModel("linf", args.eps)
+    _check_options(args)
     targets = list(STEALTH_TARGETS) if args.targets is None else read_targets(args.targets)
     victims = named_values("--victims", args.victims, "ENCODER")
     vlm, processor, prompt = _model(args)
@@ -43,17 +45,30 @@ def run(args: argparse.Namespace) -> None:
     counts = ("steps", "save_every", "seed", "batch_size", "max_new_tokens")
     options = names | {name: getattr(args, name) for name in counts}
     rows: list[Row] = []
-    for number, target in enumerate(targets):
-        folder = args.output_dir / f"target-{number}"
-        named = options | {"dataset": f"{names['dataset']}, string {number}"}
-        found = evaluate_stealth(vlm, processor, pixels, target, threat_model, folder=folder, **named)
-        rows += found.rows
-        print(f"{target!r}: {sum(found.forced)} of {len(found.forced)} pictures force it; they are in {found.folder}")
-    if victims:
-        rows += _transfer(vlm, processor, prompt, targets, victims, args, names)
-    report = RobustnessReport(rows, environment(seed=args.seed))
+    with locked_folder(args.output_dir, "an attack"):
+        for number, target in enumerate(targets):
+            folder = args.output_dir / f"target-{number}"
+            named = options | {"dataset": f"{names['dataset']}, string {number}"}
+            found = evaluate_stealth(vlm, processor, pixels, target, threat_model, folder=folder, **named)
+            rows += found.rows
+            forced = f"{sum(found.forced)} of {len(found.forced)}"
+            print(f"{target!r}: {forced} pictures force it; they are in {found.folder}")
+        if victims:
+            rows += _transfer(vlm, processor, prompt, targets, victims, args, names)
+        report = RobustnessReport(rows, environment(seed=args.seed))
+        path = report.save(args.output_dir)
     print(report.to_markdown())
-    print(report.save(args.output_dir))
+    print(path)
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    """Refuses what the lab's model and the lab's images do not read."""
+    if args.vlm == "lab":
+        refuse_given(args, ["template"], "is for other models than lab, whose prompt is its own: leave it out.")
+    if args.images.startswith("lab:"):
+        refuse_given(
+            args, ["split", "dataset_config"], f"is not for {args.images}, which has one split: leave it out."
+        )
 
 
 def _model(args: argparse.Namespace) -> tuple[Any, Any, str]:
@@ -75,11 +90,11 @@ def _pixels(args: argparse.Namespace, processor: Any) -> Any:
         from fare_hf.lab.measure import part
 
         return quantize(part(args.images.removeprefix("lab:"), args.samples).pixels)
-    dataset = load_images(args.images, args.split, config=args.dataset_config, report=print)
+    dataset = load_images(args.images, args.split or "train", config=args.dataset_config, report=print)
     column, _ = find_columns(dataset, None, name=args.images)
     data = PixelDataset(dataset.select(range(min(args.samples, len(dataset)))), processor.image_processor, column)
     if not len(data):
-        raise ValueError(f"{args.images!r} holds no image in the split {args.split!r}: give at least one.")
+        raise ValueError(f"{args.images!r} holds no image in the split {args.split or 'train'!r}: give at least one.")
     return quantize(torch.stack([data[index]["pixel_values"] for index in range(len(data))]))
 
 

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fare_hf import __version__
-from fare_hf.console import NEGATIVE_NUMBER, hide_notices, named_values, natural, one_line, positive
+from fare_hf import __version__, attack, evaluate
+from fare_hf.console import NEGATIVE_NUMBER, check_empty, hide_notices, one_sentence, positive, refuse_given
+from fare_hf.folders import whole_folder
+
+GOING_ON = {
+    "attack": "the same command goes on from the last saved state",
+    "card": "the card is as it was, or the new one; run the same command again",
+    "convert": "nothing was written; run the same command again",
+    "evaluate": "the same command goes on after the last finished job of a suite; one encoder is measured from the "
+    "beginning",
+    "merge": "nothing was written; run the same command again",
+    "push": "what the Hub has is not sent again; the same command goes on",
+    "quickstart": "empty the output_dir, and run the same command again",
+    "swap": "nothing was written; run the same command again",
+}
+"""What Ctrl-C is answered with, for each command."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -28,14 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     args = build_parser().parse_args(words)
     run: Callable[[argparse.Namespace], None] = args.run
-    try:
+    with one_sentence("fare-hf", GOING_ON[args.command]):
         run(args)
-    except (ImportError, OSError, TypeError, ValueError) as error:  # ImportError: what an extra of the package brings
-        sys.exit(f"fare-hf: error: {one_line(error)}")
-
-
-LAB_SETS = ("twemoji", "openmoji", "fxemoji", "fashion", "digits")
-"""`fare_hf.lab.TEST_SETS`, known here before the lab is imported (a test compares them)."""
 
 
 class Command(argparse.ArgumentParser):
@@ -54,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of all subcommands but ``train``."""
     parser = Command(prog="fare-hf", description="Adversarially robust CLIP vision encoders (FARE).")
     parser.add_argument("--version", action="version", version=f"fare_hf {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     commands.add_parser("train", help="fine-tune an encoder; same as python -m fare_hf.train", add_help=False)
     commands.add_parser("estimate", help="operations, memory and hours of a training", add_help=False)
     add_evaluate(commands)
@@ -71,32 +79,12 @@ def build_parser() -> argparse.ArgumentParser:
 def add_evaluate(commands: Any) -> None:
     """The options of ``fare-hf evaluate``."""
     parser = add_command(commands, "evaluate", "a suite (YAML), or one encoder on the lab's zero-shot sets, attacked")
-    parser.add_argument(
-        "encoder",
-        nargs="?",
-        help="folder or repository of an encoder fine-tuned from the lab's CLIP; not with --suite",
-    )
-    parser.add_argument("--suite", help="lab, paper-zero-shot, paper-vlm, or a YAML file; other options are its own")
-    parser.add_argument("--models", nargs="+", metavar="NAME=PATH", help="instead of the models of the suite")
-    parser.add_argument(
-        "--datasets", nargs="+", default=["twemoji"], help=f"of {', '.join(LAB_SETS)} (default: twemoji)"
-    )
-    parser.add_argument(
-        "--eps", nargs="+", default=["2/255", "4/255"], help="radii of the linf ball (default: 2/255 4/255)"
-    )
-    parser.add_argument("--steps", type=positive, default=50, help="APGD steps of each run (default: 50)")
-    parser.add_argument("--samples", type=positive, default=None, help="images of each set (default: all)")
-    parser.add_argument("--seed", type=natural, default=0, help="seed of the random starts (default: 0)")
-    parser.add_argument(
-        "--output_dir", type=Path, required=True, help="where report.json and report.md go; must be empty or absent"
-    )
-    parser.set_defaults(run=run_evaluate)
+    evaluate.add_options(parser)
+    parser.set_defaults(run=evaluate.run)
 
 
 def add_attack(commands: Any) -> None:
     """The options of ``fare-hf attack``."""
-    from fare_hf import attack
-
     purpose = "make a vision-language model write given strings; success is measured from the saved PNG files"
     parser = add_command(commands, "attack", purpose)
     attack.add_options(parser)
@@ -199,97 +187,6 @@ def add_command(commands: Any, name: str, purpose: str) -> argparse.ArgumentPars
     return commands.add_parser(name, help=purpose, description=f"{purpose[0].upper()}{purpose[1:]}.")
 
 
-def run_suite_file(args: argparse.Namespace) -> None:
-    """``fare-hf evaluate --suite``: jobs that are finished already are not run again."""
-    from transformers.utils import logging
-
-    from fare_hf.evaluation.suite import load_suite, run_suite
-    from fare_hf.suite_checks import check_suite
-    from fare_hf.suites import runners
-
-    if args.encoder is not None:
-        raise ValueError(f"--suite has its own models: give --models NAME={args.encoder} instead.")
-    models = named_values("--models", args.models) if args.models else None
-    suite = load_suite(args.suite, models)
-    check_suite(suite)
-    logging.disable_progress_bar()  # bars of loaded weights would write over the one that says what is left
-    report = run_suite(suite, runners(args.output_dir), args.output_dir)
-    print(report.to_markdown())
-    print(args.output_dir / "report.json")
-    draw_plots(report.rows, args.output_dir / "plots")
-
-
-def draw_plots(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """Charts beside a finished report; without matplotlib the report stands, and a line says how to get them."""
-    from fare_hf.evaluation.charts import draw_report
-
-    try:
-        drawn = draw_report(rows, folder)
-    except ImportError as error:
-        print(f"no plots: {one_line(error)}")
-        return
-    if drawn:
-        print(f"{folder} ({len(drawn)} plots)")
-
-
-def run_evaluate(args: argparse.Namespace) -> None:
-    """``fare-hf evaluate``: a suite, or the lab's zero-shot sets."""
-    if args.suite is not None:
-        run_suite_file(args)
-        return
-    if args.encoder is None:
-        raise ValueError("nothing to evaluate: name an encoder, or a --suite.")
-    from tqdm.auto import tqdm
-
-    from fare_hf.attacks import ThreatModel
-    from fare_hf.encoders import load_encoder
-    from fare_hf.evaluation import RobustnessReport, environment
-    from fare_hf.lab import load_clip, measure
-
-    check_empty(args.output_dir)
-    if unknown := sorted(set(args.datasets) - set(LAB_SETS)):
-        raise ValueError(f"the lab has no test set {unknown[0]!r}: use one of {', '.join(LAB_SETS)}.")
-    threats = [ThreatModel("linf", eps) for eps in args.eps]
-    check_once("--datasets", args.datasets)
-    check_once("--eps", list(map(str, threats)))
-    folder = Path(args.encoder)
-    model = (folder.resolve() if folder.is_dir() else folder).name  # "." has no name of its own
-    encoder, clip, rows = load_encoder(args.encoder), load_clip(), []
-    check_lab_encoder(args.encoder, encoder, clip[0])
-    with tqdm(args.datasets, unit="set", leave=False) as bar:
-        for name in bar:
-            bar.set_description(f"attacking {args.encoder} on {name}")
-            budget = measure.Budget({name: args.samples}, steps=args.steps)
-            rows += measure.measure_zero_shot(model, encoder, clip, budget, threats, args.seed)
-    report = RobustnessReport(rows, environment(seed=args.seed))
-    print(report.to_markdown())
-    print(report.save(args.output_dir))
-
-
-def check_once(option: str, values: Sequence[str]) -> None:
-    """Refuses a value that an option is given twice."""
-    for number, value in enumerate(values):
-        if value in values[:number]:
-            raise ValueError(f"{option} names {value} twice: give it once.")
-
-
-def check_empty(folder: Path) -> None:
-    """Refuses to write over anything."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"output_dir {str(folder)!r} is not an empty folder: name another.")
-
-
-def check_lab_encoder(name: str, encoder: Any, clip: Any) -> None:
-    """Refuses an encoder that cannot be compared with the lab's texts."""
-    for field in ("image_size", "projection_dim"):
-        value, wanted = getattr(encoder.config, field), getattr(clip.config.vision_config, field)
-        if value != wanted:
-            raise ValueError(
-                f"{name!r} has {field} {value}, the lab's CLIP has {wanted}: give an encoder fine-tuned from it, or "
-                "use fare_hf.evaluate_zero_shot with images and texts of your own."
-            )
-
-
 def run_swap(args: argparse.Namespace) -> None:
     """``fare-hf swap``: load, swap, save."""
     check_empty(args.output_dir)
@@ -299,8 +196,9 @@ def run_swap(args: argparse.Namespace) -> None:
     check_swap(args.vlm, args.encoder)
     processor, vlm = load_processor(args.vlm), load_vlm(args.vlm)
     print(swap_vision_tower(vlm, args.encoder, processor))
-    vlm.save_pretrained(args.output_dir)
-    processor.save_pretrained(args.output_dir)
+    with whole_folder(args.output_dir) as folder:
+        vlm.save_pretrained(folder)
+        processor.save_pretrained(folder)
     print(args.output_dir)
 
 
@@ -308,9 +206,24 @@ def run_merge(args: argparse.Namespace) -> None:
     """``fare-hf merge``."""
     from fare_hf.hub import merge_vision_tower
 
+    if not args.push_to_hub:
+        refuse_given(args, ["private"], "is of a new repository: give it with --push_to_hub, or leave it out.")
+    elif args.hard_links:
+        raise ValueError("--hard_links is of files here: with --push_to_hub leave it out.")
+    refuse_of_the_hub(args, "revision", args.vlm)
+    refuse_of_the_hub(args, "encoder_revision", args.encoder)
+    if args.base is not None and not Path(args.encoder, "open_clip_config.json").exists():
+        if Path(args.encoder, "config.json").exists():
+            raise ValueError(f"--base is for weights of open_clip, and {args.encoder!r} says its own: leave it out.")
     names = ("push_to_hub", "hard_links", "private", "revision", "encoder_revision", "base")
     options = {name: getattr(args, name) for name in names}
     print(merge_vision_tower(args.vlm, args.encoder, args.out, **options))
+
+
+def refuse_of_the_hub(args: argparse.Namespace, option: str, source: str) -> None:
+    """Refuses a revision of what lies here."""
+    if Path(source).exists():
+        refuse_given(args, [option], f"is of a repository, and {source!r} lies here: leave it out.")
 
 
 def check_swap(vlm: str, encoder: str) -> None:
@@ -338,6 +251,7 @@ def run_convert(args: argparse.Namespace) -> None:
     """``fare-hf convert``."""
     from fare_hf.convert import convert_from_open_clip, convert_to_open_clip
 
+    refuse_of_the_hub(args, "revision", args.source)
     options = {"base": args.base, "visual_only": args.visual_only, "revision": args.revision}
     if args.to == "transformers":
         print(convert_from_open_clip(args.source, args.output_dir, activation=args.activation, **options))
@@ -369,8 +283,7 @@ def run_card(args: argparse.Namespace) -> None:
     if not Path(args.source).is_dir():
         print(regenerate_card(args.source, report=report, revision=args.revision, **changes))
         return
-    if args.revision is not None:
-        raise ValueError(f"--revision is of a repository, and {args.source!r} is a folder: leave it out.")
+    refuse_of_the_hub(args, "revision", args.source)
     print(rewrite_card(args.source, report=report, **changes))
 
 

@@ -11,11 +11,14 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
+from fare_hf.folders import check_new_folder
 from fare_hf.numerals import parse_count
 
 __all__ = [
     "NEGATIVE_NUMBER",
+    "check_empty",
     "hide_notices",
     "named_values",
     "natural",
@@ -131,14 +134,26 @@ def _sentence(error: Exception) -> str:
     return f"{kind}: {text} (this was not foreseen; {TRACEBACK}=1 shows where it comes from)"
 
 
+def check_empty(folder: Path) -> None:
+    """Refuses to write over anything; the lock of a run is nothing.
+
+    Raises:
+        ValueError: a file, or a folder that is not empty.
+    """
+    try:
+        check_new_folder(folder)
+    except ValueError:
+        raise ValueError(f"output_dir {str(folder)!r} is not an empty folder: name another.") from None
+
+
 def refuse_given(given: argparse.Namespace, names: Sequence[str], why: str) -> None:
-    """Refuses options that would be ignored; their defaults must be None, False or empty.
+    """Refuses options that would be ignored; their defaults must be None or an empty list.
 
     Raises:
         ValueError: one of them was given.
     """
     for name in names:
-        if getattr(given, name) not in (None, False, []):
+        if getattr(given, name) is not None and getattr(given, name) != []:
             raise ValueError(f"--{name} {why}")
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from transformers import CLIPVisionConfig
 
 from fare_hf.configuration import TOWERS, read_configuration
-from fare_hf.console import hide_notices, one_line
+from fare_hf.console import hide_notices, one_sentence
 from fare_hf.flops import ASSUMED_MFU, Flops, count_flops, peak_of
 from fare_hf.memory import Memory, count_memory, count_parameters
 from fare_hf.train import FareScriptArguments
@@ -173,14 +173,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     group.add_argument("--gpus", nargs="+", default=list(GPUS), help="names of GPUs whose peak is known")
     group.add_argument("--mfu", type=float, default=ASSUMED_MFU, help="share of the peak that the training reaches")
     group.add_argument("--num_processes", type=int, default=1, help="GPUs")
-    try:
+    with one_sentence("fare-hf estimate"):
         known = {action.dest for action in parser._actions} - {"config"}
         script, config, own = parser.parse_args_into_dataclasses(expand_config(words, known))
         if not 0 < own.mfu <= 1 or own.num_processes < 1:
             raise ValueError(f"mfu={own.mfu}, num_processes={own.num_processes}: give an MFU in (0, 1] and a GPU.")
         print(report(estimate(script, config, own.num_processes), own.gpus, own.mfu))
-    except (OSError, TypeError, ValueError) as error:
-        sys.exit(f"fare-hf estimate: error: {one_line(error)}")
 
 
 if __name__ == "__main__":

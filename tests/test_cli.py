@@ -14,7 +14,7 @@ import torch
 from fixtures_vlm import encoder, llava, processor
 from transformers import AutoProcessor, ChameleonConfig, FuyuConfig, LlavaForConditionalGeneration, PreTrainedConfig
 
-from fare_hf import cli
+from fare_hf import cli, evaluate
 from fare_hf.lab import TEST_SETS, encoder_folder, load_llava
 from fare_hf.lab.models import MODELS
 
@@ -147,7 +147,7 @@ def test_swap_says_which_models_have_no_tower(config: type[PreTrainedConfig], tm
 
 
 def test_the_lab_sets_of_the_help_are_those_of_the_lab() -> None:
-    assert set(cli.LAB_SETS) == set(TEST_SETS)
+    assert set(evaluate.LAB_SETS) == set(TEST_SETS)
 
 
 def test_swap_refuses_by_the_configurations_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

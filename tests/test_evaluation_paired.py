@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fare_hf import RobustnessReport, cli
+from fare_hf import RobustnessReport, evaluate
 from fare_hf.attacks import ThreatModel
 from fare_hf.evaluation import draw_report, make_row, paired_difference, validate
 from fare_hf.evaluation.report import fraction_row
@@ -98,6 +98,6 @@ def test_a_report_is_drawn_as_far_as_it_goes(tmp_path: Path, monkeypatch: pytest
         with Image.open(path) as picture:
             assert picture.format == "PNG" and picture.width > 400
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    cli.draw_plots(rows, tmp_path / "without")
+    evaluate.draw_plots(rows, tmp_path / "without")
     assert capsys.readouterr().out == 'no plots: charts need matplotlib: pip install "fare_hf[plots]".\n'
     assert not (tmp_path / "without").exists()

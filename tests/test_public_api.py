@@ -26,7 +26,8 @@ FLOORS = {
     "training": 7,
     "lab": 8,
     **dict.fromkeys(
-        ("attack", "attack_run", "cli", "estimate", "lmms_eval_plugin", "suite_checks", "suites", "train"), 9
+        ("attack", "attack_run", "cli", "estimate", "evaluate", "lmms_eval_plugin", "suite_checks", "suites", "train"),
+        9,
     ),
 }
 
@@ -45,11 +46,13 @@ SAME_FLOOR = {
     ("sources", "image_folders"),
     ("precision", "float8"),
     ("cli", "attack"),
+    ("cli", "evaluate"),
+    ("console", "folders"),
     ("attack", "attack_run"),
     ("cli", "estimate"),
     ("cli", "train"),
-    ("cli", "suite_checks"),
-    ("cli", "suites"),
+    ("evaluate", "suite_checks"),
+    ("evaluate", "suites"),
     ("suites", "suite_checks"),
     ("estimate", "train"),
 }

@@ -286,6 +286,8 @@ class _Push:
             return None
         if order.private and not state.private:
             raise ValueError(f"{repo_id!r} is public already: make it private on its page, or leave out private.")
+        if order.private is False and state.private:
+            raise ValueError(f"{repo_id!r} is private already: make it public on its page, or leave out private.")
         if order.revision in state.tags or (order.create_pr and order.revision not in state.branches):
             raise ValueError(f"revision {order.revision!r} of {repo_id!r} is no branch: name a branch.")
         self._check_architecture(self._seen(state))

@@ -131,6 +131,7 @@ def _transfer(
                     metric="target forced by the PNG",
                     attack=sent.facts["attack"],
                     seed=args.seed,
+                    batch_size=args.batch_size,
                 )
                 rows += matrix.rows
     return rows

@@ -204,3 +204,24 @@ def test_prompts_need_a_chat_template(proc) -> None:
         chat_prompt(proc, "what ?")
     with pytest.raises(ValueError, match="needs {} for the question"):
         chat_prompt(proc, "what ?", "user :")
+
+
+def test_pictures_that_leave_their_manifests_ball_are_refused(tmp_path: Path) -> None:
+    """The digests are right, the radius is not."""
+    clean, threat = quantize(images(2)), ThreatModel("linf", "8/255")
+    points = threat.project(clean + 1, clean)
+    path = export_adversarial(tmp_path / "set", points, clean, threat, source="A", attack=ATTACK)
+    path.write_text(path.read_text().replace('"8/255"', '"7/255"'))
+    with pytest.raises(ValueError, match=r"manifest.json': pictures \[0, 1\] leave the threat model linf 7/255"):
+        load_exported(tmp_path / "set")
+
+
+def test_an_export_that_is_cut_off_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a folder would be neither exported again nor read."""
+    clean, threat = quantize(images(2)), ThreatModel("linf", "8/255")
+    monkeypatch.setattr(
+        "fare_hf.evaluation.exported.json.dumps", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
+    with pytest.raises(KeyboardInterrupt):
+        export_adversarial(tmp_path / "set", clean, clean, threat, source="A", attack=ATTACK)
+    assert not list(tmp_path.iterdir())

@@ -35,6 +35,7 @@ def changed(folder: Path, target: Path, change: Any) -> Path:
 
 def entry(**values: Any) -> Any:
     def change(content: dict[str, Any]) -> None:
+        del content["images"][1]["clean_sha256"]  # as older manifests, where other checks speak
         content["images"][1].update(values)
 
     return change
@@ -50,6 +51,10 @@ EDITS = [
     (entry(clean="manifest.json"), "cannot be read as a picture"),
     (entry(clean="clean/small.png"), "images of several sizes"),
     (entry(sha256=3), "is not the image that was exported"),
+    (entry(clean_sha256="0" * 64), "is not the image that was exported"),
+    (lambda content: content | {"threat_model": {"norm": "linf", "eps": "8"}}, "manifest.json': eps 8 is outside"),
+    (lambda content: content | {"threat_model": 3}, "it needs .'attack', 'source', 'threat_model'"),
+    (lambda content: {"images": content["images"]}, "it needs .'attack'"),
     (lambda _: {"images": []}, "lists no images"),
     (lambda _: {"images": [3]}, "lists no images"),
     (lambda _: {"source": "a"}, "lists no images"),

@@ -103,7 +103,9 @@ def evaluate_captions(
 
     def row(right: Sequence[bool], **extra: Any) -> Row:
         names = {"model": model, "task": "captions", "dataset": dataset, "metric": "caption accuracy"}
-        return fraction_row(right, groups, seed, precision=tower_placement(vlm)[1], **names, **extra)
+        return fraction_row(
+            right, groups, seed, precision=tower_placement(vlm)[1], batch_size=batch_size, **names, **extra
+        )
 
     with attack.ready():
         clean = attack.clean_answers()

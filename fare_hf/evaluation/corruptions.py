@@ -108,7 +108,7 @@ def evaluate_corruptions(
     """
     check_corruptions(names, severities)
     chosen = corruption_names() if names is None else list(names)
-    fields = {"model": model, "task": "corruptions", "metric": "accuracy"}
+    fields: dict[str, Any] = {"batch_size": batch_size, "model": model, "task": "corruptions", "metric": "accuracy"}
     fields["precision"] = str(next(encoder.parameters()).dtype)
     rows, all_scores = [], []
     for name in chosen:

@@ -74,7 +74,7 @@ def clean_drift(
         numbers = each.double().clamp(max=1.0 if metric.startswith("cosine") else torch.inf).tolist()
         interval = bootstrap_interval(numbers, groups, seed=seed)
         names: dict[str, Any] = {"model": model, "task": "clean drift", "metric": metric}
-        names |= {"dataset": f"{dataset} ({embedding})"}
+        names |= {"dataset": f"{dataset} ({embedding})", "batch_size": batch_size}
         value = sum(numbers) / len(numbers)
         ends = (min(interval[0], value), max(interval[1], value))  # rounding must not leave the mean outside
         rows.append(make_row(value=value, ci=ends, n=len(numbers), **names))

@@ -1,9 +1,10 @@
 """One report for everything measured: rows with their threat model and attack, and the environment they come from.
 
 Schema 1.0. A row holds `model, task, dataset, metric, value, ci, n, threat_model, attack`, optionally `precision` and
-`seconds`. Values are fractions (CIDEr may exceed 1). A row measured under a threat model names its attack, and the
-other way round. A rate may also hold what each of its samples gave: `outcomes`, n characters 0 and 1 whose mean is the
-value, and `clusters`, n numbers separated by spaces, of the groups that samples belong to. All that was added is
+`seconds`, and `batch_size`, on which figures depend in half precision, where prompts are padded, and by the random
+starts of attacks. Values are fractions (CIDEr may exceed 1). A row measured under a threat model names its attack, and
+the other way round. A rate may also hold what each of its samples gave: `outcomes`, n characters 0 and 1 whose mean is
+the value, and `clusters`, n numbers separated by spaces, of the groups that samples belong to. All that was added is
 optional, so reports without it are of the same schema.
 """
 
@@ -30,7 +31,7 @@ Row = dict[str, Any]
 
 NAMES = ("model", "task", "dataset", "metric")
 REQUIRED = (*NAMES, "value", "ci", "n", "threat_model", "attack")
-OPTIONAL = ("precision", "seconds", "outcomes", "clusters")
+OPTIONAL = ("precision", "batch_size", "seconds", "outcomes", "clusters")
 ATTACK_FIELDS = ("name", "steps", "restarts", "seed")
 LARGEST = {"CIDEr": 10.0, "relative l2 to the original": math.inf}
 """Metrics that are no fractions, and how large they can be; tables print them times 100, as papers do."""
@@ -48,6 +49,7 @@ def make_row(
     threat_model: ThreatModel | None = None,
     attack: Mapping[str, Any] | None = None,
     precision: torch.dtype | str | None = None,
+    batch_size: int | None = None,
     seconds: float | None = None,
     outcomes: str | None = None,
     clusters: str | None = None,
@@ -61,6 +63,7 @@ def make_row(
         n: number of samples.
         threat_model, attack: both, or neither for a clean figure; the attack has name, steps, restarts, seed.
         precision: dtype of the model.
+        batch_size: images of a forward pass.
         seconds: wall time of the attack.
         outcomes: of a rate, n characters, 1 for each sample that succeeded and 0 for the others, in their order.
         clusters: n group numbers separated by spaces, where samples are not independent; only with outcomes.
@@ -73,6 +76,8 @@ def make_row(
     row |= {"n": n, "threat_model": threat, "attack": None if attack is None else dict(attack)}
     if precision is not None:
         row["precision"] = str(precision).removeprefix("torch.")
+    if batch_size is not None:
+        row["batch_size"] = batch_size
     if seconds is not None:
         row["seconds"] = round(seconds, 2)
     row |= {name: text for name, text in (("outcomes", outcomes), ("clusters", clusters)) if text is not None}
@@ -111,7 +116,8 @@ def validate(rows: Sequence[Mapping[str, Any]]) -> None:
         _check_numbers(row, where)
         _check_outcomes(row, where)
         _check_attack(row, where)
-        key = (*(row[name] for name in NAMES), json.dumps(row["threat_model"], sort_keys=True))
+        threat = row["threat_model"] and str(ThreatModel.from_dict(row["threat_model"]))
+        key = (*(row[name] for name in NAMES), json.dumps(threat))
         if key in seen:
             raise ValueError(f"{where} repeats {' / '.join(key)}: report each figure once.")
         seen.add(key)
@@ -211,6 +217,8 @@ def _check_numbers(row: Mapping[str, Any], where: str) -> None:
     seconds = row.get("seconds", 0.0)
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds < math.inf:
         raise ValueError(f"{where} has seconds {seconds!r}: give a finite number from 0.")
+    if not _is_count(row.get("batch_size", 1), 1):
+        raise ValueError(f"{where} has batch_size {row['batch_size']!r}: give the number of images, at least 1.")
     if not isinstance(row.get("precision", "float32"), str):
         raise ValueError(f"{where} has precision {row['precision']!r}: give the name of a dtype.")
 
@@ -218,7 +226,7 @@ def _check_numbers(row: Mapping[str, Any], where: str) -> None:
 def _check_outcomes(row: Mapping[str, Any], where: str) -> None:
     """Outcomes and clusters, where a row has them, are those of its n samples."""
     n, outcomes, clusters = row["n"], row.get("outcomes"), row.get("clusters")
-    if "outcomes" in row and (not isinstance(outcomes, str) or not re.fullmatch(f"[01]{{{n}}}", outcomes)):
+    if "outcomes" in row and (not isinstance(outcomes, str) or len(outcomes) != n or set(outcomes) - {"0", "1"}):
         raise ValueError(f"{where} has outcomes {_short(outcomes)}: give {n} characters 0 or 1, one per sample.")
     if isinstance(outcomes, str) and not math.isclose(outcomes.count("1") / n, row["value"], abs_tol=1e-9):
         mean = outcomes.count("1") / n
@@ -258,12 +266,13 @@ def _check_attack(row: Mapping[str, Any], where: str) -> None:
 
 
 def _check_threat_model(threat: Any, where: str) -> None:
-    """It must be written the one way in which reports write it, so that equal ones are equal text."""
+    """It must be written the one way in which reports write it (radii such as 1/256 were decimals once)."""
     try:
-        written = ThreatModel.from_dict(threat).to_dict()
+        threat_model = ThreatModel.from_dict(threat)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where} has threat_model {threat!r}: {error}") from None
-    if written != dict(threat):
+    written = threat_model.to_dict()
+    if dict(threat) not in (written, written | {"eps": repr(threat_model.eps)}):
         raise ValueError(f"{where} writes its threat_model as {threat!r}: write it as {written!r}.")
 
 

@@ -151,7 +151,13 @@ def evaluate_stealth(
         _check_held(held, quantize_inside(points, clean, threat_model), folder / "images")
         answers = ask(as_sent(held.pixels, processor))
         sent = forced(answers)
-    names = {"model": model, "task": "targeted", "dataset": dataset, "precision": tower_placement(vlm)[1]}
+    names: dict[str, Any] = {
+        "model": model,
+        "task": "targeted",
+        "dataset": dataset,
+        "precision": tower_placement(vlm)[1],
+    }
+    names |= {"batch_size": batch_size}
     robust = {"threat_model": threat_model, "attack": used}
     rows = [
         fraction_row(before, groups, seed, metric="target forced", **names),

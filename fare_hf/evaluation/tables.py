@@ -61,6 +61,8 @@ def _attacks(rows: Sequence[Mapping[str, Any]]) -> str:
         if row["attack"] is not None
     )
     note = f"In percent, with 95 % intervals; {counts}."
+    if sizes := _unique(str(row["batch_size"]) for row in rows if "batch_size" in row):
+        note += f" Batches of {' or '.join(sizes)} images."
     return f"{note} Attack: {'; '.join(used)}." if used else note
 
 

@@ -83,7 +83,9 @@ def evaluate_targeted(
 
     def row(success: Sequence[bool], **extra: Any) -> Row:
         names = {"model": model, "task": "targeted", "dataset": dataset, "metric": "target forced"}
-        return fraction_row(success, groups, seed, precision=tower_placement(vlm)[1], **names, **extra)
+        return fraction_row(
+            success, groups, seed, precision=tower_placement(vlm)[1], batch_size=batch_size, **names, **extra
+        )
 
     with attack.ready():
         clean = attack.clean_answers()

@@ -71,6 +71,7 @@ def transfer_matrix(
     metric: str,
     attack: Mapping[str, Any],
     seed: int = 0,
+    batch_size: int | None = None,
     groups: Sequence[Hashable] | None = None,
 ) -> TransferMatrix:
     """Show the images made on each model to all models.
@@ -82,6 +83,7 @@ def transfer_matrix(
         threat_model, attack: of all sources.
         task, dataset, metric: names for the rows.
         seed, groups: of the intervals.
+        batch_size: of the attack and the judges, for the rows.
 
     Raises:
         ValueError: no source or victim, or perturbations outside the threat model.
@@ -94,9 +96,8 @@ def transfer_matrix(
         line = []
         for victim, judge in judges.items():
             names = {"model": victim, "task": task, "dataset": f"{dataset} made on {source}", "metric": metric}
-            rows.append(
-                fraction_row(list(judge(points)), groups, seed, threat_model=threat_model, attack=attack, **names)
-            )
+            facts: dict[str, Any] = {"threat_model": threat_model, "attack": attack, "batch_size": batch_size}
+            rows.append(fraction_row(list(judge(points)), groups, seed, **names, **facts))
             line.append(rows[-1]["value"])
         values.append(line)
     return TransferMatrix(list(adversarial), list(judges), values, rows)
@@ -154,6 +155,7 @@ def evaluate_transfer(
         metric="accuracy",
         attack={"name": "apgd-ce", "steps": steps, "restarts": 1, "seed": seed},
         seed=seed,
+        batch_size=batch_size,
         groups=groups,
     )
 
@@ -229,7 +231,7 @@ def evaluate_universal_text(
         threat_model.check(points, judged)
         before, after = answers(judged), answers(points)
     names: dict[str, Any] = {"model": model, "task": "jailbreak", "dataset": dataset, "metric": "answered"}
-    names |= {"precision": tower_placement(vlm)[1]}
+    names |= {"precision": tower_placement(vlm)[1], "batch_size": batch_size}
     used = {"name": "universal-pgd", "steps": epochs, "restarts": 1, "seed": seed}
     # An image is asked several prompts: its answers belong together.
     groups = [number % len(judged) for number in range(len(before))]

@@ -138,6 +138,7 @@ def evaluate_vlm(
 
     def row(answers: Sequence[str], **extra: Any) -> Row:
         named: dict[str, Any] = {**names, "metric": metric.name, "precision": tower_placement(vlm)[1]}
+        named["batch_size"] = batch_size
         return _row(metric, answers, groups, seed, n=n, **named, **extra)
 
     with frozen(vlm), matmul_patch_embedding(vlm):

@@ -100,7 +100,7 @@ def evaluate_zero_shot(
 
     def row(success: list[bool], **extra: Any) -> Row:
         names = {"model": model, "task": "zero-shot", "dataset": dataset, "metric": "accuracy"}
-        return fraction_row(success, groups, seed, precision=dtype, **names, **extra)
+        return fraction_row(success, groups, seed, precision=dtype, batch_size=batch_size, **names, **extra)
 
     used = {"name": _attack_name(stages, steps), "steps": steps, "restarts": restarts, "seed": seed}
     rows = [row(correct)]

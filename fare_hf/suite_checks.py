@@ -52,7 +52,19 @@ OF_AN_ATTACK = ("norm", "attack", "steps", "restarts", "targets", "queries", "st
 """What says nothing without a radius."""
 COUNTS = ("samples", "steps", "restarts", "targets", "queries", "batch_size", "max_new_tokens")
 FLAGS = ("stop_fooled", "masking_checks")
-TEXTS = ("kind", "set", "root", "text", "norm", "attack", "surrogate", "original", "embedding", "vlm", "template")
+TEXTS: tuple[str, ...] = (
+    "kind",
+    "set",
+    "root",
+    "text",
+    "norm",
+    "attack",
+    "surrogate",
+    "original",
+    "embedding",
+    "vlm",
+    "template",
+)
 TEXTS += ("target", "question")
 LISTS = ("names", "victims", "models")
 
@@ -61,7 +73,7 @@ def settings_read(job: Mapping[str, Any]) -> list[str]:
     """The settings that say something to a job, given its others; its kind is one of `READS`."""
     kind, masking = job["kind"], bool(job.get("masking_checks"))
     names = [*COMMON, *READS[kind], *(() if _in_lab(job) else ON_THE_HUB[kind])]
-    silent = set() if job.get("eps") or kind == "transfer" else set(OF_AN_ATTACK)
+    silent: set[str] = set() if job.get("eps") or kind == "transfer" else set(OF_AN_ATTACK)
     if not masking:
         silent |= {"surrogate"} | (set() if job.get("attack") == "autoattack" else {"queries"})
         silent |= {"targets"} if job.get("attack") == "apgd-ce" else set()

@@ -71,7 +71,7 @@ LISTS = ("names", "victims", "models")
 
 def settings_read(job: Mapping[str, Any]) -> list[str]:
     """The settings that say something to a job, given its others; its kind is one of `READS`."""
-    kind, masking = job["kind"], bool(job.get("masking_checks"))
+    kind, masking = job["kind"], bool(job.get("masking_checks") and job.get("eps"))
     names = [*COMMON, *READS[kind], *(() if _in_lab(job) else ON_THE_HUB[kind])]
     silent: set[str] = set() if job.get("eps") or kind == "transfer" else set(OF_AN_ATTACK)
     if not masking:

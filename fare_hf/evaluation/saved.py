@@ -87,6 +87,8 @@ def read_tensors(path: Path, run: str | None = None) -> tuple[dict[str, Tensor],
     Raises:
         ValueError: the file is cut, was changed, or is of another run; the message names it.
     """
+    if not path.is_file():  # a pipe would keep its reader waiting for ever
+        raise ValueError(f"'{path}' is no file: delete it, and run the same command again.")
     try:
         with safe_open(path, "pt") as file:
             facts = dict(file.metadata() or {})

@@ -13,6 +13,7 @@ from transformers.activations import ACT2FN
 from transformers.utils import cached_file
 
 from fare_hf.documents import read_object
+from fare_hf.folders import check_links
 from fare_hf.foreign_code import OwnCodeError, own_code_refused
 
 __all__ = [
@@ -54,6 +55,8 @@ SHARES = ("attention_dropout", "hidden_dropout_prob", "attention_probs_dropout_p
 NUMBERS = ("layer_norm_eps", "initializer_range", "initializer_factor", "logit_scale_init_value", "layerscale_value")
 IMPLEMENTATIONS = ("attn_implementation", "_attn_implementation", "experts_implementation")
 TOWERS = ("clip_text_model", "clip_vision_model", "dinov2", "siglip_text_model", "siglip_vision_model")
+SMALLEST_DEVIATION, LARGEST_CHANNEL = 1e-4, 1e4
+"""Of means and deviations, which are below 1 in nearly all models, and below 256 in the others."""
 PAIRS = ("dinov2",)
 """Types whose images and patches may have two sides of their own."""
 
@@ -69,8 +72,9 @@ def read_configuration(name_or_path: str, **options: Any) -> Any:
     Raises:
         OSError: no such folder or repository, or not to be read.
         ValueError: no config.json in it, or one that holds what no model can have; the file, the field and its value
-            are named.
+            are named; a link that leaves the folder.
     """
+    check_links(name_or_path)
     hub = {key: options[key] for key in HUB_OPTIONS if options.get(key) is not None}
     path = cached_file(str(name_or_path), CONFIG, **hub)
     if path is None:  # a folder without one
@@ -122,6 +126,8 @@ def check_values(values: Mapping[str, Any], where: str) -> None:
     """
     if "configuration_files" in values:
         raise ValueError(f"{where} has configuration_files, which names other files: rename the one you mean.")
+    if any("transformers_weights" in section for _, section in _sections(values)):
+        raise ValueError(f"{where} has transformers_weights, which names other files: rename the ones you mean.")
     for name in ("vision_config", "text_config"):
         if not isinstance(values.get(name, {}), dict):
             raise ValueError(f"{where} has {name} {_shown(values[name])}, no object: mend it.")
@@ -192,8 +198,10 @@ def load_image_processor(
 
     Raises:
         OSError: there is none.
-        ValueError: it makes no pixels that a model can read; the field and its value are named.
+        ValueError: it makes no pixels that a model can read; the field and its value are named; a link that leaves
+            the folder.
     """
+    check_links(name_or_path)
     where = _where(name_or_path, "preprocessor_config.json")
     path = cached_file(
         str(name_or_path), "preprocessor_config.json", _raise_exceptions_for_missing_entries=False, **hub
@@ -231,7 +239,9 @@ def check_image_processor(processor: Any, where: str, config: Any | None = None)
         for side, value in dict(getattr(processor, field, None) or {}).items():
             if value is not None:
                 _check_size(f"{where} has {field}.{side}", value, SIZES["image_size"] * 16)
-    _check_number(f"{where} has rescale_factor", getattr(processor, "rescale_factor", None))
+    _check_number(f"{where} has rescale_factor", scale := getattr(processor, "rescale_factor", None))
+    if scale is not None and getattr(processor, "do_rescale", True) and not 1e-6 <= scale <= 1e3:
+        raise ValueError(f"{where} has rescale_factor {_shown(scale)}, which leaves nothing of an image: mend it.")
     fixed = str(getattr(vision, "model_type", "")).startswith(("clip", "siglip"))
     made = made_size(processor)
     if fixed and made is not None and made != (vision.image_size, vision.image_size):
@@ -333,9 +343,12 @@ def _check_channels(where: str, field: str, value: Any, channels: int) -> None:
         raise ValueError(f"{where} has no {field}: take the image processor of the original model.")
     numbers = list(value) if isinstance(value, (list, tuple)) else [value]
     right = all(isinstance(n, (int, float)) and not isinstance(n, bool) and math.isfinite(n) for n in numbers)
-    if len(numbers) != channels or not right or (field == "image_std" and min(numbers) <= 0):
+    least = SMALLEST_DEVIATION if field == "image_std" else -LARGEST_CHANNEL
+    if len(numbers) != channels or not right or not least <= min(numbers) <= max(numbers) <= LARGEST_CHANNEL:
         needed = "positive and finite" if field == "image_std" else "finite"
-        raise ValueError(f"{where} has {field} {_shown(value)}: it needs {channels} numbers, {needed}.")
+        raise ValueError(
+            f"{where} has {field} {_shown(value)}: it needs {channels} numbers, {needed}, up to {LARGEST_CHANNEL:g}."
+        )
 
 
 def _sections(values: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 
 __all__ = [
     "LOCK",
+    "check_links",
     "check_new_folder",
     "is_missing_path",
     "locked_folder",
@@ -69,6 +70,22 @@ def path_inside(folder: Path, name: object, where: str | None = None) -> Path:
     if not any(real.is_relative_to(allowed) for allowed in (root, *_blobs(folder.absolute()))):
         raise ValueError(f"{where} holds {name!r}, a link to '{real}' outside of it: do not use it.")
     return path
+
+
+def check_links(name_or_path: object) -> None:
+    """Before a library opens the files of a model's folder by their names: none of them is a link that leaves it.
+
+    Args:
+        name_or_path: folder, and the folders in it are looked at too; the name of a repository is none.
+
+    Raises:
+        ValueError: as `path_inside`.
+    """
+    folder = Path(str(name_or_path))
+    if folder.is_dir():
+        for path in (*folder.glob("*"), *folder.glob("*/*")):
+            if path.is_symlink():
+                path_inside(folder, path.relative_to(folder).as_posix())
 
 
 def _blobs(folder: Path) -> list[Path]:

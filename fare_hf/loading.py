@@ -15,13 +15,18 @@ from transformers import (
     AutoProcessor,
     AutoTokenizer,
 )
+from transformers.utils import AUDIO_TOKENIZER_NAME, PROCESSOR_NAME, cached_file
 
 from fare_hf.configuration import check_image_processor, read_configuration
+from fare_hf.documents import read_object
+from fare_hf.folders import check_links
 from fare_hf.foreign_code import own_code_refused
 from fare_hf.validation import check_weights
 from fare_hf.weight_files import check_weight_files
 
 __all__ = ["check_found", "load_processor", "load_tokenizer", "load_vlm", "load_with_findings", "vlm_configuration"]
+
+QUIET = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
 
 
 def load_vlm(name_or_path: str, revision: str | None = None, **options: Any) -> Any:
@@ -66,6 +71,8 @@ def vlm_configuration(name_or_path: str, revision: str | None = None) -> Any:
 
 def load_processor(name_or_path: str, revision: str | None = None) -> Any:
     """The processor of a vision-language model; raises as `load_vlm`."""
+    check_links(name_or_path)
+    _check_no_other_model(name_or_path, revision or "main")
     processor = _preprocessing(AutoProcessor, name_or_path, revision, "processor")
     images = getattr(processor, "image_processor", None)
     if images is not None:
@@ -79,6 +86,7 @@ def load_tokenizer(name_or_path: str, revision: str | None = None) -> Any:
 
 
 def _preprocessing(cls: Any, name_or_path: str, revision: str | None, what: str) -> Any:
+    check_links(name_or_path)
     try:
         with own_code_refused(name_or_path):
             return cls.from_pretrained(name_or_path, revision=revision or "main", trust_remote_code=False)
@@ -90,6 +98,17 @@ def _preprocessing(cls: Any, name_or_path: str, revision: str | None, what: str)
             f"{name_or_path!r} has no {what} that can be read ({type(error).__name__}: {told}): its files are "
             "damaged, or of another model."
         ) from error
+
+
+def _check_no_other_model(name_or_path: str, revision: str) -> None:
+    """A processor may name a model for sound, which transformers would fetch and open, wherever it is."""
+    for name in (PROCESSOR_NAME, AUDIO_TOKENIZER_NAME):
+        path = cached_file(name_or_path, name, revision=revision, **QUIET)
+        if path is not None and (name == AUDIO_TOKENIZER_NAME or "audio_tokenizer" in read_object(Path(path))):
+            raise ValueError(
+                f"{name_or_path!r} names another model in its {name} (audio_tokenizer), which is not opened: take it "
+                "out."
+            )
 
 
 def check_found(found: Mapping[str, Any], name_or_path: str, kind: str, hint: str = "") -> None:

@@ -212,6 +212,9 @@ def test_no_image_processor_ends_in_a_traceback(folder: Path, saved: Path, chang
     ("field", "value"),
     [
         *(("image_std", value) for value in ([0, 0, 0], [-1, 1, 1], [NAN, 1, 1], [1, 1], 0, "x", [[1], 1, 1])),
+        *(("image_std", [value] * 3) for value in (1e-300, 1e30)),
+        ("image_mean", [1e30, 0, 0]),
+        *(("rescale_factor", value) for value in (0, 1e8)),
         *(("image_mean", value) for value in ([NAN, 0, 0], [float("inf"), 0, 0], [0, 0], [True, 0, 0])),
         ("crop_size", {"height": 224, "width": 224}),
         ("crop_size", {"height": 0, "width": 32}),

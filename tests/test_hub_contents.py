@@ -7,6 +7,7 @@ import io
 import json
 import os
 import random
+import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -122,6 +123,39 @@ def bomb() -> bytes:
     return file.getvalue()
 
 
+def with_chunk(kind: bytes, more: bytes) -> bytes:
+    """A small picture with more bytes at the end of one of its chunks."""
+    data = png()
+    at = data.index(kind)
+    length = struct.unpack(">I", data[at - 4 : at])[0]
+    content = data[at : at + 4 + length] + more
+    changed = struct.pack(">I", length + len(more)) + content + struct.pack(">I", zlib.crc32(content))
+    return data[: at - 4] + changed + data[at + 8 + length :]
+
+
+def palette(text: str) -> bytes:
+    """A small picture whose colours are a text."""
+    image, file = Image.new("P", (4, 4)), io.BytesIO()
+    image.putpalette(text.encode().ljust(48))
+    image.save(file, "png")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        with_chunk(b"IDAT", SECRETS["github"].encode()),
+        with_chunk(b"IEND", SECRETS["github"].encode()),
+        palette(SECRETS["github"]),
+    ],
+    ids=["after the pixels", "in the end", "as colours"],
+)
+def test_a_key_in_the_picture_itself(content: bytes, folder: Path) -> None:
+    (folder / "key.png").write_bytes(content)
+    message = refusal(folder)
+    assert "'key.png' holds what looks like a token of GitHub" in message or "bytes follow its pixels" in message
+
+
 WRONG_TYPES: dict[str, tuple[str, bytes]] = {
     "a text": ("key.png", b"ssh-rsa AAAA"),
     "a JPEG": ("key.png", b"\xff\xd8\xff\xe0"),
@@ -226,7 +260,15 @@ def test_few_false_alarms(saved: Path, clip_folder: Path) -> None:
     assert [find_secret(text) for text in texts] == [None] * len(texts)
 
 
-LOCAL = ["/home/me/clip", "/root/x", "/Users/me/clip", r"C:\Users\me\clip", "file:///data/x", "/mydisk/models/clip"]
+LOCAL = [
+    "/home/me/clip",
+    "/root/x",
+    "/Users/me/clip",
+    r"C:\Users\me\clip",
+    "file:///data/x",
+    "/mydisk/models/clip",
+    r"\\server\share\x",
+]
 
 
 @pytest.mark.parametrize("path", LOCAL)
@@ -342,3 +384,8 @@ def test_card_and_push_end_in_one_sentence(
             cli.main(words)
         message = str(caught.value)
         assert message.startswith("fare-hf: error: ") and "\n" not in message and len(message) < 1000
+
+
+def test_a_value_that_is_a_share_of_a_network() -> None:
+    assert find_local_path(r"\\server\share\x") and not find_local_path(r"\\alpha")
+    assert without_local_paths({"dataset": r"\\server\share\x"}) == {"dataset": "x"}

@@ -172,6 +172,38 @@ def pipe(place: Place) -> None:
     load_encoder(str(folder))
 
 
+def configuration_is_a_link(place: Place) -> None:
+    """To something outside."""
+    folder = place.clip()
+    (folder / "config.json").unlink()
+    (folder / "config.json").symlink_to(place.outside / "key.txt")
+    load_encoder(str(folder))
+
+
+def swap_of(change: Callable[[Place, Path], None]) -> Callable[[Place], None]:
+    """Through the command line, of a model that was changed."""
+
+    def attack(place: Place) -> None:
+        llava, encoder = place.parents()
+        change(place, llava)
+        cli.main(["swap", str(llava), str(encoder), str(place.out)])
+
+    return attack
+
+
+def template_is_a_link(place: Place, llava: Path) -> None:
+    """A chat template is any text, and would be saved with the result."""
+    (llava / "chat_template.jinja").unlink(missing_ok=True)
+    (llava / "chat_template.jinja").symlink_to(place.outside / "key.txt")
+
+
+def another_model(place: Place, llava: Path) -> None:
+    """Which a processor says is to be opened with it."""
+    named = {"audio_tokenizer_class": "DacModel", "audio_tokenizer_name_or_path": str(place.outside)}
+    path = llava / "processor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"audio_tokenizer": named}))
+
+
 def own_code(place: Place) -> None:
     """A model of a type that its own code makes known; somebody at the terminal says yes."""
     trap = Trap(place.inside)
@@ -266,6 +298,10 @@ ATTACKS: dict[str, Callable[[Place], None]] = {
     "train: unknown activation": configuration(hidden_act="os.system"),
     "load: `config.json` nested 200,000 deep": nested,
     "load: `config.json` is a pipe": pipe,
+    "load: `config.json` is a link to a secret": configuration_is_a_link,
+    "train: the configuration names the file of its weights": configuration(transformers_weights="../x.safetensors"),
+    "swap: the chat template is a link to a secret": swap_of(template_is_a_link),
+    "swap: the processor names another model to open": swap_of(another_model),
     "convert: code of its own, `y` at the terminal": own_code,
     "push: `image_std` 0": push(
         lambda place, folder: change_json(folder / "preprocessor_config.json", image_std=[0.0, 0.0, 0.0])

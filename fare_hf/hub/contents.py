@@ -28,7 +28,6 @@ LARGEST_TEXT = 16 * MIB
 PIXELS = 50_000_000
 UNPACKED = 4 * MIB  # of one compressed chunk of a PNG
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-IMAGE_CHUNKS = {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS"}
 VOCABULARIES = {"tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json"}
 """Words of a language, `/usr/local` among them: searched for secrets, not for paths."""
 
@@ -120,11 +119,12 @@ def _of_image(name: str, data: bytes) -> Iterator[str]:
                 if image.width * image.height > PIXELS:
                     raise ValueError(f"it has {image.width} x {image.height} pixels")
                 image.load()
+        _check_pixels(b"".join(content for kind, content in chunks if kind == b"IDAT"))
     except Exception as error:  # whatever Pillow meets in it
         told = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{name!r} is no PNG that is published ({told}): take it away, or save it again.") from None
     for kind, content in chunks:
-        if kind not in IMAGE_CHUNKS:
+        if kind != b"IDAT":
             yield content.decode("latin-1")
             yield content.replace(b"\0", b"").decode("utf-8", errors="replace")  # also of UTF-16, as EXIF has it
             yield from _unpacked(kind, content)
@@ -141,6 +141,18 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         at += 12 + length
     if at != len(data):
         raise ValueError(f"{len(data) - at} bytes follow its end")
+
+
+def _check_pixels(packed: bytes) -> None:
+    """Nothing follows the end of the compressed pixels, where decoders stop to read."""
+    stream, size = zlib.decompressobj(), 0
+    while packed and not stream.eof:
+        size += len(stream.decompress(packed, UNPACKED))
+        packed = stream.unconsumed_tail
+        if size > 9 * PIXELS:  # 16 bits in each of four channels, and a byte a row
+            raise ValueError("its pixels unfold to more than they are")
+    if stream.unused_data:
+        raise ValueError(f"{len(stream.unused_data)} bytes follow its pixels")
 
 
 def _unpacked(kind: bytes, content: bytes) -> Iterator[str]:

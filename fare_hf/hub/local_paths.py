@@ -19,7 +19,9 @@ ANYWHERE = re.compile(
     rf"file:/{{1,3}}{END}+|(?<![\w.~/\\])/(?:{ROOTS})/{END}+|(?<![\w.~/\\])/root(?![\w/.-])"
     r"|(?<![A-Za-z])[A-Za-z]:\\{1,2}[\w.$ -]+\\" + f"{END}*"
 )
-WHOLE = re.compile(r"/[\w.@+ -]+(?:/[\w.@+ -]+)+/?|[A-Za-z]:[\\/][\w.@+ -]+(?:[\\/][\w.@+ -]+)*")
+WHOLE = re.compile(
+    r"/[\w.@+ -]+(?:/[\w.@+ -]+)+/?|[A-Za-z]:[\\/][\w.@+ -]+(?:[\\/][\w.@+ -]+)*|\\\\[\w.@+$ -]+(?:\\[\w.@+$ -]+)+"
+)
 """A value that is nothing but a path, of whatever root."""
 
 

@@ -1,8 +1,8 @@
 """Files of strangers, changed at random: one sentence or something sound, in bounded time, and nothing else touched.
 
 Configurations and image processors alone: `test_configuration.py`; headers, indexes and open_clip's configurations
-alone: `test_hub_merge_trust.py`, `test_hub_convert_states.py`; numbers: `test_numerals.py`. Here whole files, through the
-readers. `FARE_HF_FUZZ=250` tries 3,000 cases.
+alone: `test_hub_merge_trust.py`, `test_hub_convert_states.py`; numbers: `test_numerals.py`. Here whole files, through
+their readers. `FARE_HF_FUZZ=250` tries 3,000 cases.
 """
 
 from __future__ import annotations

@@ -120,6 +120,11 @@ def check_values(values: Mapping[str, Any], where: str) -> None:
         ValueError: a count that is no positive whole number or beyond belief, an unknown activation or dtype, a
             number that is not finite, code of the repository.
     """
+    if "mm_vision_tower" in values:
+        raise ValueError(
+            f"{where} is of an original LLaVA repository (it has mm_vision_tower), which transformers does not read: "
+            "take its conversion by llava-hf, such as llava-hf/llava-1.5-7b-hf."
+        )
     if "configuration_files" in values:
         raise ValueError(f"{where} has configuration_files, which names other files: rename the one you mean.")
     for name in ("vision_config", "text_config"):

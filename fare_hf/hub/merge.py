@@ -196,6 +196,7 @@ def merge_vision_tower(
             snapshot_download(str(vlm_repo), revision=revision, token=token, endpoint=endpoint or constants.ENDPOINT)
         )
     config, family = vlm_config(folder)
+    _warn_of_processor(folder, config)
     with transformers_folder(encoder_repo, config.vision_config, base=base, revision=encoder_revision) as found:
         place, at, _ = found
         with temporary_folder() as room:
@@ -210,6 +211,22 @@ def merge_vision_tower(
                 result = _merge_folder(plan, parent, part, hard_links or bool(unpickled))
     linked = () if unpickled else result.linked
     return replace(result, out=str(out), linked=linked, unpickled=unpickled)
+
+
+def _warn_of_processor(folder: Path, config: Any) -> None:
+    """Says that a processor of an older repository cannot count the image's tokens; files are merged as they are."""
+    if config.model_type not in ("llava", "llava_next", "vipllava"):
+        return
+    path = folder / "processor_config.json"
+    if not (folder / "preprocessor_config.json").is_file() or (path.is_file() and "patch_size" in read_object(path)):
+        return
+    warnings.warn(
+        f"'{folder}' has no patch_size in a processor_config.json, as older repositories: before its processor is "
+        f"used, set its patch_size to {config.vision_config.patch_size}, vision_feature_select_strategy to "
+        f"{config.vision_feature_select_strategy!r} and num_additional_image_tokens to 1, and save it.",
+        UserWarning,
+        stacklevel=3,
+    )
 
 
 def plan_merge(vlm: str, folder: Path, files: list[str], encoder: EncoderFiles) -> MergePlan:

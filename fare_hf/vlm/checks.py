@@ -227,7 +227,7 @@ def complete_processor(config: Any, processor: Any) -> None:
     Repositories from before transformers 4.45 have no `patch_size` in their processor, which then fails with a bare
     TypeError: patch size and strategy are the configuration's, and a CLIP tower has one token besides its patches.
     """
-    tower = getattr(config, "vision_config", None)
+    tower: Any = getattr(config, "vision_config", None)
     counts = hasattr(processor, "num_additional_image_tokens")
     if not counts or processor.patch_size is not None or not getattr(tower, "patch_size", None):
         return

@@ -14,6 +14,7 @@ from transformers.utils import cached_file
 
 from fare_hf.documents import read_object
 from fare_hf.foreign_code import OwnCodeError, own_code_refused
+from fare_hf.original_llava import refuse_original_llava
 
 __all__ = [
     "TOWERS",
@@ -90,6 +91,7 @@ def configuration_from(values: dict[str, Any], where: str, name: str = "") -> An
     Raises:
         ValueError: as `read_configuration`.
     """
+    refuse_original_llava(values, name or where)
     check_values(values, where)
     kind = values.get("model_type")
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:

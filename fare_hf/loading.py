@@ -18,6 +18,7 @@ from transformers import (
 
 from fare_hf.configuration import check_image_processor, read_configuration
 from fare_hf.foreign_code import own_code_refused
+from fare_hf.original_llava import OriginalLlavaError
 from fare_hf.validation import check_weights
 from fare_hf.weight_files import check_weight_files
 
@@ -56,6 +57,8 @@ def vlm_configuration(name_or_path: str, revision: str | None = None) -> Any:
         raise ValueError(
             f"{name_or_path!r} is neither a folder with a model nor found on the Hub; check the name."
         ) from error
+    except OriginalLlavaError:
+        raise
     except ValueError as error:
         raise ValueError(f"{name_or_path!r} is not a vision-language model: {error}") from error
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
@@ -64,8 +67,20 @@ def vlm_configuration(name_or_path: str, revision: str | None = None) -> Any:
 
 
 def load_processor(name_or_path: str, revision: str | None = None) -> Any:
-    """The processor of a vision-language model; raises as `load_vlm`."""
-    processor = _preprocessing(AutoProcessor, name_or_path, revision, "processor")
+    """The processor of a vision-language model; raises as `load_vlm`.
+
+    Raises:
+        ImportError: it reads videos too, as that of LLaVA-OneVision, for which transformers needs torchvision.
+    """
+    try:
+        processor = _preprocessing(AutoProcessor, name_or_path, revision, "processor")
+    except ImportError as error:
+        if "torchvision" not in str(error).lower():
+            raise
+        raise ImportError(
+            f"the processor of {name_or_path!r} reads videos too, for which transformers needs torchvision: install "
+            "the torchvision of your torch's release (pip install torchvision)."
+        ) from error
     images = getattr(processor, "image_processor", None)
     if images is not None:
         check_image_processor(images, f"the image processor of {name_or_path!r}")

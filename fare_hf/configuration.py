@@ -233,7 +233,10 @@ def check_image_processor(processor: Any, where: str, config: Any | None = None)
         for side, value in dict(getattr(processor, field, None) or {}).items():
             if value is not None:
                 _check_size(f"{where} has {field}.{side}", value, SIZES["image_size"] * 16)
-    _check_number(f"{where} has rescale_factor", getattr(processor, "rescale_factor", None))
+    factor = getattr(processor, "rescale_factor", None)
+    _check_number(f"{where} has rescale_factor", factor)
+    if factor is not None and factor <= 0:
+        raise ValueError(f"{where} has rescale_factor {factor}, which makes one colour of all: set it to 1/255.")
     fixed = str(getattr(vision, "model_type", "")).startswith(("clip", "siglip"))
     made = made_size(processor)
     if fixed and made is not None and made != (vision.image_size, vision.image_size):

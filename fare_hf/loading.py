@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from fare_hf.configuration import check_image_processor, read_configuration
-from fare_hf.foreign_code import own_code_refused
+from fare_hf.foreign_code import OwnCodeError, own_code_refused
 from fare_hf.original_llava import OriginalLlavaError
 from fare_hf.validation import check_weights
 from fare_hf.weight_files import check_weight_files
@@ -96,9 +96,9 @@ def _preprocessing(cls: Any, name_or_path: str, revision: str | None, what: str)
     try:
         with own_code_refused(name_or_path):
             return cls.from_pretrained(name_or_path, revision=revision or "main", trust_remote_code=False)
-    except (ImportError, OSError, ValueError):
+    except (ImportError, OSError, OwnCodeError):
         raise
-    except Exception as error:  # of files that somebody else wrote
+    except Exception as error:  # of files that somebody else wrote; a ValueError of JSON names no file either
         told = " ".join(str(error).split())[:200]
         raise ValueError(
             f"{name_or_path!r} has no {what} that can be read ({type(error).__name__}: {told}): its files are "

@@ -190,3 +190,35 @@ def test_a_swap_that_nobody_keeps_keeps_nothing_in_memory() -> None:
     del vlm
     gc.collect()
     assert tower() is None
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "sentence"),
+    [
+        (
+            "tokenizer.json",
+            lambda text: text[: len(text) // 2],
+            "'.*vlm' has no processor that can be read .JSONDecode",
+        ),
+        ("tokenizer_config.json", lambda text: "", "'.*vlm' has no processor that can be read"),
+        ("processor_config.json", lambda text: text.replace("0.00392156862745098", "0"), "rescale_factor 0, which"),
+        ("processor_config.json", lambda text: text[:40], "not a valid JSON file"),
+    ],
+)
+def test_damaged_files_of_a_model_are_one_sentence(file: str, change: Any, sentence: str, tmp_path: Path) -> None:
+    llava().save_pretrained(tmp_path / "vlm")
+    processor().save_pretrained(tmp_path / "vlm")
+    encoder().save_pretrained(tmp_path / "encoder")
+    path = tmp_path / "vlm" / file
+    assert change(path.read_text()) != path.read_text()
+    path.write_text(change(path.read_text()))
+    with pytest.raises(SystemExit, match=f"^fare-hf: error: .*{sentence}") as end:
+        run_command(["fare-hf", "swap", *(str(tmp_path / name) for name in ("vlm", "encoder", "out"))])
+    assert "\n" not in str(end.value) and not (tmp_path / "out").exists()
+
+
+def test_a_configuration_that_names_no_layer_is_refused() -> None:
+    vlm = llava()
+    vlm.config.vision_feature_layer = []
+    with pytest.raises(ValueError, match="vision_feature_layer is empty: name the layers"):
+        swap_vision_tower(vlm, encoder())

@@ -14,6 +14,7 @@ from transformers.utils import cached_file
 
 from fare_hf.documents import read_object
 from fare_hf.foreign_code import OwnCodeError, own_code_refused
+from fare_hf.original_llava import refuse_original_llava
 
 __all__ = [
     "TOWERS",
@@ -90,6 +91,7 @@ def configuration_from(values: dict[str, Any], where: str, name: str = "") -> An
     Raises:
         ValueError: as `read_configuration`.
     """
+    refuse_original_llava(values, name or where)
     check_values(values, where)
     kind = values.get("model_type")
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
@@ -120,11 +122,6 @@ def check_values(values: Mapping[str, Any], where: str) -> None:
         ValueError: a count that is no positive whole number or beyond belief, an unknown activation or dtype, a
             number that is not finite, code of the repository.
     """
-    if "mm_vision_tower" in values:
-        raise ValueError(
-            f"{where} is of an original LLaVA repository (it has mm_vision_tower), which transformers does not read: "
-            "take its conversion by llava-hf, such as llava-hf/llava-1.5-7b-hf."
-        )
     if "configuration_files" in values:
         raise ValueError(f"{where} has configuration_files, which names other files: rename the one you mean.")
     for name in ("vision_config", "text_config"):
@@ -236,7 +233,10 @@ def check_image_processor(processor: Any, where: str, config: Any | None = None)
         for side, value in dict(getattr(processor, field, None) or {}).items():
             if value is not None:
                 _check_size(f"{where} has {field}.{side}", value, SIZES["image_size"] * 16)
-    _check_number(f"{where} has rescale_factor", getattr(processor, "rescale_factor", None))
+    factor = getattr(processor, "rescale_factor", None)
+    _check_number(f"{where} has rescale_factor", factor)
+    if factor is not None and factor <= 0:
+        raise ValueError(f"{where} has rescale_factor {factor}, which makes one colour of all: set it to 1/255.")
     fixed = str(getattr(vision, "model_type", "")).startswith(("clip", "siglip"))
     made = made_size(processor)
     if fixed and made is not None and made != (vision.image_size, vision.image_size):

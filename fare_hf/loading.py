@@ -17,7 +17,8 @@ from transformers import (
 )
 
 from fare_hf.configuration import check_image_processor, read_configuration
-from fare_hf.foreign_code import own_code_refused
+from fare_hf.foreign_code import OwnCodeError, own_code_refused
+from fare_hf.original_llava import OriginalLlavaError
 from fare_hf.validation import check_weights
 from fare_hf.weight_files import check_weight_files
 
@@ -56,6 +57,8 @@ def vlm_configuration(name_or_path: str, revision: str | None = None) -> Any:
         raise ValueError(
             f"{name_or_path!r} is neither a folder with a model nor found on the Hub; check the name."
         ) from error
+    except OriginalLlavaError:
+        raise
     except ValueError as error:
         raise ValueError(f"{name_or_path!r} is not a vision-language model: {error}") from error
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
@@ -64,8 +67,20 @@ def vlm_configuration(name_or_path: str, revision: str | None = None) -> Any:
 
 
 def load_processor(name_or_path: str, revision: str | None = None) -> Any:
-    """The processor of a vision-language model; raises as `load_vlm`."""
-    processor = _preprocessing(AutoProcessor, name_or_path, revision, "processor")
+    """The processor of a vision-language model; raises as `load_vlm`.
+
+    Raises:
+        ImportError: it reads videos too, as that of LLaVA-OneVision, for which transformers needs torchvision.
+    """
+    try:
+        processor = _preprocessing(AutoProcessor, name_or_path, revision, "processor")
+    except ImportError as error:
+        if "torchvision" not in str(error).lower():
+            raise
+        raise ImportError(
+            f"the processor of {name_or_path!r} reads videos too, for which transformers needs torchvision: install "
+            "the torchvision of your torch's release (pip install torchvision)."
+        ) from error
     images = getattr(processor, "image_processor", None)
     if images is not None:
         check_image_processor(images, f"the image processor of {name_or_path!r}")
@@ -81,9 +96,9 @@ def _preprocessing(cls: Any, name_or_path: str, revision: str | None, what: str)
     try:
         with own_code_refused(name_or_path):
             return cls.from_pretrained(name_or_path, revision=revision or "main", trust_remote_code=False)
-    except (ImportError, OSError, ValueError):
+    except (ImportError, OSError, OwnCodeError):
         raise
-    except Exception as error:  # of files that somebody else wrote
+    except Exception as error:  # of files that somebody else wrote; a ValueError of JSON names no file either
         told = " ".join(str(error).split())[:200]
         raise ValueError(
             f"{name_or_path!r} has no {what} that can be read ({type(error).__name__}: {told}): its files are "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import warnings
 from collections.abc import Iterable, Mapping
 from itertools import zip_longest
 from typing import Any
@@ -26,7 +25,6 @@ __all__ = [
     "check_shared",
     "check_weights",
     "check_writable",
-    "complete_processor",
     "tower_state",
     "weight_cosine",
 ]
@@ -221,36 +219,12 @@ def check_processor(config: Any, processor: Any, tower: Any) -> None:
             )
 
 
-def complete_processor(config: Any, processor: Any) -> None:
-    """Gives a processor of an older repository what it counts the image's tokens by; it is said in a warning.
-
-    Repositories from before transformers 4.45 have no `patch_size` in their processor, which then fails with a bare
-    TypeError: patch size and strategy are the configuration's, and a CLIP tower has one token besides its patches.
-    """
-    tower: Any = getattr(config, "vision_config", None)
-    counts = hasattr(processor, "num_additional_image_tokens")
-    if not counts or processor.patch_size is not None or not getattr(tower, "patch_size", None):
-        return
-    added = 1 if getattr(tower, "model_type", "") == "clip_vision_model" else 0
-    strategy = getattr(config, "vision_feature_select_strategy", None)
-    processor.patch_size, processor.num_additional_image_tokens = tower.patch_size, added
-    processor.vision_feature_select_strategy = strategy
-    warnings.warn(
-        f"the processor says no patch_size, as in older repositories: patch_size {tower.patch_size}, "
-        f"vision_feature_select_strategy {strategy!r} and num_additional_image_tokens {added} are taken from the "
-        "model's configuration; processor.save_pretrained() keeps them.",
-        UserWarning,
-        stacklevel=3,
-    )
-
-
 def check_image_token(config: Any, processor: Any) -> None:
     """Processor and model must agree on the token that stands for an image.
 
     Raises:
         ValueError: they do not.
     """
-    complete_processor(config, processor)
     expected, token = getattr(config, "image_token_id", None), feature_token(processor)
     index = processor.tokenizer.convert_tokens_to_ids(token)
     if expected is not None and index != expected:

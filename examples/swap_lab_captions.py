@@ -16,6 +16,7 @@ from fare_hf import ThreatModel, VlmLoss, apgd, swap_vision_tower
 from fare_hf.encoders import frozen
 from fare_hf.lab import encoder_folder, load_llava, load_test_set
 from fare_hf.lab.captions import CAPTION_PROMPT, chat, with_article
+from fare_hf.markup import inline
 from fare_hf.vlm import generate_text
 
 
@@ -48,7 +49,7 @@ def main() -> None:
         after = look()
     print("| image | CLIP, clean | CLIP, attacked | swapped, clean | swapped, attacked |\n|---|---|---|---|---|")
     for row in zip(names, *before, *after, strict=True):
-        print("| " + " | ".join(row) + " |")
+        print("| " + " | ".join(map(inline, row)) + " |")
     print(f"apgd, loss of the true caption, {args.steps} steps, restarts 1, seed 0, {threat}, n = {len(names)}, fp32")
 
 

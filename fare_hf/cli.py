@@ -43,7 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(words)
     run: Callable[[argparse.Namespace], None] = args.run
     with one_sentence("fare-hf", GOING_ON[args.command]):
-        run(args)
+        from fare_hf.hub.retry import Retries, bounded_waits
+
+        with bounded_waits(Retries()):
+            run(args)
 
 
 class Command(argparse.ArgumentParser):

@@ -55,7 +55,8 @@ def vlm_configuration(name_or_path: str, revision: str | None = None) -> Any:
         config = read_configuration(name_or_path, revision=revision or "main")
     except OSError as error:
         raise ValueError(
-            f"{name_or_path!r} is neither a folder with a model nor found on the Hub; check the name."
+            f"{name_or_path!r} is neither a folder with a model nor found on the Hub; check the name "
+            f"({str(error).splitlines()[0]})."
         ) from error
     except OriginalLlavaError:
         raise
@@ -141,8 +142,11 @@ def load_with_findings(cls: Any, name_or_path: str, options: Mapping[str, Any]) 
         options: of `from_pretrained`.
 
     Raises:
-        ValueError: files that no such model can be read from, or that lie outside of a folder.
+        ValueError: files that no such model can be read from, or that lie outside of a folder; code of the
+            repository's own is asked for.
     """
+    if options.get("trust_remote_code"):
+        raise ValueError("trust_remote_code=True is given, and code of a repository is not run here: leave it out.")
     if Path(name_or_path).is_dir():
         check_weight_files(Path(name_or_path) / (options.get("subfolder") or ""))
     try:
@@ -152,7 +156,7 @@ def load_with_findings(cls: Any, name_or_path: str, options: Mapping[str, Any]) 
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
                 trust_remote_code=False,
-                **options,
+                **{name: value for name, value in options.items() if name != "trust_remote_code"},
             )
             return found
     except (ImportError, OSError, TypeError, ValueError, torch.OutOfMemoryError):

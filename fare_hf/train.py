@@ -28,6 +28,7 @@ from fare_hf.encoders import check_encoder_type, load_encoder, logit_scale_of, t
 from fare_hf.folders import LOCK
 from fare_hf.hub.base import base_name, inherited_license
 from fare_hf.hub.licenses import check_license
+from fare_hf.hub.retry import Retries, bounded_waits
 from fare_hf.hub.text import whole_clip
 from fare_hf.objectives import FareObjective, Objective, TecoaObjective
 from fare_hf.sources import (
@@ -160,7 +161,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m fare_hf.
             script, config, unknown = parser.parse_args_into_dataclasses(words, return_remaining_strings=True)
             if unknown:
                 raise ValueError(f"{' '.join(unknown)!r} is not understood; --help shows the options.")
-            train(script, config)
+            with bounded_waits(Retries()):
+                train(script, config)
         except KeyboardInterrupt:
             if os.environ.get("RANK", "0") == "0":
                 print(f"\nfare_hf.train: interrupted{_how_to_go_on(config)}.", file=sys.stderr)

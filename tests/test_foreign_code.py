@@ -166,6 +166,12 @@ def test_a_class_of_transformers_is_loaded_without_the_code_beside_it(trap: Trap
     assert type(loaded).__name__ == "CLIPVisionModelWithProjection"
 
 
+def test_a_caller_who_wants_code_run_is_refused(clip_folder: Path) -> None:
+    with pytest.raises(ValueError, match="trust_remote_code=True is given, and code of a repository is not run here"):
+        load_encoder(str(clip_folder), trust_remote_code=True)
+    load_encoder(str(clip_folder), trust_remote_code=False)
+
+
 def test_other_errors_pass() -> None:
     with pytest.raises(ValueError, match="^other$"), own_code_refused("x"):
         raise ValueError("other")

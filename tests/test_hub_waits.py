@@ -70,3 +70,22 @@ def test_a_card_without_end_hands_on_its_head(hub: LoopbackHub) -> None:
     tree = hub.create("them/clip").tree()
     tree["README.md"] = File(b"---\nlicense: mit\n---\n" + b"x" * (3 * MIB), False)
     assert inherited_license("them/clip") == {"license": "mit"}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["merge", "them/llava", "them/clip", "OUT"],
+        ["swap", "them/llava", "them/clip", "OUT"],
+        ["convert", "them/clip", "OUT", "--to", "open_clip"],
+        ["evaluate", "them/clip", "--output_dir", "OUT"],
+        ["train", "--model", "them/clip", "--dataset", "lab:twemoji", "--output_dir", "OUT"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_no_command_waits_two_hours(words: list[str], hub: LoopbackHub, waits: list[float], tmp_path: Path) -> None:
+    hub.fail("(GET|HEAD) ", status=503, headers={"Retry-After": "7200"}, times=99)
+    with pytest.raises(SystemExit) as caught:
+        cli.main([str(tmp_path / "out") if word == "OUT" else word for word in words])
+    assert sum(waits) < 60
+    assert "asks to wait 7200 s" in str(caught.value.code)

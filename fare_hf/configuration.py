@@ -15,6 +15,7 @@ from transformers.utils import cached_file
 from fare_hf.documents import read_object
 from fare_hf.folders import check_links
 from fare_hf.foreign_code import OwnCodeError, own_code_refused
+from fare_hf.original_llava import refuse_original_llava
 
 __all__ = [
     "TOWERS",
@@ -55,7 +56,7 @@ SHARES = ("attention_dropout", "hidden_dropout_prob", "attention_probs_dropout_p
 NUMBERS = ("layer_norm_eps", "initializer_range", "initializer_factor", "logit_scale_init_value", "layerscale_value")
 IMPLEMENTATIONS = ("attn_implementation", "_attn_implementation", "experts_implementation")
 TOWERS = ("clip_text_model", "clip_vision_model", "dinov2", "siglip_text_model", "siglip_vision_model")
-SMALLEST_DEVIATION, LARGEST_CHANNEL = 1e-4, 1e4
+SMALLEST_SCALE, SMALLEST_DEVIATION, LARGEST_CHANNEL = 1e-6, 1e-4, 1e4
 """Of means and deviations, which are below 1 in nearly all models, and below 256 in the others."""
 PAIRS = ("dinov2",)
 """Types whose images and patches may have two sides of their own."""
@@ -94,6 +95,7 @@ def configuration_from(values: dict[str, Any], where: str, name: str = "") -> An
     Raises:
         ValueError: as `read_configuration`.
     """
+    refuse_original_llava(values, name or where)
     check_values(values, where)
     kind = values.get("model_type")
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
@@ -239,9 +241,12 @@ def check_image_processor(processor: Any, where: str, config: Any | None = None)
         for side, value in dict(getattr(processor, field, None) or {}).items():
             if value is not None:
                 _check_size(f"{where} has {field}.{side}", value, SIZES["image_size"] * 16)
-    _check_number(f"{where} has rescale_factor", scale := getattr(processor, "rescale_factor", None))
-    if scale is not None and getattr(processor, "do_rescale", True) and not 1e-6 <= scale <= 1e3:
-        raise ValueError(f"{where} has rescale_factor {_shown(scale)}, which leaves nothing of an image: mend it.")
+    factor = getattr(processor, "rescale_factor", None)
+    _check_number(f"{where} has rescale_factor", factor)
+    if factor is not None and factor <= 0:
+        raise ValueError(f"{where} has rescale_factor {factor}, which makes one colour of all: set it to 1/255.")
+    if factor is not None and not SMALLEST_SCALE <= factor <= LARGEST_CHANNEL:
+        raise ValueError(f"{where} has rescale_factor {factor}, which leaves nothing of an image: set it to 1/255.")
     fixed = str(getattr(vision, "model_type", "")).startswith(("clip", "siglip"))
     made = made_size(processor)
     if fixed and made is not None and made != (vision.image_size, vision.image_size):

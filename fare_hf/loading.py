@@ -20,7 +20,8 @@ from transformers.utils import AUDIO_TOKENIZER_NAME, PROCESSOR_NAME, cached_file
 from fare_hf.configuration import check_image_processor, read_configuration
 from fare_hf.documents import read_object
 from fare_hf.folders import check_links
-from fare_hf.foreign_code import own_code_refused
+from fare_hf.foreign_code import OwnCodeError, own_code_refused
+from fare_hf.original_llava import OriginalLlavaError
 from fare_hf.validation import check_weights
 from fare_hf.weight_files import check_weight_files
 
@@ -62,6 +63,8 @@ def vlm_configuration(name_or_path: str, revision: str | None = None) -> Any:
             f"{name_or_path!r} is neither a folder with a model nor found on the Hub; check the name "
             f"({str(error).splitlines()[0]})."
         ) from error
+    except OriginalLlavaError:
+        raise
     except ValueError as error:
         raise ValueError(f"{name_or_path!r} is not a vision-language model: {error}") from error
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
@@ -70,10 +73,22 @@ def vlm_configuration(name_or_path: str, revision: str | None = None) -> Any:
 
 
 def load_processor(name_or_path: str, revision: str | None = None) -> Any:
-    """The processor of a vision-language model; raises as `load_vlm`."""
+    """The processor of a vision-language model; raises as `load_vlm`.
+
+    Raises:
+        ImportError: it reads videos too, as that of LLaVA-OneVision, for which transformers needs torchvision.
+    """
     check_links(name_or_path)
     _check_no_other_model(name_or_path, revision or "main")
-    processor = _preprocessing(AutoProcessor, name_or_path, revision, "processor")
+    try:
+        processor = _preprocessing(AutoProcessor, name_or_path, revision, "processor")
+    except ImportError as error:
+        if "torchvision" not in str(error).lower():
+            raise
+        raise ImportError(
+            f"the processor of {name_or_path!r} reads videos too, for which transformers needs torchvision: install "
+            "the torchvision of your torch's release (pip install torchvision)."
+        ) from error
     images = getattr(processor, "image_processor", None)
     if images is not None:
         check_image_processor(images, f"the image processor of {name_or_path!r}")
@@ -90,9 +105,9 @@ def _preprocessing(cls: Any, name_or_path: str, revision: str | None, what: str)
     try:
         with own_code_refused(name_or_path):
             return cls.from_pretrained(name_or_path, revision=revision or "main", trust_remote_code=False)
-    except (ImportError, OSError, ValueError):
+    except (ImportError, OSError, OwnCodeError):
         raise
-    except Exception as error:  # of files that somebody else wrote
+    except Exception as error:  # of files that somebody else wrote; a ValueError of JSON names no file either
         told = " ".join(str(error).split())[:200]
         raise ValueError(
             f"{name_or_path!r} has no {what} that can be read ({type(error).__name__}: {told}): its files are "

@@ -2,7 +2,7 @@
 
 Configurations and image processors alone: `test_configuration.py`; headers, indexes and open_clip's configurations
 alone: `test_hub_merge_trust.py`, `test_hub_convert_states.py`; numbers: `test_numerals.py`. Here whole files, through
-the readers. `FARE_HF_FUZZ=250` tries 3,000 cases.
+their readers. `FARE_HF_FUZZ=250` tries 3,000 cases.
 """
 
 from __future__ import annotations

@@ -267,7 +267,6 @@ LOCAL = [
     r"C:\Users\me\clip",
     "file:///data/x",
     "/mydisk/models/clip",
-    r"\\server\share\x",
 ]
 
 

@@ -15,7 +15,8 @@ PACKAGE = Path(fare_hf.__file__).parent
 FLOORS = {
     "numerals": 0,
     **dict.fromkeys(("attacks", "classes", "configuration", "console", "credentials", "documents", "finite"), 1),
-    **dict.fromkeys(("folders", "foreign_code", "markup", "objectives", "pictures", "pixels", "weight_files"), 1),
+    **dict.fromkeys(("folders", "foreign_code", "markup", "objectives", "pictures", "pixels"), 1),
+    **dict.fromkeys(("original_llava", "weight_files"), 1),
     **dict.fromkeys(("archives", "data", "encoders", "flops", "image_folders", "loading", "memory"), 2),
     **dict.fromkeys(("sources", "validation"), 2),
     **dict.fromkeys(("float8", "precision"), 3),
@@ -36,6 +37,7 @@ SAME_FLOOR = {
     ("pixels", "attacks"),
     ("configuration", "documents"),
     ("configuration", "foreign_code"),
+    ("configuration", "original_llava"),
     ("weight_files", "documents"),
     ("weight_files", "folders"),
     ("data", "sources"),

@@ -10,7 +10,7 @@ from environments import environment, run
 pytestmark = pytest.mark.slow
 FOLDER = Path(__file__).parent
 SCRIPT = """
-import sys, tempfile, warnings
+import os, sys, tempfile, warnings
 sys.path[:0] = sys.argv[1:3]
 warnings.simplefilter("ignore")
 import torch
@@ -34,6 +34,29 @@ swap_vision_tower(plain, encoder(), processor())
 language = get_peft_model(llava(), LoraConfig(target_modules=r".*language_model.*(q_proj|v_proj)"))
 assert swap_vision_tower(language, encoder(), processor()).probe_difference == 0.0
 torch.testing.assert_close(loss(language), loss(plain))
+# The text before the image follows every switch of an adapter.
+two = get_peft_model(llava(), LoraConfig(target_modules=r".*language_model.*(q_proj|v_proj)", init_lora_weights=False))
+two.add_adapter("second", LoraConfig(target_modules=r".*language_model.*v_proj", init_lora_weights=False))
+kept = VlmLoss(two, processor(), PROMPT, ["a red cat"])
+def same_as_new():
+    with torch.no_grad():
+        torch.testing.assert_close(kept(images(1)), loss(two), rtol=1e-6, atol=1e-6)
+        return kept(images(1))
+values = [same_as_new()]
+with two.disable_adapter():
+    values.append(same_as_new())
+torch.testing.assert_close(values[1], loss(llava()))
+two.set_adapter("second")
+values.append(same_as_new())
+two.merge_adapter()
+torch.testing.assert_close(same_as_new(), values[2], rtol=1e-4, atol=1e-4)
+two.unmerge_adapter()
+with tempfile.TemporaryDirectory() as folder:
+    two.save_pretrained(folder, selected_adapters=["default"])
+    two.load_adapter(folder + "/default" if os.path.isdir(folder + "/default") else folder, "third")
+two.set_adapter("third")
+torch.testing.assert_close(same_as_new(), values[0], rtol=1e-4, atol=1e-4)
+assert len({round(float(value), 3) for value in values}) == 3
 everywhere = LoraConfig(target_modules=["q_proj"])
 assert "the vision tower carries an adapter" in refusal(get_peft_model(llava(), everywhere), encoder())
 assert "carries an adapter" in refusal(llava(), get_peft_model(encoder(), everywhere))

@@ -191,11 +191,12 @@ class ThreatModel:
         Pass what the model is really given (rounded to its dtype) to check that.
         """
         check_same_shape(perturbed, pixels)
-        points, clean = (_as_double(tensor).flatten(1) for tensor in (perturbed, pixels))
-        change = points - clean
+        points, clean = (_where_doubles_are(tensor).flatten(1) for tensor in (perturbed, pixels))
+        change = points.to(torch.float64, copy=True).sub_(clean)
         order = math.inf if self.norm == "linf" else 2
         outside_ball = torch.linalg.vector_norm(change, ord=order, dim=1) - self.eps
-        outside_box = torch.maximum(-points, points - 1).amax(dim=1)
+        low, high = torch.aminmax(points, dim=1)
+        outside_box = torch.maximum(-low.double(), high.double() - 1)
         return torch.maximum(outside_ball, outside_box).clamp_min(0).nan_to_num(nan=math.inf, posinf=math.inf)
 
     def check(self, perturbed: Tensor, pixels: Tensor) -> None:
@@ -260,10 +261,10 @@ def check_threat_model(threat_model: object) -> None:
         raise TypeError(f"threat_model {threat_model!r} is a {kind}: pass a ThreatModel(norm, eps).")
 
 
-def _as_double(tensor: Tensor) -> Tensor:
-    """In fp64, on the CPU where the device has none."""
+def _where_doubles_are(tensor: Tensor) -> Tensor:
+    """Without its gradient; on the CPU where the device has no fp64."""
     tensor = tensor.detach()
-    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
+    return tensor.cpu() if tensor.device.type == "mps" else tensor
 
 
 def _norms(change: Tensor) -> Tensor:

@@ -40,13 +40,15 @@ from fare_hf.hub.pickled import with_safetensors
 from fare_hf.hub.shards import DTYPES, copy_file, read_header, read_tensor, rewrite
 from fare_hf.vlm.checks import MINIMUM_WEIGHT_COSINE, weight_cosine
 from fare_hf.vlm.families import Family, family_named
+from fare_hf.vlm.processors import completed_file
 from fare_hf.vlm.resolution import scaled_config, scaled_processor
 from fare_hf.vlm.sources import transformers_folder
 from fare_hf.weight_files import INDEX, LARGEST_INDEX, PICKLE, PICKLE_INDEX, SINGLE
 
 __all__ = ["Merge", "MergePlan", "merge_vision_tower", "plan_merge", "vlm_config", "write_changed"]
 
-PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+COUNTING = "processor_config.json"
+PROCESSORS = ("preprocessor_config.json", COUNTING, "video_preprocessor_config.json")
 # Weights in other files than the index names hold the old tower: a loader could take them in place of the new one.
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".tflite", ".ot")
 NOT_COPIED = (".git/", ".cache/", ".gitattributes", "README.md", "optimizer.pt", "training_args.bin")
@@ -99,7 +101,7 @@ class Merge:
 
 @dataclass(frozen=True)
 class MergePlan:
-    """What is to be done, from small files alone."""
+    """What is to be done, from small files alone; `processor` is what processor_config.json lacks, filled, or None."""
 
     vlm: str
     encoder: EncoderFiles
@@ -110,6 +112,7 @@ class MergePlan:
     rewritten: tuple[str, ...]
     copied: tuple[str, ...]
     left_out: tuple[str, ...]
+    processor: Mapping[str, Any] | None = None
 
     @property
     def resolution(self) -> tuple[int, int]:
@@ -232,13 +235,30 @@ def plan_merge(vlm: str, folder: Path, files: list[str], encoder: EncoderFiles) 
     if config.vision_config.image_size != encoder.config.image_size:
         changed += ["config.json", *(name for name in PROCESSORS if name in files)]
         changed += [INDEX] if INDEX in files else []
+    processor = _completed(vlm, folder, files, config)
+    changed += [COUNTING] if processor is not None and COUNTING not in changed else []
     kept = set(weights.values())
     others = [name for name in files if name not in changed and not name.startswith(NOT_COPIED)]
     left_out = [name for name in others if name.endswith(WEIGHTS) and name not in kept]
     left_out += [name for name in others if name.endswith(".index.json") and name != INDEX]
     copied = [name for name in others if name not in left_out]
-    parts = (tuple(sorted(group)) for group in (changed, copied, left_out))
-    return MergePlan(vlm, encoder, family, config, weights, names, *parts)
+    rewritten, whole, passed = (tuple(sorted(group)) for group in (changed, copied, left_out))
+    return MergePlan(vlm, encoder, family, config, weights, names, rewritten, whole, passed, processor)
+
+
+def _completed(vlm: str, folder: Path, files: list[str], config: Any) -> dict[str, Any] | None:
+    """What the processor of an older repository lacks to count an image's tokens, filled; and that is said."""
+    sources = (COUNTING, "preprocessor_config.json", "tokenizer_config.json")
+    names = [name for name in sources if name in files and (folder / name).is_file()]
+    found = completed_file(config, {name: read_object(folder / name, LARGEST_INDEX) for name in names})
+    if found is not None:
+        warnings.warn(
+            f"the processor of '{vlm}' does not say how many tokens stand for an image: {COUNTING} is written with "
+            "what the model's configuration says.",
+            UserWarning,
+            stacklevel=4,
+        )
+    return found
 
 
 def write_changed(plan: MergePlan, folder: Path, part: Path) -> float:
@@ -248,14 +268,15 @@ def write_changed(plan: MergePlan, folder: Path, part: Path) -> float:
     for file in plan.names.files:
         grown += _rewrite_file(plan, file, folder, part, sums)
     for name in set(plan.rewritten) - set(plan.names.files):
-        content = read_object(folder / name, LARGEST_INDEX)
+        filled = plan.processor if name == COUNTING else None
+        content = dict(filled) if filled is not None else read_object(folder / name, LARGEST_INDEX)
         if name == "config.json":
             content = scaled_config(content, plan.config, old, size)
         elif name == INDEX:
             metadata = content.get("metadata")
             if isinstance(metadata, dict) and isinstance(metadata.get("total_size"), int):
                 metadata["total_size"] += grown
-        else:
+        elif size != old:
             content = scaled_processor(content, old, size)
         (part / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     cosine = sums.value()

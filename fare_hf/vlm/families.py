@@ -171,7 +171,7 @@ def layers_read(config: Any, family: Family, layers: int) -> tuple[int, ...]:
         layers: blocks of its tower.
 
     Raises:
-        ValueError: the configuration names a layer that the tower does not have.
+        ValueError: the configuration names no layer, or one that the tower does not have.
     """
     if family.features != "layers":
         return (layers,)
@@ -184,6 +184,8 @@ def layers_read(config: Any, family: Family, layers: int) -> tuple[int, ...]:
                 f"{layers} layers: correct the configuration."
             )
         found.append(index)
+    if not found:
+        raise ValueError("the configuration's vision_feature_layer is empty: name the layers that are read.")
     return tuple(found)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import Pipeline, PreTrainedModel, pipeline
 
-from fare_hf.loading import load_processor, load_vlm
+from fare_hf.loading import load_processor, load_vlm, vlm_configuration
 from fare_hf.vlm.swap import swap_vision_tower
 
 __all__ = ["robust_pipeline"]
@@ -40,10 +40,13 @@ def robust_pipeline(
     Raises:
         TypeError, ValueError, RuntimeError: as `swap_vision_tower`.
         OSError: something cannot be read.
+        ImportError: the model's processor needs torchvision.
     """
     at = revision or "main"
     name = os.fspath(vlm)
-    model, processor = load_vlm(name, at, dtype=dtype, device_map=device_map), load_processor(name, at)
+    vlm_configuration(name, at)
+    processor = load_processor(name, at)  # what it lacks is said before gigabytes are read
+    model = load_vlm(name, at, dtype=dtype, device_map=device_map)
     report = swap_vision_tower(model, encoder, processor, revision=encoder_revision)
     made: Any = pipeline("image-text-to-text", model=model, processor=processor, device=device)
     made.swap_report = report

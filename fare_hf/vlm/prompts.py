@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from fare_hf.vlm.checks import check_image_token
 from fare_hf.vlm.families import tower_placement
+from fare_hf.vlm.processors import complete_processor
 
 __all__ = ["Rows", "image_token", "image_token_count", "join", "model_inputs", "pad", "prompt_rows", "start_device"]
 
@@ -71,6 +72,7 @@ def prompt_rows(
             token.
     """
     check_image_token(vlm.config, processor)
+    complete_processor(vlm.config, processor)
     token, picture = image_token(processor), Image.new("RGB", (size[1], size[0]))
     found: dict[tuple[str, str | None], dict[str, Tensor]] = {}  # the same words are given to the processor once
     made = []

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import torch
 from torch import nn
@@ -18,8 +18,9 @@ from fare_hf.vlm.resolution import Edits
 
 __all__ = ["SwapReport", "only_one"]
 
-# Swaps in force, oldest first, by tower: only the newest can be put back.
-_active: WeakKeyDictionary[nn.Module, list[SwapReport]] = WeakKeyDictionary()
+# Swaps in force with the encoder's name, oldest first, by tower: only the newest can be put back. A report that nobody
+# keeps goes, with the old weights that it holds: else they and the tower would stay in memory for good.
+_active: WeakKeyDictionary[nn.Module, list[tuple[ReferenceType[SwapReport], str]]] = WeakKeyDictionary()
 _locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 _guard = threading.Lock()
 
@@ -84,12 +85,12 @@ class SwapReport:
 
     def _undo(self) -> None:
         stacks = [_active.get(tower, []) for tower in self.towers.values()]
-        if not any(self in stack for stack in stacks):
+        if not any(swap() is self for stack in stacks for swap, _ in stack):
             return
         for stack in stacks:
-            if stack and stack[-1] is not self:
+            if stack and stack[-1][0]() is not self:
                 raise RuntimeError(
-                    f"the encoder '{stack[-1].source}' was swapped in after '{self.source}': undo that swap first."
+                    f"the encoder '{stack[-1][1]}' was swapped in after '{self.source}': undo that swap first."
                 )
         check_writable(self.towers)
         self.edits.undo()
@@ -101,7 +102,7 @@ class SwapReport:
     def in_force(self) -> None:
         """From now on this is the newest swap of its towers."""
         for tower in self.towers.values():
-            _active.setdefault(tower, []).append(self)
+            _active.setdefault(tower, []).append((ref(self), self.source))
 
     def __enter__(self) -> SwapReport:
         return self

@@ -29,6 +29,7 @@ from fare_hf.vlm.families import (
     towers_of,
     unwrapped,
 )
+from fare_hf.vlm.processors import complete_processor
 from fare_hf.vlm.report import SwapReport, only_one
 from fare_hf.vlm.resolution import resize_configs, resize_processor, resize_tower
 from fare_hf.vlm.sources import Encoder, read_encoder
@@ -61,7 +62,8 @@ def swap_vision_tower(
         encoder: a module (`CLIPVisionModel`, `CLIPVisionModelWithProjection`, `CLIPModel`, `SiglipVisionModel`), a
             folder or Hub name in the format of transformers or open_clip (converted on the fly), or a file with the
             open_clip state dict of a vision tower.
-        processor: the model's processor; needed for an encoder of another resolution, which changes it too.
+        processor: the model's processor; needed for an encoder of another resolution, which changes it too. One of an
+            older repository is told what it lacks to count an image's tokens.
         base: for a bare file, the CLIP it was fine-tuned from; None takes what the file does not say from the tower.
         revision: of the encoder on the Hub.
         minimum_cosine: a warning is given where the clean embeddings of encoder and tower agree less than this, or the
@@ -132,6 +134,7 @@ def _check_fit(vlm: Any, family: Family, towers: Mapping[str, Any], new: Encoder
     tower_config = next(iter(towers.values())).config
     old, size = tower_config.image_size, new.module.config.image_size
     if processor is not None:
+        complete_processor(vlm.config, processor)
         checks.check_processor(vlm.config, processor, tower_config)
         checks.check_normalization(processor, new.images, new.source)
     elif old != size:

@@ -1,0 +1,83 @@
+"""Processors of older repositories do not say how many tokens stand for an image: the configuration does."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["complete_processor", "completed_file", "missing_fields"]
+
+CLASS_TOKEN = "num_additional_image_tokens"
+COUNTS = ("patch_size", "vision_feature_select_strategy", CLASS_TOKEN)
+TAKES: dict[str, tuple[str, ...]] = {
+    "LlavaProcessor": COUNTS,
+    "LlavaNextProcessor": COUNTS,
+    "LlavaNextVideoProcessor": COUNTS,
+    "LlavaOnevisionProcessor": ("num_image_tokens", "vision_feature_select_strategy"),
+}
+"""Processors that count an image's tokens by fields without a default -> these fields."""
+
+
+def complete_processor(config: Any, processor: Any) -> dict[str, Any]:
+    """Give a processor what it lacks to count the tokens of an image; said in a warning, and only once.
+
+    Args:
+        config: of the vision-language model.
+        processor: its processor, changed in place.
+
+    Returns:
+        The fields that were filled, with their values.
+    """
+    names = next((TAKES[base.__name__] for base in type(processor).__mro__ if base.__name__ in TAKES), ())
+    found = missing_fields(config, {name: getattr(processor, name, None) for name in names})
+    for name, value in found.items():
+        setattr(processor, name, value)
+    if found:
+        words = ", ".join(f"{name} {value!r}" for name, value in found.items())
+        warnings.warn(
+            f"the processor does not say how many tokens stand for an image: {words} was taken from the model's "
+            "configuration; save the processor to keep it.",
+            UserWarning,
+            stacklevel=3,
+        )
+    return found
+
+
+def missing_fields(config: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Which of a processor's fields the model's configuration has to fill, with their values.
+
+    No additional token counts as not given where the tower has a class token: it is the default of transformers.
+
+    Args:
+        config: of the vision-language model.
+        given: field -> value or None, of those that the processor takes.
+    """
+    vision = getattr(config, "vision_config", None)
+    if vision is None or not given:
+        return {}
+    values = {
+        "patch_size": vision.patch_size,
+        "vision_feature_select_strategy": getattr(config, "vision_feature_select_strategy", None),
+        CLASS_TOKEN: int(vision.model_type == "clip_vision_model"),
+        "num_image_tokens": (int(vision.image_size) // int(vision.patch_size)) ** 2,
+    }
+    absent = [name for name, value in given.items() if value is None or (name == CLASS_TOKEN and value == 0)]
+    return {name: values[name] for name in absent if values[name] not in (None, given[name])}
+
+
+def completed_file(config: Any, files: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The `processor_config.json` that a repository should have.
+
+    Args:
+        config: of the vision-language model.
+        files: content of its `processor_config.json`, `preprocessor_config.json` and `tokenizer_config.json`, those
+            that it has.
+
+    Returns:
+        The content, or None where nothing is lacking, or the processor is of a class that counts by other fields.
+    """
+    own = files.get("processor_config.json", {})
+    kind = next((content["processor_class"] for content in files.values() if content.get("processor_class")), None)
+    found = missing_fields(config, {name: own.get(name) for name in TAKES.get(str(kind), ())})
+    return {**own, "processor_class": kind, **found} if found else None

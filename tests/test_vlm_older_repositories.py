@@ -49,13 +49,16 @@ def test_a_swap_and_answers_take_it_too(tmp_path: Path, pixels: torch.Tensor) ->
     assert answers == generate_text(vlm, fixtures_vlm.processor(), pixels, PROMPT, max_new_tokens=2)
 
 
-def test_a_merge_says_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("saved", [None, {"patch_size": None, "vision_feature_select_strategy": None}])
+def test_a_merge_says_it(saved: dict[str, Any] | None, tmp_path: Path) -> None:
     vlm, encoder = write_vlm(tmp_path / "llava"), write_encoder(tmp_path / "encoder")
     content = json.loads((vlm / "processor_config.json").read_text())
     images = content.pop("image_processor", None)
     if images is not None:
         (vlm / "preprocessor_config.json").write_text(json.dumps(images))
     (vlm / "processor_config.json").unlink()
+    if saved is not None:
+        (vlm / "processor_config.json").write_text(json.dumps(saved))
     with pytest.warns(UserWarning, match="no patch_size in a processor_config.json.* to 8, .* 'default'"):
         merge_vision_tower(vlm, encoder, tmp_path / "out")
 

@@ -218,12 +218,14 @@ def _warn_of_processor(folder: Path, config: Any) -> None:
     if config.model_type not in ("llava", "llava_next", "vipllava"):
         return
     path = folder / "processor_config.json"
-    if not (folder / "preprocessor_config.json").is_file() or (path.is_file() and "patch_size" in read_object(path)):
+    known = path.is_file() and read_object(path).get("patch_size") is not None
+    if known or not (folder / "preprocessor_config.json").is_file():
         return
+    added = 1 if config.vision_config.model_type == "clip_vision_model" else 0
     warnings.warn(
         f"'{folder}' has no patch_size in a processor_config.json, as older repositories: before its processor is "
         f"used, set its patch_size to {config.vision_config.patch_size}, vision_feature_select_strategy to "
-        f"{config.vision_feature_select_strategy!r} and num_additional_image_tokens to 1, and save it.",
+        f"{config.vision_feature_select_strategy!r} and num_additional_image_tokens to {added}, and save it.",
         UserWarning,
         stacklevel=3,
     )

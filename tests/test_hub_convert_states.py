@@ -7,6 +7,7 @@ import copy
 import json
 import math
 import os
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def optimizer_state() -> dict[str, Any]:
 
 def training(**parts: Any) -> dict[str, Any]:
     """What TeCoA's and QT-AFT's training saves beside the weights."""
-    return {"epoch": 10, "best_acc1": torch.tensor(47.1), "optimizer": optimizer_state(), **parts}
+    return {"epoch": 10, "best_acc1": np.mean([47.1]), "optimizer": optimizer_state(), **parts}
 
 
 CHECKPOINTS: dict[str, Any] = {
@@ -116,7 +117,7 @@ def test_a_training_s_checkpoint_swaps(tmp_path: Path) -> None:
     [
         (argparse.Namespace(lr=1e-5), r"\(argparse.Namespace\)"),
         (torch.optim.SGD([torch.zeros(1)], lr=0.1), r"\(torch.optim.sgd.SGD\)|\("),
-        (np.float64(47.1), r"\(numpy"),
+        (np.array([47.1]), r"\(numpy"),
     ],
 )
 def test_objects_in_a_training_dictionary(part: Any, named: str, folder: Path, tmp_path: Path) -> None:
@@ -127,6 +128,20 @@ def test_objects_in_a_training_dictionary(part: Any, named: str, folder: Path, t
         tmp_path / "out",
         base=folder,
     )
+
+
+def test_a_number_of_numpy_is_no_weight_and_changes_nothing_of_numpy(folder: Path, tmp_path: Path) -> None:
+    """`numpy.dtype` and `scalar` of a pickle are stand-ins: a pickle cannot change numpy's own float64."""
+
+    class Changed:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return np.dtype, ("f8", False, False), (3, ">", None, None, None, -1, -1, 0)
+
+    torch.save(training(vision_encoder_state_dict=visual(), best=Changed()), tmp_path / "a.pt")
+    convert_from_open_clip(tmp_path / "a.pt", tmp_path / "out", base=folder)
+    assert np.dtype("f8").isnative and np.float64(1.5).tobytes() == struct.pack("=d", 1.5)
+    torch.save(visual() | {"ln_pre.bias": np.float64(1)}, tmp_path / "b.pt")
+    refused("holds NumpyNumber under 'ln_pre.bias', not a tensor", tmp_path / "b.pt", tmp_path / "b", base=folder)
 
 
 def test_tensors_that_are_no_plain_weights(folder: Path, tmp_path: Path) -> None:

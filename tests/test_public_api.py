@@ -36,7 +36,9 @@ FLOORS = {
 SAME_FLOOR = {
     ("pixels", "attacks"),
     ("configuration", "documents"),
+    ("configuration", "folders"),
     ("configuration", "foreign_code"),
+    ("configuration", "original_llava"),
     ("configuration", "original_llava"),
     ("weight_files", "documents"),
     ("weight_files", "folders"),

@@ -25,6 +25,21 @@ WRAPPERS = ("module.", "model.", "_orig_mod.")
 NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "visual.input_resolution", "attn_mask")
 
 
+class NumpyNumber:
+    """Stands for a number of numpy, as TeCoA's training saves its best accuracy: nothing of numpy is called."""
+
+    def __init__(self, *_: Any) -> None:
+        """Whatever the pickle gives is dropped."""
+
+    def __setstate__(self, _: Any) -> None:
+        """Also that."""
+
+
+NUMPY: list[Any] = [
+    (NumpyNumber, name) for name in ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype")
+]
+
+
 def read_state(path: Path) -> dict[str, Tensor]:
     """A flat state dict from safetensors or, weights only, from a pickle.
 
@@ -83,7 +98,7 @@ def _load(path: Path) -> Any:
     if mapped:
         _check_archive(path)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(NUMPY):
             warnings.simplefilter("ignore")  # of TorchScript archives: refused below
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import mmap
 import shutil
 import struct
 from collections.abc import Callable, Mapping
@@ -56,16 +55,13 @@ def read_tensor(path: Path, header: Mapping[str, Any], begin: int, name: str) ->
     if entry["dtype"] not in DTYPES:
         raise ValueError(f"'{name}' in '{path.name}' is {entry['dtype']}: only {', '.join(DTYPES)} are merged.")
     first, last = entry["data_offsets"]
-    dtype = DTYPES[entry["dtype"]]
-    if first == last:
-        return torch.empty(entry["shape"], dtype=dtype)
-    # Pages of its own, given back with the tensor: what malloc frees in pieces of this size stays with the process.
-    raw = mmap.mmap(-1, last - first)
-    with path.open("rb", buffering=0) as file:
+    with path.open("rb") as file:
         file.seek(begin + first)
-        if file.readinto(raw) != last - first:
-            raise ValueError(f"'{path}' is cut off in '{name}': download it again.")
-    return torch.frombuffer(raw, dtype=dtype).view(entry["shape"])
+        raw = bytearray(file.read(last - first))
+    if len(raw) != last - first:
+        raise ValueError(f"'{path}' is cut off in '{name}': download it again.")
+    dtype = DTYPES[entry["dtype"]]
+    return (torch.frombuffer(raw, dtype=dtype) if raw else torch.empty(0, dtype=dtype)).view(entry["shape"])
 
 
 def write_tensors(target: Path, tensors: Mapping[str, Tensor]) -> None:

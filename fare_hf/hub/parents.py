@@ -46,7 +46,7 @@ PARTS = r"(?:vision_model\.)?((?:embeddings|encoder|pre_layrnorm|post_layernorm|
 POSITIONS, POSITION_IDS = "embeddings.position_embedding.weight", "embeddings.position_ids"
 TOWERS: dict[str, Any] = {"clip_vision_model": CLIPVisionModel, "siglip_vision_model": SiglipVisionModel}
 POOLING = ["SiglipMultiheadAttentionPoolingHead"]  # reads the weights of its parts without calling them
-# Of glibc, which keeps the blocks that torch frees and seldom fills them again: without it a merge takes twice as much.
+# Of glibc, which keeps the blocks that torch frees and seldom fills them again: a merge would take twice as much.
 _TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
 LAYER = re.compile(r"encoder\.layers\.(\d+)\.")
 

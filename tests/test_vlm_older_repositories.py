@@ -202,7 +202,7 @@ def test_a_swap_that_nobody_keeps_keeps_nothing_in_memory() -> None:
         ),
         ("tokenizer_config.json", lambda text: "", "'.*vlm' has no processor that can be read"),
         ("processor_config.json", lambda text: text.replace("0.00392156862745098", "0"), "rescale_factor 0, which"),
-        ("processor_config.json", lambda text: text[:40], "not a valid JSON file"),
+        ("processor_config.json", lambda text: text[:40], "is not (a )?valid JSON"),
     ],
 )
 def test_damaged_files_of_a_model_are_one_sentence(file: str, change: Any, sentence: str, tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ from fare_hf.training.publish import recipe, save_encoder
 from fare_hf.training.recipe_files import expand_config
 from fare_hf.training.stream import spread_samples
 from fare_hf.training.trained import merge_lora
+from fare_hf.training.unread import check_unread
 from fare_hf.training.window import MEASURED
 
 __all__ = ["FareScriptArguments", "main", "train"]
@@ -117,6 +118,7 @@ def train(script: FareScriptArguments, config: FareConfig) -> Path:
     _check_options(script, config)
     check_encoder_type(script.model, config.embedding)  # both before anything large is fetched or prepared
     _check_dataset(script)
+    check_unread(script, config)
     set_seed(config.seed)
     encoder = load_encoder(script.model, config.embedding)
     if script.with_text_encoder:  # what would fail after the last step fails before the first

@@ -34,7 +34,9 @@ FORESEEN = (ImportError, OSError, TypeError, ValueError)
 """What this project and its libraries raise in words that say what to change."""
 LONGEST = 1200  # characters of an error's message that are printed
 OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
-FULL_DISK = re.compile(r"no space left|disk quota|failed writing file|write failed", re.IGNORECASE)
+FULL_DISK = re.compile(
+    r"no space left|disk quota|failed writing file|write failed|unexpected pos \d+ vs", re.IGNORECASE
+)
 
 NOTICES = {
     # The processors without torchvision are the ones meant: torchvision is never needed here.

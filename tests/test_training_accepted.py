@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import tiny_clip_config
 from distributed.tiny_run import RandomPixels, tiny_trainer
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,7 +29,7 @@ from fare_hf.folders import LOCK, locked_folder
 from fare_hf.objectives import FareObjective, TecoaObjective
 from fare_hf.training import FareConfig, FareTrainer
 from fare_hf.training.accepted import LOOKED_AT, REFUSED, TRAINER_REFUSED, TRAINER_USED, USED, check_options
-from fare_hf.training.batches import divide_batch
+from fare_hf.training.batches import default_workers, divide_batch
 from fare_hf.training.publish import recipe, save_encoder
 
 OWN = set(FareConfig.__annotations__)
@@ -248,3 +251,77 @@ def test_ctrl_c_in_a_training_says_how_to_go_on(
     assert running.returncode == 130, said
     assert "Traceback" not in said, said
     assert "interrupted; the same command with --resume_from_checkpoint latest goes on from checkpoint-" in said
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--eval_split test",
+        "--eval_images 4",
+        "--eval_steps 5",
+        "--label_column label",
+        "--class_names a b",
+        "--text_model elsewhere",
+        "--shuffle_buffer 5",
+        "--streaming --train_sampling_strategy sequential",
+    ],
+)
+def test_an_option_that_nothing_reads_is_refused_before_weights_are(words: str, images: Path, tmp_path: Path) -> None:
+    """The model is a configuration without weights: whatever reads them fails otherwise."""
+    tiny_clip_config().save_pretrained(tmp_path / "clip")
+    option = words.removeprefix("--streaming ").split()[0].removeprefix("--")
+    with pytest.raises(SystemExit, match=f"{option}=.* is not read: .*; leave it out, or change that"):
+        train.main(command(tmp_path / "clip", images, tmp_path / "out", "--max_steps", "1", *words.split()))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("limit", [60_000, 200_000])
+def test_a_full_disk_is_one_sentence(limit: int, legacy_vision_folder: Path, images: Path, tmp_path: Path) -> None:
+    """A real failure to write: the weights do not fit, or the optimizer's state does not."""
+    more = ["--max_steps", "2", "--save_strategy", "steps", "--save_steps", "1"]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            train.main(command(legacy_vision_folder, images, tmp_path / "out", *more))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    said = str(stopped.value)
+    assert said.startswith("fare_hf.train: error: ") and "\n" not in said and "not foreseen" not in said, said
+    assert not (tmp_path / "out" / "encoder").exists()
+
+
+def test_images_resized_by_another_library_make_another_run(legacy_vision_folder: Path, tmp_path: Path) -> None:
+    """Pixels differ by up to 2/255; a checkpoint from before this was recorded can still be resumed."""
+    options: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2}
+    tiny_trainer(str(legacy_vision_folder), str(tmp_path), **options).train()
+    resumed = tiny_trainer(str(legacy_vision_folder), str(tmp_path), **options)
+    resumed.identity["processor.backend"] = "torchvision"
+    with pytest.raises(ValueError, match="processor.backend 'pil' there and 'torchvision' here"):
+        resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    manifest = tmp_path / "checkpoint-1" / "fare_checkpoint.json"
+    record = json.loads(manifest.read_text())
+    del record["run"]["processor.backend"]
+    manifest.write_text(json.dumps(record))
+    assert resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1")).global_step == 2
+
+
+@pytest.mark.parametrize(("cores", "processes", "workers"), [(2, 1, 1), (1, 1, 0), (12, 1, 8), (96, 8, 8), (32, 8, 2)])
+def test_images_are_read_by_cores_that_are_free(
+    cores: int, processes: int, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(cores))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert default_workers(use_cpu=False) == workers
+    assert default_workers(use_cpu=True) == 0
+
+
+def test_arguments_say_where_a_trainer_goes_on(legacy_vision_folder: Path, tmp_path: Path) -> None:
+    """`Trainer` leaves `resume_from_checkpoint` of its arguments to scripts, and starts anew."""
+    options: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2}
+    tiny_trainer(str(legacy_vision_folder), str(tmp_path), **options).train()
+    again = tiny_trainer(str(legacy_vision_folder), str(tmp_path), **options, resume_from_checkpoint="latest")
+    steps: list[int] = []
+    again.model.register_forward_hook(lambda *_: steps.append(again.state.global_step))
+    assert again.train().global_step == 2 and not steps

@@ -289,10 +289,11 @@ def _make_validation(script: FareScriptArguments, config: FareConfig, classes: l
     """The classes of the evaluation set, for the zero-shot accuracies; None where they would say nothing."""
     wanted = (config.metric_for_best_model or "").removeprefix("eval_").endswith("_accuracy")
     if not classes or config.embedding != "projected" or not config.eval_attack_steps:
-        if wanted:
+        asked = "metric_for_best_model" if wanted else "class_names"
+        if wanted or (config.class_names and config.objective == "fare"):
             raise ValueError(
-                f"metric_for_best_model={config.metric_for_best_model!r} needs an --eval_split with a ClassLabel "
-                "column, the projected embedding and eval_attack_steps above 0; or use loss."
+                f"{asked}={getattr(config, asked)!r} needs an --eval_split with a ClassLabel column, the projected "
+                f"embedding and eval_attack_steps above 0; {'or use loss' if wanted else 'leave it out'}."
             )
         return None
     try:
@@ -304,6 +305,7 @@ def _make_validation(script: FareScriptArguments, config: FareConfig, classes: l
             raise
         logger.warning("no zero-shot accuracy is measured: %s", error)
         return None
+    _printer(config)(f"evaluation: {mapping_line(classes, names)}")
     templates = ["{}"] if script.dataset.startswith("lab:") else config.templates
     return TecoaObjective(text_class_embeddings(script.text_model or script.model, names, templates))
 

@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,9 +23,10 @@ from distributed.tiny_run import RandomPixels, tiny_trainer
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from transformers import Trainer, TrainingArguments
+from transformers import CLIPImageProcessorPil, Trainer, TrainingArguments
 
 from fare_hf import train
+from fare_hf.encoders import load_encoder
 from fare_hf.folders import LOCK, locked_folder
 from fare_hf.objectives import FareObjective, TecoaObjective
 from fare_hf.training import FareConfig, FareTrainer
@@ -263,6 +265,14 @@ def test_ctrl_c_in_a_training_says_how_to_go_on(
         "--class_names a b",
         "--text_model elsewhere",
         "--shuffle_buffer 5",
+        "--eval_delay 5",
+        "--per_device_eval_batch_size 3",
+        "--hub_model_id me/fare",
+        "--hub_strategy every_save",
+        "--hub_revision other",
+        "--save_steps 7 --save_strategy no",
+        "--save_steps 7 --save_strategy epoch",
+        "--save_total_limit 3 --save_strategy no",
         "--streaming --train_sampling_strategy sequential",
     ],
 )
@@ -273,6 +283,42 @@ def test_an_option_that_nothing_reads_is_refused_before_weights_are(words: str, 
     with pytest.raises(SystemExit, match=f"{option}=.* is not read: .*; leave it out, or change that"):
         train.main(command(tmp_path / "clip", images, tmp_path / "out", "--max_steps", "1", *words.split()))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--eval_split train --eval_strategy epoch --class_names a b", "class_names=.* needs an --eval_split with"),
+        ("--dataset lab:drawings --eval_split fxemoji --eval_strategy epoch --templates {}.", "templates=.* not read"),
+    ],
+)
+def test_names_that_no_evaluation_reads_are_refused(
+    words: str, message: str, clip_folder: Path, images: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "flat").mkdir()
+    for number, path in enumerate(sorted(images.rglob("*.png"))):
+        shutil.copy(path, tmp_path / "flat" / f"{number}.png")
+    with pytest.raises(SystemExit, match=message):
+        train.main(command(clip_folder, tmp_path / "flat", tmp_path / "out", "--max_steps", "1", *words.split()))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"eval_images": 3, "eval_dataset": RandomPixels(7)}, "eval_images=3 is not read here: eval_dataset has 7"),
+        ({"objective": "tecoa", "logit_scale": 50.0}, "logit_scale=50.0 is not objective.logit_scale=100.0"),
+    ],
+)
+def test_a_trainer_refuses_what_its_parts_contradict(
+    options: dict[str, Any], message: str, legacy_vision_folder: Path, tmp_path: Path
+) -> None:
+    args = {name: value for name, value in options.items() if name != "eval_dataset"}
+    config = FareConfig(str(tmp_path), use_cpu=True, per_device_train_batch_size=2, eval_strategy="epoch", **args)
+    objective = TecoaObjective(torch.eye(4)) if config.objective == "tecoa" else None
+    processor = CLIPImageProcessorPil.from_pretrained(legacy_vision_folder)
+    more = {"processing_class": processor, "objective": objective, "eval_dataset": options.get("eval_dataset")}
+    with pytest.raises(ValueError, match=message):
+        FareTrainer(load_encoder(str(legacy_vision_folder)), config, RandomPixels(), **more)
 
 
 @pytest.mark.parametrize("limit", [60_000, 200_000])

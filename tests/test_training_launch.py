@@ -40,6 +40,8 @@ def test_every_configuration_is_tested() -> None:
     ("environment", "message"),
     [
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, "use FSDP, which shards the same: .*fsdp.yaml"),
+        ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "Megatron-LM was never tried with gradients to the pixels; use FSDP"),
+        ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, "parallelism_config was never tried .*; use FSDP"),
         ({"ACCELERATE_MIXED_PRECISION": "fp8"}, "mixed_precision='fp8' is not known here; give one of no, fp16, bf16"),
         ({"LOCAL_WORLD_SIZE": "4"}, "4 processes were started on a machine with 2 visible GPUs; give --num_processes"),
     ],

@@ -116,6 +116,23 @@ def test_compiled_once_and_not_again(clip_folder: Path, tmp_path: Path, monkeypa
     assert graphs[0] > 0 and graphs[1] == graphs[-1]
 
 
+def test_how_accelerate_compiles_is_taken_over_or_refused(
+    clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_MODE", "reduce-overhead")
+    asked: list[Any] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **options: asked.append(options))
+    tiny_trainer(str(clip_folder), str(tmp_path))
+    assert asked == [{"backend": "inductor", "mode": "reduce-overhead", "dynamic": False}] * 2
+    tiny_trainer(str(clip_folder), str(tmp_path), torch_compile_mode="default", dataloader_drop_last=True)
+    assert asked[-1]["mode"] == "default"
+    for name in ("REGIONAL_COMPILATION", "DYNAMIC", "FULLGRAPH"):
+        with monkeypatch.context() as patch, pytest.raises(ValueError, match=f"dynamo's .*{name.lower()} is not used"):
+            patch.setenv(f"ACCELERATE_DYNAMO_USE_{name}", "True")
+            tiny_trainer(str(clip_folder), str(tmp_path))
+
+
 def test_a_schedule_of_steps_grows_in_equal_parts(tmp_path: Path) -> None:
     config = FareConfig(str(tmp_path), use_cpu=True, attack_steps=4, attack_step_size="2/255", attack_steps_start=1)
     plan = [attack_steps_at(config, number / 8) for number in range(8)]

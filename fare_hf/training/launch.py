@@ -11,6 +11,8 @@ import torch
 __all__ = ["check_launch"]
 
 PRECISIONS = ("no", "fp16", "bf16")
+UNTRIED = {"ACCELERATE_USE_MEGATRON_LM": "Megatron-LM", "ACCELERATE_USE_PARALLELISM_CONFIG": "parallelism_config"}
+"""Ways to divide a model that accelerate would take from the environment, beside DeepSpeed."""
 
 
 def check_launch(use_cpu: bool, deepspeed: Any, environment: Mapping[str, str] = os.environ) -> None:
@@ -22,13 +24,19 @@ def check_launch(use_cpu: bool, deepspeed: Any, environment: Mapping[str, str] =
         environment: where the launcher left its settings.
 
     Raises:
-        ValueError: DeepSpeed, an unknown precision, or more processes than GPUs.
+        ValueError: DeepSpeed or another untried way to divide a model, an unknown precision, more processes than GPUs.
     """
     if deepspeed or environment.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
         raise ValueError(
             "DeepSpeed was never tried with gradients to the pixels; use FSDP, which shards the same: accelerate "
             "launch --config_file examples/accelerate/fsdp.yaml (fsdp_reshard_after_forward: false is ZeRO-2)."
         )
+    for variable, way in UNTRIED.items():
+        if environment.get(variable, "false").lower() in ("true", "1", "yes", "on", "y", "t"):
+            raise ValueError(
+                f"{way} was never tried with gradients to the pixels; use FSDP (examples/accelerate/fsdp.yaml), or "
+                "take it out of accelerate's configuration."
+            )
     precision = environment.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision not in PRECISIONS:
         raise ValueError(f"mixed_precision={precision!r} is not known here; give one of {', '.join(PRECISIONS)}.")

@@ -289,8 +289,13 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
             self.compiled_by = self.args.torch_compile_backend or plugin.backend.value.lower()
         if self.is_fsdp_enabled or self.compiled_by is None:
             return
+        for name in ("use_regional_compilation", "dynamic", "fullgraph"):
+            if getattr(plugin, name):
+                raise ValueError(
+                    f"dynamo's {name} is not used: encoders are compiled whole, for one shape; give false."
+                )
         for module in modules:
-            module.compile(backend=self.compiled_by, mode=self.args.torch_compile_mode, dynamic=False)
+            module.compile(backend=self.compiled_by, mode=self.args.torch_compile_mode or plugin.mode, dynamic=False)
         plugin.backend = DynamoBackend.NO
 
     def _count(self, images: int, steps: AttackSteps) -> None:
@@ -355,6 +360,9 @@ def _check_set_up(model: nn.Module, args: FareConfig, processing_class: Any, obj
             f"args.objective='tecoa' and objective={type(objective).__name__}(...) contradict each other; leave the "
             "former out."
         )
+    scale = getattr(objective, "logit_scale", None)
+    if args.logit_scale not in (None, scale):
+        raise ValueError(f"args.logit_scale={args.logit_scale} is not objective.logit_scale={scale}; leave it out.")
     wrong = [(name, p.dtype) for name, p in model.named_parameters() if p.dtype != torch.float32]
     if wrong:
         raise ValueError(f"{wrong[0][0]!r} is {wrong[0][1]}; load the model with dtype=torch.float32, and set bf16.")
@@ -364,6 +372,9 @@ def _check_measured(args: FareConfig, eval_dataset: Any, validation: Any) -> Non
     """`metric_for_best_model` is looked up after the first evaluation, hours later."""
     metric, accuracies = args.metric_for_best_model, validation is not None and args.eval_attack_steps > 0
     names = measured_names(eval_dataset, accuracies)
+    default, count = FareConfig.eval_images, len(eval_dataset) if hasattr(eval_dataset, "__len__") else 0
+    if args.eval_images not in (0, default) and count > args.eval_images and not isinstance(eval_dataset, dict):
+        raise ValueError(f"eval_images={args.eval_images} is not read here: eval_dataset has {count}; pass a Subset.")
     if metric is not None and metric.removeprefix("eval_") not in names:
         why = "" if accuracies else ", and the accuracies with validation= and eval_attack_steps"
         raise ValueError(f"metric_for_best_model={metric!r} is not measured; give one of {', '.join(names)}{why}.")

@@ -37,8 +37,8 @@ $(LOWEST)/.installed: pyproject.toml constraints-lowest.txt
 	@touch $@
 
 test-lowest: $(LOWEST)/.installed
-	$(LOWEST)/python $(PYTEST) --ignore-glob 'tests/test_attacks_*' --ignore-glob 'tests/test_lab_*' \
-		--ignore tests/test_benchmarks.py --ignore tests/test_examples.py
+	$(LOWEST)/python $(PYTEST) --ignore tests/attacks --ignore tests/lab \
+		--ignore tests/project/test_benchmarks.py --ignore tests/project/test_examples.py
 
 test-slow: $(BIN)/.installed
 	$(BIN)/python -m pytest -m "slow and not gpu"
@@ -46,7 +46,7 @@ test-slow: $(BIN)/.installed
 check: $(BIN)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy fare_hf examples
+	$(BIN)/mypy fare_hf examples tools
 
 format: $(BIN)/.installed
 	$(BIN)/ruff check --fix .

@@ -20,7 +20,7 @@ from fare_hf import RobustnessReport, swap_vision_tower
 from fare_hf.attacks import ThreatModel
 from fare_hf.encoders import load_encoder
 from fare_hf.evaluation import Row, environment, evaluate_transfer
-from fare_hf.evaluation.zero_shot import logits_function
+from fare_hf.evaluation.zero_shot.classification import logits_function
 from fare_hf.lab import ENCODERS, encoder_folder, load_clip, load_llava, measure
 
 NAMES = {"clip": "CLIP", "fare-2": "FARE-2", "fare-4": "FARE-4", "tecoa-2": "TeCoA-2", "tecoa-4": "TeCoA-4"}

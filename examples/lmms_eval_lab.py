@@ -17,9 +17,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from fare_hf.data.pixels import to_pil
 from fare_hf.lab import encoder_folder, load_llava, measure
 from fare_hf.lab.captions import CAPTION_PROMPT
-from fare_hf.pixels import to_pil
 
 TASK = """dataset_path: json
 dataset_kwargs: {{data_files: {{test: {documents}}}}}

@@ -14,9 +14,9 @@ import torch
 
 from fare_hf import ThreatModel, VlmLoss, apgd, swap_vision_tower
 from fare_hf.encoders import frozen
+from fare_hf.files.markup import inline
 from fare_hf.lab import encoder_folder, load_llava, load_test_set
 from fare_hf.lab.captions import CAPTION_PROMPT, chat, with_article
-from fare_hf.markup import inline
 from fare_hf.vlm import generate_text
 
 

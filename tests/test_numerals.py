@@ -10,8 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fare_hf.attacks import ThreatModel, parse_eps
-from fare_hf.evaluation.suite import load_suite
 from fare_hf.numerals import format_fraction, parse_count, parse_fraction, whole_number
+from fare_hf.suites.suite import load_suite
 
 NONSENSE = [
     "4_0/255",

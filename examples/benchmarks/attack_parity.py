@@ -56,7 +56,7 @@ def random_network(kind: str, samples: int) -> Problem:
 def lab_encoder(name: str, samples: int | None, stack: ExitStack) -> Problem:
     """An encoder of the lab as a zero-shot classifier of the main set; labels are the true ones."""
     from fare_hf.encoders import load_encoder, matmul_patch_embedding
-    from fare_hf.evaluation.zero_shot import logits_function
+    from fare_hf.evaluation.zero_shot.classification import logits_function
     from fare_hf.lab import encoder_folder, load_clip
     from fare_hf.lab.measure import lab_normalization, part, text_embeddings
 

@@ -2,9 +2,10 @@
 
     python examples/benchmarks/cheaper.py --output examples/benchmarks/results/cheaper.json
 
-Every arm is FARE-4 from the lab's CLIP with as many steps as a budget of operations pays for (`fare_hf.flops`), on the
-same fixed images, with several seeds (order of the images, random starts). Judged on the validation hand by APGD on
-the cross entropy and on the targeted DLR loss. `lora` needs `fare_hf[lora]`; it is left out where PEFT is missing.
+Every arm is FARE-4 from the lab's CLIP with as many steps as a budget of operations pays for
+(`fare_hf.encoders.flops`), on the same fixed images, with several seeds (order of the images, random starts). Judged
+on the validation hand by APGD on the cross entropy and on the targeted DLR loss. `lora` needs `fare_hf[lora]`; it is
+left out where PEFT is missing.
 `2 steps in fp8` tells on a CPU, which is slow at it, what the 8 bits do to the robustness, and nothing of the time.
 With `--jobs` so many run at once, one thread each; operations are the same, CPU seconds are of that load.
 """
@@ -29,11 +30,11 @@ import torch
 
 from fare_hf import FareConfig, FareTrainer, ThreatModel
 from fare_hf.encoders import load_encoder
+from fare_hf.encoders.flops import count_flops
 from fare_hf.evaluation import environment
-from fare_hf.flops import count_flops
 from fare_hf.lab import encoder_folder, load_clip, load_training_set, measure
 from fare_hf.training.schedules import attack_steps_at
-from fare_hf.training.trained import merge_lora, trained_share
+from fare_hf.training.trainable import merge_lora, trained_share
 
 FEW: dict[str, Any] = {"attack_steps": 2, "attack_step_size": "3/255"}
 ARMS: dict[str, dict[str, Any]] = {

@@ -25,10 +25,10 @@ from PIL import Image
 from torch.utils.data import DataLoader, RandomSampler
 from transformers import CLIPImageProcessor
 
-from fare_hf.data import PixelDataset, PixelStream, collate_pixels
+from fare_hf.data.opening import load_images
+from fare_hf.data.pixel_datasets import PixelDataset, PixelStream, collate_pixels
+from fare_hf.data.streaming import TrainingStream
 from fare_hf.evaluation import environment
-from fare_hf.sources import load_images
-from fare_hf.training.stream import TrainingStream
 
 EATEN = 100
 """Images per second of one H100 at ViT-L/14, 224 px."""

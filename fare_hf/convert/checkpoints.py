@@ -15,8 +15,8 @@ from huggingface_hub.utils import validate_repo_id
 from torch import Tensor
 
 from fare_hf.convert.states import read_state
-from fare_hf.documents import read_object
-from fare_hf.folders import path_inside, relative_name
+from fare_hf.files.documents import read_object
+from fare_hf.files.folders import path_inside, relative_name
 
 __all__ = [
     "TOKENIZER_FILES",

@@ -33,9 +33,9 @@ from fare_hf.convert.transformers_config import (
     transformers_config,
 )
 from fare_hf.convert.transformers_source import clip_config, images_of, load_clip, text_of
-from fare_hf.documents import read_object
 from fare_hf.encoders import load_complete
-from fare_hf.folders import check_new_folder, whole_folder
+from fare_hf.files.documents import read_object
+from fare_hf.files.folders import check_new_folder, whole_folder
 
 __all__ = ["Conversion", "convert_from_open_clip", "convert_to_open_clip"]
 

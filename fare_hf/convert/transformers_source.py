@@ -9,11 +9,11 @@ from typing import Any
 from torch import Tensor
 from transformers import CLIPModel, CLIPVisionModelWithProjection
 
-from fare_hf.configuration import load_image_processor, read_configuration
 from fare_hf.convert.checkpoints import find_file
 from fare_hf.convert.spec import ClipSpec, ImageSpec
 from fare_hf.convert.transformers_config import read_image_processor, read_transformers_config
 from fare_hf.encoders import load_complete
+from fare_hf.pretrained.configuration import load_image_processor, read_configuration
 
 __all__ = ["clip_config", "images_of", "load_clip", "text_of"]
 

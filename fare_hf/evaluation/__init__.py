@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from fare_hf.encoders import text_classifier
-from fare_hf.evaluation.captions import NamesConcept, evaluate_captions
-from fare_hf.evaluation.charts import draw_report, paired_bars, radius_curves, transfer_map
-from fare_hf.evaluation.corruptions import evaluate_corruptions
-from fare_hf.evaluation.drift import clean_drift, retrieval_recall
-from fare_hf.evaluation.environment import environment
-from fare_hf.evaluation.exported import export_adversarial, load_exported
-from fare_hf.evaluation.masking import MaskingReport, check_gradient_masking
-from fare_hf.evaluation.metrics import bootstrap_interval, fraction_interval, paired_interval, wilson_interval
-from fare_hf.evaluation.paired import paired_difference
-from fare_hf.evaluation.plots import SheetRow, attack_sheet
-from fare_hf.evaluation.report import RobustnessReport, Row, make_row, validate
-from fare_hf.evaluation.stealth import evaluate_stealth
-from fare_hf.evaluation.suite import load_suite, run_suite
-from fare_hf.evaluation.targeted import evaluate_targeted
-from fare_hf.evaluation.text_attack import TextEvaluation
-from fare_hf.evaluation.text_metrics import Choice, Cider, VqaAccuracy, YesNo
-from fare_hf.evaluation.transfer import evaluate_transfer, evaluate_universal_text, transfer_matrix
-from fare_hf.evaluation.vlm import evaluate_vlm
-from fare_hf.evaluation.vlm_sets import load_vlm_set
-from fare_hf.evaluation.zero_shot import evaluate_zero_shot
-from fare_hf.evaluation.zero_shot_sets import load_zero_shot_set
+from fare_hf.evaluation.report.attack_sheet import SheetRow, attack_sheet
+from fare_hf.evaluation.report.charts import draw_report, paired_bars, radius_curves, transfer_map
+from fare_hf.evaluation.report.environment import environment
+from fare_hf.evaluation.report.intervals import bootstrap_interval, fraction_interval, paired_interval, wilson_interval
+from fare_hf.evaluation.report.paired import paired_difference
+from fare_hf.evaluation.report.report import RobustnessReport, Row, make_row, validate
+from fare_hf.evaluation.vlm.adversarial_images import export_adversarial, load_exported
+from fare_hf.evaluation.vlm.captions import NamesConcept, evaluate_captions
+from fare_hf.evaluation.vlm.ensemble import evaluate_vlm
+from fare_hf.evaluation.vlm.forced_strings import evaluate_stealth
+from fare_hf.evaluation.vlm.metrics import Choice, Cider, VqaAccuracy, YesNo
+from fare_hf.evaluation.vlm.sets import load_vlm_set
+from fare_hf.evaluation.vlm.targeted import evaluate_targeted
+from fare_hf.evaluation.vlm.text_attack import TextEvaluation
+from fare_hf.evaluation.vlm.transfer import evaluate_transfer, evaluate_universal_text, transfer_matrix
+from fare_hf.evaluation.zero_shot.classification import evaluate_zero_shot
+from fare_hf.evaluation.zero_shot.corruptions import evaluate_corruptions
+from fare_hf.evaluation.zero_shot.drift import clean_drift, retrieval_recall
+from fare_hf.evaluation.zero_shot.gradient_masking import MaskingReport, check_gradient_masking
+from fare_hf.evaluation.zero_shot.sets import load_zero_shot_set
+from fare_hf.suites.suite import load_suite, run_suite
 
 __all__ = [
     "Choice",

@@ -17,8 +17,8 @@ from typing import Any
 from PIL import Image
 from safetensors import safe_open
 
-from fare_hf.credentials import find_secret
-from fare_hf.documents import MIB, parse_json, read_bytes
+from fare_hf.files.credentials import find_secret
+from fare_hf.files.documents import MIB, parse_json, read_bytes
 from fare_hf.hub.local_paths import find_local_path
 
 __all__ = ["VOCABULARIES", "check_contents"]

@@ -14,19 +14,19 @@ from huggingface_hub import save_torch_state_dict
 from transformers import CLIPVisionModelWithProjection, PreTrainedModel
 
 from fare_hf.attacks import ThreatModel
-from fare_hf.configuration import check_configuration, check_image_processor, load_image_processor
-from fare_hf.documents import read_object
 from fare_hf.encoders import load_complete
-from fare_hf.folders import check_new_folder, whole_folder
-from fare_hf.hub.base import base_name, inherited_license, is_hub_id
-from fare_hf.hub.card import CardContent, ReportLike, render_card
+from fare_hf.files.documents import read_object
+from fare_hf.files.folders import check_new_folder, whole_folder
+from fare_hf.hub.base_model import base_name, inherited_license, is_hub_id
+from fare_hf.hub.card.plot import PLOT, draw_report
+from fare_hf.hub.card.regenerate import KEPT, RECORD, content_of, record_of, report_without_paths
+from fare_hf.hub.card.render import CardContent, ReportLike, render_card
 from fare_hf.hub.contents import VOCABULARIES
 from fare_hf.hub.licenses import check_license
 from fare_hf.hub.local_paths import without_local_paths
-from fare_hf.hub.plot import PLOT, draw_report
-from fare_hf.hub.regenerate import KEPT, RECORD, content_of, record_of, report_without_paths
-from fare_hf.hub.text import save_tokenizer, whole_clip
-from fare_hf.validation import architecture_of, check_answers
+from fare_hf.hub.text_encoder import save_tokenizer, whole_clip
+from fare_hf.pretrained.configuration import check_configuration, check_image_processor, load_image_processor
+from fare_hf.pretrained.validation import architecture_of, check_answers
 
 __all__ = ["copy_with_text_encoder", "save_robust_encoder"]
 

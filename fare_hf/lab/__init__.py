@@ -1,7 +1,7 @@
 """The embedded lab: small real data, a small CLIP, a small LLaVA and robust encoders, all inside the package."""
 
-from .models import ENCODERS, encoder_folder, load_clip, load_llava
-from .sets import (
+from fare_hf.lab.models import ENCODERS, encoder_folder, load_clip, load_llava
+from fare_hf.lab.sets import (
     TEST_SETS,
     TRAINING_SETS,
     DrawingsForTraining,

@@ -78,7 +78,7 @@ ZERO_SHOT_CONCEPTS: tuple[str, ...] = tuple(
         """.split()
     ).split(", ")
 )
-"""The zero-shot classes: what `fare_hf.lab.choose_concepts` printed for the shipped CLIP."""
+"""The zero-shot classes: what `tools.lab.choose_concepts` printed for the shipped CLIP."""
 
 FASHION_CLASSES = (
     *("t-shirt", "trousers", "pullover", "dress", "coat"),

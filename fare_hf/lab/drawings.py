@@ -12,7 +12,7 @@ from datasets import Dataset
 from datasets.table import InMemoryTable
 from PIL import Image
 
-from .scenes import IMAGE_SIZE
+from fare_hf.lab.scenes import IMAGE_SIZE
 
 DATA = Path(__file__).parent / "data"
 TRAIN_HANDS = ("noto", "noto-v1", "fluent-emoji", "fluent-emoji-flat", "emojione", "emojione-v1")

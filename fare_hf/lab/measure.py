@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from fare_hf.attacks import ThreatModel
+from fare_hf.data.pixels import Normalization
 from fare_hf.encoders import text_classifier
 from fare_hf.evaluation import (
     NamesConcept,
@@ -27,15 +28,13 @@ from fare_hf.evaluation import (
     evaluate_targeted,
     evaluate_vlm,
 )
-from fare_hf.evaluation.vlm import QUESTION_TARGETS
-from fare_hf.evaluation.zero_shot import evaluate_zero_shot
-from fare_hf.pixels import Normalization
-
-from .captions import CAPTION_PROMPT, chat, zero_shot_prompts
-from .drawings import all_concepts
-from .models import MODELS
-from .questions import QUESTION_SETS, load_question_set
-from .sets import TestSet, load_test_set
+from fare_hf.evaluation.vlm.ensemble import QUESTION_TARGETS
+from fare_hf.evaluation.zero_shot.classification import evaluate_zero_shot
+from fare_hf.lab.captions import CAPTION_PROMPT, chat, zero_shot_prompts
+from fare_hf.lab.drawings import all_concepts
+from fare_hf.lab.models import MODELS
+from fare_hf.lab.questions import QUESTION_SETS, load_question_set
+from fare_hf.lab.sets import TestSet, load_test_set
 
 TARGET = "a photo of a cat"
 """What the targeted attack forces: the caption of something that is in no test image. Chosen from "a cat",

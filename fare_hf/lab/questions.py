@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import captions, scenes
-from .drawings import TEST_HANDS, VALIDATION_HAND, drawings, main_concepts, stack_pixels
+from fare_hf.lab import captions, scenes
+from fare_hf.lab.drawings import TEST_HANDS, VALIDATION_HAND, drawings, main_concepts, stack_pixels
 
 QUESTION_SETS = ("yes-no", "pope")
 HANDS = (TEST_HANDS[0], VALIDATION_HAND)
@@ -128,7 +128,7 @@ def _closest(present: list[str]) -> str:
 @cache
 def _name_cosines() -> Tensor:
     """Cosines (K, K) between the names of the main concepts in the lab CLIP's text embedding."""
-    from .models import load_clip
+    from fare_hf.lab.models import load_clip
 
     model, tokenizer = load_clip()
     sentences = captions.zero_shot_prompts(main_concepts(), "twemoji")

@@ -19,13 +19,12 @@ from transformers.utils import logging as transformers_logging
 
 from fare_hf.encoders import load_encoder
 from fare_hf.evaluation import NamesConcept, RobustnessReport, Row, SheetRow, TextEvaluation, attack_sheet, environment
-from fare_hf.evaluation.plots import Answer
+from fare_hf.evaluation.report.attack_sheet import Answer
+from fare_hf.lab import measure, recipes
+from fare_hf.lab.drawings import all_concepts
+from fare_hf.lab.models import encoder_folder, load_clip, load_llava
+from fare_hf.lab.saving import save_with_report
 from fare_hf.vlm import swap_vision_tower
-
-from . import measure, recipes
-from .drawings import all_concepts
-from .models import encoder_folder, load_clip, load_llava
-from .store import save_with_report
 
 PICTURES = 4
 BAR: dict[str, Any] = {"leave": False, "dynamic_ncols": True, "disable": None}

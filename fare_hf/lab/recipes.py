@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from .models import ENCODERS, encoder_folder
+from fare_hf.lab.models import ENCODERS, encoder_folder
 
 COMMON: dict[str, str] = {
     "dataset": "lab:drawings",

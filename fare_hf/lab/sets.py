@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import CLIPImageProcessor
 
-from . import captions, scenes
-from .concepts import DIGIT_CLASSES, FASHION_CLASSES, ZERO_SHOT_CONCEPTS
-from .drawings import (
+from fare_hf.lab import captions, scenes
+from fare_hf.lab.concepts import DIGIT_CLASSES, FASHION_CLASSES, ZERO_SHOT_CONCEPTS
+from fare_hf.lab.drawings import (
     TEST_HANDS,
     TRAIN_HANDS,
     VALIDATION_HAND,
@@ -61,7 +61,7 @@ class DrawingsForTraining(Dataset):
     @property
     def processor(self) -> CLIPImageProcessor:
         """The lab CLIP's image processor."""
-        from .models import MODELS
+        from fare_hf.lab.models import MODELS
 
         return CLIPImageProcessor.from_pretrained(MODELS / "clip")
 

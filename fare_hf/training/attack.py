@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from fare_hf.attacks import pgd
-from fare_hf.data import sample_generator
+from fare_hf.data.pixel_datasets import sample_generator
+from fare_hf.data.pixels import Normalization
 from fare_hf.encoders import make_embed
+from fare_hf.encoders.precision import attack_mode
 from fare_hf.objectives import Objective
-from fare_hf.pixels import Normalization
-from fare_hf.precision import attack_mode
 from fare_hf.training.config import FareConfig
 from fare_hf.training.failures import NonFiniteError, blame, in_range
 from fare_hf.training.schedules import AttackSteps, attack_steps_at

@@ -13,13 +13,13 @@ from fare_hf.attacks import ThreatModel, parse_step_size
 from fare_hf.attacks.gradient import check_steps
 from fare_hf.attacks.threat_model import parse_fraction
 from fare_hf.encoders import EMBEDDINGS
-from fare_hf.float8 import check_float8
+from fare_hf.encoders.float8 import check_float8
 from fare_hf.hub import check_repo_id
-from fare_hf.training.accepted import check_options
 from fare_hf.training.batches import default_workers, divide_batch
 from fare_hf.training.launch import check_launch
+from fare_hf.training.logging.measurements import greater_is_better
 from fare_hf.training.sharding import check_sharding
-from fare_hf.training.window import greater_is_better
+from fare_hf.training.trainer_options import check_options
 
 __all__ = ["FareConfig"]
 
@@ -37,7 +37,7 @@ class FareConfig(TrainingArguments):
 
     The 128 images are those of an update over all processes, and divided among them. With
     `per_device_train_batch_size` alone an update has that many images of each process, as for any Trainer. What of the
-    Trainer's options would be ignored is refused (`fare_hf.training.accepted`).
+    Trainer's options would be ignored is refused (`fare_hf.training.trainer_options`).
 
     Changed defaults: `learning_rate`, `weight_decay`, `lr_scheduler_type`, `warmup_steps`, `max_steps`,
     `per_device_train_batch_size`, `dataloader_num_workers` (up to 8 on a GPU), `max_grad_norm`, `logging_steps`,

@@ -12,9 +12,9 @@ from transformers import CLIPVisionModel, CLIPVisionModelWithProjection, Schedul
 from transformers.training_args import OptimizerNames
 
 from fare_hf.evaluation import environment
-from fare_hf.folders import check_new_folder, whole_folder
+from fare_hf.files.folders import check_new_folder, whole_folder
 from fare_hf.hub import Publication, check_access, push_robust_encoder, save_robust_encoder
-from fare_hf.hub.base import base_name, inherited_license, is_hub_id
+from fare_hf.hub.base_model import base_name, inherited_license, is_hub_id
 from fare_hf.objectives import objective_facts
 from fare_hf.training.config import CHEAPER
 from fare_hf.training.sharding import whole_encoder

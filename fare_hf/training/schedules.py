@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fare_hf.attacks import parse_step_size
-from fare_hf.flops import Flops
+from fare_hf.encoders.flops import Flops
 from fare_hf.training.config import FareConfig
 
 __all__ = ["AttackSteps", "attack_of", "attack_steps_at", "training_flops"]

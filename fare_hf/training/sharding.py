@@ -14,7 +14,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, StateDictTy
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.training_args import ParallelMode
 
-from fare_hf.training.trained import add_lora, blocks_of, has_lora, merge_lora
+from fare_hf.training.trainable import add_lora, blocks_of, has_lora, merge_lora
 
 if TYPE_CHECKING:
     from fare_hf.training.trainer import FareTrainer

@@ -17,34 +17,27 @@ from torch.nn import functional as F
 from transformers import IntervalStrategy, PreTrainedModel
 from transformers.trainer_utils import EvalLoopOutput, HubStrategy
 
-from fare_hf.data import check_samples, collate_pixels
-from fare_hf.encoders import (
-    embed,
-    evaluating,
-    freeze,
-    freeze_unused,
-    make_embed,
-    matmul_patch_embedding,
-)
-from fare_hf.flops import count_flops
+from fare_hf.data.pixel_datasets import check_samples, collate_pixels
+from fare_hf.data.pixels import Normalization
+from fare_hf.encoders import embed, evaluating, freeze, freeze_unused, make_embed, matmul_patch_embedding
+from fare_hf.encoders.flops import count_flops
+from fare_hf.encoders.precision import attack_mode, cast_for_good
 from fare_hf.hub import Publication
 from fare_hf.objectives import FareObjective, Objective, TecoaObjective
-from fare_hf.pixels import Normalization
-from fare_hf.precision import attack_mode, cast_for_good
-from fare_hf.training.accepted import check_trainer_options
 from fare_hf.training.attack import EVALUATION, BatchAttack
-from fare_hf.training.checkpoints import CheckpointTrainer
+from fare_hf.training.checkpointing.checkpoints import CheckpointTrainer
+from fare_hf.training.checkpointing.identity import run_identity
 from fare_hf.training.config import FareConfig
 from fare_hf.training.failures import NonFiniteError, blame
 from fare_hf.training.finite import FiniteTrainer
-from fare_hf.training.identity import run_identity
+from fare_hf.training.logging.measurements import EpochCallback, Window, measured_names, summarise
+from fare_hf.training.logging.start import SayAtStart
 from fare_hf.training.publish import check_push, publish, publish_checkpoint
 from fare_hf.training.replaced import ReplacedImages
 from fare_hf.training.schedules import AttackSteps, attack_of, attack_steps_at
 from fare_hf.training.sharding import prepare_frozen, set_up_sharding
-from fare_hf.training.start import SayAtStart
-from fare_hf.training.trained import add_lora, train_first_blocks, trained_share
-from fare_hf.training.window import EpochCallback, Window, measured_names, summarise
+from fare_hf.training.trainable import add_lora, train_first_blocks, trained_share
+from fare_hf.training.trainer_options import check_trainer_options
 
 __all__ = ["FareTrainer"]
 

@@ -9,7 +9,7 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from fare_hf.encoders import frozen
-from fare_hf.vlm.families import tower_placement
+from fare_hf.vlm.families.table import tower_placement
 from fare_hf.vlm.geometry import image_inputs, image_settings
 from fare_hf.vlm.prompts import prompt_rows, start_device
 
@@ -43,7 +43,7 @@ def generate_text(
     """Greedy answers to a prompt about each image, all in one batch (prompts are padded on the left).
 
     Args:
-        vlm: a model of `fare_hf.vlm.families.FAMILIES`; its mode is restored afterwards.
+        vlm: a model of `fare_hf.vlm.families.table.FAMILIES`; its mode is restored afterwards.
         processor: its processor.
         pixels: (B, 3, H, W) in [0, 1]; resized, cropped and cut into tiles as the processor does it.
         prompt: one prompt for all images, or one per image, with the image placeholder once in each.

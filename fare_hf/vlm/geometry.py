@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.image_processing_utils import select_best_resolution
 
-from fare_hf.pixels import Normalization
-from fare_hf.vlm.families import image_processor_of
+from fare_hf.data.pixels import Normalization
+from fare_hf.vlm.families.table import image_processor_of
 
 __all__ = ["image_inputs", "image_settings", "processed_pixels"]
 
@@ -46,7 +46,7 @@ def image_inputs(image_processor: Any, pixels: Tensor) -> dict[str, Tensor]:
     """The model inputs that the processor would make of a batch of images.
 
     Args:
-        image_processor: `image_settings` of the processor of a model of `fare_hf.vlm.families.FAMILIES`.
+        image_processor: `image_settings` of the processor of a model of `fare_hf.vlm.families.table.FAMILIES`.
         pixels: (B, 3, H, W) in [0, 1].
 
     Returns:

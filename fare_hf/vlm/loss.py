@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from fare_hf.vlm.families import family_of, tower_placement
+from fare_hf.vlm.families.table import family_of, tower_placement
 from fare_hf.vlm.geometry import image_inputs, image_settings
 from fare_hf.vlm.prefix import Prefix
 from fare_hf.vlm.prompts import Rows, prompt_rows, start_device
@@ -52,7 +52,7 @@ class VlmLoss:
     at the answer's positions.
 
     Args:
-        vlm: a model of `fare_hf.vlm.families.FAMILIES`; freeze it around the attack (`fare_hf.encoders.frozen`).
+        vlm: a model of `fare_hf.vlm.families.table.FAMILIES`; freeze it around the attack (`fare_hf.encoders.frozen`).
         processor: its processor (image processor and tokenizer).
         prompt: one prompt for all, or one per text, with the image placeholder (`<image>`) once in each.
         texts: the B texts; each is joined to its prompt by one space unless one of the two has white space there.

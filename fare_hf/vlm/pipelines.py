@@ -7,8 +7,8 @@ from typing import Any
 
 from transformers import Pipeline, PreTrainedModel, pipeline
 
-from fare_hf.loading import load_processor, load_vlm, vlm_configuration
-from fare_hf.vlm.swap import swap_vision_tower
+from fare_hf.pretrained.loading import load_processor, load_vlm, vlm_configuration
+from fare_hf.vlm.swap.swap import swap_vision_tower
 
 __all__ = ["robust_pipeline"]
 

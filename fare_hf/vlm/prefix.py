@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from fare_hf.encoders import evaluating
-from fare_hf.vlm.families import feature_token, towers_of
+from fare_hf.vlm.families.table import feature_token, towers_of
 from fare_hf.vlm.prompts import Rows
 
 __all__ = ["Prefix"]

@@ -11,9 +11,9 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from fare_hf.vlm.checks import check_image_token
-from fare_hf.vlm.families import tower_placement
+from fare_hf.vlm.families.table import tower_placement
 from fare_hf.vlm.processors import complete_processor
+from fare_hf.vlm.swap.checks import check_image_token
 
 __all__ = ["Rows", "image_token", "image_token_count", "join", "model_inputs", "pad", "prompt_rows", "start_device"]
 

@@ -1,0 +1,192 @@
+"""What command lines share: words read as values, no notices that ask nothing of a person, errors of one line."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import re
+import select
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from fare_hf.files.folders import check_new_folder
+from fare_hf.numerals import parse_count
+
+__all__ = [
+    "NEGATIVE_NUMBER",
+    "check_empty",
+    "hide_notices",
+    "named_values",
+    "natural",
+    "one_line",
+    "one_sentence",
+    "positive",
+    "refuse_given",
+]
+
+TRACEBACK = "FARE_HF_TRACEBACK"
+"""Environment variable that shows the traceback of an error as well, to whoever looks for its cause."""
+FORESEEN = (ImportError, OSError, TypeError, ValueError)
+"""What this project and its libraries raise in words that say what to change."""
+LONGEST = 1200  # characters of an error's message that are printed
+OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
+FULL_DISK = re.compile(
+    r"no space left|disk quota|failed writing file|write failed|unexpected pos \d+ vs", re.IGNORECASE
+)
+
+NOTICES = {
+    # The processors without torchvision are the ones meant: torchvision is never needed here.
+    "transformers.utils.import_utils": "requires torchvision (not installed)",
+    # True of every model that is not sharded, which is every model here.
+    "transformers.distributed.tensor_parallel": "layers were not sharded",
+}
+"""Logger -> words of the notice that is hidden; whatever else that logger says is shown."""
+
+
+NEGATIVE_NUMBER = re.compile(r"^-\.?\d")
+"""For argparse, which before Python 3.14 takes the `-4/255` of `--eps -4/255` for an option."""
+
+
+class Without(logging.Filter):
+    """Drops records that hold certain words."""
+
+    def __init__(self, words: str) -> None:
+        super().__init__()
+        self.words = words
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """False for a record with the words."""
+        return self.words not in record.getMessage()
+
+
+def hide_notices() -> None:
+    """Hides `NOTICES`, and the warning that a CPU has no pinned memory, in this process; for command lines."""
+    for name, words in NOTICES.items():
+        logger = logging.getLogger(name)
+        if not any(isinstance(found, Without) for found in logger.filters):
+            logger.addFilter(Without(words))
+    warnings.filterwarnings("ignore", message=".*'pin_memory' argument is set as true but no accelerator")
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error without its line breaks, such as those of the Hub's client.
+
+    Of what was raised in a data loader's worker, whose message is a whole traceback, the last line.
+    """
+    text = str(error)
+    if text.startswith("Caught ") and "Original Traceback" in text:
+        text = text.strip().splitlines()[-1].partition(": ")[2]
+    return " ".join(text.split()) or type(error).__name__
+
+
+@contextmanager
+def one_sentence(program: str, going_on: str = "") -> Iterator[None]:
+    """What ends a command line: success, or one sentence on stderr; `FARE_HF_TRACEBACK=1` shows the traceback.
+
+    Args:
+        program: what the sentence begins with.
+        going_on: after Ctrl-C, how to go on.
+
+    Raises:
+        SystemExit: code 1 after an error, 130 after Ctrl-C, 141 where nobody reads the output any more.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print(f"\n{program}: interrupted{going_on and f': {going_on}'}.", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            sys.exit(141)
+        if os.environ.get(TRACEBACK):
+            raise
+        sys.exit(f"{program}: error: {_sentence(error)}")
+
+
+def _nobody_reads() -> bool:
+    """Whether stdout is a pipe that was closed; what is left for it is thrown away, as Python would complain of it."""
+    with suppress(OSError, ValueError, AttributeError):  # no file, or a system without poll
+        pipe = select.poll()
+        pipe.register(sys.stdout.fileno(), select.POLLERR)
+        if pipe.poll(0):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return True
+    return False
+
+
+def _sentence(error: Exception) -> str:
+    """An error in words for whoever typed the command."""
+    text, kind = one_line(error), type(error).__name__
+    text = text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+    if isinstance(error, MemoryError) or OUT_OF_MEMORY.search(text):
+        return f"memory is used up ({text}): give a smaller batch, fewer images, or a smaller model."
+    if isinstance(error, RecursionError):
+        return f"a file that was read is nested too deep ({text}): look at configurations and suites."
+    if isinstance(error, FORESEEN):
+        return text
+    if FULL_DISK.search(text):
+        return f"a file could not be written ({text}): make room on the disk."
+    if kind == "SafetensorError":
+        return f"a safetensors file cannot be read or written ({text}): it is damaged, or the disk is full."
+    return f"{kind}: {text} (this was not foreseen; {TRACEBACK}=1 shows where it comes from)"
+
+
+def check_empty(folder: Path) -> None:
+    """Refuses to write over anything; the lock of a run is nothing.
+
+    Raises:
+        ValueError: a file, or a folder that is not empty.
+    """
+    try:
+        check_new_folder(folder)
+    except ValueError:
+        raise ValueError(f"output_dir {str(folder)!r} is not an empty folder: name another.") from None
+
+
+def refuse_given(given: argparse.Namespace, names: Sequence[str], why: str) -> None:
+    """Refuses options that would be ignored; their defaults must be None or an empty list.
+
+    Raises:
+        ValueError: one of them was given.
+    """
+    for name in names:
+        if getattr(given, name) is not None and getattr(given, name) != []:
+            raise ValueError(f"--{name} {why}")
+
+
+def positive(text: str) -> int:
+    """An argument that is a whole number from 1."""
+    return _count(text, 1)
+
+
+def natural(text: str) -> int:
+    """An argument that is a whole number from 0."""
+    return _count(text, 0)
+
+
+def _count(text: str, least: int) -> int:
+    if (number := parse_count(text, least)) is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least {least} (and below 2^32)")
+    return number
+
+
+def named_values(option: str, words: Sequence[str], value: str = "PATH") -> dict[str, str]:
+    """The words NAME=VALUE of an option, by name.
+
+    Raises:
+        ValueError: a word without a name or a value, or a name that is given twice.
+    """
+    found: dict[str, str] = {}
+    for word in words:
+        name, _, rest = word.partition("=")
+        if not name.strip() or not rest.strip():
+            raise ValueError(f"{option} {word}: give NAME={value}.")
+        if name in found:
+            raise ValueError(f"{option} names {name} twice: give it once.")
+        found[name] = rest
+    return found

@@ -1,0 +1,40 @@
+"""``fare-hf push``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from fare_hf.cli.command import add_command
+
+__all__ = ["add_push", "run_push"]
+
+
+def add_push(commands: Any) -> None:
+    """The options of ``fare-hf push``."""
+    parser = add_command(commands, "push", "publish a saved encoder on the Hub, and read it back")
+    parser.add_argument("folder", type=Path, help="as save_robust_encoder or a training (OUTPUT_DIR/encoder) wrote it")
+    parser.add_argument("repo_id", help="namespace/name, or a name in your own account; made if absent")
+    parser.add_argument("--private", action=argparse.BooleanOptionalAction, help="of a new repository")
+    parser.add_argument("--revision", default="main", help="branch, made if absent: one for each checkpoint of a run")
+    parser.add_argument("--create_pr", action="store_true", help="open a pull request to the revision instead")
+    parser.add_argument("--tag", help="put on the published commit")
+    parser.add_argument("--message", help="of the commit")
+    parser.add_argument(
+        "--with_text_encoder",
+        nargs="?",
+        const="",
+        metavar="CLIP",
+        help="publish the text encoder and tokenizer too, of CLIP or else of the base model that the card names",
+    )
+    parser.set_defaults(run=run_push)
+
+
+def run_push(args: argparse.Namespace) -> None:
+    """``fare-hf push``: the token is that of `hf auth login` or HF_TOKEN, never a word of the command line."""
+    from fare_hf.hub import push_robust_encoder
+
+    options = {"private": args.private, "revision": args.revision, "create_pr": args.create_pr, "tag": args.tag}
+    options |= {} if args.message is None else {"message": args.message}
+    print(push_robust_encoder(args.folder, args.repo_id, text_encoder=args.with_text_encoder, **options))

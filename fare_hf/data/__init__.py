@@ -1,0 +1,1 @@
+"""Images to pixels: what a data set holds, opened, looked at and made reproducible sample by sample."""

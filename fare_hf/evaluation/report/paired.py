@@ -1,0 +1,86 @@
+"""Models compared in pairs: on the same samples their difference varies less than their two figures do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fare_hf.evaluation.report.intervals import paired_interval
+from fare_hf.evaluation.report.tables import grid, threat_text
+
+__all__ = ["difference_table", "paired_difference"]
+
+FIGURE = ("task", "dataset", "metric", "threat_model")
+
+
+def paired_difference(
+    first: Mapping[str, Any], second: Mapping[str, Any], *, seed: int = 0
+) -> tuple[float, tuple[float, float]]:
+    """How much higher the second model's rate is, with the paired 95 % bootstrap interval.
+
+    The rows must be of the same samples in the same order, which only their count and their clusters can show here.
+    Where no two samples differ, or all differ alike, the interval has no width: it then says nothing.
+
+    Args:
+        first, second: rows of a report with `outcomes`, of one figure of two models.
+        seed: of the bootstrap.
+
+    Returns:
+        The difference `second - first` in [-1, 1], and (low, high) around it.
+
+    Raises:
+        ValueError: other figures, a row without outcomes, another number of samples, other clusters.
+    """
+    if obstacle := _obstacle(first, second):
+        raise ValueError(f"{second.get('model')!r} cannot be compared with {first.get('model')!r}: {obstacle}.")
+    groups = first["clusters"].split() if "clusters" in first else None
+    return paired_interval(_values(first), _values(second), groups, seed=seed)
+
+
+def difference_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What each model's rates are above those of the first one, as Markdown; empty where nothing can be compared.
+
+    Args:
+        rows: of one task and metric. The first model with `outcomes` is what others are compared with; figures that
+            it lacks, or has from other samples, are left out.
+    """
+    able = [row for row in rows if "outcomes" in row]
+    base = {_column(row): row for row in able if row["model"] == able[0]["model"]}
+    others = [row for row in able if row["model"] != able[0]["model"] and _column(row) in base]
+    pairs = [(base[_column(row)], row) for row in others if not _obstacle(base[_column(row)], row)]
+    if not pairs:
+        return ""
+    cells = {(row["model"], *_column(row)): _cell(first, row) for first, row in pairs}
+    head = f"Difference to {able[0]['model']} in points, paired 95 % interval:"
+    return f"{head}\n\n{grid([row for _, row in pairs], cells)}"
+
+
+def _cell(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
+    change, (low, high) = paired_difference(first, second)
+    text = f"{100 * change:+.1f}"
+    # A bootstrap of equal numbers has no width, which would claim certainty.
+    alike = len({b - a for a, b in zip(_values(first), _values(second), strict=True)}) == 1
+    return f"{text} (all samples alike)" if alike else f"{text} [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+def _obstacle(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
+    """Why two rows cannot be compared in pairs; empty where they can."""
+    for name in FIGURE:
+        if first[name] != second[name]:
+            return f"they have {name} {first[name]!r} and {second[name]!r}, give rows of one figure"
+    for row in (first, second):
+        if "outcomes" not in row:
+            return f"the row of {row['model']!r} has no outcomes, measure it again as a rate"
+    if first["n"] != second["n"]:
+        return f"they have n {first['n']} and {second['n']}, measure both on the same samples"
+    if first.get("clusters") != second.get("clusters"):
+        return "their clusters differ, measure both on the same samples with the same groups"
+    return ""
+
+
+def _column(row: Mapping[str, Any]) -> tuple[str, str]:
+    return row["dataset"], threat_text(row)
+
+
+def _values(row: Mapping[str, Any]) -> list[float]:
+    return [float(outcome) for outcome in row["outcomes"]]

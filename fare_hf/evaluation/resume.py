@@ -1,0 +1,207 @@
+"""What interrupted runs leave behind: whose folder it is, and files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from fare_hf.attacks import ThreatModel
+from fare_hf.files.documents import read_object
+from fare_hf.vlm import tower_of
+
+__all__ = ["Change", "SavedBatches", "claim", "digest", "read_tensors", "tower_digest", "write_tensors", "write_text"]
+
+SEAL = "sha256"
+
+
+def claim(folder: Path, settings: Mapping[str, Any]) -> str:
+    """Write down whose folder this is, and refuse one of another run, whose files are not this one's.
+
+    Args:
+        folder: made if absent; the settings go to `settings.json`.
+        settings: plain data that says which run this is.
+
+    Returns:
+        A digest of the settings, for the files of this run.
+
+    Raises:
+        ValueError: a run with other settings began here; the message names them. Settings that cannot be read.
+    """
+    path = folder / "settings.json"
+    if path.exists() and (found := read_object(path)) != settings:
+        other = [name for name in settings if found.get(name) != settings[name]] or sorted(set(found) - set(settings))
+        raise ValueError(f"folder {str(folder)!r} holds a run with another {', '.join(other)}: name another folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(settings, indent=2) + "\n")
+    return digest(json.dumps(settings, sort_keys=True))
+
+
+def tower_digest(vlm: PreTrainedModel) -> str:
+    """Tells the vision towers of models apart that differ in nothing else."""
+    return digest(*(str(p.double().sum().item()) for p in tower_of(vlm).parameters() if not p.is_meta))
+
+
+def digest(*parts: str | bytes) -> str:
+    """SHA-256 of texts and bytes, each with its length, so that no two lists of parts give the same."""
+    found = hashlib.sha256()
+    for part in parts:
+        content = part.encode() if isinstance(part, str) else part
+        found.update(f"{len(content)}:".encode() + content)
+    return found.hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file so that a kill leaves the old one or the new one."""
+    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file so that a kill leaves the old one or the new one; `read_tensors` notices changes."""
+    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
+    facts = dict(metadata or {})
+    sealed = facts | {SEAL: _seal(tensors, facts)}
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside, sealed)
+    beside.replace(path)
+
+
+def read_tensors(path: Path, run: str | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and metadata of a file of `write_tensors`.
+
+    Args:
+        path: which.
+        run: that its metadata must name; None asks for none.
+
+    Raises:
+        ValueError: the file is cut, was changed, or is of another run; the message names it.
+    """
+    if not path.is_file():  # a pipe would keep its reader waiting for ever
+        raise ValueError(f"'{path}' is no file: delete it, and run the same command again.")
+    try:
+        with safe_open(path, "pt") as file:
+            facts = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"'{path}' cannot be read ({error}): delete it, and run the same command again.") from None
+    if facts.pop(SEAL, None) != _seal(tensors, facts):
+        raise ValueError(f"'{path}' was changed after it was written: delete it, and run the same command again.")
+    if run is not None and facts.get("run") != run:
+        raise ValueError(f"'{path}' is of another run: delete it, and run the same command again.")
+    return tensors, facts
+
+
+def _seal(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> str:
+    parts: list[str | bytes] = [word for item in sorted(facts.items()) for word in item]
+    for name, tensor in sorted(tensors.items()):
+        parts += [name, f"{tensor.dtype} {tuple(tensor.shape)}"]
+        parts.append(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest(*parts)
+
+
+@dataclass(frozen=True)
+class Change:
+    """What one batch changed about one sample.
+
+    Attributes:
+        index: of the sample.
+        score: its worst score from now on.
+        answer: that goes with it.
+        source: number of the ground truth that found it.
+        pixels: (3, S, S) fp32 on the CPU that gave the answer.
+    """
+
+    index: int
+    score: float
+    answer: str
+    source: int
+    pixels: Tensor
+
+
+@dataclass(frozen=True)
+class SavedBatches:
+    """The finished batches of a run, one file each; of a run without a folder nothing is kept.
+
+    Attributes:
+        folder: of this run alone (see `claim`); None keeps nothing.
+        run: what `claim` gave.
+    """
+
+    folder: Path | None
+    run: str = ""
+
+    def answers(self) -> list[str]:
+        """Answers to the first clean images, as many as were finished.
+
+        Raises:
+            ValueError: the file is cut, was changed, or is of another run.
+        """
+        path = None if self.folder is None else self.folder / "clean.json"
+        if path is None or not path.exists():
+            return []
+        found = read_object(path)
+        answers = found.get("answers")
+        if not isinstance(answers, list) or found != self._answers(answers):
+            raise ValueError(f"'{path}' was changed, or is of another run: delete it, and run the same command again.")
+        return answers
+
+    def keep_answers(self, answers: Sequence[str]) -> None:
+        """Write the answers to the first clean images, in place of fewer."""
+        if self.folder is not None:
+            write_text(self.folder / "clean.json", json.dumps(self._answers(answers)) + "\n")
+
+    def _answers(self, answers: Sequence[str]) -> dict[str, Any]:
+        return {"run": self.run, SEAL: digest(self.run, *map(str, answers)), "answers": list(answers)}
+
+    def batch(
+        self, threat_model: ThreatModel, stage: int, number: int, indices: Sequence[int]
+    ) -> tuple[list[Change], float] | None:
+        """What a finished batch changed, and how long it took; None for a batch that is not finished.
+
+        Raises:
+            ValueError: the file is of other samples or another run, is cut, or was changed.
+        """
+        path = self._path(threat_model, stage, number)
+        if path is None or not path.exists():
+            return None
+        tensors, metadata = read_tensors(path, self.run)
+        facts = json.loads(metadata["facts"])
+        pixels: Any = tensors.get("pixels", [])
+        if facts["batch"] != list(indices):
+            raise ValueError(f"'{path}' is of the samples {facts['batch']}, not {list(indices)}: delete its folder.")
+        said = zip(facts["changes"], pixels, strict=True)
+        changes = [Change(index, score, answer, source, image) for (index, score, answer, source), image in said]
+        return changes, facts["seconds"]
+
+    def keep_batch(
+        self,
+        threat_model: ThreatModel,
+        stage: int,
+        number: int,
+        indices: Sequence[int],
+        changes: Sequence[Change],
+        seconds: float,
+    ) -> None:
+        """Write what a batch of samples changed."""
+        path = self._path(threat_model, stage, number)
+        if path is None:
+            return
+        said = [(change.index, change.score, change.answer, change.source) for change in changes]
+        facts = {"batch": list(indices), "changes": said, "seconds": seconds}
+        tensors = {"pixels": torch.stack([change.pixels for change in changes])} if changes else {}
+        write_tensors(path, tensors, {"facts": json.dumps(facts), "run": self.run})
+
+    def _path(self, threat_model: ThreatModel, stage: int, number: int) -> Path | None:
+        name = str(threat_model).replace(" ", "-").replace("/", "_")
+        return None if self.folder is None else self.folder / f"{name}-{stage:02d}-{number:05d}.safetensors"

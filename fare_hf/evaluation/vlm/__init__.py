@@ -1,0 +1,1 @@
+"""Vision-language models under attack: captions, questions, forced strings, transfer."""

@@ -1,0 +1,198 @@
+"""Adversarial images as files: lossless PNG inside the ball, with a manifest that says what they are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fare_hf.attacks import ThreatModel, check_pixels
+from fare_hf.data.pixels import quantize, to_pil
+from fare_hf.files.documents import MIB, read_bytes, read_object
+from fare_hf.files.folders import check_new_folder, path_inside, whole_folder
+
+__all__ = ["Exported", "check_sent", "export_adversarial", "load_exported", "quantize_inside", "read_png"]
+
+MANIFEST = "manifest.json"
+FACTS = {"source", "threat_model", "attack"}
+SUMS = {"sha256": "file", "clean_sha256": "clean"}
+LARGEST_PICTURE = 256 * MIB
+
+
+def quantize_inside(points: Tensor, clean: Tensor, threat_model: ThreatModel) -> Tensor:
+    """Round to 8-bit levels k/255 that lie inside ball and box: what a PNG can hold, and an attacker can send.
+
+    Under linf each value goes to the nearest level inside the ball of the fp32 clean pixels; under l2 to the nearest
+    level not beyond the point itself.
+
+    Args:
+        points: fp32 (B, 3, H, W) inside the threat model.
+        clean: clean pixels, of the same shape; they need not lie on 8-bit levels themselves.
+        threat_model: the ball.
+
+    Raises:
+        ValueError: some value has no level inside (eps below 8 bit for pixels between levels).
+    """
+    levels = points.detach().double().mul(255)
+    middle = clean.detach().double().mul(255)
+    if threat_model.norm == "linf":
+        low, high = middle - 255 * threat_model.eps, middle + 255 * threat_model.eps
+    else:
+        low, high = torch.minimum(levels, middle), torch.maximum(levels, middle)
+    tiny = 1e-4  # fp32 pixels at an 8-bit level are that far from it at most; the check below is exact to 1e-6
+    rounded = levels.round().clamp((low - tiny).ceil(), (high + tiny).floor()).clamp(0, 255)
+    result = rounded.div(255).float()
+    excess = threat_model.violation(result, clean.float())
+    if (excess > 1e-6).any() or ((low - tiny).ceil() > (high + tiny).floor()).any():
+        raise ValueError(f"{threat_model} holds no 8-bit image around these pixels: quantize the clean ones first.")
+    return result
+
+
+def check_sent(points: Tensor, clean: Tensor, threat_model: ThreatModel) -> None:
+    """`ThreatModel.check`, in whole 8-bit levels where both batches lie on them, as pictures read from files do.
+
+    A level k/255 is no fp32 number: two of them that are four levels apart may differ by a little more than 4/255.
+
+    Raises:
+        ValueError: some sample lies outside the threat model.
+    """
+    if not all(torch.equal(pixels, quantize(pixels)) for pixels in (points, clean)):
+        threat_model.check(points, clean)
+        return
+    change = (points.double() - clean.double()).mul(255).round().flatten(1)
+    order = torch.inf if threat_model.norm == "linf" else 2
+    outside = torch.linalg.vector_norm(change, ord=order, dim=1) > 255 * threat_model.eps * (1 + 1e-9)
+    if outside.any():
+        samples = outside.nonzero().flatten().tolist()
+        raise ValueError(f"pictures {samples} leave the threat model {threat_model}: name the one they were made in.")
+
+
+def read_png(path: str | Path) -> Tensor:
+    """Pixels (3, H, W) fp32 in [0, 1] of an RGB picture."""
+    with Image.open(path) as picture:
+        array = np.asarray(picture.convert("RGB")).copy()
+    return torch.from_numpy(array).permute(2, 0, 1).float().div(255)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A folder of adversarial images.
+
+    Attributes:
+        pixels: (N, 3, H, W) as the files hold them.
+        clean: (N, 3, H, W), 8-bit too.
+        entries: what the manifest says of each: `file`, `clean`, `sha256` and what `export_adversarial` was given.
+        facts: what the manifest says of all: threat model, attack, source.
+    """
+
+    pixels: Tensor
+    clean: Tensor
+    entries: list[dict[str, Any]]
+    facts: dict[str, Any]
+
+
+def export_adversarial(
+    folder: str | Path,
+    points: Tensor,
+    clean: Tensor,
+    threat_model: ThreatModel,
+    *,
+    source: str,
+    attack: Mapping[str, Any],
+    entries: Sequence[Mapping[str, Any]] | None = None,
+) -> Path:
+    """Write images, their clean versions and `manifest.json`, to try by hand on a model one cannot run.
+
+    Args:
+        folder: empty or absent.
+        points: adversarial pixels (N, 3, H, W).
+        clean: their clean pixels.
+        threat_model: checked on what the files hold, against `clean`.
+        source: name of the model they were made on.
+        attack: as a report's row carries it.
+        entries: for each image what else to say: its prompt, its label, its target string.
+
+    Returns:
+        Path of the manifest.
+
+    Raises:
+        ValueError: a folder that is not empty, another number of entries, or as `quantize_inside`.
+    """
+    folder = Path(folder)
+    check_new_folder(folder)
+    words = [{}] * len(points) if entries is None else list(entries)
+    if len(words) != len(points):
+        raise ValueError(f"{len(words)} entries for {len(points)} images: give one for each.")
+    check_pixels(points)
+    held = quantize_inside(points, clean, threat_model)
+    check_sent(held, quantize(clean.float()), threat_model)
+    facts = {"source": source, "threat_model": threat_model.to_dict(), "attack": dict(attack)}
+    with whole_folder(folder) as part:
+        listed = [{**file, **word} for file, word in zip(_write(part, held, clean), words, strict=True)]
+        text = json.dumps({**facts, "images": listed}, indent=2, ensure_ascii=False)
+        (part / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    return folder / MANIFEST
+
+
+def _write(folder: Path, held: Tensor, clean: Tensor) -> list[dict[str, str]]:
+    """The pictures, and what the manifest says of their files."""
+    (folder / "clean").mkdir()
+    listed = []
+    for number, (picture, plain) in enumerate(zip(to_pil(held), to_pil(clean), strict=True)):
+        names = {"file": f"{number:05d}.png", "clean": f"clean/{number:05d}.png"}
+        picture.save(folder / names["file"])
+        plain.save(folder / names["clean"])
+        digests = {key: hashlib.sha256((folder / names[of]).read_bytes()).hexdigest() for key, of in SUMS.items()}
+        listed.append(names | digests)
+    return listed
+
+
+def load_exported(folder: str | Path) -> Exported:
+    """Read such a folder back.
+
+    Raises:
+        ValueError: no manifest, one that is damaged or names files outside of the folder, a file that is not the one
+            that was written, or pictures that leave the manifest's threat model.
+    """
+    folder = Path(folder)
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise ValueError(f"{str(folder)!r} has no {MANIFEST}: pass a folder of export_adversarial.")
+    facts = read_object(path)
+    entries = facts.pop("images", None)
+    if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
+        raise ValueError(f"'{path}' lists no images: export the folder again.")
+    if set(facts) != FACTS or not isinstance(facts["threat_model"], dict) or not isinstance(facts["attack"], dict):
+        raise ValueError(f"'{path}' has {sorted(facts)}: it needs {sorted(FACTS)}; export the folder again.")
+    pictures = [(_picture(folder, entry, "file"), _picture(folder, entry, "clean")) for entry in entries]
+    if len({tensor.shape for pair in pictures for tensor in pair}) > 1:
+        raise ValueError(f"'{path}' lists images of several sizes: export the folder again.")
+    pixels, clean = (torch.stack(list(part)) for part in zip(*pictures, strict=True))
+    try:
+        check_sent(pixels, clean, ThreatModel.from_dict(facts["threat_model"]))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"'{path}': {error}") from None
+    return Exported(pixels, clean, entries, facts)
+
+
+def _picture(folder: Path, entry: Mapping[str, Any], kind: str) -> Tensor:
+    """One picture of an entry, which lies in the folder and is the one that was written."""
+    name = entry.get(kind)
+    path = path_inside(folder, name, f"'{folder / MANIFEST}'")
+    if not path.is_file():
+        raise ValueError(f"'{folder / MANIFEST}' lists {name!r}, which is not there: export the folder again.")
+    digest = hashlib.sha256(read_bytes(path, LARGEST_PICTURE)).hexdigest()
+    if digest != (entry.get("sha256") if kind == "file" else entry.get("clean_sha256", digest)):  # older: of one alone
+        raise ValueError(f"{name} is not the image that was exported: export the folder again.")
+    try:
+        return read_png(path)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # as Pillow names its troubles
+        raise ValueError(f"'{path}' cannot be read as a picture ({error}): export the folder again.") from error

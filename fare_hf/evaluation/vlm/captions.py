@@ -1,0 +1,131 @@
+"""Captions of a vision-language model, clean and under an untargeted attack through the whole model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from fare_hf.attacks import LossFn, ThreatModel
+from fare_hf.evaluation.attack_loop import check_plan
+from fare_hf.evaluation.report.report import Row, fraction_row
+from fare_hf.evaluation.vlm.text_attack import TextAttack, TextEvaluation
+from fare_hf.vlm import VlmLoss, tower_placement
+
+__all__ = ["NamesConcept", "evaluate_captions"]
+
+
+class NamesConcept:
+    """Rule for a right caption: it names the reference concept in whole words, the longest name winning.
+
+    With a vocabulary of "cat" and "cat face", the text "a cat face" names "cat face" and not "cat".
+
+    Args:
+        vocabulary: all names that a caption could hold; without it only the reference itself is looked for.
+    """
+
+    def __init__(self, vocabulary: Iterable[str] = ()) -> None:
+        self.vocabulary = tuple(dict.fromkeys(_plain(name) for name in vocabulary))
+        self._pattern = _any_of(self.vocabulary)
+
+    def __call__(self, text: str, reference: str) -> bool:
+        """Whether `text` names `reference`; case and runs of white space do not matter."""
+        name = _plain(reference)
+        pattern = self._pattern if name in self.vocabulary else _any_of((*self.vocabulary, name))
+        return name in pattern.findall(_plain(text))
+
+
+def evaluate_captions(
+    vlm: PreTrainedModel,
+    processor: Any,
+    samples: Any,
+    captions: Sequence[str],
+    references: Sequence[str] | None = None,
+    *,
+    prompt: str,
+    model: str,
+    dataset: str,
+    threat_models: Sequence[ThreatModel] = (),
+    correct: Callable[[str, str], bool] | None = None,
+    steps: int = 100,
+    rounds: int = 1,
+    seed: int = 0,
+    batch_size: int = 64,
+    max_new_tokens: int = 20,
+    groups: Sequence[Hashable] | None = None,
+    keep: Sequence[int] = (),
+) -> TextEvaluation:
+    """Fraction of right captions, clean and under APGD through the whole model.
+
+    The attack maximises the negative log-likelihood of the ground-truth caption; then the model is asked again. Only
+    samples whose clean caption is right are attacked, and nobody who is fooled is attacked again. From 20 steps on, a
+    screening run of a tenth of the steps comes first, as it fools most samples of an undefended model.
+
+    Args:
+        vlm, processor: a model of `fare_hf.vlm.families.table.FAMILIES` and its processor; call once per tower.
+        samples: tensor (N, 3, S, S) in [0, 1] at the tower's resolution, or a data set of `{"pixel_values"}`.
+        captions: N ground-truth captions, whose likelihood the attack lowers.
+        references: N references that `correct` looks for in the answer; None takes the captions.
+        prompt: with the image placeholder.
+        model, dataset: names for the rows.
+        threat_models: none means clean captions only.
+        correct: `(text, reference) -> bool`; None is `NamesConcept(references)`.
+        steps: of each full APGD run.
+        rounds: full APGD runs, each from another random start on the survivors; rows give it as `restarts`.
+        seed, batch_size, max_new_tokens: as named.
+        groups: one label per sample for a cluster bootstrap; None gives Wilson intervals.
+        keep: indices of samples whose perturbed pixels are wanted back, for pictures.
+
+    Returns:
+        Rows (`task` "captions", `metric` "caption accuracy": clean, then one per threat model) and the answers.
+
+    Raises:
+        ValueError: no samples, another number of captions or references, what `check_plan` refuses, and what
+            attacks raise.
+    """
+    wanted = list(captions if references is None else references)
+    if not len(samples) == len(captions) == len(wanted):
+        raise ValueError(
+            f"{len(samples)} images, {len(captions)} captions, {len(wanted)} references: give one of each per image."
+        )
+    counts = {"steps": steps, "rounds": rounds, "batch_size": batch_size, "max_new_tokens": max_new_tokens}
+    check_plan(len(samples), threat_models, groups, seed, {"model": model, "dataset": dataset}, **counts)
+    rule = NamesConcept(wanted) if correct is None else correct
+    attack = TextAttack(vlm, processor, samples, prompt, steps, rounds, seed, batch_size, max_new_tokens, keep)
+
+    def loss_of(batch: list[int]) -> LossFn:
+        return VlmLoss(vlm, processor, prompt, [captions[index] for index in batch])
+
+    def wrong(text: str, index: int) -> bool:
+        return not rule(text, wanted[index])
+
+    def row(right: Sequence[bool], **extra: Any) -> Row:
+        names = {"model": model, "task": "captions", "dataset": dataset, "metric": "caption accuracy"}
+        return fraction_row(
+            right, groups, seed, precision=tower_placement(vlm)[1], batch_size=batch_size, **names, **extra
+        )
+
+    with attack.ready():
+        clean = attack.clean_answers()
+        right = [not wrong(text, index) for index, text in enumerate(clean)]
+        outcomes = attack.run([i for i, good in enumerate(right) if good], threat_models, loss_of, wrong)
+    used = attack.description("nll")
+    rows = [row(right)]
+    for outcome in outcomes:
+        robust = outcome.robust(len(clean))
+        rows.append(row(robust, threat_model=outcome.threat_model, attack=used, seconds=outcome.seconds))
+    return attack.evaluation(rows, clean, threat_models)
+
+
+def _plain(text: str) -> str:
+    """Lower case, single spaces."""
+    return " ".join(text.lower().split())
+
+
+def _any_of(names: Sequence[str]) -> re.Pattern[str]:
+    """A pattern that finds names as whole words, the longest first; no names match nothing."""
+    longest_first = sorted(names, key=lambda name: (-len(name), name))
+    choices = "|".join(re.escape(name) for name in longest_first if name)
+    return re.compile(rf"(?<!\w)(?:{choices})(?!\w)" if choices else r"(?!)")

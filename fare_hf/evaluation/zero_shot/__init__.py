@@ -1,0 +1,1 @@
+"""Encoders without a language model: zero-shot classification, drift, corruptions, gradient masking."""

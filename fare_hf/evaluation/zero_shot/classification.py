@@ -1,0 +1,236 @@
+"""Zero-shot classification of a CLIP encoder, clean and under a white-box attack."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from fare_hf.attacks import Stage, ThreatModel, class_stages, ensemble_name, predicted_classes
+from fare_hf.data.pixels import Normalization, check_pixels, resize
+from fare_hf.encoders import embed, freeze, frozen, matmul_patch_embedding
+from fare_hf.evaluation.attack_loop import Attack, Judge, attack_nested, check_plan, chunks, read, screening_steps
+from fare_hf.evaluation.report.report import Row, fraction_row
+
+__all__ = ["evaluate_zero_shot", "logits_function", "predict_zero_shot"]
+
+ATTACKS = ("apgd-ce+apgd-t", "apgd-ce", "autoattack")
+
+
+def evaluate_zero_shot(
+    encoder: PreTrainedModel,
+    text_embeddings: torch.Tensor,
+    samples: Any,
+    labels: Sequence[int] | torch.Tensor | None = None,
+    *,
+    normalization: Normalization,
+    model: str,
+    dataset: str,
+    threat_models: Sequence[ThreatModel] = (),
+    attack: str = "apgd-ce+apgd-t",
+    steps: int = 100,
+    restarts: int = 1,
+    targets: int = 9,
+    logit_scale: float = 100.0,
+    seed: int = 0,
+    batch_size: int = 128,
+    groups: Sequence[Hashable] | None = None,
+    native: bool = False,
+    queries: int = 5000,
+    stop_fooled: bool = False,
+    distributed: bool = False,
+) -> list[Row]:
+    """Clean accuracy, and accuracy under APGD for each threat model.
+
+    Only samples that are classified correctly are attacked, by APGD on the cross entropy and then, who survives, by
+    APGD on the targeted DLR loss towards the `targets` likeliest wrong classes (Croce and Hein 2020). With three
+    classes the second attack is APGD on the untargeted DLR, with two there is none; from 20 steps on, a screening run
+    of a tenth of the steps comes first, as it fools most samples of an undefended model. The rows name what was run.
+
+    Args:
+        encoder: `CLIPVisionModelWithProjection`.
+        text_embeddings: (K, D), of `text_classifier`.
+        samples: tensor (N, 3, H, W) in [0, 1], or a map-style data set of `{"pixel_values", "labels"}`.
+        labels: N class numbers; None takes `labels` of the data set's items.
+        normalization: the encoder's, applied inside the attack.
+        model, dataset: names for the rows.
+        threat_models: none means clean accuracy only.
+        attack: "apgd-ce+apgd-t", "apgd-ce", or "autoattack", which is the first with FAB-T and Square after it.
+        steps, restarts: of each run of APGD and FAB.
+        targets: number of wrong classes tried, at most K - 1.
+        logit_scale: factor on the cosine similarities.
+        seed: of all random starts.
+        batch_size: images per forward.
+        groups: one label per sample for a cluster bootstrap; None gives Wilson intervals.
+        native: the pixels are at their own resolution, are attacked there, and resized (bicubic) inside the attack.
+        queries: of Square.
+        stop_fooled: fooled samples leave their batch in the middle of a run, at one host sync a step (see `apgd`).
+        distributed: divide the attacks among the processes of accelerate or torchrun, which must all call this; every
+            one of them gets the rows that one process alone would compute.
+
+    Returns:
+        The clean row, then one per threat model: `task` "zero-shot", `metric` "accuracy".
+
+    Raises:
+        TypeError, ValueError: no samples, labels outside [0, K) or no integers, texts of another width than the
+            encoder's, fewer than two classes, an unknown attack, and what `check_plan` refuses; all before any attack.
+    """
+    counts = {"steps": steps, "restarts": restarts, "batch_size": batch_size, "queries": queries}
+    check_plan(len(samples), threat_models, groups, seed, {"model": model, "dataset": dataset}, **counts)
+    device, dtype = next(encoder.parameters()).device, next(encoder.parameters()).dtype
+    text = _texts(encoder, text_embeddings)
+    stages = _stages(attack, len(text), targets)
+    with frozen(encoder), matmul_patch_embedding(encoder):
+        size = encoder.config.image_size if native else None
+        logits_of = _logits_function(encoder, text, normalization, logit_scale, size)
+        logits, truth = _clean_pass(logits_of, samples, labels, len(text), device, batch_size)
+        correct = (predicted_classes(logits) == truth).tolist()
+        plan = [(Stage("apgd", "ce"), few, 1) for few in screening_steps(steps)]
+        plan += [(stage, steps, restarts) for stage in stages]
+        runs = []
+        for stage, few, times in plan:
+            effort = {"steps": few, "restarts": times, "queries": queries, "stop_fooled": stop_fooled}
+            runs.append(_stage(stage, logits_of, logits, truth, **effort))
+        alive = [index for index, right in enumerate(correct) if right]
+        options: dict[str, Any] = {"device": device, "batch_size": batch_size, "seed": seed}
+        outcomes = attack_nested(samples, alive, threat_models, runs, distributed=distributed, **options)
+
+    def row(success: list[bool], **extra: Any) -> Row:
+        names = {"model": model, "task": "zero-shot", "dataset": dataset, "metric": "accuracy"}
+        return fraction_row(success, groups, seed, precision=dtype, batch_size=batch_size, **names, **extra)
+
+    used = {"name": _attack_name(stages, steps), "steps": steps, "restarts": restarts, "seed": seed}
+    rows = [row(correct)]
+    for outcome in outcomes:
+        robust = outcome.robust(len(correct))
+        rows.append(row(robust, threat_model=outcome.threat_model, attack=used, seconds=outcome.seconds))
+    return rows
+
+
+def logits_function(
+    encoder: PreTrainedModel,
+    text_embeddings: torch.Tensor,
+    normalization: Normalization,
+    *,
+    logit_scale: float = 100.0,
+    native: bool = False,
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Pixels (B, 3, H, W) in [0, 1] to logits (B, K), for attacks on it; the encoder is frozen for good."""
+    freeze(encoder)
+    text = _texts(encoder, text_embeddings)
+    size = encoder.config.image_size if native else None
+    return _logits_function(encoder, text, normalization, logit_scale, size)
+
+
+@torch.no_grad()
+def predict_zero_shot(
+    encoder: PreTrainedModel,
+    text_embeddings: torch.Tensor,
+    pixels: torch.Tensor,
+    normalization: Normalization,
+    *,
+    batch_size: int = 128,
+) -> torch.Tensor:
+    """The likeliest class of each image (N, 3, S, S) in [0, 1], (N,) on the encoder's device."""
+    check_pixels(pixels)
+    device = next(encoder.parameters()).device
+    logits_of = _logits_function(encoder, _texts(encoder, text_embeddings), normalization, 100.0)
+    with frozen(encoder):
+        return torch.cat([predicted_classes(logits_of(part.to(device).float())) for part in pixels.split(batch_size)])
+
+
+def _texts(encoder: PreTrainedModel, text_embeddings: torch.Tensor) -> torch.Tensor:
+    """The texts (K, D) in fp32 on the encoder's device; ValueError for another width than its embeddings have."""
+    width = encoder.config.projection_dim
+    if text_embeddings.ndim != 2 or text_embeddings.shape[1] != width:
+        raise ValueError(
+            f"text_embeddings have shape {tuple(text_embeddings.shape)}: pass (K, {width}), as the encoder."
+        )
+    return text_embeddings.to(next(encoder.parameters()).device).float()
+
+
+def _stages(attack: str, classes: int, targets: int) -> list[Stage]:
+    """The full runs, in their order."""
+    if attack not in ATTACKS:
+        raise ValueError(f"attack {attack!r} is unknown: pass one of {', '.join(map(repr, ATTACKS))}.")
+    if classes < 2:
+        raise ValueError(f"text_embeddings hold {classes} classes: zero-shot accuracy needs at least 2.")
+    stages = class_stages(classes, targets, "standard" if attack == "autoattack" else "paper")[0]
+    return stages[:1] if attack == "apgd-ce" else stages
+
+
+def _attack_name(stages: list[Stage], steps: int) -> str:
+    """What was run: "apgd-ce(10)+apgd-ce+apgd-t9" is 10 screening steps, a full run, full runs to 9 targets."""
+    named = [f"apgd-ce({few})" for few in screening_steps(steps)] + [ensemble_name(stages)]
+    return "+".join(named)
+
+
+def _logits_function(
+    encoder: PreTrainedModel,
+    text: torch.Tensor,
+    normalization: Normalization,
+    logit_scale: float,
+    size: int | None = None,
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Pixels (B, 3, H, W) in [0, 1], resized to `size` if one is given, to fp32 logits (B, K)."""
+    dtype = next(encoder.parameters()).dtype
+
+    def logits_of(pixels: torch.Tensor) -> torch.Tensor:
+        pixels = pixels if size is None else resize(pixels, size)
+        embeddings = embed(encoder, normalization(pixels).to(dtype), "projected").float()
+        return logit_scale * F.normalize(embeddings, dim=-1) @ text.T
+
+    return logits_of
+
+
+@torch.no_grad()
+def _clean_pass(
+    logits_of: Callable[[torch.Tensor], torch.Tensor],
+    samples: Any,
+    labels: Sequence[int] | torch.Tensor | None,
+    classes: int,
+    device: torch.device,
+    batch_size: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Clean logits (N, K) and labels (N,): the only clean forward of an evaluation, each image read once."""
+    if not len(samples):
+        raise ValueError("the data set is empty: pass at least one image.")
+    if labels is not None and len(labels) != len(samples):
+        raise ValueError(f"{len(labels)} labels for {len(samples)} images: give one label per image.")
+    logits, truth = [], []
+    for batch in chunks(range(len(samples)), batch_size):
+        pixels, found = read(samples, batch, device, labels)
+        check_pixels(pixels)
+        truth += found
+        logits.append(logits_of(pixels))
+    outside = [label for label in truth if not 0 <= label < classes]
+    if outside:
+        raise ValueError(f"label {outside[0]} is outside the {classes} classes of text_embeddings.")
+    return torch.cat(logits), torch.tensor(truth, device=device)
+
+
+def _stage(
+    stage: Stage,
+    logits_of: Callable[[torch.Tensor], torch.Tensor],
+    clean_logits: torch.Tensor,
+    truth: torch.Tensor,
+    **effort: Any,
+) -> tuple[Attack, Judge]:
+    """One attack of the ensemble, and the fresh prediction on its result that decides."""
+    others = clean_logits.scatter(1, truth[:, None], -torch.inf)
+
+    def attack(pixels: torch.Tensor, batch: list[int], threat: ThreatModel, rng: torch.Generator) -> torch.Tensor:
+        return stage.run(logits_of, pixels, truth[batch], others[batch], threat, generator=rng, **effort)
+
+    return attack, _judge(logits_of, truth)
+
+
+def _judge(logits_of: Callable[[torch.Tensor], torch.Tensor], truth: torch.Tensor) -> Judge:
+    @torch.no_grad()
+    def judge(pixels: torch.Tensor, batch: list[int], threat: ThreatModel) -> list[bool]:
+        return (predicted_classes(logits_of(pixels)) != truth[batch]).tolist()
+
+    return judge

@@ -1,0 +1,129 @@
+"""How far a fine-tuned encoder moved from its original on clean images, and whether it still finds captions."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from fare_hf.data.pixels import Normalization, check_pixels
+from fare_hf.encoders import frozen, make_embed
+from fare_hf.evaluation.report.intervals import bootstrap_interval
+from fare_hf.evaluation.report.report import Row, fraction_row, make_row
+from fare_hf.finite import check_finite
+
+__all__ = ["clean_drift", "embed_images", "retrieval_recall"]
+
+
+@torch.no_grad()
+def embed_images(
+    encoder: PreTrainedModel,
+    pixels: Tensor,
+    normalization: Normalization,
+    embedding: str = "projected",
+    batch_size: int = 128,
+) -> Tensor:
+    """Embeddings of clean images, fp32: (N, D), or (N, T, D) for tokens."""
+    check_pixels(pixels)
+    weights = next(encoder.parameters())
+    embed = make_embed(encoder, lambda z: normalization(z).to(weights.dtype), embedding)
+    with frozen(encoder):
+        return torch.cat([embed(part.to(weights.device).float()).float() for part in pixels.split(batch_size)])
+
+
+def clean_drift(
+    encoder: PreTrainedModel,
+    original: PreTrainedModel,
+    pixels: Tensor,
+    *,
+    normalization: Normalization,
+    model: str,
+    dataset: str,
+    embedding: str = "projected",
+    batch_size: int = 128,
+    seed: int = 0,
+    groups: Sequence[Hashable] | None = None,
+) -> list[Row]:
+    """Mean cosine to the original's embeddings, and mean l2 distance relative to their length.
+
+    Args:
+        encoder, original: of one architecture.
+        pixels: clean images (N, 3, S, S) in [0, 1].
+        normalization: of both.
+        model, dataset: names for the rows.
+        embedding: "projected", "pooled" or "tokens" (averaged over the tokens of an image).
+        batch_size, seed, groups: as named.
+
+    Returns:
+        Two rows (`task` "clean drift"): "cosine to the original" and "relative l2 to the original".
+
+    Raises:
+        ValueError: a mean cosine below 0, which no row can hold and no fine-tuned encoder has.
+    """
+    mine = embed_images(encoder, pixels, normalization, embedding, batch_size)
+    theirs = embed_images(original, pixels, normalization, embedding, batch_size)
+    cosine = F.cosine_similarity(mine, theirs, dim=-1).flatten(1 if mine.ndim == 3 else 0)
+    distance = (mine - theirs).norm(dim=-1) / theirs.norm(dim=-1)
+    rows = []
+    for metric, values in (("cosine to the original", cosine), ("relative l2 to the original", distance)):
+        each = values.mean(1) if values.ndim == 2 else values
+        numbers = each.double().clamp(max=1.0 if metric.startswith("cosine") else torch.inf).tolist()
+        interval = bootstrap_interval(numbers, groups, seed=seed)
+        names: dict[str, Any] = {"model": model, "task": "clean drift", "metric": metric}
+        names |= {"dataset": f"{dataset} ({embedding})", "batch_size": batch_size}
+        value = sum(numbers) / len(numbers)
+        ends = (min(interval[0], value), max(interval[1], value))  # rounding must not leave the mean outside
+        rows.append(make_row(value=value, ci=ends, n=len(numbers), **names))
+    return rows
+
+
+def retrieval_recall(
+    images: Tensor,
+    texts: Tensor,
+    owner: Sequence[int],
+    *,
+    model: str,
+    dataset: str,
+    at: Sequence[int] = (1, 5),
+    seed: int = 0,
+) -> list[Row]:
+    """Recall of image-text retrieval by cosine: is a right text (image) among the k nearest?
+
+    Args:
+        images: (N, D) embeddings.
+        texts: (M, D) embeddings of captions.
+        owner: for each caption, the image it is of.
+        model, dataset: names for the rows.
+        at: the k.
+        seed: of the intervals, which draw images.
+
+    Returns:
+        Rows of `task` "retrieval": "image to text R@k" (n = N) and "text to image R@k" (n = M) for each k.
+
+    Raises:
+        ValueError: another number of owners than texts, an owner outside [0, N), an image without a caption, k
+            outside what there is, or embeddings that are not finite.
+    """
+    owners = torch.as_tensor(list(owner))
+    if len(owners) != len(texts) or set(owners.tolist()) != set(range(len(images))):
+        raise ValueError(
+            f"{len(owners)} owners for {len(texts)} texts: name one image of {len(images)} each, and all."
+        )
+    if not all(1 <= k <= min(len(images), len(texts)) for k in at):
+        raise ValueError(f"recall at {list(at)} of {len(images)} images and {len(texts)} texts: ask for fewer.")
+    check_finite(images, "the embeddings of the images")
+    check_finite(texts, "the embeddings of the texts")
+    cosines = F.normalize(images.float(), dim=-1).cpu() @ F.normalize(texts.float(), dim=-1).cpu().T
+    rows = []
+    for k in at:
+        names = {"model": model, "task": "retrieval", "dataset": dataset}
+        near = owners[cosines.topk(k, dim=1).indices] == torch.arange(len(images))[:, None]
+        rows.append(fraction_row(near.any(1).tolist(), None, seed, metric=f"image to text R@{k}", **names))
+        near = cosines.topk(k, dim=0).indices == owners[None]
+        found = near.any(0).tolist()
+        rows.append(fraction_row(found, owners.tolist(), seed, metric=f"text to image R@{k}", **names))
+    return rows

@@ -1,0 +1,225 @@
+"""Is a robust figure real, or do useless gradients hide the attack? (Athalye et al. 2018; Carlini et al. 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+
+import torch
+from torch import Tensor
+
+from fare_hf.attacks import (
+    ClassifierLoss,
+    ThreatModel,
+    apgd,
+    autoattack,
+    check_labels,
+    check_pixels,
+    format_eps,
+    predicted_classes,
+    square,
+)
+from fare_hf.evaluation.report.intervals import wilson_interval
+
+__all__ = ["MaskingCheck", "MaskingReport", "check_gradient_masking"]
+
+LogitsFn = Callable[[Tensor], Tensor]
+WIDE = "32/255"
+
+
+@dataclass(frozen=True)
+class MaskingCheck:
+    """One check.
+
+    Attributes:
+        name: "more steps", "black box", "wide ball" or "transfer".
+        passed: whether the direct attack holds against it.
+        accuracy: robust accuracy that the check measured.
+        limit: what it must not fall below ("wide ball": must not exceed).
+        fooled_alone: samples that this attack fools and the direct one does not.
+        sentence: the finding in words.
+    """
+
+    name: str
+    passed: bool
+    accuracy: float
+    limit: float
+    fooled_alone: int
+    sentence: str
+
+
+@dataclass(frozen=True)
+class MaskingReport:
+    """All checks beside the figure they are about.
+
+    Attributes:
+        accuracy: robust accuracy under the direct attack.
+        ci: its 95 % Wilson interval.
+        n: samples.
+        attack: name of the direct attack.
+        threat_model: its ball, as text.
+        checks: in the order they were run.
+    """
+
+    accuracy: float
+    ci: tuple[float, float]
+    n: int
+    attack: str
+    threat_model: str
+    checks: list[MaskingCheck] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        """Whether no check found the direct attack wanting."""
+        return all(check.passed for check in self.checks)
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain data, for JSON."""
+        return asdict(self) | {"passed": self.passed}
+
+    def to_markdown(self) -> str:
+        """The figure, and one line a check."""
+        low, high = self.ci
+        head = f"Robust accuracy {100 * self.accuracy:.1f} [{100 * low:.1f}, {100 * high:.1f}] % "
+        lines = [f"- {'ok' if check.passed else 'FAILED'}, {check.name}: {check.sentence}" for check in self.checks]
+        return "\n".join([f"{head}under {self.attack}, {self.threat_model}, n = {self.n}.", "", *lines]) + "\n"
+
+
+def check_gradient_masking(
+    logits_of: LogitsFn,
+    pixels: Tensor,
+    labels: Tensor,
+    threat_model: ThreatModel,
+    *,
+    surrogate: LogitsFn | None = None,
+    steps: int = 100,
+    restarts: int = 1,
+    targets: int = 9,
+    queries: int = 5000,
+    more: int = 4,
+    batch_size: int = 128,
+    seed: int = 0,
+) -> MaskingReport:
+    """Run the `paper` ensemble, then four attempts that must not do better than it.
+
+    - more steps: `more` times the steps do not lower the accuracy below the interval of the figure;
+    - black box: Square, without a gradient, is not stronger than the white-box attack;
+    - wide ball: at eps = 32/255 (linf; under l2 eight times the radius) nothing better than chance is left;
+    - transfer: what fools `surrogate` is not stronger than the direct attack.
+
+    "Not stronger" means: robust accuracy not below the lower end of the direct figure's 95 % interval. All attacks run
+    on the same samples, and `fooled_alone` counts those that only the other attack fools.
+
+    Args:
+        logits_of: pixels (B, C, H, W) in [0, 1] to logits (B, K); freeze the model around the call.
+        pixels: clean images (N, C, H, W) in [0, 1].
+        labels: (N,) true classes.
+        threat_model: of the figure in question.
+        surrogate: logits of another model, say the original CLIP; None leaves the transfer check out.
+        steps, restarts, targets: of the direct attack.
+        queries: of Square.
+        more: factor on the steps, at least 2.
+        batch_size, seed: as named.
+
+    Raises:
+        ValueError: a factor below 2, and what the attacks raise.
+    """
+    if more < 2:
+        raise ValueError(f"more {more} does not make the attack longer: pass a factor of at least 2.")
+    check_pixels(pixels)
+    options = {"version": "paper", "restarts": restarts, "targets": targets, "batch_size": batch_size}
+
+    def ensemble(ball: ThreatModel, length: int) -> tuple[Tensor, str]:
+        generator = torch.Generator().manual_seed(seed)
+        found = autoattack(logits_of, pixels, labels, ball, steps=length, generator=generator, **options)  # type: ignore[arg-type]
+        return found.success, found.name
+
+    fooled, name = ensemble(threat_model, steps)
+    n = len(pixels)
+    left = int((~fooled).sum())
+    report = MaskingReport(left / n, wilson_interval(left, n), n, name, str(threat_model))
+
+    def add(check: str, other: Tensor, what: str) -> None:
+        accuracy, alone = 1 - other.float().mean().item(), int((other & ~fooled).sum())
+        sentence = f"{what} leaves {100 * accuracy:.1f} %, and fools {alone} samples that the direct attack does not"
+        passed = accuracy >= report.ci[0] - 1e-9
+        report.checks.append(MaskingCheck(check, passed, accuracy, report.ci[0], alone, sentence))
+
+    add("more steps", ensemble(threat_model, more * steps)[0], f"{name} with {more * steps} steps")
+    victim = _Victim(logits_of, pixels, labels, threat_model, batch_size, seed)
+    add("black box", victim.square(queries), f"Square with {queries} queries")
+    report.checks.append(_wide_ball(threat_model, lambda ball: ensemble(ball, steps)[0], victim.chance()))
+    if surrogate is not None:
+        add("transfer", victim.transfer(surrogate, steps), f"APGD-CE on the surrogate ({steps} steps), replayed,")
+    return report
+
+
+def _wide_ball(threat_model: ThreatModel, attack: Callable[[ThreatModel], Tensor], chance: float) -> MaskingCheck:
+    eps: float | str = WIDE if threat_model.norm == "linf" else 8 * threat_model.eps
+    ball = ThreatModel(threat_model.norm, eps)
+    fooled = attack(ball)
+    left = int((~fooled).sum())
+    low, accuracy = wilson_interval(left, len(fooled))[0], left / len(fooled)
+    sentence = f"at eps = {format_eps(ball.eps)} {100 * accuracy:.1f} % are left, chance is {100 * chance:.1f} %"
+    return MaskingCheck("wide ball", low <= chance, accuracy, chance, 0, sentence)
+
+
+@dataclass(frozen=True)
+class _Victim:
+    """A classifier with the samples it is attacked on; who is fooled, (N,) bool, counts clean mistakes too."""
+
+    logits_of: LogitsFn
+    pixels: Tensor
+    labels: Tensor
+    threat_model: ThreatModel
+    batch_size: int
+    seed: int
+
+    def chance(self) -> float:
+        """Accuracy of always giving one of the classes at random."""
+        with torch.no_grad():
+            return 1 / self.logits_of(self.pixels[:1]).shape[1]
+
+    def square(self, queries: int) -> Tensor:
+        generator = torch.Generator().manual_seed(self.seed)
+        return self._over_batches(
+            lambda pixels, labels: (
+                square(
+                    ClassifierLoss(self.logits_of, labels, "margin"),
+                    pixels,
+                    self.threat_model,
+                    queries=queries,
+                    generator=generator,
+                ).pixels
+            )
+        )
+
+    def transfer(self, surrogate: LogitsFn, steps: int) -> Tensor:
+        """Points of the highest loss on the surrogate, not the first that fool it: they carry over better."""
+        generator = torch.Generator().manual_seed(self.seed)
+        return self._over_batches(
+            lambda pixels, labels: (
+                apgd(
+                    lambda points: ClassifierLoss(surrogate, labels)(points)[0],
+                    pixels,
+                    self.threat_model,
+                    steps=steps,
+                    generator=generator,
+                ).pixels
+            )
+        )
+
+    def _over_batches(self, attack: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        fooled = []
+        for start in range(0, len(self.pixels), self.batch_size):
+            pixels = self.pixels[start : start + self.batch_size].float()
+            with torch.no_grad():
+                logits = self.logits_of(pixels)
+            labels = self.labels[start : start + self.batch_size].to(logits.device)
+            labels = check_labels(labels, len(pixels), logits.shape[1])
+            points = attack(pixels, labels)
+            self.threat_model.check(points, pixels)
+            with torch.no_grad():
+                wrong = predicted_classes(self.logits_of(points)) != labels
+            fooled.append(wrong | (predicted_classes(logits) != labels))
+        return torch.cat(fooled)

@@ -1,0 +1,209 @@
+"""A card again, from what stands beside it: configuration, `fare_hf.json`, `report.json` and its picture."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+from fare_hf.attacks import ThreatModel
+from fare_hf.evaluation import RobustnessReport
+from fare_hf.files.documents import read_object, read_text
+from fare_hf.files.folders import path_inside
+from fare_hf.hub.card.plot import PLOT, draw_report
+from fare_hf.hub.card.render import CardContent, ReportLike, render_card
+from fare_hf.hub.licenses import check_license
+from fare_hf.hub.local_paths import without_local_paths
+from fare_hf.hub.retry import Retries, bounded_waits
+from fare_hf.pretrained.validation import RECORD
+
+__all__ = [
+    "KEPT",
+    "RECORD",
+    "card_under_name",
+    "content_of",
+    "record_of",
+    "regenerate_card",
+    "report_without_paths",
+    "rewrite_card",
+]
+
+KEPT = (
+    "name",
+    "base_model",
+    "training",
+    "report_model",
+    "license",
+    "license_name",
+    "license_link",
+    "vlm",
+    "datasets",
+    "architecture",
+)
+
+
+def regenerate_card(
+    source: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    report: ReportLike | None = None,
+    revision: str | None = None,
+    **changes: Any,
+) -> str:
+    """The model card of a saved or published encoder, rendered again, with new figures where they are given.
+
+    Args:
+        source: folder, or repository on the Hub (its JSON files and its picture are fetched).
+        name: that the snippets load; None keeps it.
+        report: new figures, without a picture; None takes those published. `rewrite_card` draws them too.
+        revision: of the repository.
+        changes: other fields of `CardContent`.
+
+    Raises:
+        ValueError: the source has no `fare_hf.json`, so it was not saved by this package; an unknown licence.
+        OSError: it is no folder, and no repository that the Hub gives.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        folder, name = _fetched(str(source), revision), name or str(source)
+    changes |= {} if name is None else {"name": name}
+    changes |= {} if report is None else {"report": report, "plot": None}
+    return render_card(_changed(content_of(folder), changes))
+
+
+def rewrite_card(folder: str | os.PathLike[str], *, report: ReportLike | None = None, **changes: Any) -> Path:
+    """Renders the card of a saved encoder again, in its folder, to be pushed.
+
+    Args:
+        folder: as `save_robust_encoder` wrote it.
+        report: what was measured since; replaces `report.json` and its picture.
+        changes: other fields of `CardContent`: `license`, `report_model`, `datasets`, `vlm`, ...
+
+    Returns:
+        The card.
+
+    Raises:
+        ValueError: as `regenerate_card`, or somebody has written on the card by hand.
+        OSError: the disk is full; everything is as it was.
+    """
+    folder = Path(folder)
+    card, before = folder / "README.md", content_of(folder)
+    if card.exists() and read_text(path_inside(folder, card.name)) != render_card(before):
+        raise ValueError(f"'{card}' was edited by hand: move it away to have it rendered again.")
+    files: dict[str, bytes] = {}
+    report = None if report is None else report_without_paths(report)
+    plot = None if report is None else draw_report(report.rows)
+    if report is not None:
+        changes |= {"report": report, "plot": None if plot is None else PLOT}
+        files["report.json"] = report.to_json().encode()
+    if plot is not None:
+        files[PLOT] = plot
+    content = _changed(before, changes)
+    files |= {RECORD: record_of(content).encode(), "README.md": render_card(content).encode()}
+    _replace(folder, files)
+    if content.plot is None:
+        (folder / PLOT).unlink(missing_ok=True)
+    return card
+
+
+def content_of(folder: Path) -> CardContent:
+    """What the card of a folder was made of; raises ValueError as `regenerate_card`."""
+    try:
+        record = read_object(path_inside(folder, RECORD))
+        architecture = (read_object(path_inside(folder, "config.json")).get("architectures") or [None])[0]
+        threat_model = ThreatModel.from_dict(record["threat_model"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"'{folder}' has no readable {RECORD} and config.json ({_reason(error)}): save it again."
+        ) from None
+    _check_record(folder, record)
+    whole = architecture == "CLIPModel"
+    class_name = "CLIPVisionModelWithProjection" if whole else str(architecture)
+    return CardContent(
+        class_name=class_name,
+        projected=class_name == "CLIPVisionModelWithProjection",
+        text_encoder=whole,
+        threat_model=threat_model,
+        report=RobustnessReport.load(path_inside(folder, "report.json"))
+        if (folder / "report.json").exists()
+        else None,
+        plot=PLOT if (folder / PLOT).exists() else None,
+        **{name: record[name] for name in KEPT if name in record},
+    )
+
+
+def report_without_paths(report: ReportLike) -> RobustnessReport:
+    """The report as it is published: without the paths of this machine in names and in the command."""
+    return RobustnessReport(**without_local_paths(json.loads(report.to_json())))
+
+
+def _check_record(folder: Path, record: dict[str, Any]) -> None:
+    """Each field is of its kind; a stranger may have written it."""
+    kinds: dict[str, Any] = dict.fromkeys(KEPT, str | None) | {"training": dict, "datasets": list}
+    kinds |= dict.fromkeys(("name", "base_model", "vlm"), str) | {"architecture": dict | None}
+    for name in KEPT:
+        value = record.get(name, kinds[name]() if kinds[name] in (str, dict, list) else None)
+        strange = isinstance(value, list) and not all(isinstance(part, str) for part in value)
+        if not isinstance(value, kinds[name]) or strange or (name in ("name", "base_model") and not value):
+            told = repr(value)[:100]
+            raise ValueError(f"'{folder / RECORD}' has {name} {told}, which no card can have: save the encoder again.")
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__} {error}" if isinstance(error, (KeyError, TypeError)) else str(error).rstrip(".")
+
+
+def record_of(content: CardContent) -> str:
+    """`fare_hf.json`: what the card says and no other file of the folder does."""
+    record = {field.name: getattr(content, field.name) for field in fields(content) if field.name in KEPT}
+    record |= {"training": dict(content.training), "datasets": list(content.datasets)}
+    record |= {"schema_version": "1.0", "threat_model": content.threat_model.to_dict()}
+    return json.dumps(record, indent=2, default=str) + "\n"
+
+
+def card_under_name(folder: Path, name: str) -> str | None:
+    """The folder's card with snippets that load `name`; None where somebody has written on it, which is kept."""
+    if not (folder / RECORD).exists():
+        return None
+    rendered = regenerate_card(folder)
+    return regenerate_card(folder, name=name) if rendered == read_text(folder / "README.md") else None
+
+
+def _changed(content: CardContent, changes: dict[str, Any]) -> CardContent:
+    if changes.get("license") is not None:
+        check_license(changes["license"])
+    return replace(content, **changes)
+
+
+def _fetched(repo_id: str, revision: str | None) -> Path:
+    """What a card is made of, from the Hub."""
+    try:
+        with bounded_waits(Retries()):
+            return Path(snapshot_download(repo_id, revision=revision, allow_patterns=["*.json", PLOT]))
+    except HFValidationError:
+        raise ValueError(f"{repo_id!r} is neither a folder here nor the name of a repository.") from None
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        raise OSError(
+            f"the Hub does not give {repo_id!r} (HTTP {status}): check the name, the revision and your right to read."
+        ) from None
+
+
+def _replace(folder: Path, files: dict[str, bytes]) -> None:
+    """All files in place of the old ones, or none."""
+    parts = {name: folder / f".{name}.{os.getpid()}.part" for name in files}
+    try:
+        for name, content in files.items():
+            parts[name].write_bytes(content)
+        for name, part in parts.items():
+            part.replace(folder / name)
+    except OSError as error:
+        raise OSError(f"the card in '{folder}' was not written ({error}): make room on the disk.") from error
+    finally:
+        for part in parts.values():
+            part.unlink(missing_ok=True)

@@ -1,0 +1,307 @@
+"""The model card of a robust encoder, from `card_template.md`: nothing on it is left to fill in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from fare_hf.attacks import ThreatModel
+from fare_hf.evaluation.report.tables import markdown
+from fare_hf.files.credentials import find_secret, names_secret
+from fare_hf.files.markup import inline, is_link, literal
+from fare_hf.hub.base_model import is_hub_id
+
+__all__ = ["CardContent", "ReportLike", "render_card"]
+
+TEMPLATE = Path(__file__).with_name("template.md")
+CLASSES = ("CLIPVisionModel", "CLIPVisionModelWithProjection")
+LONGEST_NAME = 300
+BREAKS = dict.fromkeys(map(ord, "\x85\u2028\u2029"), " ")  # PyYAML writes these as it does not read them
+TAGS = ["robust-clip", "adversarial-robustness", "clip", "fare_hf"]
+VALUE = 1000  # characters of a value in the table of the recipe
+
+FARE = """@inproceedings{schlarmann2024robustclip,
+  title     = {Robust {CLIP}: Unsupervised Adversarial Fine-Tuning of Vision Embeddings for Robust Large
+               Vision-Language Models},
+  author    = {Schlarmann, Christian and Singh, Naman Deep and Croce, Francesco and Hein, Matthias},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2024}
+}"""
+TECOA = """@inproceedings{mao2023understanding,
+  title     = {Understanding Zero-shot Adversarial Robustness for Large-Scale Models},
+  author    = {Mao, Chengzhi and Geng, Scott and Yang, Junfeng and Wang, Xin and Vondrick, Carl},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2023}
+}"""
+CLIP = """@inproceedings{radford2021learning,
+  title     = {Learning Transferable Visual Models From Natural Language Supervision},
+  author    = {Radford, Alec and Kim, Jong Wook and Hallacy, Chris and Ramesh, Aditya and Goh, Gabriel and
+               Agarwal, Sandhini and Sastry, Girish and Askell, Amanda and Mishkin, Pamela and Clark, Jack and
+               Krueger, Gretchen and Sutskever, Ilya},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2021}
+}"""
+APGD = """@inproceedings{croce2020reliable,
+  title     = {Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free Attacks},
+  author    = {Croce, Francesco and Hein, Matthias},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2020}
+}"""
+OBJECTIVES = {
+    "fare": (
+        "FARE: the embedding of the attacked image is pulled to the original encoder's embedding of the clean image "
+        "(squared l2 distance); no labels are used.",
+        FARE,
+    ),
+    "tecoa": (
+        "TeCoA: the attacked image is classified among the embedded names of its classes (cross entropy); labels are "
+        "used.",
+        TECOA,
+    ),
+}
+OWN_OBJECTIVE = (
+    "The attacked image's embedding was trained on an objective that is none of fare_hf's own; the table names it."
+)
+NORMS = {
+    "linf": "every colour value of every pixel may change by at most {eps} of its range (l-infinity norm)",
+    "l2": "the change of the whole image may have Euclidean length {eps} at most, colours in [0, 1] (l2 norm)",
+}
+
+
+class ReportLike(Protocol):
+    """What a card needs of a `fare_hf.evaluation.RobustnessReport`."""
+
+    rows: list[dict[str, Any]]
+
+    def to_json(self) -> str:
+        """The whole report."""
+        ...
+
+
+@dataclass(frozen=True)
+class CardContent:
+    """What a card is made of.
+
+    Attributes:
+        name: repository or folder, as the snippets load it.
+        base_model: the encoder that was fine-tuned, as `base_name` gives it; a folder (`./clip`) is in no metadata.
+        class_name: transformers class of the published encoder.
+        projected: whether it has the visual projection, which zero-shot classification needs.
+        threat_model: what it was trained against.
+        training: the recipe: every parameter and version that matters.
+        report: measured figures, or None.
+        report_model: name under which the report's rows measure this encoder; only these enter the metadata (the
+            table shows all). None: all rows if the report measures a single model, else none.
+        license: identifier such as "mit", or None to say nothing.
+        license_name: of a licence whose identifier is "other".
+        license_link: its text.
+        vlm: LLaVA named in the snippet.
+        datasets: what it was trained on, as the Hub knows it.
+        text_encoder: whether the repository also holds the original's text encoder and tokenizer.
+        plot: file name of the picture of the report beside the card, or None where there is none.
+        architecture: on no card, but in `fare_hf.json`: what `fare_hf.pretrained.validation.check_recorded` compares.
+    """
+
+    name: str
+    base_model: str
+    class_name: str
+    projected: bool
+    threat_model: ThreatModel
+    training: Mapping[str, Any] = field(default_factory=dict)
+    report: ReportLike | None = None
+    report_model: str | None = None
+    license: str | None = None
+    license_name: str | None = None
+    license_link: str | None = None
+    vlm: str = "llava-hf/llava-1.5-7b-hf"
+    datasets: Sequence[str] = ()
+    text_encoder: bool = False
+    plot: str | None = None
+    architecture: Mapping[str, Any] | None = None
+
+
+def render_card(content: CardContent) -> str:
+    """Fill the template.
+
+    Raises:
+        ValueError: the recipe holds a secret, or names an objective other than "fare" and "tecoa" without saying what
+            it is; a `report_model` that the report does not measure; a class that is not published, a link that is
+            none of the web, a name that is longer than any repository's.
+    """
+    _check_content(content)
+    explanation, citation = _objective(content.training)
+    threat = content.threat_model
+    eps = threat.to_dict()["eps"]
+    reach = NORMS[threat.norm].format(eps=eps)
+    card = ModelCard.from_template(
+        _metadata(content),
+        template_path=str(TEMPLATE),
+        name=inline(content.name),
+        base_model=inline(content.base_model),
+        class_name=content.class_name,
+        threat_model=content.threat_model,
+        linked="/" in content.base_model and is_hub_id(content.base_model),
+        threat_text=f"The attacker knows all weights and chooses any image near the clean one: {reach}; values stay "
+        "valid colours. The encoder was trained against this.",
+        snippet_transformers=_snippet_transformers(content),
+        snippet_llava=_snippet_llava(content),
+        snippet_zero_shot=_snippet_zero_shot(content) if content.projected else "",
+        objective_text=explanation,
+        recipe=_recipe(content.training, threat),
+        results=markdown(content.report.rows).strip()
+        if content.report
+        else "No figures were measured for this encoder.",
+        plot=content.plot if content.report else None,
+        license_text=_license_text(content),
+        citation="\n".join([citation, CLIP, *_attack_citations(content)]),
+    )
+    return str(card)
+
+
+def _check_content(content: CardContent) -> None:
+    """What goes into code as it is, into links, and into the head."""
+    if content.class_name not in CLASSES:
+        raise ValueError(f"class_name {content.class_name!r} is not one of {', '.join(CLASSES)}: name one.")
+    if content.license_link and not is_link(content.license_link):
+        raise ValueError(
+            f"license_link {content.license_link[:200]!r} is no http(s) address: give one, or leave it out."
+        )
+    for name in ("name", "base_model", "vlm", "license_name", "report_model"):
+        value = getattr(content, name)
+        if value is not None and len(value) > LONGEST_NAME:
+            raise ValueError(f"{name} {value[:60]!r}... has {len(value)} characters: give at most {LONGEST_NAME}.")
+
+
+def _objective(training: Mapping[str, Any]) -> tuple[str, str]:
+    """What is said of the objective, and its BibTeX; see `fare_hf.objectives.objective_facts`."""
+    objective = str(training.get("objective", "fare"))
+    if objective in OBJECTIVES:
+        return OBJECTIVES[objective]
+    if "objective is" not in training:
+        raise ValueError(
+            f"training objective {objective!r} is unknown to the card: pass 'fare' or 'tecoa', or say in "
+            "training['objective is'] what it minimises."
+        )
+    citation = str(training.get("objective citation", "")).strip()
+    return OWN_OBJECTIVE, citation if citation.startswith("@") and "```" not in citation else FARE
+
+
+def _metadata(content: CardContent) -> ModelCardData:
+    """The YAML head; the licence appears only when it is given."""
+    results = [_eval_result(row) for row in _own_rows(content)]
+    stated = {name: getattr(content, name) for name in ("license", "license_name", "license_link")}
+    extra: dict[str, Any] = {name: value.translate(BREAKS) for name, value in stated.items() if value}
+    if is_hub_id(content.base_model):
+        extra |= {"base_model": content.base_model, "base_model_relation": "finetune"}
+    if content.datasets:
+        extra["datasets"] = list(content.datasets)
+    if results:
+        extra |= {"eval_results": results, "model_name": content.name.rsplit("/", 1)[-1].translate(BREAKS)}
+    return ModelCardData(
+        library_name="transformers",
+        pipeline_tag="zero-shot-image-classification" if content.text_encoder else "image-feature-extraction",
+        tags=TAGS,
+        **extra,
+    )
+
+
+def _attack_citations(content: CardContent) -> list[str]:
+    """Of the attacks that the report's figures come from."""
+    attacks = [row["attack"] for row in content.report.rows] if content.report else []
+    return [APGD] if any(attack and "apgd" in attack["name"].lower() for attack in attacks) else []
+
+
+def _license_text(content: CardContent) -> str:
+    if content.license is None:
+        return (
+            f"No licence was found for {inline(content.base_model)} or given for this encoder: ask before you use it."
+        )
+    name = inline(content.license_name or content.license)
+    return f"The licence is {f'[{name}]({content.license_link})' if content.license_link else name}."
+
+
+def _own_rows(content: CardContent) -> list[dict[str, Any]]:
+    """Rows that measure this encoder: a baseline's figures must not be listed as its own."""
+    rows = content.report.rows if content.report else []
+    models = {row["model"] for row in rows}
+    if content.report_model is None:
+        return rows if len(models) == 1 else []
+    if content.report_model not in models:
+        raise ValueError(f"report_model {content.report_model!r} is not in the report: it measures {sorted(models)}.")
+    return [row for row in rows if row["model"] == content.report_model]
+
+
+def _eval_result(row: Mapping[str, Any]) -> EvalResult:
+    """One row as the Hub's model index has it; threat model and attack are part of the metric's name."""
+    threat, attack = row["threat_model"], row["attack"]
+    name = f"{row['metric']} (clean)"
+    if threat is not None:
+        how = f"{attack['name']}, {attack['steps']} steps, restarts {attack['restarts']}, seed {attack['seed']}"
+        name = f"{row['metric']} ({ThreatModel.from_dict(threat)}, {how})"
+    return EvalResult(
+        task_type={"zero-shot": "zero-shot-image-classification"}.get(row["task"], "image-text-to-text"),
+        dataset_type=re.sub(r"\W+", "-", row["dataset"].lower()),
+        dataset_name=row["dataset"].translate(BREAKS),
+        metric_type=row["metric"].replace(" ", "_"),
+        metric_name=name.translate(BREAKS),
+        metric_value=row["value"],
+    )
+
+
+def _recipe(training: Mapping[str, Any], threat_model: ThreatModel) -> Sequence[tuple[str, str]]:
+    """Parameters as table rows, in the order given."""
+    for key, value in training.items():
+        if names_secret(key) or find_secret(str(value)):
+            raise ValueError(f"the training recipe's {key!r} looks like a secret: leave it out of the model card.")
+    rows = [("threat model", str(threat_model))]
+    shown = {key: value for key, value in training.items() if key != "objective citation"}
+    return rows + [(inline(key), inline(value, VALUE)) for key, value in shown.items()]
+
+
+def _snippet_transformers(content: CardContent) -> str:
+    return f"""from PIL import Image
+import torch
+from transformers import AutoImageProcessor, {content.class_name}
+
+encoder = {content.class_name}.from_pretrained({literal(content.name)}).eval()
+processor = AutoImageProcessor.from_pretrained({literal(content.name)})
+inputs = processor(images=Image.open("image.png").convert("RGB"), return_tensors="pt")
+with torch.no_grad():
+    embedding = encoder(**inputs).{"image_embeds" if content.projected else "pooler_output"}"""
+
+
+def _snippet_llava(content: CardContent) -> str:
+    return f"""from transformers import LlavaForConditionalGeneration
+from fare_hf.vlm import swap_vision_tower
+
+llava = LlavaForConditionalGeneration.from_pretrained({literal(content.vlm)})
+swap_vision_tower(llava, {literal(content.name)})"""
+
+
+def _snippet_zero_shot(content: CardContent) -> str:
+    if content.text_encoder:
+        return f"""from transformers import pipeline
+
+classifier = pipeline("zero-shot-image-classification", model={literal(content.name)})
+scores = classifier("image.png", candidate_labels=["cat", "dog", "car"])"""
+    return f"""from PIL import Image
+import torch
+from transformers import AutoImageProcessor, AutoTokenizer, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
+
+encoder = CLIPVisionModelWithProjection.from_pretrained({literal(content.name)}).eval()
+processor = AutoImageProcessor.from_pretrained({literal(content.name)})
+text = CLIPTextModelWithProjection.from_pretrained({literal(content.base_model)}).eval()
+tokenizer = AutoTokenizer.from_pretrained({literal(content.base_model)})
+
+names = ["cat", "dog", "car"]
+prompts = tokenizer([f"a photo of a {{name}}." for name in names], padding=True, return_tensors="pt")
+image = processor(images=Image.open("image.png").convert("RGB"), return_tensors="pt")
+with torch.no_grad():
+    classes = torch.nn.functional.normalize(text(prompts.input_ids, prompts.attention_mask).text_embeds, dim=-1)
+    embedding = torch.nn.functional.normalize(encoder(**image).image_embeds, dim=-1)
+probabilities = (100 * embedding @ classes.T).softmax(dim=-1)"""

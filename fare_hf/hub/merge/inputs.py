@@ -1,0 +1,324 @@
+"""The two parents of a merge as they lie on disk: which tensors are the tower's, and their new values."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from accelerate.hooks import attach_align_device_hook
+from torch import Tensor
+from transformers import CLIPVisionModel, SiglipVisionModel
+
+from fare_hf.convert.checkpoints import find_file
+from fare_hf.files.documents import read_object
+from fare_hf.files.folders import path_inside
+from fare_hf.hub.merge.pickled import safetensors_of
+from fare_hf.hub.merge.shards import read_header, read_tensor
+from fare_hf.pretrained.configuration import read_configuration
+from fare_hf.pretrained.validation import check_answers, check_recorded, recorded_architecture
+from fare_hf.pretrained.weight_files import INDEX, PICKLE, SINGLE, read_index
+from fare_hf.vlm.families.table import ENCODER_OF, Family
+from fare_hf.vlm.swap.checks import check_architecture, check_weights
+
+__all__ = [
+    "POSITIONS",
+    "POSITION_IDS",
+    "EncoderFiles",
+    "TowerNames",
+    "check_encoder",
+    "check_held",
+    "check_parents",
+    "files_of",
+    "open_encoder",
+    "tower_names",
+    "weight_map_of",
+]
+
+PARTS = r"(?:vision_model\.)?((?:embeddings|encoder|pre_layrnorm|post_layernorm|head)\..+)"
+POSITIONS, POSITION_IDS = "embeddings.position_embedding.weight", "embeddings.position_ids"
+TOWERS: dict[str, Any] = {"clip_vision_model": CLIPVisionModel, "siglip_vision_model": SiglipVisionModel}
+POOLING = ["SiglipMultiheadAttentionPoolingHead"]  # reads the weights of its parts without calling them
+# Of glibc, which keeps the blocks that torch frees and seldom fills them again: a merge would take twice as much.
+_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+LAYER = re.compile(r"encoder\.layers\.(\d+)\.")
+
+
+@dataclass(frozen=True)
+class TowerNames:
+    """Tensors of the towers in a published checkpoint.
+
+    Attributes:
+        files: file name -> names of the tower's tensors in it.
+        flat: name in the checkpoint -> name in a flat CLIP or SigLIP vision model.
+    """
+
+    files: dict[str, list[str]]
+    flat: dict[str, str]
+
+
+@dataclass
+class EncoderFiles:
+    """The weights of an encoder, read one by one.
+
+    Attributes:
+        source: as it was named.
+        config: its vision configuration.
+        places: flat name -> (file, name in it).
+        images: content of its preprocessor_config.json, or None.
+        card: its model card, or None.
+    """
+
+    source: str
+    config: Any
+    places: dict[str, tuple[Path, str]]
+    images: dict[str, Any] | None
+    card: Path | None = None
+    _headers: dict[Path, tuple[dict[str, Any], int]] = field(default_factory=dict, repr=False)
+
+    def tensor(self, flat: str, dtype: torch.dtype) -> Tensor:
+        """One weight in the type that it will have.
+
+        Raises:
+            ValueError: it is not finite in that type.
+        """
+        if _TRIM is not None:
+            _TRIM(0)
+        file, name = self.places[flat]
+        if file not in self._headers:
+            self._headers[file] = read_header(file)
+        # Read, not mapped: the pages of a mapped file would count as memory of this process.
+        tensor = read_tensor(file, *self._headers[file], name)
+        check_weights(flat, tensor, dtype, self.source)
+        return tensor.to(dtype)
+
+
+def tower_names(weight_map: Mapping[str, str], family: Family, encoder: EncoderFiles) -> TowerNames:
+    """Find the towers' tensors by their names, with or without the levels that releases of transformers add.
+
+    Raises:
+        ValueError: a tensor of the tower that the encoder does not have, or the other way round.
+    """
+    flat: dict[str, str] = {}
+    for leaf in _leaves(family):
+        own = re.compile(rf"(?:.*\.)?{leaf}\.{PARTS}")
+        inside = {name: match[1] for name in weight_map if (match := own.fullmatch(name))}
+        if not inside:
+            raise ValueError(f"the checkpoint has no weights of a '{leaf}': name the repository of the whole model.")
+        _check_complete(set(inside.values()), encoder)
+        flat |= inside
+    strange = [name for name in weight_map if name not in flat and _in_tower(name, family)]
+    if strange:
+        raise ValueError(f"the checkpoint has '{strange[0]}' in its vision tower, which no CLIP or SigLIP has.")
+    files: dict[str, list[str]] = {}
+    for name in flat:
+        files.setdefault(weight_map[name], []).append(name)
+    return TowerNames(files, flat)
+
+
+def open_encoder(source: str, place: str, revision: str | None, card: Path | None, room: Path) -> EncoderFiles:
+    """Look at an encoder in the format of transformers, without reading its weights.
+
+    Args:
+        source: as the caller named it.
+        place: folder or Hub name.
+        revision: of the latter.
+        card: its model card.
+        room: an empty folder that lives as long as the encoder is read, for the safetensors of pickled weights.
+
+    Raises:
+        ValueError: no weights there, or an index that they do not fit.
+        OSError: it cannot be read.
+    """
+    config = read_configuration(place, revision=revision or "main")
+    check_recorded(config, recorded_architecture(place, revision=revision or "main"), f"the encoder '{source}'")
+    images = find_file(place, "preprocessor_config.json", revision)
+    vision = getattr(config, "vision_config", config)
+    find = partial(find_file, place, revision=revision)
+    if find(INDEX) is None and find(SINGLE) is None:
+        if safetensors_of(find, room) is None:
+            raise ValueError(f"the encoder '{source}' has no {SINGLE} and no {PICKLE}: convert it first.")
+        find = partial(find_file, str(room))
+    places = _places(find, source)
+    return EncoderFiles(source, vision, places, read_object(images) if images else None, card)
+
+
+def _places(find: Callable[[str], Path | None], source: str) -> dict[str, tuple[Path, str]]:
+    """Flat name -> where the tensor lies."""
+    index = find(INDEX)
+    listed = read_index(index) if index is not None else {}
+    places: dict[str, tuple[Path, str]] = {}
+    for name in sorted(set(listed.values())) or [SINGLE]:
+        path = find(name)
+        if path is None:
+            raise ValueError(f"the encoder '{source}' has no {name}, which its index names: download it again.")
+        header, _ = read_header(path)
+        _check_file(name, header, listed or dict.fromkeys(header, name), f"the encoder '{source}'")
+        tower = [key for key in header if not key.startswith(("text_model.", "__metadata__"))]
+        places |= {key.removeprefix("vision_model."): (path, key) for key in tower}
+    return places
+
+
+def check_encoder(encoder: EncoderFiles) -> None:
+    """The encoder answers two images as `pretrained.validation.check_answers` asks for, with one weight in memory.
+
+    Raises:
+        ValueError: it does not; a weight that its class needs is not there, or not finite.
+    """
+    with init_empty_weights():
+        module = TOWERS[encoder.config.model_type](encoder.config)
+    missing = sorted(name for name in module.state_dict() if _flat(name) not in encoder.places)
+    kept = [name for name in missing if not _flat(name).startswith("head.")]
+    if kept:
+        raise ValueError(
+            f"the encoder '{encoder.source}' has no weights for '{kept[0]}': pass one with all its parts."
+        )
+    if missing:  # published without its pooling, which no language model reads
+        module.head = None
+    attach_align_device_hook(
+        module, "cpu", offload=True, weights_map=_OneByOne(encoder), preload_module_classes=POOLING
+    )
+    check_answers(module, f"the encoder '{encoder.source}'", torch.device("cpu"))
+
+
+class _OneByOne(Mapping[str, Tensor]):
+    """An encoder's weights in fp32, each read when it is needed."""
+
+    def __init__(self, encoder: EncoderFiles) -> None:
+        self.encoder = encoder
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.encoder.tensor(_flat(name), torch.float32)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.encoder.places)
+
+    def __len__(self) -> int:
+        return len(self.encoder.places)
+
+
+def check_parents(config: Any, family: Family, encoder: EncoderFiles) -> None:
+    """What can be said from the two configurations.
+
+    Raises:
+        ValueError: another kind or architecture; a quantised model.
+    """
+    if getattr(config, "quantization_config", None):
+        raise ValueError(
+            "the vision-language model is quantised: merge into the unquantised one, quantise afterwards."
+        )
+    kinds = {"clip_vision_model": "CLIPVisionModel", "siglip_vision_model": "SiglipVisionModel"}
+    kinds |= {"idefics_vision": "IdeficsVisionTransformer"}
+    tower = kinds.get(config.vision_config.model_type)
+    if tower not in family.tower_classes:
+        raise ValueError(
+            f"the vision tower is a {config.vision_config.model_type!r}: only {' or '.join(family.tower_classes)} is "
+            "supported."
+        )
+    if kinds.get(encoder.config.model_type) != ENCODER_OF[str(tower)]:
+        raise ValueError(
+            f"the encoder '{encoder.source}' is a {encoder.config.model_type!r}, the vision tower needs a "
+            f"{ENCODER_OF[str(tower)]}: pass an encoder of the tower's kind."
+        )
+    check_architecture(config, family, config.vision_config, encoder.config, encoder.source)
+
+
+def files_of(folder: Path) -> list[str]:
+    """The files of a folder by their names in it.
+
+    Raises:
+        ValueError: a link that leaves the folder, or leads to another folder.
+    """
+    found = []
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink() and path_inside(folder, name).is_dir():
+            raise ValueError(f"'{folder}' holds {name!r}, a link to a folder: copy what it leads to, or take it away.")
+        if path_inside(folder, name).is_file():
+            found.append(name)
+    return found
+
+
+def weight_map_of(folder: Path, files: Collection[str]) -> dict[str, str]:
+    """Tensor name -> file name, of a model with an index or with a single file.
+
+    Args:
+        folder: holds the index or the single file.
+        files: all that the model has.
+
+    Raises:
+        ValueError: neither, or an index of files that are not there.
+    """
+    if INDEX not in files:
+        if SINGLE not in files:
+            raise ValueError("the vision-language model has no safetensors: only these are merged; convert it first.")
+        header, _ = read_header(folder / SINGLE)
+        return {name: SINGLE for name in header if name != "__metadata__"}
+    weight_map = read_index(folder / INDEX)
+    absent = sorted(set(weight_map.values()) - set(files))
+    if absent:
+        raise ValueError(f"{INDEX} names the file {absent[0]!r}, which is not there: take the whole model.")
+    return weight_map
+
+
+def check_held(folder: Path, files: Iterable[str], weight_map: Mapping[str, str], family: Family) -> None:
+    """Files hold what the index says, and nothing of the tower besides, which would stay as it was.
+
+    Raises:
+        ValueError: a tensor in another file, in two, or in a file that the index does not name for it.
+    """
+    for file in files:
+        header, _ = read_header(folder / file)
+        _check_file(file, header, weight_map, "the vision-language model")
+        strange = [name for name in header if name not in weight_map and _in_tower(name, family)]
+        if strange:
+            raise ValueError(
+                f"'{file}' holds {strange[0]!r} of the tower, which {INDEX} does not name: mend the index."
+            )
+
+
+def _check_file(file: str, header: Mapping[str, Any], weight_map: Mapping[str, str], owner: str) -> None:
+    absent = [name for name, place in weight_map.items() if place == file and name not in header]
+    twice = [name for name in header if weight_map.get(name, file) != file]
+    if absent:
+        raise ValueError(f"{owner} has {absent[0]!r} in '{file}' by its {INDEX}, but not there: download both again.")
+    if twice:
+        raise ValueError(
+            f"{owner} has {twice[0]!r} in '{file}' and, by its {INDEX}, in '{weight_map[twice[0]]}': which of them "
+            "counts is not known; take one away."
+        )
+
+
+def _leaves(family: Family) -> list[str]:
+    return [path.rsplit(".", 1)[-1] for path in family.towers]
+
+
+def _in_tower(name: str, family: Family) -> bool:
+    return re.search(rf"(^|\.)({'|'.join(_leaves(family))})\.", name) is not None
+
+
+def _check_complete(tower: set[str], encoder: EncoderFiles) -> None:
+    """Each tensor of the tower has one in the encoder; and the encoder none of those blocks that the tower lacks."""
+    missing = sorted(name for name in tower if name != POSITION_IDS and name not in encoder.places)
+    if missing:
+        raise ValueError(
+            f"the encoder '{encoder.source}' has no weights for '{missing[0]}' of the vision tower: pass an encoder "
+            "with all its parts."
+        )
+    layers = 1 + max((int(match[1]) for name in tower if (match := LAYER.match(name))), default=-1)
+    for name in sorted(encoder.places):
+        layer = LAYER.match(name)
+        wanted = int(layer[1]) < layers if layer else name.startswith(("embeddings.", "pre_", "post_"))
+        if wanted and name not in tower and name != POSITION_IDS:
+            raise ValueError(f"the checkpoint's vision tower lacks '{name}': name the repository of the whole model.")
+
+
+def _flat(name: str) -> str:
+    return name.removeprefix("vision_model.")

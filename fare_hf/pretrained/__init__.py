@@ -1,0 +1,1 @@
+"""Models that strangers published: configuration, weights and processors, read, bounded and checked."""

@@ -1,0 +1,1 @@
+"""Checkpoints: written whole, found again, and only for the run that they are of."""

@@ -1,0 +1,274 @@
+"""Put a robust vision encoder into a published vision-language model, in place and verified."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from fare_hf.convert.checkpoints import names_repository
+from fare_hf.data.pixels import Normalization
+from fare_hf.encoders import load_encoder
+from fare_hf.finite import largest, smallest
+from fare_hf.vlm.families.table import (
+    ENCODER_OF,
+    Family,
+    family_of,
+    image_processor_of,
+    layers_read,
+    placement,
+    towers_of,
+    unwrapped,
+)
+from fare_hf.vlm.processors import complete_processor
+from fare_hf.vlm.swap import checks, verify
+from fare_hf.vlm.swap.encoder_files import Encoder, read_encoder
+from fare_hf.vlm.swap.report import SwapReport, only_one
+from fare_hf.vlm.swap.resolution import resize_configs, resize_processor, resize_tower
+
+__all__ = ["SwapReport", "swap_vision_tower"]
+
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+SLOW_FROM = 50_000_000
+"""Weights of a tower from which a forward pass on a CPU is worth a line of progress: a ViT-B has 86 million."""
+
+
+def swap_vision_tower(
+    vlm: PreTrainedModel,
+    encoder: str | os.PathLike[str] | PreTrainedModel,
+    processor: Any = None,
+    *,
+    base: str | os.PathLike[str] | None = None,
+    revision: str | None = None,
+    minimum_cosine: float = verify.MINIMUM_COSINE,
+) -> SwapReport:
+    """Replace the weights of a vision-language model's tower by those of a robust encoder.
+
+    The weights are copied into the old tower, so its device, dtype, hooks, mode, `requires_grad` and attention
+    implementation stay, and everything else of the model is untouched. A probe image then has to give the same
+    hidden states as the encoder on its own, and, with a processor, the whole model runs once. The old weights are
+    kept in main memory for `SwapReport.undo`.
+
+    Args:
+        vlm: a model of `vlm.families.table.FAMILIES`; may be compiled, or wrapped for data parallelism or by PEFT.
+        encoder: a module (`CLIPVisionModel`, `CLIPVisionModelWithProjection`, `CLIPModel`, `SiglipVisionModel`), a
+            folder or Hub name in the format of transformers or open_clip (converted on the fly), or a file with the
+            open_clip state dict of a vision tower.
+        processor: the model's processor; needed for an encoder of another resolution, which changes it too. One of an
+            older repository is told what it lacks to count an image's tokens.
+        base: for a bare file, the CLIP it was fine-tuned from; None takes what the file does not say from the tower.
+        revision: of the encoder on the Hub.
+        minimum_cosine: a warning is given where the clean embeddings of encoder and tower agree less than this, or the
+            weights of a matrix (less than this and 0.5); -1 never warns.
+
+    Raises:
+        TypeError: the model is not of a known family, or `encoder` is not a vision encoder.
+        ValueError: another architecture (the field and both values are named), another resolution without a
+            processor, the processor of another model, a folder without weights, weights that are not finite, a tower
+            that is quantised, offloaded to the meta device, tied or carries adapters.
+        RuntimeError: the swapped tower does not compute what the encoder computes; everything is put back then.
+    """
+    if not -1 <= minimum_cosine <= 1:
+        raise ValueError(f"minimum_cosine is {minimum_cosine}: give a number from -1 (never warn) to 1.")
+    with only_one(towers_of(vlm).values()):
+        return _swap(vlm, encoder, processor, base, revision, minimum_cosine)
+
+
+def _swap(vlm: Any, encoder: Any, processor: Any, base: Any, revision: str | None, minimum: float) -> SwapReport:
+    """One thread at a time; what is given is checked from the cheapest to the dearest, and written last."""
+    family = family_of(vlm)
+    vlm, towers = unwrapped(vlm), towers_of(vlm)
+    first = next(iter(towers.values()))
+    checks.check_writable(towers)
+    checks.check_shared(vlm, towers)
+    new = read_encoder(encoder, first.config, base=base, revision=revision)
+    _check_fit(vlm, family, towers, new, processor)
+    states = {path: _new_state(tower, new) for path, tower in towers.items()}
+    old = {path: {n: t.detach().to("cpu", copy=True) for n, t in towers[path].state_dict().items()} for path in towers}
+    changed = sum(_differs(tensor, old[path][name]) for path in states for name, tensor in states[path].items())
+    if not changed:
+        warnings.warn(
+            f"the vision tower holds the weights of the encoder '{new.source}' already: the swap changes nothing.",
+            UserWarning,
+            stacklevel=3,
+        )
+    with _progress(first, processor) as step:
+        report = _describe(vlm, family, towers, new, processor, step)
+        report.tensors, report.changed, report.old_states = sum(map(len, states.values())), changed, old
+        _warn_of_origin(report, states, minimum)
+        _apply(vlm, report, states, new, processor, step)
+    return report
+
+
+@contextmanager
+def _progress(tower: nn.Module, processor: Any) -> Iterator[Callable[[str], None]]:
+    """A line that says which forward passes run, for a tower of ordinary size on a CPU, where each takes seconds."""
+    slow = placement(tower)[0].type == "cpu" and sum(map(torch.numel, tower.parameters())) > SLOW_FROM
+    with tqdm(total=3 if processor is None else 4, unit="step", leave=False, disable=not slow) as bar:
+
+        def step(words: str) -> None:
+            bar.set_description(f"swap: {words}")  # drawn at once
+            bar.update()
+
+        yield step
+
+
+def _check_fit(vlm: Any, family: Family, towers: Mapping[str, Any], new: Encoder, processor: Any) -> None:
+    """Everything that can be said before a forward pass."""
+    for tower in towers.values():
+        wanted = ENCODER_OF[type(tower).__name__]
+        if type(new.module).__name__ != wanted:
+            raise ValueError(
+                f"the encoder '{new.source}' is a {type(new.module).__name__}, the vision tower needs a {wanted}: "
+                "pass an encoder of the tower's kind."
+            )
+        checks.check_architecture(vlm.config, family, tower.config, new.module.config, new.source)
+    tower_config = next(iter(towers.values())).config
+    old, size = tower_config.image_size, new.module.config.image_size
+    if processor is not None:
+        complete_processor(vlm.config, processor)
+        checks.check_processor(vlm.config, processor, tower_config)
+        checks.check_normalization(processor, new.images, new.source)
+    elif old != size:
+        raise ValueError(
+            f"the encoder '{new.source}' has image_size {size}, the vision tower has {old}: pass processor=, whose "
+            "resolution has to change too."
+        )
+
+
+def _new_state(tower: nn.Module, new: Encoder) -> dict[str, torch.Tensor]:
+    """The encoder's weights under the tower's names, checked."""
+    state = checks.tower_state(new.module.state_dict(), tower.state_dict(), new.source)
+    _, dtype = placement(tower)
+    for name, tensor in state.items():
+        checks.check_weights(name, tensor, dtype, new.source)
+    return state
+
+
+def _differs(tensor: torch.Tensor, old: torch.Tensor) -> bool:
+    return tensor.shape != old.shape or not torch.equal(tensor.to("cpu", old.dtype), old)
+
+
+def _describe(
+    vlm: Any, family: Family, towers: Mapping[str, Any], new: Encoder, processor: Any, step: Callable[[str], None]
+) -> SwapReport:
+    """The report before anything is changed."""
+    first = next(iter(towers.values()))
+    layers, dtype = max(layers_read(vlm.config, family, first.config.num_hidden_layers)), verify.probe_dtype(first)
+    normalization, borrowed = _normalization(new, processor)
+    step(f"clean images through the encoder, in {dtype}")
+    theirs = verify.clean_embeddings(verify.twin_of(new.module, first, dtype), normalization, layers)
+    base = _base_embeddings(new, first, normalization, layers, dtype)
+    step("clean images through the old tower")
+    ours = [verify.clean_embeddings(tower, normalization, layers, dtype) for tower in towers.values()]
+    cosine = smallest(verify.mean_cosine(embeddings, theirs) for embeddings in ours)
+    base_cosine = None if base is None else smallest(verify.mean_cosine(embeddings, base) for embeddings in ours)
+    sizes = (int(first.config.image_size), int(new.module.config.image_size))
+    report = SwapReport(
+        type(vlm).__name__, ", ".join(towers), new.source, new.converted, 0, 0, sizes, cosine, new.base_model,
+        base_cosine, towers=towers,
+    )  # fmt: skip
+    report.normalization = borrowed
+    return report
+
+
+def _warn_of_origin(report: SwapReport, states: Mapping[str, dict[str, torch.Tensor]], minimum: float) -> None:
+    """Say so where encoder and tower have another origin: by what they make of clean images, then by their weights."""
+    found = [
+        (cosine, name)
+        for path, state in states.items()
+        for name, tensor in state.items()
+        if (cosine := checks.weight_cosine(tensor, report.old_states[path][name])) is not None
+    ]
+    # NaN, of an old tower that held it, counts as the lowest.
+    report.weight_cosine, matrix = min(found, key=lambda pair: (not math.isnan(pair[0]), pair[0]))
+    lowest = smallest([report.cosine] if report.base_cosine is None else [report.cosine, report.base_cosine])
+    base = f" (base model {report.base_model})" if report.base_model else ""
+    if not lowest >= minimum:
+        reason = f"clean images have embeddings with cosine {lowest:.2f} only in the encoder '{report.source}'{base}"
+    elif not report.weight_cosine >= min(minimum, checks.MINIMUM_WEIGHT_COSINE):
+        reason = f"'{matrix}' has cosine {report.weight_cosine:.2f} only in the encoder '{report.source}'{base}"
+    else:
+        return
+    warnings.warn(
+        f"{reason} and in the model's own tower: it seems to be fine-tuned from another CLIP, or too far, or its "
+        "weights are mixed up; the language model may not understand it.",
+        UserWarning,
+        stacklevel=4,
+    )
+
+
+def _apply(
+    vlm: Any, report: SwapReport, states: Mapping[str, Any], new: Encoder, processor: Any, step: Callable[[str], None]
+) -> None:
+    """Write, verify, and put everything back where the proof fails."""
+    before = None if processor is None else verify.image_tokens(vlm, processor)
+    first = next(iter(report.towers.values()))
+    step(f"a probe image through encoder and tower, in {placement(first)[1]}")
+    expected = verify.probe_states(verify.twin_of(new.module, first), first, new.source)
+    report.in_force()
+    try:
+        _write(vlm, report, states, processor)
+        for tower in report.towers.values():
+            _prove(tower, expected, report)
+        if before is not None:
+            step("an image through the whole model")
+            report.image_tokens = (before, verify.forward_check(vlm, processor))
+    except BaseException:
+        report.undo()
+        raise
+
+
+def _prove(tower: nn.Module, expected: Sequence[torch.Tensor], report: SwapReport) -> None:
+    """The tower, in its own precision and with its own hooks, computes what the encoder computes."""
+    difference, allowed = verify.tower_difference(tower, expected)
+    report.probe_difference = largest([report.probe_difference, difference])
+    if not difference <= allowed:
+        raise RuntimeError(
+            f"the swapped tower differs from the encoder '{report.source}' by {difference:.3g} on a probe image: the "
+            "old weights were put back; remove hooks or adapters from the tower and swap again."
+        )
+
+
+def _write(vlm: Any, report: SwapReport, states: Mapping[str, Any], processor: Any) -> None:
+    old, size = report.resolution
+    if size != old:
+        resize_processor(processor, old, size, report.edits)
+        for tower in report.towers.values():
+            resize_tower(tower, size, report.edits)
+        resize_configs(vlm, report.towers.values(), size, report.edits)
+    for path, tower in report.towers.items():
+        tower.load_state_dict(states[path], strict=True)
+
+
+def _normalization(new: Encoder, processor: Any) -> tuple[Normalization, str | None]:
+    """Of the processor, else of what came with the encoder, else the usual one of its kind; whose, if not its own."""
+    images = new.images if processor is None else image_processor_of(processor)
+    if images is not None:
+        return Normalization.from_processor(images), None if new.images is not None else "by the model's own processor"
+    if type(new.module).__name__.startswith("Siglip"):
+        return Normalization([0.5] * 3, [0.5] * 3), "SigLIP's usually are"
+    return Normalization(CLIP_MEAN, CLIP_STD), "CLIP's usually are"
+
+
+def _base_embeddings(
+    new: Encoder, tower: nn.Module, normalization: Normalization, layers: int, dtype: torch.dtype
+) -> torch.Tensor | None:
+    """Clean embeddings of the base model that the card names, if it is on this machine: nothing is downloaded."""
+    if new.base_model is None or not (os.path.isdir(new.base_model) or names_repository(new.base_model)):
+        return None
+    try:
+        base = load_encoder(new.base_model, "tokens", local_files_only=True)
+        if type(base) is not type(new.module) or base.config.hidden_size != new.module.config.hidden_size:
+            return None
+        return verify.clean_embeddings(verify.twin_of(base, tower, dtype), normalization, layers)
+    except Exception:  # whatever is wrong with it: it is compared for information only
+        return None

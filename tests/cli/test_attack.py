@@ -1,0 +1,114 @@
+"""`fare-hf attack`: strings of a file forced by saved pictures, interrupted by kill -9, shown to other towers."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.tiny_llava import encoder, images, llava, processor
+
+from fare_hf import RobustnessReport
+from fare_hf.cli import attack
+from fare_hf.cli import main as cli
+from fare_hf.data.pixels import to_pil
+from fare_hf.evaluation.vlm.adversarial_images import load_exported
+from fare_hf.evaluation.vlm.sets import CAPTION_QUESTION
+
+TEMPLATE = "user : <image> {} assistant :"
+FARE_HF = str(Path(sys.executable).with_name("fare-hf"))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LLaVA, a folder of pictures, and strings."""
+    place = tmp_path_factory.mktemp("attack")
+    llava().save_pretrained(place / "llava")
+    processor().save_pretrained(place / "llava")
+    encoder(seed=5).save_pretrained(place / "encoder")
+    (place / "pictures").mkdir()
+    for number, picture in enumerate(to_pil(images(3))):
+        picture.save(place / "pictures" / f"{number}.png")
+    (place / "targets.txt").write_text("# two\nface\n\nred dog\n")
+    return place
+
+
+def words(place: Path, out: Path, *more: str) -> list[str]:
+    """A command line that is right."""
+    found = ["attack", str(place / "llava"), str(place / "pictures"), "--targets", str(place / "targets.txt")]
+    found += ["--template", TEMPLATE, "--question", "describe the image", "--eps", "128/255", "--output_dir", str(out)]
+    return [*found, "--max_new_tokens", "4", *more]
+
+
+def test_the_default_question_is_that_of_the_paper() -> None:
+    assert attack.QUESTION == CAPTION_QUESTION
+
+
+def test_attack_writes_pictures_a_report_and_goes_on(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = words(place, tmp_path / "out", "--steps", "30", "--victims", f"other={place / 'encoder'}")
+    cli.main(line)
+    rows = RobustnessReport.load(tmp_path / "out" / "report.json").rows
+    assert [row["metric"] for row in rows].count("target forced by the PNG") == 4  # two strings, two towers
+    assert {row["model"] for row in rows} == {"llava", "other"} and all(row["n"] == 3 for row in rows)
+    assert rows[2]["value"] > 0
+    first = load_exported(tmp_path / "out" / "target-0" / "images")
+    assert [entry["target"] for entry in first.entries] == ["face"] * 3
+    monkeypatch.setattr("fare_hf.evaluation.vlm.forced_strings.apgd", pytest.fail)
+    cli.main(line)  # nothing is attacked again
+    assert RobustnessReport.load(tmp_path / "out" / "report.json").rows == rows
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (["--eps", "4"], "did you mean 4/255"),
+        (["--victims", "nowhere"], "--victims nowhere: give NAME=ENCODER"),
+        (["--template", "user :"], "needs {} for the question"),
+        (["--max_new_tokens", "1"], "'red dog' has 2 tokens, max_new_tokens is 1: raise it"),
+        (["--split", "test"], "test"),
+        (["--targets", "none.txt"], "none.txt"),
+    ],
+)
+def test_wrong_input_is_one_sentence_before_any_attack(
+    changes: list[str], sentence: str, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fare_hf.evaluation.vlm.forced_strings.apgd", pytest.fail)
+    with pytest.raises(SystemExit) as end:
+        cli.main(words(place, tmp_path / "out", *changes))
+    message = str(end.value)
+    assert message.startswith("fare-hf: error: ") and "\n" not in message and re.search(sentence, message)
+
+
+def test_a_processor_without_a_chat_template_needs_one(place: Path, tmp_path: Path) -> None:
+    line = [word for word in words(place, tmp_path / "out") if word not in ("--template", TEMPLATE)]
+    with pytest.raises(SystemExit, match="LlavaProcessor has no chat template: give template"):
+        cli.main(line)
+
+
+@pytest.mark.slow
+def test_killed_runs_end_with_the_same_pictures(place: Path, tmp_path: Path) -> None:
+    """kill -9 after a saved state; the second process starts from it and ends where an unbroken one does."""
+    (tmp_path / "hard.txt").write_text("bird bird face bird\n")  # stays unforced: all steps are run
+    more = ["--steps", "400", "--save_every", "20", "--eps", "2/255", "--targets", str(tmp_path / "hard.txt")]
+    state = tmp_path / "killed" / "target-0" / "states" / "00000.safetensors"
+    process = subprocess.Popen([FARE_HF, *words(place, tmp_path / "killed", *more)])
+    try:
+        while not state.exists() and process.poll() is None:
+            time.sleep(0.05)
+    finally:
+        process.kill()
+        process.wait()
+    assert state.exists() and not (tmp_path / "killed" / "target-0" / "images").exists()
+    for name in ("killed", "whole"):
+        subprocess.run([FARE_HF, *words(place, tmp_path / name, *more)], check=True, capture_output=True)
+    killed, whole = (load_exported(tmp_path / name / "target-0" / "images") for name in ("killed", "whole"))
+    assert torch.equal(killed.pixels, whole.pixels) and not torch.equal(whole.pixels, whole.clean)
+    rows = [json.loads((tmp_path / name / "report.json").read_text())["rows"] for name in ("killed", "whole")]
+    assert rows[0] == rows[1]

@@ -1,0 +1,104 @@
+"""Models compared in pairs, from rows that keep what each sample gave; the charts of a whole report."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from fare_hf import RobustnessReport
+from fare_hf.attacks import ThreatModel
+from fare_hf.cli import evaluate
+from fare_hf.evaluation import draw_report, make_row, paired_difference, validate
+from fare_hf.evaluation.report.report import fraction_row
+from fare_hf.evaluation.report.tables import markdown
+
+NAMES = {"task": "zero-shot", "dataset": "emoji", "metric": "accuracy"}
+ATTACK = {"name": "apgd-ce", "steps": 50, "restarts": 1, "seed": 0}
+
+
+def rate(model: str, success: list[bool], groups: list | None = None, **changes) -> dict:
+    return fraction_row(success, groups, model=model, **(NAMES | changes))
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans(), st.sampled_from("abc")), min_size=1, max_size=25))
+@settings(max_examples=25, deadline=None)
+def test_the_difference_is_that_of_a_plain_loop(samples: list[tuple[bool, bool, str]]) -> None:
+    first, second, groups = map(list, zip(*samples, strict=True))
+    mean, (low, high) = paired_difference(rate("A", first, groups), rate("B", second, groups), seed=3)
+    names = list(dict.fromkeys(groups))
+    means = []
+    for draw in np.random.default_rng(3).multinomial(len(names), [1 / len(names)] * len(names), size=2000):
+        chosen = [b - a for a, b, g in samples for _ in range(draw[names.index(g)])]
+        means.append(sum(chosen) / len(chosen))
+    exact = (sum(second) - sum(first)) / len(samples)
+    ends = np.quantile(means, [0.025, 0.975])
+    assert np.allclose([mean, low, high], [exact, min(ends[0], exact), max(ends[1], exact)])
+
+
+def test_reports_show_differences_and_cards_tables_do_not(tmp_path: Path) -> None:
+    a, b = [True, False] * 20, [True] * 30 + [False] * 10
+    old = make_row(model="old", value=0.5, ci=(0.4, 0.6), n=40, **NAMES)
+    report = RobustnessReport([rate("A", a), rate("B", b), rate("C", a), old, rate("D", a[:8]), rate("E", a, a)])
+    text = report.to_markdown()
+    assert text.startswith(markdown(report.rows).rstrip())
+    low, high = paired_difference(report.rows[0], report.rows[1])[1]
+    table = text.split("Difference to A in points, paired 95 % interval:\n\n")[1].splitlines()
+    assert table[0] == "| model | emoji, clean |" and table[3] == "| C | +0.0 (all samples alike) |"
+    assert table[2] == f"| B | +25.0 [{100 * low:+.1f}, {100 * high:+.1f}] |" and len(table) == 4
+    report.save(tmp_path)
+    assert RobustnessReport.load(tmp_path) == report
+    assert report.rows[0]["outcomes"] == "10" * 20 and report.rows[5]["clusters"] == " ".join(["0 1"] * 20)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"outcomes": "110"}, "outcomes '110': give 4 characters"),
+        ({"outcomes": "110x"}, "give 4 characters"),
+        ({"outcomes": None}, "outcomes None"),
+        ({"outcomes": "1110"}, "outcomes with mean 0.75"),
+        ({"clusters": "0 1 1"}, "clusters '0 1 1': give 4 group numbers"),
+        ({"clusters": "0 1 1 a"}, "give 4 group numbers"),
+    ],
+)
+def test_faulty_outcomes_are_refused(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        validate([rate("A", [True, True, False, False]) | changes])
+
+
+def test_what_cannot_be_compared() -> None:
+    a = rate("A", [True, False])
+    for other, message in (
+        (rate("B", [True]), "n 2 and 1"),
+        (rate("B", [True, False], [1, 1]), "clusters differ"),
+        (rate("B", [True, False], dataset="x"), "rows of one figure"),
+        (make_row(model="B", value=0.5, ci=(0, 1), n=2, **NAMES), "no outcomes"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            paired_difference(a, other)
+
+
+def test_a_report_is_drawn_as_far_as_it_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    threat = {"threat_model": ThreatModel("linf", "4/255"), "attack": ATTACK}
+    rows = [rate(m, [True, False], dataset="a/b $x") for m in ("A", "B")]
+    assert draw_report(rows, tmp_path / "none") == [] and not (tmp_path / "none").exists()
+    rows.append(rate("A", [False, False], dataset="a/b $x", **threat))
+    names = [path.name for path in draw_report(rows, tmp_path / "one")]
+    assert names == ["curves-zero-shot-a-b-x-accuracy-linf.png"]  # B was not attacked: no bars
+    rows.append(rate("B", [False, False], dataset="a/b $x", **threat))
+    rows += [rate(v, [True, False], dataset=f"d made on {s}", **threat) for s in "AB" for v in "AB"]
+    drawn = draw_report(rows, tmp_path / "all")
+    assert [path.name.split("-")[0] for path in drawn] == ["curves", "bars", "transfer"]
+    for path in drawn:
+        with Image.open(path) as picture:
+            assert picture.format == "PNG" and picture.width > 400
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    evaluate.draw_plots(rows, tmp_path / "without")
+    assert capsys.readouterr().out == 'no plots: charts need matplotlib: pip install "fare_hf[plots]".\n'
+    assert not (tmp_path / "without").exists()

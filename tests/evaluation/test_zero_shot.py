@@ -1,0 +1,263 @@
+"""Zero-shot accuracy: the text classifier, the attack's bookkeeping, and how strong it is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.tiny_llava import encoder, images, processor
+from torch.nn import functional as F
+from transformers import AutoTokenizer, CLIPModel, CLIPTextModelWithProjection
+
+import fare_hf.evaluation.attack_loop as survivors
+from fare_hf.attacks import ThreatModel, apgd, cross_entropy
+from fare_hf.data.pixels import Normalization
+from fare_hf.evaluation import evaluate_zero_shot, text_classifier, validate
+from fare_hf.evaluation.attack_loop import attack_nested, gather, screening_steps
+from fare_hf.evaluation.zero_shot.classification import logits_function, predict_zero_shot
+
+NAMES = ["cat", "dog", "bird", "red fish"]
+TEMPLATES = ["a photo of a {}.", "a {}."]
+
+
+def normalization() -> Normalization:
+    return Normalization.from_processor(processor())
+
+
+def classifier(classes: int, seed: int = 0) -> torch.Tensor:
+    """Random unit vectors."""
+    return F.normalize(torch.randn(classes, 16, generator=torch.Generator().manual_seed(seed)), dim=1)
+
+
+def predictions(pixels: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return (F.normalize(encoder()(pixel_values=normalization()(pixels)).image_embeds, dim=1) @ text.T).argmax(1)
+
+
+def evaluate(classes: int = 5, n: int = 24, wrong: int = 0, **changes) -> list[dict]:
+    text, pixels = classifier(classes), images(n)
+    labels = predictions(pixels, text)
+    labels[:wrong] = (labels[:wrong] + 1) % classes
+    options = {"model": "CLIP", "dataset": "noise", "normalization": normalization(), "steps": 5, "batch_size": 7}
+    return evaluate_zero_shot(changes.pop("encoder", encoder()), text, pixels, labels, **options | changes)
+
+
+def test_text_classifier_is_the_mean_of_normalised_templates(clip_folder: Path) -> None:
+    clip, tokenizer = CLIPModel.from_pretrained(clip_folder), AutoTokenizer.from_pretrained(clip_folder)
+    text = text_classifier(clip, tokenizer, NAMES, TEMPLATES, batch_size=3)
+    for name, row in zip(NAMES, text, strict=True):
+        total = torch.zeros(16)
+        for template in TEMPLATES:
+            with torch.no_grad():
+                one = clip.get_text_features(**tokenizer(template.format(name), return_tensors="pt")).pooler_output[0]
+            total += one / one.norm()
+        torch.testing.assert_close(row, total / total.norm(), rtol=1e-5, atol=1e-5)
+    alone = CLIPTextModelWithProjection.from_pretrained(clip_folder)
+    torch.testing.assert_close(text_classifier(alone, tokenizer, NAMES, TEMPLATES), text, rtol=1e-5, atol=1e-5)
+
+
+def test_text_classifier_refuses(clip_folder: Path) -> None:
+    clip, tokenizer = CLIPModel.from_pretrained(clip_folder), AutoTokenizer.from_pretrained(clip_folder)
+    with pytest.raises(ValueError, match="class_names is empty"):
+        text_classifier(clip, tokenizer, [], TEMPLATES)
+    with pytest.raises(ValueError, match="must be a list of sentences that contain"):
+        text_classifier(clip, tokenizer, NAMES, ["a cat"])
+
+
+def test_rows_are_valid_nested_and_ordered() -> None:
+    radii = [ThreatModel("linf", "16/255"), ThreatModel("linf", "1/255"), ThreatModel("l2", 0.5)]
+    rows = evaluate(wrong=6, threat_models=radii, seed=3)
+    validate(rows)
+    clean, large, small, l2 = rows
+    assert clean["value"] == 0.75 and clean["attack"] is None and clean["n"] == 24
+    assert [row["threat_model"] for row in rows[1:]] == [radius.to_dict() for radius in radii]
+    assert large["value"] <= small["value"] <= clean["value"] and l2["value"] <= clean["value"]
+    assert large["attack"] == {"name": "apgd-ce+apgd-t4", "steps": 5, "restarts": 1, "seed": 3}
+    assert large["precision"] == "float32" and large["ci"][0] <= large["value"] <= large["ci"][1]
+    again = evaluate(wrong=6, threat_models=radii, seed=3)
+    assert [row["value"] for row in again] == [row["value"] for row in rows]
+
+
+def test_an_attack_that_may_do_nothing_does_nothing() -> None:
+    rows = evaluate(threat_models=[ThreatModel("linf", 0)])
+    assert rows[1]["value"] == rows[0]["value"] == 1.0
+
+
+def test_at_least_as_strong_as_its_first_stage() -> None:
+    vision, text, pixels, threat = encoder(), classifier(5), images(24), ThreatModel("linf", "4/255")
+    labels = predictions(pixels, text)
+
+    def loss_fn(points: torch.Tensor) -> torch.Tensor:
+        embeddings = vision(pixel_values=normalization()(points)).image_embeds
+        return cross_entropy(100 * F.normalize(embeddings, dim=1) @ text.T, labels)
+
+    result = apgd(loss_fn, pixels, threat, steps=10)
+    plain = (predictions(result.pixels, text) == labels).sum().item() / 24
+    full = evaluate(threat_models=[threat], steps=20)[1]["value"]
+    assert full <= plain
+    assert full < 1.0
+
+
+@pytest.mark.parametrize(
+    ("classes", "changes", "name"),
+    [
+        (2, {}, "apgd-ce"),
+        (3, {}, "apgd-ce+apgd-dlr"),
+        (4, {}, "apgd-ce+apgd-t3"),
+        (12, {"targets": 2}, "apgd-ce+apgd-t2"),
+        (12, {"attack": "apgd-ce"}, "apgd-ce"),
+        (4, {"steps": 20, "targets": 1}, "apgd-ce(2)+apgd-ce+apgd-t1"),
+    ],
+)
+def test_few_classes_and_the_name_of_what_was_run(classes: int, changes: dict, name: str) -> None:
+    rows = evaluate(classes=classes, n=6, threat_models=[ThreatModel("linf", "2/255")], **{"steps": 2} | changes)
+    assert rows[1]["attack"]["name"] == name
+
+
+def test_only_survivors_are_attacked_in_full_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, list[int]]] = []
+    original = survivors._run_stage
+
+    def spy(samples, alive, threat_model, attack, judge, *rest):
+        left = original(samples, alive, threat_model, attack, judge, *rest)
+        seen.append((str(threat_model), list(alive)))
+        assert set(left) <= set(alive)
+        return left
+
+    monkeypatch.setattr(survivors, "_run_stage", spy)
+    rows = evaluate(wrong=4, threat_models=[ThreatModel("linf", "8/255"), ThreatModel("linf", "2/255")])
+    assert seen[0] == ("linf 2/255", list(range(4, 24)))
+    sizes = [len(alive) for _, alive in seen]
+    assert (
+        sizes == sorted(sizes, reverse=True) and [name for name, _ in seen] == ["linf 2/255"] * 5 + ["linf 8/255"] * 5
+    )
+    assert rows[0]["value"] == 20 / 24
+
+
+def test_a_perturbation_outside_the_ball_does_not_count() -> None:
+    threat = ThreatModel("linf", "2/255")
+    cheat = (lambda x, batch, t, g: (x + 3 / 255).clamp(0, 1), lambda z, batch, t: [True] * len(batch))
+    options = {"device": torch.device("cpu"), "batch_size": 4, "seed": 0}
+    with pytest.raises(ValueError, match="leaves the threat model linf 2/255"):
+        attack_nested(images(4) * 0.5, range(4), [threat], [cheat], **options)
+    with pytest.raises(ValueError, match="repeat one another"):
+        attack_nested(images(4), range(4), [threat, threat], [], **options)
+
+
+def test_no_trace_and_one_clean_forward() -> None:
+    vision = encoder().train()
+    calls = []
+    vision.register_forward_hook(lambda module, args, output: calls.append(len(output.image_embeds)))
+    evaluate(encoder=vision, n=10, batch_size=4)
+    assert calls == [4, 4, 2]
+    state = torch.random.get_rng_state()
+    evaluate(encoder=vision, n=4, threat_models=[ThreatModel("linf", "2/255")])
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert vision.training and all(p.grad is None and p.requires_grad for p in vision.parameters())
+
+
+def test_a_data_set_gives_what_tensors_give() -> None:
+    text, pixels = classifier(4), images(9)
+    labels = predictions(pixels, text)
+    items = [{"pixel_values": image, "labels": int(label)} for image, label in zip(pixels, labels, strict=True)]
+    options = {"model": "CLIP", "dataset": "noise", "normalization": normalization(), "steps": 3, "batch_size": 4}
+    options |= {"threat_models": [ThreatModel("linf", "4/255")], "groups": [0, 0, 0, 1, 1, 1, 2, 2, 2]}
+    first = evaluate_zero_shot(encoder(), text, pixels, labels, **options)
+    second = evaluate_zero_shot(encoder(), text, items, **options)
+    for row in (*first, *second):
+        row.pop("seconds", None)
+    assert first == second
+    assert torch.equal(gather(items, [3, 1], torch.device("cpu")), pixels[[3, 1]])
+
+
+def test_half_precision_models_are_attacked_in_fp32_pixels() -> None:
+    rows = evaluate(encoder=encoder().bfloat16(), n=4, threat_models=[ThreatModel("linf", "2/255")], steps=2)
+    assert {row["precision"] for row in rows} == {"bfloat16"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attack": "fgsm"}, "attack 'fgsm' is unknown"),
+        ({"classes": 1}, "at least 2"),
+        ({"targets": 0}, "targets 0"),
+        ({"batch_size": 0}, "batch_size 0"),
+        ({"steps": 0, "threat_models": [ThreatModel("linf", "2/255")]}, "steps"),
+    ],
+)
+def test_bad_settings(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        evaluate(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"groups": [1]}, "1 groups for 24 images: give one group per image"),
+        ({"model": ""}, "model ''"),
+        ({"dataset": " "}, "dataset ' '"),
+        ({"seed": -1}, "seed -1"),
+        ({"seed": 1.0}, "seed 1.0"),
+        ({"threat_models": [ThreatModel("linf", "2/255")] * 2}, "'linf 2/255'.* repeat one another"),
+        ({"threat_models": ["linf 2/255"]}, "threat_model 'linf 2/255' is a str"),
+        ({"steps": 0}, "steps 0 is not positive"),
+        ({"restarts": 0}, "restarts 0 is not positive"),
+        ({"queries": 0, "attack": "autoattack"}, "queries 0 is not positive"),
+    ],
+)
+def test_bad_settings_are_refused_before_any_forward(changes: dict, message: str) -> None:
+    vision = encoder()
+
+    def never(*rest) -> None:
+        raise AssertionError("the encoder was called")
+
+    vision.register_forward_hook(never)
+    with pytest.raises((TypeError, ValueError), match=message):
+        evaluate(encoder=vision, **{"threat_models": [ThreatModel("linf", "2/255")]} | changes)
+
+
+@pytest.mark.parametrize("shape", [(3, 15), (16,), (1, 3, 16)])
+def test_texts_of_another_width_are_refused(shape: tuple[int, ...]) -> None:
+    text, options = torch.ones(shape), {"model": "m", "dataset": "d", "normalization": normalization()}
+    message = re.escape(f"text_embeddings have shape {shape}: pass (K, 16)")
+    with pytest.raises(ValueError, match=message):
+        evaluate_zero_shot(encoder(), text, images(2), [0, 1], **options)
+    with pytest.raises(ValueError, match=message):
+        predict_zero_shot(encoder(), text, images(2), normalization())
+    with pytest.raises(ValueError, match=message):
+        logits_function(encoder(), text, normalization())
+
+
+def test_labels_that_are_no_class_numbers_are_refused() -> None:
+    text, options = classifier(3), {"model": "m", "dataset": "d", "normalization": normalization()}
+    items = [{"pixel_values": image, "labels": 0.5} for image in images(2)]
+    with pytest.raises(TypeError, match="label 0.5 is no class number: pass integers"):
+        evaluate_zero_shot(encoder(), text, items, **options)
+    for labels in ([0, 1.5], torch.tensor([0.0, 1.5]), np.array([0.0, 1.5])):
+        with pytest.raises(TypeError, match="is no class number: pass integers"):
+            evaluate_zero_shot(encoder(), text, images(2), labels, **options)
+    for labels in ([0, 1], torch.tensor([0, 1]), np.array([0, 1])):
+        evaluate_zero_shot(encoder(), text, images(2), labels, **options)
+
+
+def test_bad_samples() -> None:
+    text, options = classifier(3), {"model": "m", "dataset": "d", "normalization": normalization()}
+    with pytest.raises(ValueError, match="label 3 is outside the 3 classes"):
+        evaluate_zero_shot(encoder(), text, images(2), [0, 3], **options)
+    with pytest.raises(ValueError, match="data set is empty"):
+        evaluate_zero_shot(encoder(), text, images(2)[:0], [], **options)
+    with pytest.raises(ValueError, match="1 labels for 2 images"):
+        evaluate_zero_shot(encoder(), text, images(2), [0], **options)
+    with pytest.raises(ValueError, match="outside \\[0, 1\\]"):
+        evaluate_zero_shot(encoder(), text, images(2) * 2, [0, 1], **options)
+    with pytest.raises(ValueError, match="labels are missing"):
+        evaluate_zero_shot(encoder(), text, images(2), **options)
+    with pytest.raises(ValueError, match="name its label column"):
+        evaluate_zero_shot(encoder(), text, [{"pixel_values": images(1)[0]}], **options)
+
+
+def test_screening_is_a_tenth() -> None:
+    assert screening_steps(19) == [] and screening_steps(100) == [10]

@@ -1,0 +1,83 @@
+"""The benchmarks of the training run, in their smallest form; nothing is timed here."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.paths import EXAMPLES
+from transformers import CLIPVisionModelWithProjection
+
+BENCHMARKS = EXAMPLES / "benchmarks"
+
+
+def run(name: str, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs a benchmark in this process."""
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    runpy.run_path(str(BENCHMARKS / name), run_name="__main__")
+
+
+def test_step_compares_three_arms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each arm does its work: so many forward passes and updates, and a time for each round but the first."""
+    calls: Counter[str] = Counter()
+    inner, update = CLIPVisionModelWithProjection.forward, torch.optim.AdamW.step
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        calls["forwards"] += 1
+        return inner(*args, **kwargs)
+
+    def step(*args: Any, **kwargs: Any) -> Any:
+        calls["updates"] += 1
+        return update(*args, **kwargs)
+
+    monkeypatch.setattr(CLIPVisionModelWithProjection, "forward", forward)
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    output = tmp_path / "step.json"
+    words = ["--model", "tiny", "--batch_size", "2", "--attack_steps", "1", "--rounds", "1", "--output", str(output)]
+    run("step.py", *words, monkeypatch=monkeypatch)
+    found = json.loads(output.read_text())
+    assert set(found["median_seconds"]) == {"published", "bare", "trainer"}
+    assert found["speed_up"] > 0 and found["environment"]["versions"]["torch"]
+    assert {name: len(values) for name, values in found["seconds"].items()} == {
+        "published": 1,
+        "bare": 1,
+        "trainer": 1,
+    }
+    # Two rounds: target, attack, unused clean forward, update; without the unused one; and one to find what is read.
+    assert calls == {"forwards": 2 * (4 + 3 + 3) + 1, "updates": 2 * 3}
+
+
+def test_cheaper_spends_the_same_operations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "cheaper.json"
+    words = ["--budget", "1", "--images", "32", "--samples", "4", "--seeds", "0", "--output", str(output)]
+    run("cheaper.py", *words, "--arms", "10 steps", "2 steps", monkeypatch=monkeypatch)
+    assert [line["steps"] for line in json.loads(output.read_text())["lines"]] == [1, 3]
+
+
+def test_loader_reads_files_and_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "loader.json"
+    words = ["--images", "8", "--batch_size", "2", "--size", "32", "--workers", "0", "--rounds", "1"]
+    run("loader.py", *words, "--output", str(output), monkeypatch=monkeypatch)
+    found = json.loads(output.read_text())
+    assert [(line["kind"], line["workers"]) for line in found["rates"]] == [("files", 0), ("shards", 0)]
+    assert all(line["images_per_second"] > 0 for line in found["rates"]) and found["bytes_an_image"] > 10_000
+
+
+def test_the_gpu_script_says_what_it_needs() -> None:
+    done = subprocess.run(["bash", "-n", str(BENCHMARKS / "gpu.sh")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_processes_compares_two_with_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "processes.json"
+    words = ["--model", "tiny", "--batch_size", "2", "--steps", "2", "--turns", "1", "--output", str(output)]
+    run("processes.py", *words, monkeypatch=monkeypatch)
+    assert json.loads(output.read_text())["factor"] > 0

@@ -1,0 +1,94 @@
+"""Every example runs, on parts of the lab."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from helpers.in_process import instead_of_subprocess
+from helpers.paths import EXAMPLES, TESTS
+
+from fare_hf import RobustnessReport
+from fare_hf.lab import encoder_folder, measure, recipes
+
+TINY = measure.Budget({"digits": 6}, steps=2, targets=1, captions=2, caption_steps=2, targeted=2, targeted_steps=2)
+
+
+def run(name: str, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs an example in this process, as `python examples/NAME` does."""
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+
+
+def test_every_example_is_run_here() -> None:
+    mentioned = Path(__file__).read_text()
+    assert all(f'"{path.name}"' in mentioned for path in EXAMPLES.glob("*.py"))
+
+
+def test_lab_table_measures_each_model_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "QUICK", TINY)
+    for _ in range(2):
+        run("lab_table.py", "--quick", "--output_dir", str(tmp_path), monkeypatch=monkeypatch)
+    report = RobustnessReport.load(tmp_path / "report.json")
+    assert {row["model"] for row in report.rows} >= {"CLIP", "FARE-2", "TeCoA-4", "LLaVA + CLIP", "LLaVA + FARE-4"}
+
+
+def test_lab_seeds_puts_the_seeds_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    questions = {"yes-no": 2, "pope": 1}
+    monkeypatch.setattr(measure, "QUICK", replace(TINY, questions=questions, question_steps=2))
+    encoder = tmp_path / "seed-1" / "fare-4" / "encoder"
+    shutil.copytree(encoder_folder("fare-4"), encoder)
+    words = ["--quick", "--output_dir", str(tmp_path / "out"), "--trainings", f"1={tmp_path / 'seed-1'}"]
+    words += ["--models", "fare-4"]
+    run("lab_seeds.py", *words, monkeypatch=monkeypatch)
+    cells = json.loads((tmp_path / "out" / "seeds.json").read_text())
+    of = {(cell["model"], cell["dataset"], cell["eps"]): cell for cell in cells}
+    robust = of["FARE-4", "digits", "4/255"]
+    assert list(robust["seeds"]) == ["0", "1"] and robust["mean"] == sum(robust["seeds"].values()) / 2
+    assert {dataset for _, dataset, _ in of} == {"digits", "twemoji", "yes-no", "pope"}
+    assert (tmp_path / "out" / "transfer.md").read_text().count("\n| ") == 7
+
+
+def test_lab_learning_rates_trains_and_measures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(subprocess, "run", instead_of_subprocess)
+    monkeypatch.setitem(recipes.COMMON, "per_device_train_batch_size", "4")
+    words = ["--learning_rates", "1e-4", "--objectives", "tecoa", "--max_steps", "1", "--samples", "8"]
+    run("lab_learning_rates.py", "--output_dir", str(tmp_path), *words, monkeypatch=monkeypatch)
+    assert "tecoa lr 1e-4: clean" in capsys.readouterr().out
+
+
+def test_image_encoder_consumer(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    run("image_encoder_consumer.py", monkeypatch=monkeypatch)
+    assert "equal to the bit" in capsys.readouterr().out
+
+
+def test_swap_lab_captions(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    run("swap_lab_captions.py", "--images", "2", "--steps", "2", monkeypatch=monkeypatch)
+    assert capsys.readouterr().out.count("\n| ") == 3
+
+
+@pytest.mark.slow
+def test_merge_memory(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    run("merge_memory.py", monkeypatch=monkeypatch)
+    assert "GiB: kept" in capsys.readouterr().out
+
+
+def test_examples_that_need_other_packages_are_tested_elsewhere() -> None:
+    assert "open_flamingo_encoder.py" in (TESTS / "vlm" / "test_open_flamingo.py").read_text()
+
+
+def test_lmms_eval_lab_writes_a_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`test_lmms_eval_plugin.py` runs it to the end, where lmms-eval is installed."""
+    commands: list[list[str]] = []
+    monkeypatch.setattr(subprocess, "run", lambda command, check: commands.append(command))
+    run("lmms_eval_lab.py", "--output_dir", str(tmp_path), "--images", "3", monkeypatch=monkeypatch)
+    assert len(json.loads((tmp_path / "documents.json").read_text())) == 3 == len(list(tmp_path.glob("*.png")))
+    assert ["vision_tower=" in " ".join(command) for command in commands] == [False, True]

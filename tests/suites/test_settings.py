@@ -1,0 +1,339 @@
+"""Every setting of every kind of job, and every option of every command: read, or refused in one sentence."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fare_hf.attacks import ThreatModel
+from fare_hf.cli import main as cli
+from fare_hf.suites import kinds as suites
+from fare_hf.suites.checks import COMMON, ON_THE_HUB, READS, check_suite, settings_read
+from fare_hf.suites.suite import Suite, load_suite
+
+VALUES: dict[str, Any] = {
+    **{"samples": 4, "seed": 1, "models": ["A"], "norm": "linf", "eps": ["4/255"], "attack": "apgd-ce", "steps": 2},
+    **{"restarts": 2, "targets": 1, "queries": 5, "batch_size": 2, "stop_fooled": True, "masking_checks": True},
+    **{"surrogate": "A", "original": "A", "embedding": "pooled", "names": ["fog"], "severities": [1]},
+    **{"target": "a cat", "question": "what?", "max_new_tokens": 4, "victims": ["A"], "template": "<image> {}"},
+    **{"root": ".", "text": "lab:clip"},
+}
+"""One value of each setting, which is right where the setting is read."""
+SETS = {"vlm": ("lab:captions", "COCO"), "targeted": ("lab:digits", "COCO")}
+NEEDED = {"drift": {"original": "A"}, "transfer": {"victims": ["A"], "eps": ["4/255"]}}
+KINDS = [(kind, lab) for kind in READS for lab in (True, False)]
+
+
+@pytest.fixture(autouse=True)
+def corruptions_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their library is an extra."""
+    monkeypatch.setattr("fare_hf.suites.checks.check_corruptions", lambda names, severities: None)
+
+
+def job_of(kind: str, lab: bool) -> dict[str, Any]:
+    """The least that a job of a kind says."""
+    job: dict[str, Any] = {"kind": kind, "set": SETS.get(kind, ("lab:digits", "CIFAR-10"))[0 if lab else 1]}
+    job |= NEEDED.get(kind, {})
+    if kind in SETS:
+        job["vlm"] = "lab:llava" if lab else "llava-hf/x"
+    if kind == "targeted":
+        job |= {"eps": ["4/255"]} | ({} if lab else {"target": "a cat"})
+    return job
+
+
+def check(job: dict[str, Any], defaults: dict[str, Any] | None = None) -> None:
+    check_suite(Suite("s", {"A": "lab:clip"}, [(defaults or {}) | job], defaults=defaults or {}))
+
+
+def attacked(job: dict[str, Any]) -> dict[str, Any]:
+    """With whatever lets the other settings say something."""
+    more = {"eps": ["4/255"]} if "eps" in READS[job["kind"]] else {}
+    more |= {"masking_checks": True} if "masking_checks" in READS[job["kind"]] else {}
+    return job | more
+
+
+@pytest.mark.parametrize("setting", VALUES)
+@pytest.mark.parametrize(("kind", "lab"), KINDS)
+def test_a_setting_is_read_by_its_kind_or_refused(kind: str, lab: bool, setting: str) -> None:
+    """`queries` in a drift job was dropped; so were `batch_size` and `question` of the lab's LLaVA."""
+    job = attacked(job_of(kind, lab))
+    check(job)
+    told = job | {setting: VALUES[setting]}
+    if setting in (*COMMON, *READS[kind], *(() if lab else ON_THE_HUB[kind])):
+        check(told)
+        return
+    with pytest.raises(ValueError, match=f"has '{setting}', which says nothing to it: .* it reads kind, set, samples"):
+        check(told)
+
+
+@pytest.mark.parametrize(("kind", "lab"), KINDS)
+def test_what_a_kind_reads_is_what_its_runner_reads(kind: str, lab: bool, tmp_path: Path) -> None:
+    """The table of settings against the runners themselves: a real runner, settings that note who asks for them."""
+    asked: set[str] = set()
+
+    class Noted(dict):  # type: ignore[type-arg]
+        def __getitem__(self, name: str) -> Any:
+            asked.add(name)
+            return super().__getitem__(name)
+
+        def __contains__(self, name: object) -> bool:
+            asked.add(str(name))
+            return super().__contains__(name)
+
+        def get(self, name: str, default: Any = None) -> Any:
+            asked.add(name)
+            return super().get(name, default)
+
+    job = attacked(job_of(kind, lab)) | {"vlm": "lab:llava" if lab else "llava-hf/x"}
+    job |= {name: VALUES[name] for name in (*READS[kind], *(() if lab else ON_THE_HUB[kind])) if name in VALUES}
+    answers = _Anything()
+    names = [name for name, _ in inspect.getmembers(suites, callable) if _is_work(name)]
+    with pytest.MonkeyPatch.context() as patch:
+        for name in names:
+            patch.setattr(suites, name, answers)
+        for module in ("measure", "json"):
+            patch.setattr(suites, module, answers)
+        patch.setattr(suites._Test, "whole", lambda self: (answers, answers))
+        suites.runners(tmp_path)[kind]("A", "lab:clip", Noted(job), {"A": "lab:clip"})
+    ignored = {"kind", "models"}  # read by the suite itself
+    assert set(settings_read(job)) - ignored <= asked, set(settings_read(job)) - asked
+
+
+def _is_work(name: str) -> bool:
+    """Functions of suites.py that load or measure; those that only pick settings stay what they are."""
+    work = ("evaluate_", "load_", "check_", "clean_", "swap_", "chat_", "text_", "logits_", "part", "encoder_folder")
+    return name.startswith(work) or name in ("_clip", "_normalization", "_images")
+
+
+class _Anything:
+    """Stands for whatever is loaded and measured."""
+
+    def __call__(self, *words: Any, **options: Any) -> Any:
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        return "text" if name in ("name", "task") else self
+
+    def __getitem__(self, item: Any) -> Any:
+        return self
+
+    def __iter__(self) -> Any:
+        return iter((self, self))
+
+    def __len__(self) -> int:
+        return 0
+
+    def __radd__(self, other: Any) -> Any:
+        return other
+
+    def __add__(self, other: str) -> str:
+        return other
+
+    def to_markdown(self) -> str:
+        return "text"
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"samples": -1}, "samples -1 is no whole number from 1"),
+    ({"steps": -3}, "steps -3 is no whole number from 1"),
+    ({"steps": 2.0}, "steps 2.0 is no whole number"),
+    ({"steps": "5"}, "steps '5' is no whole number"),
+    ({"steps": True}, "steps True is no whole number"),
+    ({"seed": -1}, "seed -1 is no whole number from 0"),
+    ({"seed": 2**32}, "seed 4294967296 is no whole number from 0 to 4294967295"),
+    ({"batch_size": 0}, "batch_size 0 is no whole number from 1"),
+    ({"norm": "l3"}, "norm 'l3' is unknown: pass 'linf' or 'l2'"),
+    ({"norm": "l3", "eps": []}, "norm 'l3' is unknown"),
+    ({"norm": ["linf"]}, "norm .'linf'. ?: give a text"),
+    ({"eps": ["4_0/255"]}, "eps '4_0/255' is not a number"),
+    ({"eps": ["-4/-255"]}, "eps '-4/-255' is not a number"),
+    ({"eps": [True]}, "eps True is a bool"),
+    ({"eps": [None]}, "eps None is a NoneType"),
+    ({"eps": ["4/255", "8/510"]}, "one of them twice"),
+    ({"norm": "l2", "eps": [1e30]}, "farther than black is from white"),
+    ({"stop_fooled": "yes"}, "stop_fooled 'yes': give true or false"),
+    ({"masking_checks": 1}, "masking_checks 1: give true or false"),
+    ({"kind": "zeroshot"}, "is of kind 'zeroshot': use one of zero-shot, drift"),
+    ({"kind": ["drift"]}, "is of kind .'drift'.: use one of"),
+    ({"set": 5}, "set 5: give a text"),
+    ({"models": []}, "models .. ?: give a list of each"),
+    ({"models": ["A", "A"]}, "give a list of each, without repetition"),
+    ({"root": "/no/such/folder"}, "root '/no/such/folder', and there is no such folder"),
+    ({"surrogate": None}, "surrogate None: give a text"),
+    ({"queries": 5, "masking_checks": False}, "has 'queries', which says nothing to it"),
+    ({"surrogate": "A", "masking_checks": False}, "has 'surrogate', which says nothing to it"),
+    ({"targets": 2, "attack": "apgd-ce", "masking_checks": False}, "has 'targets', which says nothing to it"),
+    ({"steps": 5, "eps": []}, "has '[a-z_]+', which says nothing to it"),
+]
+
+
+@pytest.mark.parametrize(("changes", "sentence"), WRONG, ids=lambda value: str(value)[:40])
+def test_values_that_cannot_be_are_refused_before_any_work(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence) as found:
+        check(attacked(job_of("zero-shot", True)) | changes)
+    assert "\n" not in str(found.value)
+
+
+def test_defaults_are_for_the_jobs_that_read_them() -> None:
+    check(job_of("zero-shot", True) | {"eps": ["4/255"]}, {"steps": 2, "seed": 1})
+    with pytest.raises(
+        ValueError, match="the defaults of the suite 's' have 'queries', which no job reads: kind, set"
+    ):
+        check(job_of("drift", True), {"queries": 5})
+    with pytest.raises(ValueError, match="defaults of the suite 's' have 'stesp', which no job reads|has 'stesp'"):
+        check(job_of("drift", True), {"stesp": 5})
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("name: s\nmodels: {A: a}\njobs: []\n", "has no jobs: list at least one"),
+        ("name: s\nmodels: {A: a}\njobs:\n", "has no jobs"),
+        ("name: 5\nmodels: {A: a}\njobs: [{kind: k}]\n", "has 5 for a name"),
+        ("name: s\nmodels: {4: a}\njobs: [{kind: k}]\n", "has 4 for a name"),
+        ("name: s\nmodels: {A: null}\njobs: [{kind: k}]\n", "has None for a name"),
+        ("name: s\nmodels: {A: [a]}\njobs: [{kind: k}]\n", "has .'a'. for a name"),
+        ("name: s\n1: 2\njobs: [{kind: k}]\n", "is not a suite: it has .'1', 'jobs', 'name'."),
+        ("name: s\nmodels: {A: a}\njobs: [{kind: k, 3: 4}]\n", "job 0 .* give settings"),
+        ("name: s\nmodels: {A: a}\ndefaults: {1: 2}\njobs: [{kind: k}]\n", "give settings by name"),
+        ("name: s\nmodels: {A: a}\njobs: [{kind: k, norm: l3, eps: [4/255]}]\n", "norm 'l3' is unknown"),
+        ("a: &a [x]\nb: &b [*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b]\n", "is not a suite"),
+        ("[" * 500, "nested deeper|is not YAML"),
+    ],
+)
+def test_suite_files_that_are_none(text: str, sentence: str, tmp_path: Path) -> None:
+    path = tmp_path / "suite.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=sentence):
+        load_suite(path)
+
+
+OPTIONS: list[tuple[list[str], str]] = [
+    *(
+        (["evaluate", "--suite", "lab", *words, "--output_dir", "r"], f"{words[0]} is not for --suite, .* --models")
+        for words in (
+            ["--eps", "1/255"],
+            ["--steps", "5"],
+            ["--samples", "5"],
+            ["--seed", "5"],
+            ["--datasets", "digits"],
+        )
+    ),
+    (["evaluate", "x", "--models", "A=b", "--output_dir", "r"], "--models is for --suite; with an encoder go"),
+    (["evaluate", "x", "--suite", "lab", "--output_dir", "r"], "--suite has its own models"),
+    (["attack", "lab", "lab:digits", "--template", "{}", "--output_dir", "r"], "--template is for other models"),
+    (["attack", "lab", "lab:digits", "--split", "test", "--output_dir", "r"], "--split is not for lab:digits"),
+    (["attack", "lab", "lab:digits", "--dataset_config", "x", "--output_dir", "r"], "--dataset_config is not for lab"),
+    (["attack", "lab", "lab:digits", "--victims", "A=x", "A=y", "--output_dir", "r"], "--victims names A twice"),
+    (["merge", "v", "e", "r", "--private"], "--private is of a new repository: give it with --push_to_hub"),
+    (["merge", "v", "e", "r", "--no-private"], "--private is of a new repository"),
+    (["merge", "v", "e", "r", "--push_to_hub", "--hard_links"], "--hard_links is of files here"),
+    (["merge", ".", "e", "r", "--revision", "x"], "--revision is of a repository, and '.' lies here"),
+    (["merge", "v", ".", "r", "--encoder_revision", "x"], "--encoder_revision is of a repository, and '.' lies here"),
+    (["merge", "v", "encoder", "r", "--base", "x"], "--base is for weights of open_clip, and 'encoder' says its own"),
+    (["convert", ".", "r", "--to", "open_clip", "--revision", "x"], "--revision is of a repository, and '.'"),
+    (["convert", ".", "r", "--to", "open_clip", "--activation", "gelu"], "--activation is for --to transformers"),
+    (["card", ".", "--revision", "x"], "--revision is of a repository, and '.' lies here"),
+    (["push", ".", "a/b", "--create_pr", "--tag", "x"], "tag 'x' cannot be put on a pull request"),
+]
+
+
+@pytest.mark.parametrize(("words", "sentence"), OPTIONS, ids=lambda value: " ".join(value)[:60] if value else "")
+def test_options_that_would_be_ignored_are_refused(
+    words: list[str], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("encoder").mkdir()
+    Path("encoder/config.json").write_text("{}")
+    with pytest.raises(SystemExit, match=f"^fare-hf: error: .*{sentence}"):
+        cli.main(words)
+    assert not Path("r").exists()
+
+
+def options_of(command: str) -> set[str]:
+    parser = cli.build_parser()
+    action = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    return {option for a in action.choices[command]._actions for option in a.option_strings if option != "-h"}
+
+
+def test_no_option_is_new_without_a_look_at_what_ignores_it() -> None:
+    """Whoever adds an option says here which others silence it (`OPTIONS` above), or that none does."""
+    assert {command: options_of(command) - {"--help"} for command in cli.GOING_ON} == {
+        "attack": {f"--{name}" for name in (
+            "vision_tower victims targets question template split dataset_config eps max_new_tokens output_dir steps "
+            "samples batch_size save_every seed").split()},
+        "card": {"--report", "--report_model", "--license", "--revision"},
+        "convert": {"--to", "--base", "--activation", "--visual_only", "--revision"},
+        "evaluate": {f"--{name}" for name in "suite models datasets eps steps samples seed output_dir".split()},
+        "merge": {f"--{name}" for name in (
+            "push_to_hub hard_links private no-private revision encoder_revision base").split()},
+        "push": {f"--{name}" for name in (
+            "private no-private revision create_pr tag message with_text_encoder").split()},
+        "quickstart": {"--output_dir", "--max_steps"},
+        "swap": set(),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("command", sorted(cli.GOING_ON))
+def test_ctrl_c_and_bugs_of_every_command(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = {
+        "attack": ["lab", "lab:digits", "--output_dir", str(tmp_path / "r")],
+        "evaluate": ["x", "--output_dir", str(tmp_path / "r")],
+        "merge": ["v", "e", "r"],
+        "push": [".", "a/b"],
+        "swap": ["v", "e", str(tmp_path / "r")],
+        "convert": ["s", str(tmp_path / "r"), "--to", "open_clip"],
+        "card": ["s"],
+        "quickstart": ["--output_dir", str(tmp_path / "r")],
+    }[command]
+    parser = cli.build_parser
+
+    def raising(error: BaseException) -> Callable[[], Any]:
+        def build() -> Any:
+            built = parser()
+            action = next(a for a in built._actions if isinstance(a, argparse._SubParsersAction))
+
+            def run(args: argparse.Namespace) -> None:
+                raise error
+
+            action.choices[command].set_defaults(run=run)
+            return built
+
+        return build
+
+    monkeypatch.setattr(cli, "build_parser", raising(KeyboardInterrupt()))
+    with pytest.raises(SystemExit) as end:
+        cli.main([command, *words])
+    assert end.value.code == 130
+    assert f"fare-hf: interrupted: {cli.GOING_ON[command]}." in capsys.readouterr().err
+    monkeypatch.setattr(cli, "build_parser", raising(KeyError("x")))
+    with pytest.raises(SystemExit, match="fare-hf: error: KeyError: 'x' .*FARE_HF_TRACEBACK=1"):
+        cli.main([command, *words])
+
+
+def test_two_suites_in_one_folder(tmp_path: Path) -> None:
+    """The second is refused while the first runs: here from inside of a job of the first."""
+    from fare_hf.evaluation import make_row
+    from fare_hf.suites.suite import run_suite
+
+    suite = Suite("s", {"A": "a"}, [{"kind": "k", "set": "x"}])
+
+    def runner(model: str, source: str, settings: Any, models: Any) -> list[Any]:
+        with pytest.raises(ValueError, match="a suite that is still running writes to"):
+            run_suite(suite, {"k": runner}, tmp_path / "out", progress=False)
+        names = {"model": model, "task": "t", "dataset": "x", "metric": "m"}
+        attack = {"name": "a", "steps": 1, "restarts": 1, "seed": 0}
+        threat = ThreatModel("linf", "1/256")
+        return [make_row(value=0.5, ci=(0, 1), n=2, threat_model=threat, attack=attack, batch_size=4, **names)]
+
+    report = run_suite(suite, {"k": runner}, tmp_path / "out", progress=False)
+    page = (tmp_path / "out" / "report.md").read_text()
+    assert report.rows[0]["threat_model"]["eps"] == "1/256" and "linf 1/256" in page
+    assert "Batches of 4 images." in page and not (tmp_path / "out" / ".lock").exists()

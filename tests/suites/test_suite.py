@@ -1,0 +1,330 @@
+"""Suites: read, run, interrupted and resumed; the command line; charts."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import datasets
+import pytest
+from helpers.tiny_llava import encoder, images, llava
+from PIL import Image
+
+from fare_hf import RobustnessReport
+from fare_hf.attacks import ThreatModel
+from fare_hf.cli import main as cli
+from fare_hf.data.pixels import to_pil
+from fare_hf.evaluation import make_row
+from fare_hf.evaluation.report.charts import paired_bars, radius_curves
+from fare_hf.evaluation.vlm.metrics import VqaAccuracy
+from fare_hf.suites.checks import check_suite
+from fare_hf.suites.kinds import runners
+from fare_hf.suites.suite import Job, load_suite, run_suite, shipped_suites
+
+SUITE = """
+name: small
+models: {CLIP: "lab:clip", FARE-4: "lab:fare-4"}
+defaults: {eps: [4/255], seed: 1, samples: 6}
+jobs:
+  - {kind: zero-shot, set: "lab:digits", steps: 2, targets: 1, models: [FARE-4], masking_checks: true, queries: 2,
+     surrogate: CLIP}
+  - {kind: drift, set: "lab:digits", original: CLIP}
+"""
+
+
+def row(model: str, dataset: str, value: float = 0.5, eps: str | None = None) -> dict:
+    attack = {"name": "apgd-ce", "steps": 1, "restarts": 1, "seed": 0} if eps else None
+    threat = ThreatModel("linf", eps) if eps else None
+    fields = {"model": model, "task": "t", "dataset": dataset, "metric": "accuracy", "value": value, "n": 4}
+    return make_row(ci=(0.0, 1.0), threat_model=threat, attack=attack, **fields)
+
+
+def write(folder: Path, text: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "suite.yaml").write_text(text)
+    return folder / "suite.yaml"
+
+
+def test_shipped_suites_are_suites() -> None:
+    assert shipped_suites() == ["lab", "paper-vlm", "paper-zero-shot"]
+    for name in shipped_suites():
+        assert load_suite(name).name == name and len(load_suite(name).jobs) >= 6
+    assert len(load_suite("paper-zero-shot").jobs) == 14
+    only = load_suite("lab", {"mine": "path"})
+    assert {job.model for job in only.each()} == {"mine"}
+
+
+def test_interrupted_suites_go_on_and_finished_rows_are_not_run_again(tmp_path: Path) -> None:
+    text = "name: s\nmodels: {A: a, B: b}\njobs: [{kind: k, set: x}, {kind: k, set: y}]\n"
+    ran: list[str] = []
+
+    def runner(model, source, settings, models):
+        if len(ran) == 2 and not resumed:
+            raise KeyboardInterrupt
+        ran.append(f"{model} {source} {settings['set']}")
+        return [row(model, settings["set"])]
+
+    resumed = False
+    suite = load_suite(write(tmp_path, text))
+    with pytest.raises(KeyboardInterrupt):
+        run_suite(suite, {"k": runner}, tmp_path / "out", progress=False)
+    assert ran == ["A a x", "B b x"] and not (tmp_path / "out" / "report.json").exists()
+    resumed = True
+    report = run_suite(suite, {"k": runner}, tmp_path / "out", progress=False)
+    assert ran == ["A a x", "B b x", "A a y", "B b y"] and len(report.rows) == 4
+    assert RobustnessReport.load(tmp_path / "out").rows == report.rows
+    run_suite(suite, {"k": runner}, tmp_path / "out", progress=False)
+    assert len(ran) == 4
+    changed = load_suite(write(tmp_path, text.replace("set: y", "set: y, steps: 3")))
+    run_suite(changed, {"k": runner}, tmp_path / "out", progress=False)
+    assert ran[4:] == ["A a y", "B b y"]
+
+
+def test_a_jobs_file_depends_on_all_its_settings() -> None:
+    keys = {Job("A", "a", {"kind": "k", "set": "x/y", "seed": seed}).key for seed in range(3)}
+    assert len(keys) == 3 and all("/" not in key for key in keys)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- a", "is not a suite"),
+        ("name: s\njobs: []\nmodel: {}\n", "is not a suite"),
+        ("name: s\nmodels: {A: a}\njobs: [{set: x}]\n", "job 0 .* has no kind"),
+        ("name: s\nmodels: {A: a}\njobs: [{kind: k, models: [B]}]\n", r"for the models \['B'\]"),
+        ("name: s\njobs: [{kind: k}]\n", r"\(none\)"),
+        ("name: s\nmodels: {A: a}\njobs: [{kind: k, eps: [4]}]\n", "did you mean 4/255"),
+        ("name: s\nmodels: {A: a}\njobs: [{kind: k, eps: 4/255}]\n", r"eps '4/255': give a list, such as \[2/255"),
+        ("name: s\nmodels: [A]\njobs: [{kind: k}]\n", r"models \['A'\]: give names with paths"),
+        ("name: s\nmodels: {A: a}\njobs: {kind: k}\n", "jobs {'kind': 'k'}: give a list of jobs"),
+        ("name: s\nmodels: {A: a}\njobs: [5]\n", "job 0 of .* is 5: give settings"),
+        ("name: s\nmodels: {A: a}\njobs: [{kind: k, models: A}]\n", "job 0 .*models of it as a list"),
+        ("name: [\n", "is not YAML"),
+    ],
+)
+def test_faulty_suites(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_suite(write(tmp_path, text))
+
+
+def test_unknown_suites_and_kinds(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="neither a file nor one of lab, paper-vlm, paper-zero-shot"):
+        load_suite("paper")
+    suite = load_suite(write(tmp_path, "name: s\nmodels: {A: a}\njobs: [{kind: k}]\n"))
+    with pytest.raises(ValueError, match="kind 'k'"):
+        run_suite(suite, {}, tmp_path, progress=False)
+
+
+DRIFT = "{kind: drift, set: 'lab:digits', original: CLIP}"
+
+
+@pytest.mark.parametrize(
+    ("job", "message"),
+    [
+        ("{kind: drift, set: 'lab:digits', original: CLIP, samples: 9}", "job 1 .* repeats drift on 'lab:digits'"),
+        ("{kind: zero-shot}", "job 0 of the suite 's' is of kind 'zero-shot' and has no 'set': add it"),
+        ("{kind: drift, set: 'lab:digits'}", "has no 'original'"),
+        ("{kind: zero-shot, set: 'lab:digits', stesp: 5}", "has 'stesp': did you mean 'steps'"),
+        ("{kind: zero-shot, set: 'lab:digits', xyzzy: 5}", "has 'xyzzy': leave it out"),
+        ("{kind: zero-shot, set: 'lab:digits', attack: fgsm}", "attack 'fgsm': use one of apgd-ce"),
+        ("{kind: zero-shot, set: 'lab:numbers'}", "set 'lab:numbers': the lab has twemoji"),
+        ("{kind: zero-shot, set: MNIST}", "no zero-shot set 'MNIST'"),
+        ("{kind: zero-shot, set: 'lab:digits', surrogate: LeNet}", "names the model 'LeNet'"),
+    ],
+)
+def test_a_job_that_cannot_work_is_refused_before_the_first_one_runs(
+    job: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = f"name: s\nmodels: {{CLIP: 'lab:clip'}}\njobs:\n  - {job}\n  - {DRIFT}\n"
+    with pytest.raises(SystemExit, match=message):
+        cli.main(["evaluate", "--suite", str(write(tmp_path, text)), "--output_dir", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_corruptions_without_their_library_and_models_that_are_nowhere_are_refused_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "imagecorruptions", None)
+    job = "{kind: corruptions, set: 'lab:digits', names: [fog]}"
+    suite = write(tmp_path, f"name: s\nmodels: {{CLIP: 'lab:clip'}}\njobs:\n  - {DRIFT}\n  - {job}\n")
+    words = ["evaluate", "--suite", str(suite), "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(SystemExit, match=r"corruptions need a library: pip install"):
+        cli.main(words)
+    with pytest.raises(SystemExit, match="nothing at '/no/encoder', where the model 'CLIP' should be"):
+        cli.main([*words, "--models", "CLIP=/no/encoder"])
+    assert not (tmp_path / "out").exists()
+
+
+TEXTS = """
+name: texts
+models: {CLIP: "lab:clip", FARE-4: "lab:fare-4"}
+defaults: {eps: [4/255], seed: 1, samples: 4, steps: 2, models: [CLIP]}
+jobs:
+  - {kind: transfer, set: "lab:digits", victims: [CLIP, FARE-4]}
+  - {kind: vlm, vlm: "lab:llava", set: "lab:captions"}
+  - {kind: vlm, vlm: "lab:llava", set: "lab:yes-no"}
+  - {kind: vlm, vlm: "lab:llava", set: "lab:pope", samples: 1}
+  - {kind: targeted, vlm: "lab:llava", set: "lab:digits", target: a cat}
+"""
+
+
+def test_a_suite_asks_the_labs_llava_and_shows_images_to_other_models(tmp_path: Path) -> None:
+    suite = load_suite(write(tmp_path, TEXTS))
+    check_suite(suite)
+    rows = run_suite(suite, runners(tmp_path / "out"), tmp_path / "out", progress=False).rows
+    found = {(row["task"], row["dataset"], row["metric"]) for row in rows}
+    assert found == {
+        ("transfer", "digits made on CLIP", "accuracy"),
+        ("captions", "twemoji", "caption accuracy"),
+        ("vqa", "yes-no", "VQA accuracy"),
+        ("yes-no", "pope", "F1"),
+        ("targeted", "digits", "target forced"),
+    }
+    moved = {row["model"]: row for row in rows if row["task"] == "transfer"}
+    assert moved.keys() == {"CLIP", "FARE-4"} and moved["CLIP"]["attack"]["steps"] == 2
+    # The same images as those of a zero-shot run of the same attack: CLIP falls to what is made on it.
+    assert moved["CLIP"]["value"] <= moved["FARE-4"]["value"]
+    assert len(rows) == 2 + 2 * 4 and {row["n"] for row in rows if row["task"] != "yes-no"} == {4}
+
+
+@pytest.mark.parametrize(
+    ("job", "message"),
+    [
+        ("{kind: transfer, set: 'lab:digits', victims: [LeNet], eps: [4/255]}", "names the model 'LeNet'"),
+        ("{kind: transfer, set: 'lab:digits', victims: [CLIP]}", "eps None: give a list of each"),
+        ("{kind: transfer, set: 'lab:digits', victims: CLIP, eps: [4/255]}", "victims 'CLIP'"),
+        ("{kind: transfer, set: 'lab:digits', victims: [], eps: [4/255]}", "give a list of each"),
+        ("{kind: vlm, vlm: 'lab:llava', set: COCO}", "only lab:llava has lab sets"),
+        ("{kind: vlm, vlm: 'lab:llava', set: 'lab:digits'}", "the lab has captions, yes-no, pope"),
+        ("{kind: targeted, vlm: 'lab:llava', set: 'lab:pope', eps: [4/255]}", "the lab has twemoji"),
+        ("{kind: targeted, vlm: 'llava-hf/x', set: COCO, eps: [4/255]}", "a target string"),
+        ("{kind: targeted, vlm: 'lab:llava', set: 'lab:digits'}", "give it eps"),
+    ],
+)
+def test_jobs_of_the_labs_llava_that_cannot_work_are_refused(job: str, message: str, tmp_path: Path) -> None:
+    text = f"name: s\nmodels: {{CLIP: 'lab:clip'}}\njobs:\n  - {job}\n"
+    with pytest.raises(ValueError, match=message):
+        check_suite(load_suite(write(tmp_path, text)))
+
+
+def test_shipped_suites_have_jobs_that_can_work() -> None:
+    assert set(shipped_suites()) == {"lab", "paper-vlm", "paper-zero-shot"}
+    for name in shipped_suites():
+        check_suite(load_suite(name))
+
+
+def test_a_vlm_job_with_an_unknown_set_is_refused_before_any_work(tmp_path: Path) -> None:
+    job = "{kind: vlm, vlm: llava-hf/llava-1.5-7b-hf, set: cocoa}"
+    suite = write(tmp_path, f"name: s\nmodels: {{CLIP: 'lab:clip'}}\njobs:\n  - {job}\n")
+    with pytest.raises(SystemExit, match="there is no set 'cocoa': use one of"):
+        cli.main(["evaluate", "--suite", str(suite), "--output_dir", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_suite_goes_on(tmp_path: Path) -> None:
+    """A real process of the command line, killed in its second job."""
+    sets = {"digits": 4, "twemoji": 8, "fashion": 600}
+    jobs = "\n".join(f"  - {{kind: drift, set: 'lab:{s}', samples: {n}, original: CLIP}}" for s, n in sets.items())
+    suite = write(tmp_path, f"name: s\nmodels: {{CLIP: 'lab:clip'}}\njobs:\n{jobs}\n")
+    words = [sys.executable, "-m", "fare_hf.cli", "evaluate", "--suite", str(suite)]
+    words += ["--output_dir", str(tmp_path / "out")]
+    rows = tmp_path / "out" / "rows"
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        for _ in range(1200):
+            if list(rows.glob("*.json")) or process.poll() is not None:
+                break
+            time.sleep(0.05)
+        process.kill()
+    before = {path.name: path.stat().st_mtime_ns for path in rows.glob("*.json")}
+    assert before and process.returncode == -signal.SIGKILL
+    found = subprocess.run(words, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr[-2000:]
+    after = {path.name: path.stat().st_mtime_ns for path in rows.glob("*.json")}
+    assert len(after) == 3 and {name: after[name] for name in before} == before
+    assert f"{len(before)}/3" in found.stderr  # the bar begins with what is finished
+    assert len(RobustnessReport.load(tmp_path / "out").rows) == 6
+
+
+def test_the_command_line_runs_a_suite_on_the_lab(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["evaluate", "--suite", str(write(tmp_path, SUITE)), "--output_dir", str(tmp_path / "out")]
+    cli.main(words)
+    report = RobustnessReport.load(tmp_path / "out")
+    assert [(r["model"], r["task"]) for r in report.rows] == [("FARE-4", "zero-shot")] * 2 + [
+        ("CLIP", "clean drift"), ("CLIP", "clean drift"), ("FARE-4", "clean drift"), ("FARE-4", "clean drift")
+    ]  # fmt: skip
+    cosine = {r["model"]: r["value"] for r in report.rows if r["metric"] == "cosine to the original"}
+    assert cosine["CLIP"] == pytest.approx(1.0, abs=1e-6) and cosine["FARE-4"] < cosine["CLIP"]
+    checks = json.loads((tmp_path / "out" / "masking" / "FARE-4, digits, linf 4_255.json").read_text())
+    assert [check["name"] for check in checks["checks"]] == ["more steps", "black box", "wide ball", "transfer"]
+    assert "### clean drift" in capsys.readouterr().out
+    drawn = {path.name for path in (tmp_path / "out" / "plots").iterdir()}
+    assert drawn == {"curves-zero-shot-digits-accuracy-linf.png", "bars-zero-shot-digits-accuracy-linf.png"}
+    for wrong, sentence in (
+        (["evaluate", "--output_dir", "o"], "nothing to evaluate"),
+        (["evaluate", "enc", "--suite", "lab", "--output_dir", "o"], "has its own models"),
+        (["evaluate", "--suite", "lab", "--models", "x", "--output_dir", "o"], "NAME=PATH"),
+    ):
+        with pytest.raises(SystemExit, match=sentence):
+            cli.main(wrong)
+
+
+def test_charts_are_pictures(tmp_path: Path) -> None:
+    rows = [row(m, "d", v, eps) for m in ("CLIP", "FARE") for v, eps in ((0.9, None), (0.5, "2/255"), (0.2, "4/255"))]
+    names = {"task": "t", "dataset": "d", "metric": "accuracy"}
+    first = radius_curves(rows, tmp_path / "new" / "curves.png", **names)
+    second = paired_bars(rows, tmp_path / "bars.png", threat_model=ThreatModel("linf", "4/255"), **names)
+    for path in (first, second):
+        with Image.open(path) as picture:
+            assert picture.format == "PNG" and picture.width > 400
+    with pytest.raises(ValueError, match="no rows of t / x / accuracy: there are t / d / accuracy"):
+        radius_curves(rows, tmp_path / "x.png", **(names | {"dataset": "x"}))
+    with pytest.raises(ValueError, match="CLIP has no linf 8/255 row"):
+        paired_bars(rows, tmp_path / "x.png", threat_model=ThreatModel("linf", "8/255"), **names)
+
+
+def test_a_vlm_job_goes_on_in_its_middle_and_cleans_up(
+    tmp_path: Path, proc: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A LLaVA and a set on disk, interrupted at the third batch that is attacked."""
+    import fare_hf.evaluation.vlm.ensemble as room
+
+    llava().save_pretrained(tmp_path / "llava")
+    proc.save_pretrained(tmp_path / "llava")  # type: ignore[attr-defined]
+    encoder(seed=5).save_pretrained(tmp_path / "encoder")
+    columns = {"image": to_pil(images(4)), "question": ["what ?"] * 4, "answers": [["cat"] * 3] * 4}
+    datasets.DatasetDict(
+        {"val2014": datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())}
+    ).save_to_disk(tmp_path / "OK-VQA")
+    job = (
+        f"kind: vlm, set: OK-VQA, vlm: {tmp_path}/llava, root: {tmp_path}, template: 'user : <image> {{}} assistant :'"
+    )
+    text = f"name: s\nmodels: {{A: {tmp_path}/encoder}}\njobs: [{{{job}, eps: [8/255], steps: 2, batch_size: 2}}]\n"
+    suite = load_suite(write(tmp_path, text))
+    check_suite(suite)
+    ran: list[int] = []
+    original = room.apgd
+
+    def interrupted(*words: object, **options: object) -> object:
+        if len(ran) == stop:
+            raise KeyboardInterrupt
+        ran.append(1)
+        return original(*words, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(VqaAccuracy, "threshold", -1.0)  # nobody is given up: every stage has two batches
+    monkeypatch.setattr(room, "apgd", interrupted)
+    stop = -1
+    whole = run_suite(suite, runners(tmp_path / "whole"), tmp_path / "whole", progress=False)
+    needed, stop = len(ran), len(ran) + 3
+    with pytest.raises(KeyboardInterrupt):
+        run_suite(suite, runners(tmp_path / "out"), tmp_path / "out", progress=False)
+    assert len(list((tmp_path / "out" / "states").glob("*/linf-*.safetensors"))) == 3
+    stop = -1
+    report = run_suite(suite, runners(tmp_path / "out"), tmp_path / "out", progress=False)
+    assert len(ran) == 2 * needed and not list((tmp_path / "out" / "states").iterdir())
+    values = [[(row["metric"], row["value"], row["ci"]) for row in found.rows] for found in (whole, report)]
+    assert values[0] == values[1]

@@ -1,0 +1,153 @@
+"""Every capability of every family, tried; and the table in the documents says the same."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.tiny_llava import SIZE, llava
+from helpers.tiny_vlms import PROMPT, TINY, images
+from helpers.vlm_capabilities import CAPABILITIES, DOCUMENT, NotClaimed
+from transformers import LlavaImageProcessor
+
+from fare_hf.data.pixels import quantize, to_pil, unnormalized
+from fare_hf.vlm import VlmLoss, family_of, generate_text
+from fare_hf.vlm.families.table import FAMILIES
+from fare_hf.vlm.geometry import image_inputs, image_settings, processed_pixels
+
+pytestmark = pytest.mark.filterwarnings("ignore:clean images have embeddings")
+SHAPES = [(SIZE, SIZE), (50, 70), (96, 31), (20, 25)]
+
+
+QUICK = ("LlavaNext", "Idefics")
+"""Families of which every capability is tried in the usual tests; the others are slow together."""
+ALL = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in TINY]
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("family", ALL)
+def test_capability(family: str, capability: str) -> None:
+    row = next(line for line in DOCUMENT.read_text().splitlines() if line.startswith(f"| {family} |"))
+    stated = [cell.strip() for cell in row.split("|")[2:-1]][list(CAPABILITIES).index(capability)]
+    try:
+        CAPABILITIES[capability](TINY[family])
+    except NotClaimed as reason:
+        assert stated == f"no ({reason})"
+    else:
+        assert stated == "yes"
+
+
+def test_every_family_is_tried() -> None:
+    assert {type(tiny.model()).__name__ for tiny in TINY.values()} == {family.vlm_class for family in FAMILIES}
+    assert len({family.vlm_class for family in FAMILIES}) == len(FAMILIES)
+
+
+@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize(("height", "width"), SHAPES)
+def test_geometry_is_the_processors(family: str, height: int, width: int) -> None:
+    """Pixels before and after normalisation, tile by tile, against the processor itself."""
+    pixels = quantize(images(1, height, width, seed=2))
+    _compare(image_settings(TINY[family].processor()), pixels)
+
+
+def _compare(processor: Any, pixels: torch.Tensor) -> None:
+    picture = to_pil(pixels)[0]
+    plain = _values(unnormalized(processor), picture)
+    ours = processed_pixels(processor, pixels)
+    assert ours.numel() == plain.numel() and ours.shape[-3:] == plain.shape[-3:]
+    ours = ours.reshape(plain.shape)
+    assert float((ours - plain).abs().max()) <= 1.5 / 255
+    whole = image_inputs(processor, pixels)
+    theirs = _values(processor, picture)
+    found = whole["pixel_values"].reshape(theirs.shape)
+    torch.testing.assert_close(found, theirs, rtol=0, atol=1.5 / 255 / min(processor.image_std))
+    if pixels.shape[-2:] == (SIZE, SIZE) and "image_sizes" not in whole:
+        torch.testing.assert_close(found, theirs, rtol=1e-6, atol=1e-6)
+    if "image_sizes" in whole:
+        assert whole["image_sizes"].tolist() == [list(pixels.shape[-2:])]
+
+
+def _values(processor: Any, picture: Any) -> torch.Tensor:
+    """Pixel values of one picture, all its tiles."""
+    made = processor(picture, return_tensors="pt")
+    if isinstance(made, torch.Tensor):  # Idefics
+        return made
+    found = made["pixel_values"] if "pixel_values" in made else made["pixel_values_images"]
+    return torch.as_tensor(np.asarray(found))
+
+
+@pytest.mark.parametrize(("height", "width"), SHAPES)
+def test_padding_to_a_square(height: int, width: int) -> None:
+    options = {"size": {"shortest_edge": SIZE}, "crop_size": {"height": SIZE, "width": SIZE}}
+    _compare(LlavaImageProcessor(do_pad=True, **options), quantize(images(1, height, width)))
+
+
+def test_a_crop_larger_than_the_image() -> None:
+    square = {"height": 45, "width": 45}
+    _compare(LlavaImageProcessor(do_resize=False, crop_size=square), quantize(images(1, 30, 51)))
+
+
+def test_unknown_filters_and_ranges_are_refused() -> None:
+    with pytest.raises(ValueError, match="filter 1 of the LlavaImageProcessor"):
+        image_inputs(LlavaImageProcessor(resample=1), images(1))
+    with pytest.raises(ValueError, match="does not rescale bytes"):
+        image_inputs(LlavaImageProcessor(rescale_factor=1 / 127.5), images(1))
+
+
+@pytest.mark.parametrize("family", ["Llava on SigLIP", "VideoLlava", "LlavaOnevision"])
+def test_the_kept_prefix_changes_nothing(family: str) -> None:
+    """Values with and without the language model's kept keys and values; a changed weight throws them away."""
+    tiny = TINY[family]
+    model, processor = tiny.model(), tiny.processor()
+    loss, pixels = VlmLoss(model, processor, PROMPT, ["a red cat", "a dog"]), images(2)
+    with torch.no_grad():
+        first = loss(pixels)
+        kept = loss(pixels)
+        loss._prefix._length = lambda *_: 0  # type: ignore[method-assign]
+        torch.testing.assert_close(first, loss(pixels), rtol=1e-5, atol=1e-5)
+        del loss._prefix._length
+        assert torch.equal(first, kept)
+        for parameter in model.lm_head.parameters():
+            parameter.mul_(0.5)
+        changed = loss(pixels)
+        torch.testing.assert_close(
+            changed, VlmLoss(model, processor, PROMPT, ["a red cat", "a dog"])(pixels), rtol=1e-6, atol=1e-6
+        )
+    assert not torch.allclose(changed, first)
+
+
+def test_the_prefix_is_computed_once() -> None:
+    """Two calls, one forward over the text before the image."""
+    model, processor = TINY["LlavaNext"].model(), TINY["LlavaNext"].processor()
+    widths: list[int] = []
+    model.lm_head.register_forward_pre_hook(lambda _, args: widths.append(args[0].shape[0]))
+    calls: list[int] = []
+    embedding = model.get_input_embeddings()
+    embedding.register_forward_hook(lambda _, args, out: calls.append(int(args[0].shape[1])))
+    loss = VlmLoss(model, processor, PROMPT, ["a red cat"] * 3)
+    with torch.no_grad():
+        loss(images(3))
+        loss(images(3))
+    assert calls[0] == 3 and len(calls) == 3 and calls[1] == calls[2]  # <bos> user :
+
+
+@pytest.mark.parametrize("family", ["LlavaNext", "Idefics"])
+def test_answers_in_a_batch_are_those_one_by_one(family: str) -> None:
+    tiny = TINY[family]
+    model, processor = tiny.model(), tiny.processor()
+    pixels, prompts = images(3, 40, 60), [PROMPT, "<image> :", "user : a <image> in short words assistant :"]
+    together = generate_text(model, processor, pixels, prompts, max_new_tokens=4)
+    alone = [generate_text(model, processor, pixels[i : i + 1], prompts[i], max_new_tokens=4)[0] for i in range(3)]
+    assert together == alone
+
+
+def test_the_random_image_of_the_probe_is_like_a_photograph() -> None:
+    from fare_hf.vlm.swap.verify import probe_images
+
+    small, large = probe_images(2, 32), probe_images(2, 224)
+    assert 0 <= float(large.min()) and float(large.max()) <= 1 and small.shape == (2, 3, 32, 32)
+    assert math.isclose(float(small.mean()), float(large.mean()), abs_tol=0.01)
+    assert family_of(llava()).vlm_class == "LlavaForConditionalGeneration"

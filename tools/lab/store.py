@@ -1,0 +1,88 @@
+"""Puts trained lab models into the package, rounded to fp16: ``python -m tools.lab.store clip FOLDER``.
+
+Everything that is reported of a lab model is measured after this rounding, on what is shipped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import (
+    AutoImageProcessor,
+    CLIPModel,
+    CLIPTokenizer,
+    CLIPVisionModelWithProjection,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedConfig,
+)
+
+from fare_hf.evaluation import RobustnessReport
+from fare_hf.lab.models import ENCODERS, LANGUAGE, MODELS, TOWER
+from fare_hf.lab.saving import save_with_report
+
+NAMES = {"fare-2": "FARE-2", "fare-4": "FARE-4", "tecoa-2": "TeCoA-2", "tecoa-4": "TeCoA-4"}
+
+
+def store_clip(source: Path, folder: Path = MODELS / "clip") -> None:
+    """The CLIP that `tools.lab.train_clip` left in ``source``, with tokenizer and image processor."""
+    CLIPModel.from_pretrained(source, dtype=torch.float16).save_pretrained(folder)
+    CLIPTokenizer.from_pretrained(source).save_pretrained(folder)
+    AutoImageProcessor.from_pretrained(source, trust_remote_code=False).save_pretrained(folder)
+
+
+def store_llava(source: Path, folder: Path = MODELS / "llava") -> None:
+    """The LLaVA that `tools.lab.train_llava` left: projector and language model, without the tower.
+
+    The tower is the lab CLIP's own, which `fare_hf.lab.load_llava` puts back.
+    """
+    model = LlavaForConditionalGeneration.from_pretrained(source, dtype=torch.float32)
+    folder.mkdir(parents=True, exist_ok=True)
+    tower_config = model.config.vision_config
+    assert isinstance(tower_config, PreTrainedConfig)
+    tower_config._name_or_path = ""  # where the tower lay on the machine that trained
+    model.config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
+    LlavaProcessor.from_pretrained(source).save_pretrained(folder)
+    kept = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(TOWER)}
+    kept.pop("lm_head.weight")  # tied to the token embeddings
+    save_file({name: tensor.half().contiguous() for name, tensor in kept.items()}, folder / LANGUAGE)
+
+
+def store_encoder(name: str, training: Path, folder: Path, report: RobustnessReport | None = None) -> Path:
+    """A robust encoder that `fare_hf.train` left, in fp16, with its recipe and what was measured of it on its card.
+
+    Args:
+        name: of `ENCODERS`, such as ``fare-4``.
+        training: output folder of the training (``encoder/`` and ``training.json``).
+        folder: where it goes; what is there is replaced.
+        report: of all lab models; None for a card without figures.
+    """
+    recipe = json.loads((training / "training.json").read_text())
+    encoder = CLIPVisionModelWithProjection.from_pretrained(training / "encoder", dtype=torch.float16)
+    named = {"eps": f"{name[-1]}/255", "shown": NAMES[name], "repo_id": f"fare_hf-lab-{name}"}
+    return save_with_report(encoder, recipe, folder, report=report, **named)
+
+
+def main() -> None:
+    """Parses the command line and stores one model."""
+    parser = argparse.ArgumentParser(description="Puts a trained lab model into the package, rounded to fp16.")
+    parser.add_argument("kind", choices=["clip", "llava", *ENCODERS])
+    parser.add_argument("source", type=Path, help="folder that the training left")
+    parser.add_argument("--report", type=Path, default=None, help="report.json for the card of an encoder")
+    args = parser.parse_args()
+    if args.kind == "clip":
+        store_clip(args.source)
+    elif args.kind == "llava":
+        store_llava(args.source)
+    else:
+        report = RobustnessReport.load(args.report) if args.report else None
+        store_encoder(args.kind, args.source, MODELS / args.kind, report)
+
+
+if __name__ == "__main__":
+    main()

@@ -23,7 +23,6 @@ from fare_hf.evaluation.zero_shot.corruptions import evaluate_corruptions
 from fare_hf.evaluation.zero_shot.drift import clean_drift, retrieval_recall
 from fare_hf.evaluation.zero_shot.gradient_masking import MaskingReport, check_gradient_masking
 from fare_hf.evaluation.zero_shot.sets import load_zero_shot_set
-from fare_hf.suites.suite import load_suite, run_suite
 
 __all__ = [
     "Choice",
@@ -53,7 +52,6 @@ __all__ = [
     "export_adversarial",
     "fraction_interval",
     "load_exported",
-    "load_suite",
     "load_vlm_set",
     "load_zero_shot_set",
     "make_row",
@@ -62,7 +60,6 @@ __all__ = [
     "paired_interval",
     "radius_curves",
     "retrieval_recall",
-    "run_suite",
     "text_classifier",
     "transfer_map",
     "transfer_matrix",

@@ -111,7 +111,7 @@ def test_a_resumed_stream_goes_on_where_it_stopped_without_decoding_again(
     if not workers:
         calls: list[int] = []
         monkeypatch.setattr(
-            "fare_hf.data._decode", lambda value, index: calls.append(index) or Image.new("RGB", (9, 9))
+            "fare_hf.data.pixel_datasets._decode", lambda value, index: calls.append(index) or Image.new("RGB", (9, 9))
         )
         batches(9, 10)
         assert len(calls) == 4

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.paths import TESTS
+from helpers.paths import ROOT, TESTS
 from helpers.tiny_clip import tiny_processor
 from helpers.tiny_llava import encoder, images, processor
 from PIL import Image
@@ -132,17 +132,16 @@ def test_fooled_samples_may_leave_in_the_middle_of_a_run() -> None:
 
 
 def test_two_processes_give_the_rows_of_one(tmp_path: Path) -> None:
-    tests = TESTS
     code = (
         "import json, os, sys\n"
-        "from test_evaluation_zero_shot_sets import evaluate\n"
+        "from test_zero_shot_sets import evaluate\n"
         "rows = evaluate(distributed=True, targets=1)\n"
         "open(f'{sys.argv[1]}/{os.environ[\"RANK\"]}.json', 'w').write(json.dumps(rows))\n"
     )
     (tmp_path / "run.py").write_text(code)
     launcher = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
     launcher += " --dynamo_backend no --main_process_port 0"
-    paths = os.pathsep.join([str(tests), str(tests.parent), os.environ.get("PYTHONPATH", "")])
+    paths = os.pathsep.join([str(TESTS), str(TESTS / "evaluation"), str(ROOT), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, *launcher.split(), str(tmp_path / "run.py"), str(tmp_path)]
     environment = os.environ | {"PYTHONPATH": paths, "ACCELERATE_USE_CPU": "true"}
     found = subprocess.run(command, env=environment, capture_output=True, text=True)

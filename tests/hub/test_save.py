@@ -157,7 +157,7 @@ def test_card_text(tmp_path: Path) -> None:
 
 
 def test_template_is_short() -> None:
-    template = Path(save_robust_encoder.__code__.co_filename).with_name("card_template.md")
+    template = Path(save_robust_encoder.__code__.co_filename).parent / "card" / "template.md"
     assert len(template.read_text().splitlines()) < 80
 
 

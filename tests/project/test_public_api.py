@@ -14,51 +14,18 @@ import fare_hf
 PACKAGE = Path(fare_hf.__file__).parent
 FLOORS = {
     "numerals": 0,
-    **dict.fromkeys(("attacks", "classes", "configuration", "console", "credentials", "documents", "finite"), 1),
-    **dict.fromkeys(("folders", "foreign_code", "markup", "objectives", "pictures", "pixels"), 1),
-    **dict.fromkeys(("original_llava", "weight_files"), 1),
-    **dict.fromkeys(("archives", "data", "encoders", "flops", "image_folders", "loading", "memory"), 2),
-    **dict.fromkeys(("sources", "validation"), 2),
-    **dict.fromkeys(("float8", "precision"), 3),
-    "convert": 3,
-    "vlm": 4,
-    "evaluation": 5,
-    "hub": 6,
-    "training": 7,
-    "lab": 8,
-    **dict.fromkeys(
-        ("attack", "attack_run", "cli", "estimate", "evaluate", "lmms_eval_plugin", "suite_checks", "suites", "train"),
-        9,
-    ),
-}
-
-# `pixels` passes on the one check of pixels, which attacks own because they depend on torch alone.
-SAME_FLOOR = {
-    ("pixels", "attacks"),
-    ("configuration", "documents"),
-    ("configuration", "folders"),
-    ("configuration", "foreign_code"),
-    ("configuration", "original_llava"),
-    ("configuration", "original_llava"),
-    ("weight_files", "documents"),
-    ("weight_files", "folders"),
-    ("data", "sources"),
-    ("encoders", "loading"),
-    ("encoders", "validation"),
-    ("loading", "validation"),
-    ("sources", "archives"),
-    ("sources", "image_folders"),
-    ("precision", "float8"),
-    ("cli", "attack"),
-    ("cli", "evaluate"),
-    ("console", "folders"),
-    ("attack", "attack_run"),
-    ("cli", "estimate"),
-    ("cli", "train"),
-    ("evaluate", "suite_checks"),
-    ("evaluate", "suites"),
-    ("suites", "suite_checks"),
-    ("estimate", "train"),
+    **dict.fromkeys(("attacks", "files", "finite", "objectives"), 1),
+    **dict.fromkeys(("data", "pretrained"), 2),
+    "encoders": 3,
+    "convert": 4,
+    "vlm": 5,
+    "evaluation": 6,
+    "hub": 7,
+    "training": 8,
+    "lab": 9,
+    "suites": 10,
+    "cli": 11,
+    "train": 12,
 }
 
 
@@ -98,5 +65,5 @@ def test_imports_go_to_lower_floors_only(path: Path) -> None:
     if room == "__init__":
         return
     for other in _rooms_imported(path):
-        allowed = other == room or (room, other) in SAME_FLOOR or FLOORS[other] < FLOORS[room]
+        allowed = other == room or FLOORS[other] < FLOORS[room]
         assert allowed, f"{room} (floor {FLOORS[room]}) imports {other}"

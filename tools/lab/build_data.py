@@ -32,6 +32,7 @@ from fare_hf.lab.concepts import (
     MAIN_CONCEPTS,
     NAMES,
 )
+from fare_hf.lab.drawings import DATA
 
 DRAWING_SIZE = 128
 
@@ -326,7 +327,7 @@ def main() -> None:
     parser.add_argument(
         "--downloads", type=Path, default=Path("outputs/lab-downloads"), help="where packages are kept"
     )
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "data", help="where the parquet files go")
+    parser.add_argument("--out", type=Path, default=DATA, help="where the parquet files go")
     args = parser.parse_args()
     args.downloads.mkdir(parents=True, exist_ok=True)
     args.out.mkdir(parents=True, exist_ok=True)

@@ -33,6 +33,7 @@ from fare_hf.encoders import load_encoder, matmul_patch_embedding
 from fare_hf.lab import captions, scenes
 from fare_hf.lab.concepts import DIGIT_CLASSES, FASHION_CLASSES
 from fare_hf.lab.drawings import TRAIN_HANDS, VALIDATION_HAND, drawings, main_concepts, stack_pixels
+from fare_hf.lab.models import MODELS
 from fare_hf.lab.questions import QUESTION_SETS, load_question_set
 from fare_hf.vlm import generate_text
 from tools.lab.train_clip import SampleSource, learning_rate
@@ -300,7 +301,7 @@ def train(args: argparse.Namespace) -> None:
 def main() -> None:
     """Parses the command line and trains."""
     parser = argparse.ArgumentParser(description="Trains the lab's LLaVA on the lab's frozen CLIP.")
-    parser.add_argument("--clip", type=Path, default=Path(__file__).parent / "models" / "clip")
+    parser.add_argument("--clip", type=Path, default=MODELS / "clip")
     parser.add_argument("--out", type=Path, default=Path("outputs/lab-llava"))
     parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--batch", type=int, default=96)

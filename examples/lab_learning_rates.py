@@ -45,7 +45,7 @@ def main() -> None:
                 f"{objective} {rate}", encoder, load_clip(), budget, [ThreatModel("linf", "4/255")]
             )
             rows += found
-            clean, robust = (row["value"] for row in found)
+            clean, robust = (row.value for row in found)
             print(f"{objective} lr {rate}: clean {clean:.1%}, robust {robust:.1%}", flush=True)
     print(RobustnessReport(rows, environment()).save(args.output_dir))
 

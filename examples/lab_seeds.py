@@ -89,18 +89,18 @@ def over_seeds(reports: dict[int, list[Row]]) -> list[dict]:
     table: dict[tuple, dict] = {}
     for seed, rows in sorted(reports.items()):
         for row in rows:
-            eps = "clean" if row["threat_model"] is None else row["threat_model"]["eps"]
-            model = row["model"].removeprefix("LLaVA + ")
+            eps = row.threat_model.to_dict()["eps"] if row.threat_model else "clean"
+            model = row.model.removeprefix("LLaVA + ")
             cell = {
                 "model": model,
-                "task": row["task"],
-                "dataset": row["dataset"],
-                "metric": row["metric"],
+                "task": row.task,
+                "dataset": row.dataset,
+                "metric": row.metric,
                 "eps": eps,
             }
-            entry = table.setdefault(tuple(cell.values()), cell | {"n": row["n"], "seeds": {}, "ci": []})
-            entry["seeds"][str(seed)] = row["value"]
-            entry["ci"].append(row["ci"])
+            entry = table.setdefault(tuple(cell.values()), cell | {"n": row.n, "seeds": {}, "ci": []})
+            entry["seeds"][str(seed)] = row.value
+            entry["ci"].append(row.ci)
     for entry in table.values():
         values, ends = list(entry["seeds"].values()), entry.pop("ci")
         entry["mean"], entry["range"] = sum(values) / len(values), [min(values), max(values)]

@@ -38,7 +38,7 @@ def main() -> None:
     for path in (saved, *args.include):
         rows += RobustnessReport.load(path).rows if path.exists() or path in args.include else []
     for model in MODELS:
-        if model in args.models and shown(model) not in {row["model"] for row in rows}:
+        if model in args.models and shown(model) not in {row.model for row in rows}:
             rows += measured(model, budget, args.seed)
             save(rows, args.seed, args.output_dir)
     report = save(rows, args.seed, args.output_dir)
@@ -69,7 +69,7 @@ def measured(model: str, budget: measure.Budget, seed: int) -> list[Row]:
 def save(rows: list[Row], seed: int, folder: Path) -> RobustnessReport:
     """Writes the report, its models in the order of `MODELS`."""
     order = [shown(model) for model in MODELS]
-    report = RobustnessReport(sorted(rows, key=lambda row: order.index(row["model"])), environment(seed=seed))
+    report = RobustnessReport(sorted(rows, key=lambda row: order.index(row.model)), environment(seed=seed))
     report.save(folder)
     return report
 

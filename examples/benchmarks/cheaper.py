@@ -94,9 +94,9 @@ def run(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     merge_lora(trainer.model)
     part = measure.Budget({"fxemoji": args.samples}, steps=20, targets=2)
     rows = measure.measure_zero_shot(name, trainer.model, load_clip(), part, [ThreatModel("linf", "4/255")])
-    clean, robust = (row["value"] for row in rows)
+    clean, robust = (row.value for row in rows)
     line = {"arm": name, "seed": seed, "steps": steps, "cpu_seconds": round(seconds, 1), "n": args.samples}
-    return line | {"clean": clean, "robust": robust, "attack": rows[1]["attack"], "eps": "4/255"}
+    return line | {"clean": clean, "robust": robust, "attack": rows[1].attack, "eps": "4/255"}
 
 
 @cache

@@ -15,7 +15,8 @@ from fare_hf.data.opening import find_columns, load_images
 from fare_hf.data.pixel_datasets import PixelDataset
 from fare_hf.data.pixels import quantize
 from fare_hf.evaluation.report.environment import environment
-from fare_hf.evaluation.report.report import RobustnessReport, Row
+from fare_hf.evaluation.report.report import RobustnessReport
+from fare_hf.evaluation.report.rows import Row
 from fare_hf.evaluation.vlm.adversarial_images import load_exported
 from fare_hf.evaluation.vlm.forced_strings import STEALTH_TARGETS, as_sent, evaluate_stealth, read_targets
 from fare_hf.evaluation.vlm.sets import chat_prompt

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fare_hf.cli.console import check_empty, named_values, natural, one_line, positive, refuse_given
 from fare_hf.files.folders import locked_folder
+
+if TYPE_CHECKING:
+    from fare_hf.evaluation.report.rows import Row
 
 __all__ = ["LAB_SETS", "add_options", "run"]
 
@@ -75,7 +78,7 @@ def run_suite_file(args: argparse.Namespace) -> None:
     draw_plots(report.rows, args.output_dir / "plots")
 
 
-def draw_plots(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
+def draw_plots(rows: Sequence[Row], folder: Path) -> None:
     """Charts beside a finished report; without matplotlib the report stands, and a line says how to get them."""
     from fare_hf.evaluation.report.charts import draw_report
 

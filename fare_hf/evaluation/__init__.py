@@ -8,7 +8,8 @@ from fare_hf.evaluation.report.charts import draw_report, paired_bars, radius_cu
 from fare_hf.evaluation.report.environment import environment
 from fare_hf.evaluation.report.intervals import bootstrap_interval, fraction_interval, paired_interval, wilson_interval
 from fare_hf.evaluation.report.paired import paired_difference
-from fare_hf.evaluation.report.report import RobustnessReport, Row, make_row, validate
+from fare_hf.evaluation.report.report import RobustnessReport
+from fare_hf.evaluation.report.rows import Row
 from fare_hf.evaluation.vlm.adversarial_images import export_adversarial, load_exported
 from fare_hf.evaluation.vlm.captions import NamesConcept, evaluate_captions
 from fare_hf.evaluation.vlm.ensemble import evaluate_vlm
@@ -54,7 +55,6 @@ __all__ = [
     "load_exported",
     "load_vlm_set",
     "load_zero_shot_set",
-    "make_row",
     "paired_bars",
     "paired_difference",
     "paired_interval",
@@ -63,6 +63,5 @@ __all__ = [
     "text_classifier",
     "transfer_map",
     "transfer_matrix",
-    "validate",
     "wilson_interval",
 ]

@@ -174,25 +174,24 @@ def wrapped(command: str) -> str:
 
 def said(row: Row) -> str:
     """One figure as a line."""
-    low, high = row["ci"]
-    figure = f"{row['value']:6.1%}  [{low:.1%}, {high:.1%}]  n={row['n']}"
-    return f"{row['model']:14s} {row['task']:10s} {row['dataset']:8s} {radius(row):12s} {figure}"
+    low, high = row.ci
+    figure = f"{row.value:6.1%}  [{low:.1%}, {high:.1%}]  n={row.n}"
+    return f"{row.model:14s} {row.task:10s} {row.dataset:8s} {radius(row):12s} {figure}"
 
 
 def radius(row: Row) -> str:
     """``clean``, or the threat model."""
-    threat = row["threat_model"]
-    return f"{threat['norm']} {threat['eps']}" if threat else "clean"
+    return str(row.threat_model or "clean")
 
 
 def summary(rows: list[Row]) -> str:
     """The table at the end: a line for each task, data set and threat model, a column for each encoder, in percent."""
     cells: dict[tuple[str, str, str], dict[str, str]] = {}
     for row in rows:
-        metric = row["metric"] if row["metric"] != "accuracy" else f"{row['task']} accuracy"
-        line = cells.setdefault((metric, row["dataset"], radius(row)), {})
-        low, high = row["ci"]
-        line[row["model"].removeprefix("LLaVA + ")] = f"{100 * row['value']:.1f} [{100 * low:.0f}, {100 * high:.0f}]"
+        metric = row.metric if row.metric != "accuracy" else f"{row.task} accuracy"
+        line = cells.setdefault((metric, row.dataset, radius(row)), {})
+        low, high = row.ci
+        line[row.model.removeprefix("LLaVA + ")] = f"{100 * row.value:.1f} [{100 * low:.0f}, {100 * high:.0f}]"
     columns = list(dict.fromkeys(name for line in cells.values() for name in line))
     head = f"{'percent, with 95 % intervals':44s}" + "".join(f"{name:>17s}" for name in columns)
     lines = [

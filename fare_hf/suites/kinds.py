@@ -16,7 +16,7 @@ from transformers import CLIPModel
 from fare_hf.attacks import ThreatModel
 from fare_hf.data.pixels import Normalization
 from fare_hf.encoders import load_complete, load_encoder, text_classifier
-from fare_hf.evaluation.report.report import Row
+from fare_hf.evaluation.report.rows import Row
 from fare_hf.evaluation.vlm.ensemble import evaluate_vlm
 from fare_hf.evaluation.vlm.sets import CAPTION_QUESTION, VlmData, chat_prompt, load_vlm_set
 from fare_hf.evaluation.vlm.targeted import evaluate_targeted

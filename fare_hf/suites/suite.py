@@ -25,7 +25,8 @@ from tqdm.auto import tqdm
 
 from fare_hf.attacks import ThreatModel
 from fare_hf.evaluation.report.environment import environment
-from fare_hf.evaluation.report.report import RobustnessReport, Row, validate
+from fare_hf.evaluation.report.report import RobustnessReport
+from fare_hf.evaluation.report.rows import Row, read_rows
 from fare_hf.evaluation.resume import digest, write_text
 from fare_hf.files.documents import read_object, read_yaml
 from fare_hf.files.folders import locked_folder
@@ -213,7 +214,8 @@ def run_suite(
 
 
 def _write_rows(path: Path, job: Job, rows: list[Row]) -> None:
-    content = {"model": job.model, "source": job.source, "settings": job.settings, "rows": rows}
+    content: dict[str, Any] = {"model": job.model, "source": job.source, "settings": job.settings}
+    content["rows"] = [row.to_dict() for row in rows]
     write_text(path, json.dumps(content | {SEAL: _seal(content)}, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -230,10 +232,9 @@ def _read_rows(path: Path, job: Job) -> list[Row]:
     if [content.get(name) for name in ("model", "source", "settings")] != [job.model, job.source, job.settings]:
         raise ValueError(f"'{path}' is of another job: {again}.")
     try:
-        validate(content["rows"])
+        return read_rows(content["rows"])
     except (KeyError, ValueError) as error:
         raise ValueError(f"'{path}' holds no rows of a report ({error}): {again}.") from None
-    return content["rows"]
 
 
 def _seal(content: Mapping[str, Any]) -> str:

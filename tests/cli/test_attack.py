@@ -55,9 +55,9 @@ def test_attack_writes_pictures_a_report_and_goes_on(
     line = words(place, tmp_path / "out", "--steps", "30", "--victims", f"other={place / 'encoder'}")
     cli.main(line)
     rows = RobustnessReport.load(tmp_path / "out" / "report.json").rows
-    assert [row["metric"] for row in rows].count("target forced by the PNG") == 4  # two strings, two towers
-    assert {row["model"] for row in rows} == {"llava", "other"} and all(row["n"] == 3 for row in rows)
-    assert rows[2]["value"] > 0
+    assert [row.metric for row in rows].count("target forced by the PNG") == 4  # two strings, two towers
+    assert {row.model for row in rows} == {"llava", "other"} and all(row.n == 3 for row in rows)
+    assert rows[2].value > 0
     first = load_exported(tmp_path / "out" / "target-0" / "images")
     assert [entry["target"] for entry in first.entries] == ["face"] * 3
     monkeypatch.setattr("fare_hf.evaluation.vlm.forced_strings.apgd", pytest.fail)

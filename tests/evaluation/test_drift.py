@@ -9,7 +9,7 @@ from helpers.tiny_llava import encoder, images, processor
 from torch.nn import functional as F
 
 from fare_hf.data.pixels import Normalization, quantize
-from fare_hf.evaluation import validate
+from fare_hf.evaluation import RobustnessReport
 from fare_hf.evaluation.zero_shot.classification import predict_zero_shot
 from fare_hf.evaluation.zero_shot.corruptions import corrupt_pixels, corruption_names, evaluate_corruptions
 from fare_hf.evaluation.zero_shot.drift import clean_drift, embed_images, retrieval_recall
@@ -49,8 +49,8 @@ def test_accuracy_under_corruptions() -> None:
     labels = predict_zero_shot(encoder(), text, pixels, normalization(), batch_size=5)
     options = {"normalization": normalization(), "names": ["brightness", "contrast"], "severities": (1, 5), **NAMES}
     rows = evaluate_corruptions(encoder(), text, pixels, labels, **options)
-    validate(rows)
-    assert [row["dataset"] for row in rows] == [
+    RobustnessReport(rows)
+    assert [row.dataset for row in rows] == [
         "noise, brightness", "noise, contrast", "noise, mean of 2 corruptions"
     ]  # fmt: skip
     for name, row in zip(options["names"], rows, strict=False):
@@ -58,8 +58,8 @@ def test_accuracy_under_corruptions() -> None:
             (predict_zero_shot(encoder(), text, corrupt_pixels(pixels, name, s), normalization()) == labels).float()
             for s in (1, 5)
         ]
-        assert row["value"] == pytest.approx(torch.stack(right).mean().item())
-    assert rows[2]["value"] == pytest.approx((rows[0]["value"] + rows[1]["value"]) / 2)
+        assert row.value == pytest.approx(torch.stack(right).mean().item())
+    assert rows[2].value == pytest.approx((rows[0].value + rows[1].value) / 2)
 
 
 @pytest.mark.parametrize("embedding", ["projected", "tokens"])
@@ -67,15 +67,15 @@ def test_drift_of_an_encoder_from_itself_and_from_another(embedding: str) -> Non
     one, other, pixels = encoder(), encoder(seed=1), images(6)
     options = {"normalization": normalization(), "embedding": embedding, "batch_size": 4, **NAMES}
     same = clean_drift(one, one, pixels, **options)
-    validate(same)
-    assert same[0]["value"] == pytest.approx(1.0, abs=1e-6) and same[1]["value"] == 0.0
+    RobustnessReport(same)
+    assert same[0].value == pytest.approx(1.0, abs=1e-6) and same[1].value == 0.0
     with torch.no_grad():
         for mine, theirs in zip(other.parameters(), one.parameters(), strict=True):
             mine.copy_(theirs * 1.05)
     rows = clean_drift(other, one, pixels, **options)
     mine, theirs = (embed_images(model, pixels, normalization(), embedding) for model in (other, one))
     expected = ((mine - theirs).norm(dim=-1) / theirs.norm(dim=-1)).mean().item()
-    assert rows[1]["value"] == pytest.approx(expected, rel=1e-5) and rows[0]["value"] < 1.0
+    assert rows[1].value == pytest.approx(expected, rel=1e-5) and rows[0].value < 1.0
 
 
 def test_recall_is_counted_by_hand() -> None:
@@ -83,10 +83,10 @@ def test_recall_is_counted_by_hand() -> None:
     texts[1, 2] = 0.5
     owner = [0, 1, 2, 1]  # the second caption of image 1 is wrong, the last is right
     rows = retrieval_recall(images_, texts, owner, at=(1, 2), **NAMES)
-    validate(rows)
-    values = {row["metric"]: row["value"] for row in rows}
+    RobustnessReport(rows)
+    values = {row.metric: row.value for row in rows}
     assert values["image to text R@1"] == 1.0 and values["text to image R@1"] == 0.75
-    assert rows[1]["n"] == 4
+    assert rows[1].n == 4
     with pytest.raises(ValueError, match="name one image of 3 each, and all"):
         retrieval_recall(images_, texts, [0, 0, 2, 2], **NAMES)
     with pytest.raises(ValueError, match="ask for fewer"):

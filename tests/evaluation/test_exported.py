@@ -12,7 +12,7 @@ from PIL import Image
 
 from fare_hf.attacks import ThreatModel
 from fare_hf.data.pixels import quantize
-from fare_hf.evaluation import validate
+from fare_hf.evaluation import RobustnessReport
 from fare_hf.evaluation.vlm.adversarial_images import export_adversarial, load_exported, quantize_inside
 from fare_hf.evaluation.vlm.forced_strings import STEALTH_TARGETS, evaluate_stealth, read_targets
 from fare_hf.evaluation.vlm.sets import VLM_SETS, VlmSet, chat_prompt, load_vlm_set
@@ -89,13 +89,13 @@ def test_success_is_measured_from_the_saved_picture(vlm, proc, tmp_path: Path) -
     options = {"prompt": PROMPT, "model": "LLaVA", "dataset": "noise", "steps": 24, "save_every": 5, "batch_size": 3}
     options |= {"max_new_tokens": 4}
     result = evaluate_stealth(vlm, proc, pixels, target, WIDE, folder=tmp_path / "a", **options)
-    validate(result.rows)
+    RobustnessReport(result.rows)
     clean, direct, sent = result.rows
-    assert clean["value"] == 0.0 and direct["value"] > 0 and sent["metric"] == "target forced by the PNG"
+    assert clean.value == 0.0 and direct.value > 0 and sent.metric == "target forced by the PNG"
     held = load_exported(result.folder)
     said = generate_text(vlm, proc, held.pixels, PROMPT, max_new_tokens=4)
     assert said == result.answers and [target in text for text in said] == result.forced
-    assert sent["value"] == sum(result.forced) / 4
+    assert sent.value == sum(result.forced) / 4
     assert held.entries[0]["target"] == target
     with pytest.raises(ValueError, match="holds a run with another threat_model"):
         evaluate_stealth(vlm, proc, pixels, target, ThreatModel("linf", "1/255"), folder=tmp_path / "a", **options)
@@ -139,8 +139,8 @@ def test_transfer_is_a_matrix_of_rows() -> None:
     judges = {"A": lambda z: (z == clean).flatten(1).all(1).tolist(), "B": lambda z: [True] * len(z)}
     names = {"task": "transfer", "dataset": "noise", "metric": "accuracy", "attack": ATTACK}
     found = transfer_matrix(made, judges, clean, threat, **names)
-    validate(found.rows)
-    assert found.values == [[0.0, 1.0], [1.0, 1.0]] and found.rows[0]["dataset"] == "noise made on A"
+    RobustnessReport(found.rows)
+    assert found.values == [[0.0, 1.0], [1.0, 1.0]] and found.rows[0].dataset == "noise made on A"
     assert found.to_markdown().splitlines()[2] == "| A | 0.0 | 100.0 |"
     with pytest.raises(ValueError, match="leaves the threat model"):
         transfer_matrix({"A": 1 - clean}, judges, clean, threat, **names)
@@ -152,9 +152,9 @@ def test_one_perturbation_for_given_strings(vlm, proc) -> None:
     options = {"refused": lambda text: target not in text, "model": "LLaVA", "dataset": "noise", "epochs": 30}
     options |= {"step_size": "16/255", "batch_size": 3, "max_new_tokens": 2, "held_out": unseen}
     change, rows, said = evaluate_universal_text(vlm, proc, pixels, [target], [PROMPT], WIDE, **options)
-    validate(rows)
+    RobustnessReport(rows)
     assert change.shape == (3, 32, 32) and change.abs().max() <= WIDE.eps + 1e-7
-    assert rows[0]["value"] == 0.0 and rows[1]["value"] > 0 and len(said) == 3
+    assert rows[0].value == 0.0 and rows[1].value > 0 and len(said) == 3
     with pytest.raises(ValueError, match="0 strings"):
         evaluate_universal_text(vlm, proc, pixels, [], [PROMPT], WIDE, **options)
 

@@ -11,18 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fare_hf import RobustnessReport
 from fare_hf.attacks import ThreatModel
 from fare_hf.cli import evaluate
-from fare_hf.evaluation import draw_report, make_row, paired_difference, validate
-from fare_hf.evaluation.report.report import fraction_row
+from fare_hf.evaluation import RobustnessReport, Row, draw_report, paired_difference
+from fare_hf.evaluation.report.rows import fraction_row
 from fare_hf.evaluation.report.tables import markdown
 
 NAMES = {"task": "zero-shot", "dataset": "emoji", "metric": "accuracy"}
 ATTACK = {"name": "apgd-ce", "steps": 50, "restarts": 1, "seed": 0}
 
 
-def rate(model: str, success: list[bool], groups: list | None = None, **changes) -> dict:
+def rate(model: str, success: list[bool], groups: list | None = None, **changes) -> Row:
     return fraction_row(success, groups, model=model, **(NAMES | changes))
 
 
@@ -43,7 +42,7 @@ def test_the_difference_is_that_of_a_plain_loop(samples: list[tuple[bool, bool, 
 
 def test_reports_show_differences_and_cards_tables_do_not(tmp_path: Path) -> None:
     a, b = [True, False] * 20, [True] * 30 + [False] * 10
-    old = make_row(model="old", value=0.5, ci=(0.4, 0.6), n=40, **NAMES)
+    old = Row(model="old", value=0.5, ci=(0.4, 0.6), n=40, **NAMES)
     report = RobustnessReport([rate("A", a), rate("B", b), rate("C", a), old, rate("D", a[:8]), rate("E", a, a)])
     text = report.to_markdown()
     assert text.startswith(markdown(report.rows).rstrip())
@@ -53,7 +52,7 @@ def test_reports_show_differences_and_cards_tables_do_not(tmp_path: Path) -> Non
     assert table[2] == f"| B | +25.0 [{100 * low:+.1f}, {100 * high:+.1f}] |" and len(table) == 4
     report.save(tmp_path)
     assert RobustnessReport.load(tmp_path) == report
-    assert report.rows[0]["outcomes"] == "10" * 20 and report.rows[5]["clusters"] == " ".join(["0 1"] * 20)
+    assert report.rows[0].outcomes == "10" * 20 and report.rows[5].clusters == " ".join(["0 1"] * 20)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +68,7 @@ def test_reports_show_differences_and_cards_tables_do_not(tmp_path: Path) -> Non
 )
 def test_faulty_outcomes_are_refused(changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        validate([rate("A", [True, True, False, False]) | changes])
+        Row.from_dict(rate("A", [True, True, False, False]).to_dict() | changes)
 
 
 def test_what_cannot_be_compared() -> None:
@@ -78,7 +77,7 @@ def test_what_cannot_be_compared() -> None:
         (rate("B", [True]), "n 2 and 1"),
         (rate("B", [True, False], [1, 1]), "clusters differ"),
         (rate("B", [True, False], dataset="x"), "rows of one figure"),
-        (make_row(model="B", value=0.5, ci=(0, 1), n=2, **NAMES), "no outcomes"),
+        (Row(model="B", value=0.5, ci=(0, 1), n=2, **NAMES), "no outcomes"),
     ):
         with pytest.raises(ValueError, match=message):
             paired_difference(a, other)

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 import json
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fare_hf.attacks import ThreatModel
 from fare_hf.evaluation import (
     RobustnessReport,
+    Row,
     bootstrap_interval,
     environment,
     fraction_interval,
-    make_row,
-    validate,
     wilson_interval,
 )
 from fare_hf.evaluation.report.environment import mask_tokens
 
+ROOT = Path(__file__).parents[2]
 ATTACK = {"name": "apgd-ce", "steps": 50, "restarts": 1, "seed": 0}
 
 
@@ -31,6 +32,10 @@ def row(**changes) -> dict:
     fields = {"model": "CLIP", "task": "zero-shot", "dataset": "emoji", "metric": "accuracy"}
     fields |= {"value": 0.5, "ci": [0.4, 0.6], "n": 100, "threat_model": None, "attack": None}
     return fields | changes
+
+
+def report_of(*rows: object) -> RobustnessReport:
+    return RobustnessReport.from_dict({"schema_version": "1.0", "rows": list(rows), "environment": {}})
 
 
 def rows() -> list[dict]:
@@ -112,11 +117,11 @@ def test_intervals_refuse(call, message: str) -> None:
 
 
 def test_round_trip_is_exact_and_deterministic(tmp_path: Path) -> None:
-    report = RobustnessReport(rows(), environment("fare-hf evaluate", seed=3))
+    report = RobustnessReport(report_of(*rows()).rows, environment("fare-hf evaluate", seed=3))
     file = report.save(tmp_path / "new")
     again = RobustnessReport.load(tmp_path / "new")
     assert again == report == RobustnessReport.load(file)
-    shuffled = RobustnessReport([dict(reversed(r.items())) for r in rows()], report.environment)
+    shuffled = RobustnessReport([Row.from_dict(dict(reversed(r.items()))) for r in rows()], report.environment)
     assert shuffled.to_json() == report.to_json()
     content = json.loads(file.read_text())
     assert content["schema_version"] == "1.0"
@@ -125,7 +130,7 @@ def test_round_trip_is_exact_and_deterministic(tmp_path: Path) -> None:
 
 
 def test_markdown_is_a_line_per_model_and_a_column_per_radius() -> None:
-    lines = RobustnessReport(rows()).to_markdown().splitlines()
+    lines = report_of(*rows()).to_markdown().splitlines()
     assert lines[0] == "### zero-shot: accuracy"
     head = [cell.strip() for cell in lines[2].strip("|").split("|")]
     assert head[:4] == ["model", "emoji, clean", "emoji, linf 2/255", "emoji, linf 4/255"]
@@ -162,27 +167,29 @@ def test_markdown_is_a_line_per_model_and_a_column_per_radius() -> None:
 )
 def test_faulty_rows_are_refused(changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        validate([row(), row(**{"dataset": "other"} | changes)])
+        report_of(row(), row(**{"dataset": "other"} | changes))
     with pytest.raises(ValueError, match="row 0"):
-        RobustnessReport([row(**changes)])
+        report_of(row(**changes))
 
 
 def test_missing_fields_and_repetition_are_refused() -> None:
     incomplete = row()
     del incomplete["ci"]
     with pytest.raises(ValueError, match=r"row 0 of the report lacks \['ci'\]"):
-        validate([incomplete])
+        report_of(incomplete)
     with pytest.raises(ValueError, match="row 1 .* repeats CLIP / zero-shot / emoji"):
-        validate([row(), row(value=0.45)])
+        report_of(row(), row(value=0.45))
 
 
 def test_a_report_spoilt_later_is_not_saved(tmp_path: Path) -> None:
-    report = RobustnessReport([row()])
-    report.rows[0]["value"] = float("nan")
-    with pytest.raises(ValueError, match="fractions"):
+    report = report_of(row())
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        report.rows[0].value = float("nan")
+    report.rows += report.rows
+    with pytest.raises(ValueError, match="row 1 of the report repeats"):
         report.save(tmp_path)
     assert not list(tmp_path.iterdir())
-    good = RobustnessReport([row()], {"load": float("nan")})
+    good = RobustnessReport(report_of(row()).rows, {"load": float("nan")})
     with pytest.raises(ValueError):
         good.save(tmp_path)
     assert not list(tmp_path.iterdir())
@@ -209,12 +216,25 @@ def test_files_that_are_no_report(tmp_path: Path) -> None:
         RobustnessReport.load(tmp_path)
 
 
-def test_make_row_writes_the_threat_model_as_text() -> None:
-    made = make_row(**row(ci=(0.4, 0.6), threat_model=ThreatModel("linf", 4 / 255), attack=ATTACK), seconds=1.23456)
-    assert made["threat_model"] == {"norm": "linf", "eps": "4/255"}
-    assert made["ci"] == [0.4, 0.6] and made["seconds"] == 1.23
-    assert made["attack"] == ATTACK and made["attack"] is not ATTACK
-    assert copy.deepcopy(made) == json.loads(json.dumps(made))
+def test_a_row_is_written_as_plain_data_and_read_again() -> None:
+    made = Row(**row(threat_model=ThreatModel("linf", 4 / 255), attack=ATTACK), seconds=1.23456, precision=torch.half)
+    written = made.to_dict()
+    assert written["threat_model"] == {"norm": "linf", "eps": "4/255"} and written["precision"] == "float16"
+    assert written["ci"] == [0.4, 0.6] and written["seconds"] == 1.23 and "outcomes" not in written
+    assert written["attack"] == ATTACK and written["attack"] is not ATTACK
+    assert Row.from_dict(json.loads(json.dumps(written))) == made
+    for foreign in ({"value": "x"}, {"threat_model": {"norm": "linf", "eps": "4/255"}, "attack": ATTACK}):
+        with pytest.raises(ValueError, match="the row has (value 'x'|threat_model .*: give a ThreatModel)"):
+            Row(**row(**foreign))
+    with pytest.raises(ValueError, match="row 0 of the report is .*: give a Row"):
+        RobustnessReport([row()])  # type: ignore[list-item]
+
+
+def test_shipped_reports_are_read_and_written_to_the_byte() -> None:
+    files = [*ROOT.glob("fare_hf/lab/models/*/report.json"), ROOT / "model_cards" / "lab" / "report.json"]
+    assert len(files) == 5
+    for file in files:
+        assert RobustnessReport.load(file).to_json().encode() == file.read_bytes()
 
 
 def test_environment_is_plain_and_keeps_no_token() -> None:

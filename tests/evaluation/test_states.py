@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from fare_hf.attacks import ThreatModel
 from fare_hf.data.pixels import quantize
-from fare_hf.evaluation import make_row
+from fare_hf.evaluation import Row
 from fare_hf.evaluation.resume import Change, SavedBatches, claim, read_tensors, write_tensors
 from fare_hf.evaluation.vlm.ensemble import evaluate_vlm
 from fare_hf.evaluation.vlm.forced_strings import evaluate_stealth
@@ -50,7 +50,7 @@ def attack_vlm(vlm: Any, proc: Any, folder: Path, seed: int = 0) -> Any:
 def suite_run(folder: Path, source: str = "a") -> Any:
     def runner(model: str, source: str, options: Any, models: Any) -> list[Any]:
         names = {"model": model, "task": "t", "dataset": "x", "metric": "accuracy"}
-        return [make_row(value=0.5, ci=(0, 1), n=2, outcomes="10", **names)]
+        return [Row(value=0.5, ci=(0, 1), n=2, outcomes="10", **names)]
 
     return run_suite(Suite("s", {"A": source}, [{"kind": "k", "set": "x"}]), {"k": runner}, folder, progress=False)
 

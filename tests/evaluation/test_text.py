@@ -12,7 +12,7 @@ from helpers.tiny_vlms import TINY
 from PIL import Image
 
 from fare_hf.attacks import ThreatModel
-from fare_hf.evaluation import NamesConcept, attack_sheet, evaluate_captions, evaluate_targeted, validate
+from fare_hf.evaluation import NamesConcept, RobustnessReport, attack_sheet, evaluate_captions, evaluate_targeted
 from fare_hf.evaluation.report.attack_sheet import Answer, SheetRow
 from fare_hf.evaluation.vlm.text_attack import TextAttack
 from fare_hf.vlm import VlmLoss, generate_text, swap_vision_tower
@@ -55,14 +55,14 @@ def test_captions_bookkeeping(vlm, proc) -> None:
         keep=[0, 6],
         **NAMES,
     )
-    validate(result.rows)
+    RobustnessReport(result.rows)
     clean, large, small = result.rows
-    assert result.clean == said and clean["value"] == 5 / 7
-    assert large["value"] <= small["value"] <= clean["value"]
-    assert large["attack"] == {"name": "apgd-nll", "steps": 4, "restarts": 2, "seed": 5}
+    assert result.clean == said and clean.value == 5 / 7
+    assert large.value <= small.value <= clean.value
+    assert large.attack == {"name": "apgd-nll", "steps": 4, "restarts": 2, "seed": 5}
     for threat, row in ((LARGE, large), (SMALL, small)):
         texts = result.attacked[str(threat)]
-        assert sum(NamesConcept(references)(t, r) for t, r in zip(texts, references, strict=True)) == row["value"] * 7
+        assert sum(NamesConcept(references)(t, r) for t, r in zip(texts, references, strict=True)) == row.value * 7
         assert texts[5:] == said[5:]
         assert list(result.adversarial[str(threat)]) == [0]
         image = result.adversarial[str(threat)][0]
@@ -79,7 +79,7 @@ def test_the_attack_lowers_the_likelihood_of_the_caption(vlm, proc) -> None:
     with torch.no_grad():
         loss = VlmLoss(vlm, proc, PROMPT, said)
         assert (loss(found) > loss(pixels)).all()
-    assert result.rows[1]["attack"]["name"] == "apgd-nll(2)+apgd-nll"
+    assert result.rows[1].attack["name"] == "apgd-nll(2)+apgd-nll"
 
 
 def test_targeted_forces_a_word(vlm, proc) -> None:
@@ -89,19 +89,19 @@ def test_targeted_forces_a_word(vlm, proc) -> None:
     target = next(word for word in sorted(set(said), key=said.count) if word not in " ".join(clean))
     radii = [ThreatModel("linf", 0), ThreatModel("linf", 1)]
     result = evaluate_targeted(vlm, proc, pixels, target, threat_models=radii, steps=30, **NAMES)
-    validate(result.rows)
+    RobustnessReport(result.rows)
     before, nothing, everything = result.rows
-    assert before["value"] == nothing["value"] == 0.0 and before["attack"] is None
-    assert everything["value"] > 0
-    assert sum(target in text for text in result.attacked["linf 1"]) == everything["value"] * 6
-    assert everything["attack"]["name"] == "apgd-target(3)+apgd-target"
+    assert before.value == nothing.value == 0.0 and before.attack is None
+    assert everything.value > 0
+    assert sum(target in text for text in result.attacked["linf 1"]) == everything.value * 6
+    assert everything.attack["name"] == "apgd-target(3)+apgd-target"
 
 
 def test_a_target_said_anyway_counts_as_forced(vlm, proc) -> None:
     pixels = images(2)
     word = generate_text(vlm, proc, pixels[:1], PROMPT, max_new_tokens=1)[0]
     result = evaluate_targeted(vlm, proc, pixels[:1], word.upper(), threat_models=[SMALL], steps=1, **NAMES)
-    assert [row["value"] for row in result.rows] == [1.0, 1.0]
+    assert [row.value for row in result.rows] == [1.0, 1.0]
     assert result.attacked[str(SMALL)] == result.clean
 
 
@@ -111,7 +111,7 @@ def test_original_and_swapped_model(vlm, proc) -> None:
     first = evaluate_captions(model, proc, pixels, ["a cat", "a dog"], **options)
     with swap_vision_tower(model, encoder()):
         second = evaluate_captions(model, proc, pixels, ["a cat", "a dog"], **options | {"model": "swapped"})
-    validate([*first.rows, *second.rows])
+    RobustnessReport([*first.rows, *second.rows])
     assert first.clean != second.clean
 
 
@@ -196,4 +196,4 @@ def test_a_tower_that_states_neither_device_nor_dtype_is_attacked_too() -> None:
     vlm, proc, pixels = tiny.model(), tiny.processor(), images(2)  # type: ignore[misc]
     options = {"prompt": FAMILIES_PROMPT, "model": "Idefics", "dataset": "noise", "max_new_tokens": 3}
     found = evaluate_targeted(vlm, proc, pixels, "cat", threat_models=[LARGE], steps=3, **options)
-    assert [row["n"] for row in found.rows] == [2, 2] and found.rows[1]["precision"] == "float32"
+    assert [row.n for row in found.rows] == [2, 2] and found.rows[1].precision == "float32"

@@ -10,7 +10,7 @@ import torch
 from helpers.tiny_llava import PROMPT, images
 
 from fare_hf.attacks import ThreatModel
-from fare_hf.evaluation import make_row, validate
+from fare_hf.evaluation import RobustnessReport, Row
 from fare_hf.evaluation.report.intervals import bootstrap_interval, bootstrap_statistic, paired_interval
 from fare_hf.evaluation.vlm.ensemble import evaluate_vlm
 from fare_hf.evaluation.vlm.metrics import Choice, Cider, VqaAccuracy, YesNo, caption_tokens, says_yes
@@ -148,9 +148,9 @@ def test_metrics_refuse() -> None:
 
 def test_cider_rows_may_exceed_one() -> None:
     fields = {"model": "m", "task": "captions", "dataset": "d", "value": 1.155, "ci": [1.0, 1.3], "n": 9}
-    assert make_row(metric="CIDEr", **fields)["value"] == 1.155
+    assert Row(metric="CIDEr", **fields).value == 1.155
     with pytest.raises(ValueError, match="fractions"):
-        make_row(metric="accuracy", **fields)
+        Row(metric="accuracy", **fields)
 
 
 def test_bootstrap_of_a_mean_and_of_a_pair() -> None:
@@ -176,14 +176,12 @@ def test_the_ensemble_keeps_each_samples_worst(vlm, proc) -> None:
     metric = VqaAccuracy([[*[text or "cat"] * 4, "dog"] for text in said[:4]] + [["zzz"] * 4])
     options = {"threat_models": THREATS, "steps": 6, "targets": ("cat",), "seed": 3}
     result = evaluate_vlm(vlm, proc, pixels, prompts, metric, **options, **NAMES)
-    validate(result.rows)
+    RobustnessReport(result.rows)
     clean, large, small = result.rows
     assert result.clean == said and result.scores[4] == 0.0
-    assert large["value"] <= small["value"] <= clean["value"] and large["value"] < clean["value"]
+    assert large.value <= small.value <= clean.value and large.value < clean.value
     name = "apgd-nll(half bfloat16, references 2)+apgd-nll+apgd-towards(cat)"
-    assert (
-        large["attack"] == {"name": name, "steps": 6, "restarts": 1, "seed": 3} and large["metric"] == "VQA accuracy"
-    )
+    assert large.attack == {"name": name, "steps": 6, "restarts": 1, "seed": 3} and large.metric == "VQA accuracy"
     for threat in THREATS:
         found = result.attacked[str(threat)]
         assert 4 not in found.pixels  # lost already

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from transformers import AutoTokenizer, CLIPModel, CLIPTextModelWithProjection
 import fare_hf.evaluation.attack_loop as survivors
 from fare_hf.attacks import ThreatModel, apgd, cross_entropy
 from fare_hf.data.pixels import Normalization
-from fare_hf.evaluation import evaluate_zero_shot, text_classifier, validate
+from fare_hf.evaluation import RobustnessReport, evaluate_zero_shot, text_classifier
 from fare_hf.evaluation.attack_loop import attack_nested, gather, screening_steps
 from fare_hf.evaluation.zero_shot.classification import logits_function, predict_zero_shot
 
@@ -70,20 +71,20 @@ def test_text_classifier_refuses(clip_folder: Path) -> None:
 def test_rows_are_valid_nested_and_ordered() -> None:
     radii = [ThreatModel("linf", "16/255"), ThreatModel("linf", "1/255"), ThreatModel("l2", 0.5)]
     rows = evaluate(wrong=6, threat_models=radii, seed=3)
-    validate(rows)
+    RobustnessReport(rows)
     clean, large, small, l2 = rows
-    assert clean["value"] == 0.75 and clean["attack"] is None and clean["n"] == 24
-    assert [row["threat_model"] for row in rows[1:]] == [radius.to_dict() for radius in radii]
-    assert large["value"] <= small["value"] <= clean["value"] and l2["value"] <= clean["value"]
-    assert large["attack"] == {"name": "apgd-ce+apgd-t4", "steps": 5, "restarts": 1, "seed": 3}
-    assert large["precision"] == "float32" and large["ci"][0] <= large["value"] <= large["ci"][1]
+    assert clean.value == 0.75 and clean.attack is None and clean.n == 24
+    assert [row.threat_model for row in rows[1:]] == list(radii)
+    assert large.value <= small.value <= clean.value and l2.value <= clean.value
+    assert large.attack == {"name": "apgd-ce+apgd-t4", "steps": 5, "restarts": 1, "seed": 3}
+    assert large.precision == "float32" and large.ci[0] <= large.value <= large.ci[1]
     again = evaluate(wrong=6, threat_models=radii, seed=3)
-    assert [row["value"] for row in again] == [row["value"] for row in rows]
+    assert [row.value for row in again] == [row.value for row in rows]
 
 
 def test_an_attack_that_may_do_nothing_does_nothing() -> None:
     rows = evaluate(threat_models=[ThreatModel("linf", 0)])
-    assert rows[1]["value"] == rows[0]["value"] == 1.0
+    assert rows[1].value == rows[0].value == 1.0
 
 
 def test_at_least_as_strong_as_its_first_stage() -> None:
@@ -96,7 +97,7 @@ def test_at_least_as_strong_as_its_first_stage() -> None:
 
     result = apgd(loss_fn, pixels, threat, steps=10)
     plain = (predictions(result.pixels, text) == labels).sum().item() / 24
-    full = evaluate(threat_models=[threat], steps=20)[1]["value"]
+    full = evaluate(threat_models=[threat], steps=20)[1].value
     assert full <= plain
     assert full < 1.0
 
@@ -114,7 +115,7 @@ def test_at_least_as_strong_as_its_first_stage() -> None:
 )
 def test_few_classes_and_the_name_of_what_was_run(classes: int, changes: dict, name: str) -> None:
     rows = evaluate(classes=classes, n=6, threat_models=[ThreatModel("linf", "2/255")], **{"steps": 2} | changes)
-    assert rows[1]["attack"]["name"] == name
+    assert rows[1].attack["name"] == name
 
 
 def test_only_survivors_are_attacked_in_full_batches(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +135,7 @@ def test_only_survivors_are_attacked_in_full_batches(monkeypatch: pytest.MonkeyP
     assert (
         sizes == sorted(sizes, reverse=True) and [name for name, _ in seen] == ["linf 2/255"] * 5 + ["linf 8/255"] * 5
     )
-    assert rows[0]["value"] == 20 / 24
+    assert rows[0].value == 20 / 24
 
 
 def test_a_perturbation_outside_the_ball_does_not_count() -> None:
@@ -167,15 +168,13 @@ def test_a_data_set_gives_what_tensors_give() -> None:
     options |= {"threat_models": [ThreatModel("linf", "4/255")], "groups": [0, 0, 0, 1, 1, 1, 2, 2, 2]}
     first = evaluate_zero_shot(encoder(), text, pixels, labels, **options)
     second = evaluate_zero_shot(encoder(), text, items, **options)
-    for row in (*first, *second):
-        row.pop("seconds", None)
-    assert first == second
+    assert [replace(row, seconds=None) for row in first] == [replace(row, seconds=None) for row in second]
     assert torch.equal(gather(items, [3, 1], torch.device("cpu")), pixels[[3, 1]])
 
 
 def test_half_precision_models_are_attacked_in_fp32_pixels() -> None:
     rows = evaluate(encoder=encoder().bfloat16(), n=4, threat_models=[ThreatModel("linf", "2/255")], steps=2)
-    assert {row["precision"] for row in rows} == {"bfloat16"}
+    assert {row.precision for row in rows} == {"bfloat16"}
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from torch.nn import functional as F
 
 from fare_hf.attacks import ThreatModel
 from fare_hf.data.pixels import Normalization, resize
-from fare_hf.evaluation import evaluate_zero_shot
+from fare_hf.evaluation import Row, evaluate_zero_shot
 from fare_hf.evaluation.zero_shot.sets import ZERO_SHOT_SETS, ZeroShotSet, load_zero_shot_set, zero_shot_set
 
 SMALL = ZeroShotSet("small", "mirror/wds_small", 3, native=True, samples=5)
@@ -99,19 +100,19 @@ def problem(size: int = 32) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return text, pixels, labels
 
 
-def evaluate(size: int = 32, **options) -> list[dict]:
+def evaluate(size: int = 32, **options) -> list[Row]:
     text, pixels, labels = problem(size)
     names = {"model": "CLIP", "dataset": "noise", "normalization": Normalization.from_processor(processor())}
     threats = [ThreatModel("linf", "2/255"), ThreatModel("linf", "6/255")]
     settings = {"threat_models": threats, "steps": 4, "batch_size": 3} | options
     rows = evaluate_zero_shot(encoder(), text, pixels, labels, **names, **settings)
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+    return [replace(row, seconds=None) for row in rows]
 
 
 def test_native_pixels_are_attacked_with_the_resize_inside() -> None:
     threats = [ThreatModel("linf", "16/255"), ThreatModel("linf", "48/255")]
     clean, small, large = evaluate(size=16, native=True, threat_models=threats, targets=1)
-    assert clean["value"] == 1.0 and large["value"] <= small["value"] <= 1.0 and large["value"] < 1.0
+    assert clean.value == 1.0 and large.value <= small.value <= 1.0 and large.value < 1.0
     with pytest.raises(ValueError, match="doesn't match model|image size"):
         evaluate(size=16)
 
@@ -119,16 +120,14 @@ def test_native_pixels_are_attacked_with_the_resize_inside() -> None:
 def test_autoattack_adds_fab_and_square() -> None:
     options = {"targets": 2, "steps": 2, "threat_models": [ThreatModel("linf", "6/255")]}
     rows = evaluate(attack="autoattack", queries=5, **options)
-    assert rows[1]["attack"]["name"] == "apgd-ce+apgd-t2+fab-t2+square"
+    assert rows[1].attack["name"] == "apgd-ce+apgd-t2+fab-t2+square"
     plain = evaluate(**options)
-    assert all(a["value"] <= b["value"] for a, b in zip(rows, plain, strict=True))
+    assert all(a.value <= b.value for a, b in zip(rows, plain, strict=True))
 
 
 def test_fooled_samples_may_leave_in_the_middle_of_a_run() -> None:
     options = {"targets": 1, "threat_models": [ThreatModel("linf", "3/255")]}
-    assert [row["value"] for row in evaluate(stop_fooled=True, **options)] == [
-        row["value"] for row in evaluate(**options)
-    ]
+    assert [row.value for row in evaluate(stop_fooled=True, **options)] == [row.value for row in evaluate(**options)]
 
 
 def test_two_processes_give_the_rows_of_one(tmp_path: Path) -> None:
@@ -136,7 +135,7 @@ def test_two_processes_give_the_rows_of_one(tmp_path: Path) -> None:
         "import json, os, sys\n"
         "from test_zero_shot_sets import evaluate\n"
         "rows = evaluate(distributed=True, targets=1)\n"
-        "open(f'{sys.argv[1]}/{os.environ[\"RANK\"]}.json', 'w').write(json.dumps(rows))\n"
+        "open(f'{sys.argv[1]}/{os.environ[\"RANK\"]}.json', 'w').write(json.dumps([row.to_dict() for row in rows]))\n"
     )
     (tmp_path / "run.py").write_text(code)
     launcher = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
@@ -146,6 +145,6 @@ def test_two_processes_give_the_rows_of_one(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": paths, "ACCELERATE_USE_CPU": "true"}
     found = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr[-3000:]
-    alone = evaluate(targets=1)
+    alone = [row.to_dict() for row in evaluate(targets=1)]
     for rank in range(2):
-        assert json.loads((tmp_path / f"{rank}.json").read_text()) == json.loads(json.dumps(alone))
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == alone

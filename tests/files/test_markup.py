@@ -89,8 +89,8 @@ def test_usual_names_stay_as_they_are() -> None:
 @settings(max_examples=20, deadline=None)
 @given(NAMES, NAMES, NAMES, st.dictionaries(NAMES, NAMES, max_size=3))
 def test_any_name_gives_a_whole_card(name: str, base: str, vlm: str, training: dict[str, str]) -> None:
-    rows = [row | {"model": name, "dataset": base, "task": vlm} for row in report(0.5).rows]
-    rows = [{**row, "attack": row["attack"] and {**row["attack"], "name": vlm}} for row in rows]
+    rows = [dataclasses.replace(row, model=name, dataset=base, task=vlm) for row in report(0.5).rows]
+    rows = [dataclasses.replace(row, attack=row.attack and {**row.attack, "name": vlm}) for row in rows]
     content = CardContent(
         name=name,
         base_model=f"./{base}",
@@ -131,7 +131,7 @@ def test_any_name_gives_a_whole_card_of_a_merge(out: str, parent: str, files: li
 
 def test_reports_hold_their_tables() -> None:
     for text in NASTY:
-        rows = [row | {"model": text, "dataset": text} for row in report(0.5).rows]
+        rows = [dataclasses.replace(row, model=text, dataset=text) for row in report(0.5).rows]
         check_page("---\nlibrary_name: transformers\n---\n" + markdown(rows))
 
 

@@ -18,7 +18,7 @@ from huggingface_hub.utils._xet import abort_xet_session
 from transformers import CLIPVisionModelWithProjection
 
 from fare_hf.attacks import ThreatModel
-from fare_hf.evaluation import RobustnessReport, make_row
+from fare_hf.evaluation import RobustnessReport, Row
 from fare_hf.hub import Publication, Retries, push_robust_encoder, save_robust_encoder
 
 FOUR = ThreatModel("linf", "4/255")
@@ -89,8 +89,8 @@ def report(robust: float) -> RobustnessReport:
     """A clean figure and a robust one."""
     names = {"model": "FARE", "task": "zero-shot", "dataset": "digits", "metric": "accuracy", "n": 100}
     attack = {"name": "apgd-ce", "steps": 50, "restarts": 1, "seed": 0}
-    rows = [make_row(**names, value=0.75, ci=(0.6, 0.9))]
-    return RobustnessReport([*rows, make_row(**names, value=robust, ci=(0, 1), threat_model=FOUR, attack=attack)])
+    rows = [Row(**names, value=0.75, ci=(0.6, 0.9))]
+    return RobustnessReport([*rows, Row(**names, value=robust, ci=(0, 1), threat_model=FOUR, attack=attack)])
 
 
 def push(hub: LoopbackHub, source: Any, repo_id: str = "me/fare4", **options: Any) -> Publication:

@@ -10,6 +10,7 @@ import random
 import struct
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -314,7 +315,8 @@ def test_saving_leaves_no_path_of_this_machine(tmp_path: Path, clip_folder: Path
     images = AutoImageProcessor.from_pretrained(clip_folder, trust_remote_code=False)
     images.name_or_path = str(clip_folder)
     measured = report(0.5)
-    rows = [row | {"model": str(tmp_path / "runs" / "FARE"), "dataset": "/data/sets/digits"} for row in measured.rows]
+    names = {"model": str(tmp_path / "runs" / "FARE"), "dataset": "/data/sets/digits"}
+    rows = [replace(row, **names) for row in measured.rows]
     measured = RobustnessReport(rows, {"command": f"fare-hf evaluate {tmp_path}/runs/FARE --root=/mnt/sets/imagenet"})
     training = {"dataset": f"{tmp_path}/imagenet (train)", "more": ["/home/me/a", {"at": r"D:\data\b"}]}
     options: dict[str, Any] = {"processor": images, "base_model": str(clip_folder), "text_encoder": str(clip_folder)}

@@ -26,7 +26,7 @@ from transformers import (
 
 from fare_hf.attacks import ThreatModel
 from fare_hf.data.pixels import to_pil, unnormalized
-from fare_hf.evaluation import RobustnessReport, make_row
+from fare_hf.evaluation import RobustnessReport, Row
 from fare_hf.hub import regenerate_card, rewrite_card, save_robust_encoder
 from fare_hf.hub.base_model import base_name, inherited_license
 from fare_hf.hub.card.plot import draw_report
@@ -41,8 +41,8 @@ def report(*models: str) -> RobustnessReport:
     attack = {"name": "apgd-ce+apgd-t9", "steps": 100, "restarts": 1, "seed": 0}
     rows = []
     for model in models:
-        rows.append(make_row(model=model, **names, value=0.75, ci=(0.7, 0.8), n=500))
-        rows.append(make_row(model=model, **names, value=0.5, ci=(0.4, 0.6), n=500, threat_model=FOUR, attack=attack))
+        rows.append(Row(model=model, **names, value=0.75, ci=(0.7, 0.8), n=500))
+        rows.append(Row(model=model, **names, value=0.5, ci=(0.4, 0.6), n=500, threat_model=FOUR, attack=attack))
     return RobustnessReport(rows, {"versions": {"torch": "2.13.0"}})
 
 
@@ -211,7 +211,7 @@ def test_the_picture_shows_the_report(tmp_path: Path) -> None:
     names = {"model": "$FARE$_4", "task": "captions", "dataset": "d", "metric": "accuracy"}
     first = draw_report(rows)
     assert first is not None and first == draw_report(rows) != draw_report(rows[:3])
-    more = draw_report([*rows, make_row(**names, value=1.0, ci=(1, 1), n=1)])
+    more = draw_report([*rows, Row(**names, value=1.0, ci=(1, 1), n=1)])
     sizes = [Image.open(io.BytesIO(drawn or b"")).size for drawn in (first, more)]
     assert sizes[1][1] > sizes[0][1] and draw_report([]) is None
 

@@ -43,14 +43,14 @@ def test_the_robust_encoders_differ_from_the_original_and_each_other() -> None:
 @pytest.mark.parametrize("name", ["clip", "fare-4"])
 def test_the_report_gives_what_the_models_do(name: str) -> None:
     report = RobustnessReport.load(ROOT / "model_cards" / "lab" / "report.json")
-    clean = [row for row in report.rows if row["model"] == NAMES[name] and row["threat_model"] is None]
-    stated = {row["dataset"]: row for row in clean if row["dataset"] in ("twemoji", "digits")}
-    budget = measure.Budget({dataset: row["n"] for dataset, row in stated.items()})
+    clean = [row for row in report.rows if row.model == NAMES[name] and row.threat_model is None]
+    stated = {row.dataset: row for row in clean if row.dataset in ("twemoji", "digits")}
+    budget = measure.Budget({dataset: row.n for dataset, row in stated.items()})
     encoder = load_encoder(str(encoder_folder(name)))
     rows = measure.measure_zero_shot(NAMES[name], encoder, load_clip(), budget, threat_models=())
     assert len(rows) == 2
     for row in rows:  # other CPUs round otherwise
-        assert row["value"] == pytest.approx(stated[row["dataset"]]["value"], abs=2 / row["n"])
+        assert row.value == pytest.approx(stated[row.dataset].value, abs=2 / row.n)
 
 
 def test_a_short_attack_breaks_clip_and_not_fare() -> None:
@@ -60,7 +60,7 @@ def test_a_short_attack_breaks_clip_and_not_fare() -> None:
     for name in ("clip", "fare-4"):
         encoder = load_encoder(str(encoder_folder(name)))
         _, robust = measure.measure_zero_shot(name, encoder, load_clip(), budget, threat)
-        values[name] = robust["value"]
+        values[name] = robust.value
     assert values["clip"] <= 0.05
     assert values["fare-4"] >= 0.2
 

@@ -116,7 +116,7 @@ def check_merge(folder: Path) -> None:
 def check_report(folder: Path) -> None:
     """Read, its rows are figures."""
     rows = RobustnessReport.load(folder / "report.json").rows
-    assert all(0 <= row["value"] <= 10 or row["metric"].startswith("relative") for row in rows)
+    assert all(0 <= row.value <= 10 or row.metric.startswith("relative") for row in rows)
 
 
 def check_state(folder: Path) -> None:

@@ -36,7 +36,7 @@ def test_lab_table_measures_each_model_once(tmp_path: Path, monkeypatch: pytest.
     for _ in range(2):
         run("lab_table.py", "--quick", "--output_dir", str(tmp_path), monkeypatch=monkeypatch)
     report = RobustnessReport.load(tmp_path / "report.json")
-    assert {row["model"] for row in report.rows} >= {"CLIP", "FARE-2", "TeCoA-4", "LLaVA + CLIP", "LLaVA + FARE-4"}
+    assert {row.model for row in report.rows} >= {"CLIP", "FARE-2", "TeCoA-4", "LLaVA + CLIP", "LLaVA + FARE-4"}
 
 
 def test_lab_seeds_puts_the_seeds_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -320,7 +320,7 @@ def test_ctrl_c_and_bugs_of_every_command(
 
 def test_two_suites_in_one_folder(tmp_path: Path) -> None:
     """The second is refused while the first runs: here from inside of a job of the first."""
-    from fare_hf.evaluation import make_row
+    from fare_hf.evaluation import Row
     from fare_hf.suites.suite import run_suite
 
     suite = Suite("s", {"A": "a"}, [{"kind": "k", "set": "x"}])
@@ -331,9 +331,9 @@ def test_two_suites_in_one_folder(tmp_path: Path) -> None:
         names = {"model": model, "task": "t", "dataset": "x", "metric": "m"}
         attack = {"name": "a", "steps": 1, "restarts": 1, "seed": 0}
         threat = ThreatModel("linf", "1/256")
-        return [make_row(value=0.5, ci=(0, 1), n=2, threat_model=threat, attack=attack, batch_size=4, **names)]
+        return [Row(value=0.5, ci=(0, 1), n=2, threat_model=threat, attack=attack, batch_size=4, **names)]
 
     report = run_suite(suite, {"k": runner}, tmp_path / "out", progress=False)
     page = (tmp_path / "out" / "report.md").read_text()
-    assert report.rows[0]["threat_model"]["eps"] == "1/256" and "linf 1/256" in page
+    assert report.rows[0].threat_model == ThreatModel("linf", "1/256") and "linf 1/256" in page
     assert "Batches of 4 images." in page and not (tmp_path / "out" / ".lock").exists()

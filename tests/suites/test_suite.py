@@ -18,7 +18,7 @@ from fare_hf import RobustnessReport
 from fare_hf.attacks import ThreatModel
 from fare_hf.cli import main as cli
 from fare_hf.data.pixels import to_pil
-from fare_hf.evaluation import make_row
+from fare_hf.evaluation import Row
 from fare_hf.evaluation.report.charts import paired_bars, radius_curves
 from fare_hf.evaluation.vlm.metrics import VqaAccuracy
 from fare_hf.suites.checks import check_suite
@@ -36,11 +36,11 @@ jobs:
 """
 
 
-def row(model: str, dataset: str, value: float = 0.5, eps: str | None = None) -> dict:
+def row(model: str, dataset: str, value: float = 0.5, eps: str | None = None) -> Row:
     attack = {"name": "apgd-ce", "steps": 1, "restarts": 1, "seed": 0} if eps else None
     threat = ThreatModel("linf", eps) if eps else None
     fields = {"model": model, "task": "t", "dataset": dataset, "metric": "accuracy", "value": value, "n": 4}
-    return make_row(ci=(0.0, 1.0), threat_model=threat, attack=attack, **fields)
+    return Row(ci=(0.0, 1.0), threat_model=threat, attack=attack, **fields)
 
 
 def write(folder: Path, text: str) -> Path:
@@ -176,7 +176,7 @@ def test_a_suite_asks_the_labs_llava_and_shows_images_to_other_models(tmp_path: 
     suite = load_suite(write(tmp_path, TEXTS))
     check_suite(suite)
     rows = run_suite(suite, runners(tmp_path / "out"), tmp_path / "out", progress=False).rows
-    found = {(row["task"], row["dataset"], row["metric"]) for row in rows}
+    found = {(row.task, row.dataset, row.metric) for row in rows}
     assert found == {
         ("transfer", "digits made on CLIP", "accuracy"),
         ("captions", "twemoji", "caption accuracy"),
@@ -184,11 +184,11 @@ def test_a_suite_asks_the_labs_llava_and_shows_images_to_other_models(tmp_path: 
         ("yes-no", "pope", "F1"),
         ("targeted", "digits", "target forced"),
     }
-    moved = {row["model"]: row for row in rows if row["task"] == "transfer"}
-    assert moved.keys() == {"CLIP", "FARE-4"} and moved["CLIP"]["attack"]["steps"] == 2
+    moved = {row.model: row for row in rows if row.task == "transfer"}
+    assert moved.keys() == {"CLIP", "FARE-4"} and moved["CLIP"].attack["steps"] == 2
     # The same images as those of a zero-shot run of the same attack: CLIP falls to what is made on it.
-    assert moved["CLIP"]["value"] <= moved["FARE-4"]["value"]
-    assert len(rows) == 2 + 2 * 4 and {row["n"] for row in rows if row["task"] != "yes-no"} == {4}
+    assert moved["CLIP"].value <= moved["FARE-4"].value
+    assert len(rows) == 2 + 2 * 4 and {row.n for row in rows if row.task != "yes-no"} == {4}
 
 
 @pytest.mark.parametrize(
@@ -254,10 +254,10 @@ def test_the_command_line_runs_a_suite_on_the_lab(tmp_path: Path, capsys: pytest
     words = ["evaluate", "--suite", str(write(tmp_path, SUITE)), "--output_dir", str(tmp_path / "out")]
     cli.main(words)
     report = RobustnessReport.load(tmp_path / "out")
-    assert [(r["model"], r["task"]) for r in report.rows] == [("FARE-4", "zero-shot")] * 2 + [
+    assert [(r.model, r.task) for r in report.rows] == [("FARE-4", "zero-shot")] * 2 + [
         ("CLIP", "clean drift"), ("CLIP", "clean drift"), ("FARE-4", "clean drift"), ("FARE-4", "clean drift")
     ]  # fmt: skip
-    cosine = {r["model"]: r["value"] for r in report.rows if r["metric"] == "cosine to the original"}
+    cosine = {r.model: r.value for r in report.rows if r.metric == "cosine to the original"}
     assert cosine["CLIP"] == pytest.approx(1.0, abs=1e-6) and cosine["FARE-4"] < cosine["CLIP"]
     checks = json.loads((tmp_path / "out" / "masking" / "FARE-4, digits, linf 4_255.json").read_text())
     assert [check["name"] for check in checks["checks"]] == ["more steps", "black box", "wide ball", "transfer"]
@@ -326,5 +326,5 @@ def test_a_vlm_job_goes_on_in_its_middle_and_cleans_up(
     stop = -1
     report = run_suite(suite, runners(tmp_path / "out"), tmp_path / "out", progress=False)
     assert len(ran) == 2 * needed and not list((tmp_path / "out" / "states").iterdir())
-    values = [[(row["metric"], row["value"], row["ci"]) for row in found.rows] for found in (whole, report)]
+    values = [[(row.metric, row.value, row.ci) for row in found.rows] for found in (whole, report)]
     assert values[0] == values[1]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fare_hf.attacks import ThreatModel, format_eps
-from fare_hf.evaluation.report.report import LARGEST
+from fare_hf.evaluation.report.rows import LARGEST, Row
 
 __all__ = ["draw_report", "paired_bars", "radius_curves", "transfer_map"]
 
@@ -20,7 +20,7 @@ NAME = 18  # characters of a model's name on one line below its bars
 Draw = Callable[[Path], Path]
 
 
-def draw_report(rows: Sequence[Mapping[str, Any]], folder: str | Path) -> list[Path]:
+def draw_report(rows: Sequence[Row], folder: str | Path) -> list[Path]:
     """Every chart that a report has the rows for, as PNG files; files of the same names are replaced.
 
     For each task, data set, metric and norm: curves where there are a clean figure and a radius, and bars where
@@ -49,14 +49,14 @@ def draw_report(rows: Sequence[Mapping[str, Any]], folder: str | Path) -> list[P
     return paths
 
 
-def _charts(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Draw]]:
+def _charts(rows: Sequence[Row]) -> Iterator[tuple[str, Draw]]:
     """The name of each chart, and what draws it to a path."""
-    for task, dataset, metric in dict.fromkeys((row["task"], row["dataset"], row["metric"]) for row in rows):
+    for task, dataset, metric in dict.fromkeys((row.task, row.dataset, row.metric) for row in rows):
         chosen = _chosen(rows, task, dataset, metric)
         names = {"task": task, "dataset": dataset, "metric": metric}
-        if all(row["threat_model"] for row in chosen):
+        if all(row.threat_model for row in chosen):
             continue
-        for norm in dict.fromkeys(row["threat_model"]["norm"] for row in chosen if row["threat_model"]):
+        for norm in dict.fromkeys(row.threat_model.norm for row in chosen if row.threat_model):
             name = f"{task}, {dataset}, {metric}, {norm}"
             yield f"curves, {name}", partial(radius_curves, rows, norm=norm, **names)
             if threat := _largest_shared(chosen, norm):
@@ -72,19 +72,19 @@ def _charts(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Draw]]:
             )
 
 
-def _largest_shared(rows: Sequence[Mapping[str, Any]], norm: str) -> ThreatModel | None:
+def _largest_shared(rows: Sequence[Row], norm: str) -> ThreatModel | None:
     """The largest ball of a norm in which every model was attacked, if every model has a clean row too."""
-    models = {row["model"] for row in rows}
-    if {row["model"] for row in rows if row["threat_model"] is None} != models:
+    models = {row.model for row in rows}
+    if {row.model for row in rows if row.threat_model is None} != models:
         return None
-    attacked = [row for row in rows if row["threat_model"] and row["threat_model"]["norm"] == norm]
-    balls = {str(threat): threat for threat in (ThreatModel.from_dict(row["threat_model"]) for row in attacked)}
-    shared = [ball for key, ball in balls.items() if {row["model"] for row in attacked if _key(row) == key} == models]
+    attacked = [row for row in rows if row.threat_model and row.threat_model.norm == norm]
+    balls = {str(row.threat_model): row.threat_model for row in attacked if row.threat_model}
+    shared = [ball for key, ball in balls.items() if {row.model for row in attacked if _key(row) == key} == models]
     return max(shared, key=lambda ball: ball.eps, default=None)
 
 
 def radius_curves(
-    rows: Sequence[Mapping[str, Any]], path: str | Path, *, task: str, dataset: str, metric: str, norm: str = "linf"
+    rows: Sequence[Row], path: str | Path, *, task: str, dataset: str, metric: str, norm: str = "linf"
 ) -> Path:
     """One line a model: the figure over eps, clean at 0, with its intervals; the attack and n stand in the title.
 
@@ -100,13 +100,13 @@ def radius_curves(
     chosen = [
         row
         for row in _chosen(rows, task, dataset, metric)
-        if row["threat_model"] is None or row["threat_model"]["norm"] == norm
+        if row.threat_model is None or row.threat_model.norm == norm
     ]
     if not chosen:
         raise ValueError(f"no {norm} rows and no clean ones of {task} / {dataset} / {metric}: measure them first.")
     lines = {
-        model: sorted((_eps(row), row["value"], *row["ci"]) for row in chosen if row["model"] == model)
-        for model in dict.fromkeys(row["model"] for row in chosen)
+        model: sorted((_eps(row), row.value, *row.ci) for row in chosen if row.model == model)
+        for model in dict.fromkeys(row.model for row in chosen)
     }
     radii = sorted({point[0] for points in lines.values() for point in points})
     figure, axes = _figure(6.5, 4.5)
@@ -126,7 +126,7 @@ def radius_curves(
 
 
 def paired_bars(
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Row],
     path: str | Path,
     *,
     task: str,
@@ -142,8 +142,8 @@ def paired_bars(
     """
     chosen = _chosen(rows, task, dataset, metric)
     pairs = {}
-    for model in dict.fromkeys(row["model"] for row in chosen):
-        mine = {_key(row): row for row in chosen if row["model"] == model}
+    for model in dict.fromkeys(row.model for row in chosen):
+        mine = {_key(row): row for row in chosen if row.model == model}
         wanted = (None, str(threat_model))
         missing = [name or "clean" for name in wanted if name not in mine]
         if missing:
@@ -151,10 +151,8 @@ def paired_bars(
         pairs[model] = [mine[name] for name in wanted]
     figure, axes = _figure(max(4.0, 1.2 * len(pairs) + 2), 4)
     for place, (title, color) in enumerate((("clean", "#57606a"), (str(threat_model), "#c4261d"))):
-        values = [100 * pair[place]["value"] for pair in pairs.values()]
-        ends = [
-            [100 * abs(pair[place]["ci"][end] - pair[place]["value"]) for pair in pairs.values()] for end in (0, 1)
-        ]
+        values = [100 * pair[place].value for pair in pairs.values()]
+        ends = [[100 * abs(pair[place].ci[end] - pair[place].value) for pair in pairs.values()] for end in (0, 1)]
         at = [number + (place - 0.5) * 0.38 for number in range(len(pairs))]
         axes.bar(at, values, 0.36, yerr=ends, label=title, color=color, capsize=3)
     axes.set_xticks(range(len(pairs)), [textwrap.fill(model, NAME) for model in pairs], parse_math=False)
@@ -163,7 +161,7 @@ def paired_bars(
 
 
 def transfer_map(
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Row],
     path: str | Path,
     *,
     task: str,
@@ -189,7 +187,7 @@ def transfer_map(
     sources, victims = list(dict.fromkeys(s for s, _ in cells)), list(dict.fromkeys(v for _, v in cells))
     figure, axes = _figure(max(5.0, 1.3 * len(victims) + 2.5), max(3.0, 0.7 * len(sources) + 1.8))
     values = [
-        [100 * cells[source, victim]["value"] if (source, victim) in cells else float("nan") for victim in victims]
+        [100 * cells[source, victim].value if (source, victim) in cells else float("nan") for victim in victims]
         for source in sources
     ]
     top = 100.0 if metric not in LARGEST else None
@@ -207,27 +205,25 @@ def transfer_map(
     return _save(figure, path)
 
 
-def _is_transfer(row: Mapping[str, Any]) -> bool:
-    return row["threat_model"] is not None and MADE_ON in row["dataset"]
+def _is_transfer(row: Row) -> bool:
+    return row.threat_model is not None and MADE_ON in row.dataset
 
 
-def _map_key(row: Mapping[str, Any]) -> tuple[str, str, str, str]:
-    return row["task"], row["dataset"].rpartition(MADE_ON)[0], row["metric"], str(_key(row))
+def _map_key(row: Row) -> tuple[str, str, str, str]:
+    return row.task, row.dataset.rpartition(MADE_ON)[0], row.metric, str(_key(row))
 
 
-def _cells(
-    rows: Sequence[Mapping[str, Any]], task: str, dataset: str, metric: str, key: str
-) -> dict[tuple[str, str], Mapping[str, Any]]:
+def _cells(rows: Sequence[Row], task: str, dataset: str, metric: str, key: str) -> dict[tuple[str, str], Row]:
     """Transfer rows by source and victim."""
     wanted = (task, dataset, metric, key)
     chosen = [row for row in rows if _is_transfer(row) and _map_key(row) == wanted]
-    return {(row["dataset"].rpartition(MADE_ON)[2], row["model"]): row for row in chosen}
+    return {(row.dataset.rpartition(MADE_ON)[2], row.model): row for row in chosen}
 
 
-def _finish(figure: Any, axes: Any, rows: Sequence[Mapping[str, Any]], task: str, dataset: str, metric: str) -> None:
+def _finish(figure: Any, axes: Any, rows: Sequence[Row], task: str, dataset: str, metric: str) -> None:
     """Vertical axis, title and legend, no wider than the figure."""
     axes.set_ylabel(f"{metric}, {_unit(metric)}", parse_math=False)
-    highest = max(1.0, *(100 * row["ci"][1] for row in rows))
+    highest = max(1.0, *(100 * row.ci[1] for row in rows))
     axes.set_ylim(0, min(103.0, 1.05 * highest) if metric not in LARGEST else None)
     axes.spines[["top", "right"]].set_visible(False)
     _put_title(figure, _title(rows, task, dataset))
@@ -253,31 +249,27 @@ def _unit(metric: str) -> str:
     return "x 100" if metric in LARGEST else "%"
 
 
-def _chosen(rows: Sequence[Mapping[str, Any]], task: str, dataset: str, metric: str) -> list[Mapping[str, Any]]:
-    chosen = [row for row in rows if (row["task"], row["dataset"], row["metric"]) == (task, dataset, metric)]
+def _chosen(rows: Sequence[Row], task: str, dataset: str, metric: str) -> list[Row]:
+    chosen = [row for row in rows if (row.task, row.dataset, row.metric) == (task, dataset, metric)]
     if not chosen:
-        known = sorted({f"{row['task']} / {row['dataset']} / {row['metric']}" for row in rows})
+        known = sorted({f"{row.task} / {row.dataset} / {row.metric}" for row in rows})
         raise ValueError(f"no rows of {task} / {dataset} / {metric}: there are {', '.join(known) or 'none'}.")
     return chosen
 
 
-def _title(rows: Sequence[Mapping[str, Any]], task: str, dataset: str, intervals: bool = True) -> str:
+def _title(rows: Sequence[Row], task: str, dataset: str, intervals: bool = True) -> str:
     """What was measured, on how many samples, and under which attacks."""
-    counts = ", ".join(dict.fromkeys(str(row["n"]) for row in rows))
-    used = dict.fromkeys(
-        "{name}, {steps} steps, restarts {restarts}, seed {seed}".format(**row["attack"])
-        for row in rows
-        if row["attack"] is not None
-    )
+    counts = ", ".join(dict.fromkeys(str(row.n) for row in rows))
+    used = dict.fromkeys(row.attack_text for row in rows if row.attack)
     return "\n".join([f"{task}: {dataset}, n = {counts}{', 95 % intervals' if intervals else ''}", *used])
 
 
-def _key(row: Mapping[str, Any]) -> str | None:
-    return None if row["threat_model"] is None else str(ThreatModel.from_dict(row["threat_model"]))
+def _key(row: Row) -> str | None:
+    return None if row.threat_model is None else str(row.threat_model)
 
 
-def _eps(row: Mapping[str, Any]) -> float:
-    return 0.0 if row["threat_model"] is None else ThreatModel.from_dict(row["threat_model"]).eps
+def _eps(row: Row) -> float:
+    return 0.0 if row.threat_model is None else row.threat_model.eps
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:

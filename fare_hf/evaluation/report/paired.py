@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from fare_hf.evaluation.report.intervals import paired_interval
+from fare_hf.evaluation.report.rows import Row
 from fare_hf.evaluation.report.tables import grid, threat_text
 
 __all__ = ["difference_table", "paired_difference"]
@@ -13,9 +13,7 @@ __all__ = ["difference_table", "paired_difference"]
 FIGURE = ("task", "dataset", "metric", "threat_model")
 
 
-def paired_difference(
-    first: Mapping[str, Any], second: Mapping[str, Any], *, seed: int = 0
-) -> tuple[float, tuple[float, float]]:
+def paired_difference(first: Row, second: Row, *, seed: int = 0) -> tuple[float, tuple[float, float]]:
     """How much higher the second model's rate is, with the paired 95 % bootstrap interval.
 
     The rows must be of the same samples in the same order, which only their count and their clusters can show here.
@@ -32,30 +30,30 @@ def paired_difference(
         ValueError: other figures, a row without outcomes, another number of samples, other clusters.
     """
     if obstacle := _obstacle(first, second):
-        raise ValueError(f"{second.get('model')!r} cannot be compared with {first.get('model')!r}: {obstacle}.")
-    groups = first["clusters"].split() if "clusters" in first else None
+        raise ValueError(f"{second.model!r} cannot be compared with {first.model!r}: {obstacle}.")
+    groups = None if first.clusters is None else first.clusters.split()
     return paired_interval(_values(first), _values(second), groups, seed=seed)
 
 
-def difference_table(rows: Sequence[Mapping[str, Any]]) -> str:
+def difference_table(rows: Sequence[Row]) -> str:
     """What each model's rates are above those of the first one, as Markdown; empty where nothing can be compared.
 
     Args:
         rows: of one task and metric. The first model with `outcomes` is what others are compared with; figures that
             it lacks, or has from other samples, are left out.
     """
-    able = [row for row in rows if "outcomes" in row]
-    base = {_column(row): row for row in able if row["model"] == able[0]["model"]}
-    others = [row for row in able if row["model"] != able[0]["model"] and _column(row) in base]
+    able = [row for row in rows if row.outcomes is not None]
+    base = {_column(row): row for row in able if row.model == able[0].model}
+    others = [row for row in able if row.model != able[0].model and _column(row) in base]
     pairs = [(base[_column(row)], row) for row in others if not _obstacle(base[_column(row)], row)]
     if not pairs:
         return ""
-    cells = {(row["model"], *_column(row)): _cell(first, row) for first, row in pairs}
-    head = f"Difference to {able[0]['model']} in points, paired 95 % interval:"
+    cells = {(row.model, *_column(row)): _cell(first, row) for first, row in pairs}
+    head = f"Difference to {able[0].model} in points, paired 95 % interval:"
     return f"{head}\n\n{grid([row for _, row in pairs], cells)}"
 
 
-def _cell(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
+def _cell(first: Row, second: Row) -> str:
     change, (low, high) = paired_difference(first, second)
     text = f"{100 * change:+.1f}"
     # A bootstrap of equal numbers has no width, which would claim certainty.
@@ -63,24 +61,25 @@ def _cell(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
     return f"{text} (all samples alike)" if alike else f"{text} [{100 * low:+.1f}, {100 * high:+.1f}]"
 
 
-def _obstacle(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
+def _obstacle(first: Row, second: Row) -> str:
     """Why two rows cannot be compared in pairs; empty where they can."""
     for name in FIGURE:
-        if first[name] != second[name]:
-            return f"they have {name} {first[name]!r} and {second[name]!r}, give rows of one figure"
+        ours, theirs = getattr(first, name), getattr(second, name)
+        if ours != theirs:
+            return f"they have {name} {str(ours)!r} and {str(theirs)!r}, give rows of one figure"
     for row in (first, second):
-        if "outcomes" not in row:
-            return f"the row of {row['model']!r} has no outcomes, measure it again as a rate"
-    if first["n"] != second["n"]:
-        return f"they have n {first['n']} and {second['n']}, measure both on the same samples"
-    if first.get("clusters") != second.get("clusters"):
+        if row.outcomes is None:
+            return f"the row of {row.model!r} has no outcomes, measure it again as a rate"
+    if first.n != second.n:
+        return f"they have n {first.n} and {second.n}, measure both on the same samples"
+    if first.clusters != second.clusters:
         return "their clusters differ, measure both on the same samples with the same groups"
     return ""
 
 
-def _column(row: Mapping[str, Any]) -> tuple[str, str]:
-    return row["dataset"], threat_text(row)
+def _column(row: Row) -> tuple[str, str]:
+    return row.dataset, threat_text(row)
 
 
-def _values(row: Mapping[str, Any]) -> list[float]:
-    return [float(outcome) for outcome in row["outcomes"]]
+def _values(row: Row) -> list[float]:
+    return [float(outcome) for outcome in row.outcomes or ""]

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from fare_hf.attacks import LossFn, ThreatModel
 from fare_hf.evaluation.attack_loop import check_plan
-from fare_hf.evaluation.report.report import Row, fraction_row
+from fare_hf.evaluation.report.rows import Row, fraction_row
 from fare_hf.evaluation.vlm.text_attack import TextAttack, TextEvaluation
 from fare_hf.vlm import VlmLoss, tower_placement
 

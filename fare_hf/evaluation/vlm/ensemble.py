@@ -23,7 +23,7 @@ from fare_hf.data.pixels import check_pixels
 from fare_hf.encoders import frozen, matmul_patch_embedding
 from fare_hf.evaluation.attack_loop import check_plan, chunks, gather, mix
 from fare_hf.evaluation.report.intervals import bootstrap_statistic
-from fare_hf.evaluation.report.report import Row, make_row
+from fare_hf.evaluation.report.rows import Row
 from fare_hf.evaluation.resume import Change, SavedBatches, claim, digest, tower_digest
 from fare_hf.evaluation.vlm.metrics import TextMetric
 from fare_hf.vlm import VlmLoss, generate_text, tower_placement
@@ -348,4 +348,4 @@ def _row(
     scores = [judge.score(answer, index) for index, answer in enumerate(answers)] if judge.is_mean else []
     statistic = mean if judge.is_mean else figure
     interval = bootstrap_statistic(statistic, n, groups, seed=seed)
-    return make_row(value=statistic(list(range(n))), ci=interval, n=n, **fields)
+    return Row(value=statistic(list(range(n))), ci=interval, n=n, **fields)

@@ -21,7 +21,7 @@ from fare_hf.attacks.apgd import check_state
 from fare_hf.data.pixels import to_pil, unnormalized
 from fare_hf.encoders import frozen, matmul_patch_embedding
 from fare_hf.evaluation.attack_loop import check_plan, chunks, gather, mix
-from fare_hf.evaluation.report.report import Row, fraction_row
+from fare_hf.evaluation.report.rows import Row, fraction_row
 from fare_hf.evaluation.resume import claim, read_tensors, tower_digest, write_tensors
 from fare_hf.evaluation.vlm.adversarial_images import Exported, export_adversarial, load_exported, quantize_inside
 from fare_hf.evaluation.vlm.text_attack import says, target_loss

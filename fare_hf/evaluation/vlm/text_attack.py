@@ -14,7 +14,7 @@ from fare_hf.attacks import LossFn, ThreatModel, apgd
 from fare_hf.data.pixels import check_pixels
 from fare_hf.encoders import frozen, matmul_patch_embedding
 from fare_hf.evaluation.attack_loop import Attack, Judge, Outcome, attack_nested, chunks, gather, screening_steps
-from fare_hf.evaluation.report.report import Row
+from fare_hf.evaluation.report.rows import Row
 from fare_hf.vlm import VlmLoss, generate_text, tower_placement
 
 __all__ = ["TextAttack", "TextEvaluation", "says", "target_loss"]

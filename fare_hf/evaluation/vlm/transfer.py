@@ -22,7 +22,7 @@ from fare_hf.attacks import (
 )
 from fare_hf.encoders import frozen, matmul_patch_embedding
 from fare_hf.evaluation.attack_loop import check_plan, chunks, mix
-from fare_hf.evaluation.report.report import Row, fraction_row
+from fare_hf.evaluation.report.rows import Row, fraction_row
 from fare_hf.evaluation.vlm.adversarial_images import check_sent
 from fare_hf.vlm import VlmLoss, generate_text, tower_placement
 
@@ -98,7 +98,7 @@ def transfer_matrix(
             names = {"model": victim, "task": task, "dataset": f"{dataset} made on {source}", "metric": metric}
             facts: dict[str, Any] = {"threat_model": threat_model, "attack": attack, "batch_size": batch_size}
             rows.append(fraction_row(list(judge(points)), groups, seed, **names, **facts))
-            line.append(rows[-1]["value"])
+            line.append(rows[-1].value)
         values.append(line)
     return TransferMatrix(list(adversarial), list(judges), values, rows)
 

@@ -13,7 +13,7 @@ from fare_hf.attacks import Stage, ThreatModel, class_stages, ensemble_name, pre
 from fare_hf.data.pixels import Normalization, check_pixels, resize
 from fare_hf.encoders import embed, freeze, frozen, matmul_patch_embedding
 from fare_hf.evaluation.attack_loop import Attack, Judge, attack_nested, check_plan, chunks, read, screening_steps
-from fare_hf.evaluation.report.report import Row, fraction_row
+from fare_hf.evaluation.report.rows import Row, fraction_row
 
 __all__ = ["evaluate_zero_shot", "logits_function", "predict_zero_shot"]
 

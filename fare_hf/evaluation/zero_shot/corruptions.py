@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from fare_hf.data.pixels import Normalization
 from fare_hf.evaluation.report.intervals import bootstrap_interval
-from fare_hf.evaluation.report.report import Row, fraction_row, make_row
+from fare_hf.evaluation.report.rows import Row, fraction_row
 from fare_hf.evaluation.zero_shot.classification import predict_zero_shot
 
 __all__ = ["check_corruptions", "corrupt_pixels", "corruption_names", "evaluate_corruptions"]
@@ -129,7 +129,7 @@ def _row(scores: Tensor, groups: Sequence[Hashable] | None, seed: int, **fields:
     if set(values) <= {0.0, 1.0}:
         return fraction_row([value == 1.0 for value in values], groups, seed, **fields)
     interval = bootstrap_interval(values, groups, seed=seed)
-    return make_row(value=float(np.mean(values)), ci=interval, n=len(values), **fields)
+    return Row(value=float(np.mean(values)), ci=interval, n=len(values), **fields)
 
 
 def _library() -> Any:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from fare_hf.data.pixels import Normalization, check_pixels
 from fare_hf.encoders import frozen, make_embed
 from fare_hf.evaluation.report.intervals import bootstrap_interval
-from fare_hf.evaluation.report.report import Row, fraction_row, make_row
+from fare_hf.evaluation.report.rows import Row, fraction_row
 from fare_hf.finite import check_finite
 
 __all__ = ["clean_drift", "embed_images", "retrieval_recall"]
@@ -77,7 +77,7 @@ def clean_drift(
         names |= {"dataset": f"{dataset} ({embedding})", "batch_size": batch_size}
         value = sum(numbers) / len(numbers)
         ends = (min(interval[0], value), max(interval[1], value))  # rounding must not leave the mean outside
-        rows.append(make_row(value=value, ci=ends, n=len(numbers), **names))
+        rows.append(Row(value=value, ci=ends, n=len(numbers), **names))
     return rows
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from fare_hf.attacks import ThreatModel
+from fare_hf.evaluation.report.rows import Row
 
 __all__ = ["PLOT", "draw_report"]
 
@@ -16,7 +17,7 @@ PANEL, GROUP, MARGIN = 2.6, 0.95, 1.3  # inches: height of a panel, width of a g
 BARS = 0.8  # width of a group's bars, of the place it has
 
 
-def draw_report(rows: Sequence[Mapping[str, Any]]) -> bytes | None:
+def draw_report(rows: Sequence[Row]) -> bytes | None:
     """A PNG with a panel for each task and metric: a group of bars for each data set and threat model.
 
     Args:
@@ -32,15 +33,15 @@ def draw_report(rows: Sequence[Mapping[str, Any]]) -> bytes | None:
         return None
     if not rows:
         return None
-    panels: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    panels: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        panels.setdefault((row["task"], row["metric"]), []).append(row)
+        panels.setdefault((row.task, row.metric), []).append(row)
     groups = max(4, *(len(_groups(chosen)) for chosen in panels.values()))
     size = (MARGIN + GROUP * groups, 0.4 + PANEL * len(panels))
     figure = Figure(figsize=size, layout="constrained")
     places = figure.subplots(len(panels), squeeze=False)[:, 0]
     for axes, ((task, metric), chosen) in zip(places, panels.items(), strict=True):
-        _draw(axes, chosen, list(dict.fromkeys(row["model"] for row in chosen)))
+        _draw(axes, chosen, list(dict.fromkeys(row.model for row in chosen)))
         axes.set_xlim(-0.5, groups - 0.5)
         axes.set_title(f"{task}: {metric}, in percent", fontsize=9, loc="left", parse_math=False)
     file = io.BytesIO()
@@ -49,14 +50,14 @@ def draw_report(rows: Sequence[Mapping[str, Any]]) -> bytes | None:
     return file.getvalue()
 
 
-def _draw(axes: Any, rows: Sequence[Mapping[str, Any]], models: Sequence[str]) -> None:
+def _draw(axes: Any, rows: Sequence[Row], models: Sequence[str]) -> None:
     """One panel; a figure that a model lacks leaves its place empty."""
     groups = _groups(rows)
     for number, model in enumerate(models):
-        own = [row for row in rows if row["model"] == model]
+        own = [row for row in rows if row.model == model]
         offset = BARS * ((number + 0.5) / len(models) - 0.5)
-        heights = [100 * row["value"] for row in own]
-        spread = [[100 * abs(row["value"] - row["ci"][end]) for row in own] for end in (0, 1)]
+        heights = [100 * row.value for row in own]
+        spread = [[100 * abs(row.value - row.ci[end]) for row in own] for end in (0, 1)]
         axes.bar(
             [groups.index(_group(row)) + offset for row in own],
             heights,
@@ -75,15 +76,14 @@ def _draw(axes: Any, rows: Sequence[Mapping[str, Any]], models: Sequence[str]) -
         text.set_parse_math(False)
 
 
-def _groups(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+def _groups(rows: Sequence[Row]) -> list[tuple[str, str]]:
     """Data sets in their order, each clean first and then by radius."""
-    datasets = list(dict.fromkeys(row["dataset"] for row in rows))
+    datasets = list(dict.fromkeys(row.dataset for row in rows))
     return sorted({_group(row) for row in rows}, key=lambda group: (datasets.index(group[0]), _order(group[1])))
 
 
-def _group(row: Mapping[str, Any]) -> tuple[str, str]:
-    threat = row["threat_model"]
-    return row["dataset"], "" if threat is None else str(ThreatModel.from_dict(threat))
+def _group(row: Row) -> tuple[str, str]:
+    return row.dataset, str(row.threat_model or "")
 
 
 def _order(threat: str) -> tuple[str, float]:

@@ -139,7 +139,7 @@ def content_of(folder: Path) -> CardContent:
 
 def report_without_paths(report: ReportLike) -> RobustnessReport:
     """The report as it is published: without the paths of this machine in names and in the command."""
-    return RobustnessReport(**without_local_paths(json.loads(report.to_json())))
+    return RobustnessReport.from_dict(without_local_paths(json.loads(report.to_json())))
 
 
 def _check_record(folder: Path, record: dict[str, Any]) -> None:

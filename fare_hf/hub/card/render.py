@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from fare_hf.attacks import ThreatModel
+from fare_hf.evaluation.report.rows import Row
 from fare_hf.evaluation.report.tables import markdown
 from fare_hf.files.credentials import find_secret, names_secret
 from fare_hf.files.markup import inline, is_link, literal
@@ -76,7 +77,7 @@ NORMS = {
 class ReportLike(Protocol):
     """What a card needs of a `fare_hf.evaluation.RobustnessReport`."""
 
-    rows: list[dict[str, Any]]
+    rows: list[Row]
 
     def to_json(self) -> str:
         """The whole report."""
@@ -212,7 +213,7 @@ def _metadata(content: CardContent) -> ModelCardData:
 
 def _attack_citations(content: CardContent) -> list[str]:
     """Of the attacks that the report's figures come from."""
-    attacks = [row["attack"] for row in content.report.rows] if content.report else []
+    attacks = [row.attack for row in content.report.rows] if content.report else []
     return [APGD] if any(attack and "apgd" in attack["name"].lower() for attack in attacks) else []
 
 
@@ -225,31 +226,27 @@ def _license_text(content: CardContent) -> str:
     return f"The licence is {f'[{name}]({content.license_link})' if content.license_link else name}."
 
 
-def _own_rows(content: CardContent) -> list[dict[str, Any]]:
+def _own_rows(content: CardContent) -> list[Row]:
     """Rows that measure this encoder: a baseline's figures must not be listed as its own."""
     rows = content.report.rows if content.report else []
-    models = {row["model"] for row in rows}
+    models = {row.model for row in rows}
     if content.report_model is None:
         return rows if len(models) == 1 else []
     if content.report_model not in models:
         raise ValueError(f"report_model {content.report_model!r} is not in the report: it measures {sorted(models)}.")
-    return [row for row in rows if row["model"] == content.report_model]
+    return [row for row in rows if row.model == content.report_model]
 
 
-def _eval_result(row: Mapping[str, Any]) -> EvalResult:
+def _eval_result(row: Row) -> EvalResult:
     """One row as the Hub's model index has it; threat model and attack are part of the metric's name."""
-    threat, attack = row["threat_model"], row["attack"]
-    name = f"{row['metric']} (clean)"
-    if threat is not None:
-        how = f"{attack['name']}, {attack['steps']} steps, restarts {attack['restarts']}, seed {attack['seed']}"
-        name = f"{row['metric']} ({ThreatModel.from_dict(threat)}, {how})"
+    conditions = f"{row.threat_model}, {row.attack_text}" if row.threat_model else "clean"
     return EvalResult(
-        task_type={"zero-shot": "zero-shot-image-classification"}.get(row["task"], "image-text-to-text"),
-        dataset_type=re.sub(r"\W+", "-", row["dataset"].lower()),
-        dataset_name=row["dataset"].translate(BREAKS),
-        metric_type=row["metric"].replace(" ", "_"),
-        metric_name=name.translate(BREAKS),
-        metric_value=row["value"],
+        task_type={"zero-shot": "zero-shot-image-classification"}.get(row.task, "image-text-to-text"),
+        dataset_type=re.sub(r"\W+", "-", row.dataset.lower()),
+        dataset_name=row.dataset.translate(BREAKS),
+        metric_type=row.metric.replace(" ", "_"),
+        metric_name=f"{row.metric} ({conditions})".translate(BREAKS),
+        metric_value=row.value,
     )
 
 

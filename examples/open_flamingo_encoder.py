@@ -3,7 +3,7 @@
 OpenFlamingo builds its vision encoder with open_clip and reads the patch tokens (`visual.output_tokens = True`). Its
 package pins old versions of everything, so run this in an environment of its own:
 
-    fare-hf convert USER/fare4-clip fare4-open-clip --to open_clip --base openai/clip-vit-large-patch14
+    fare-hf convert USER/fare4-clip --output_dir fare4-open-clip --to open_clip --base openai/clip-vit-large-patch14
     pip install --no-deps open-flamingo einops einops-exts open-clip-torch timm ftfy wcwidth
     python examples/open_flamingo_encoder.py fare4-open-clip
 

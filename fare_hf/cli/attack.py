@@ -1,23 +1,38 @@
-"""The options of ``fare-hf attack``; what runs it is imported when it runs."""
+"""`fare-hf attack`: string after string, and then the pictures shown to other towers."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from fare_hf.cli.console import natural, positive
+from fare_hf.cli.console import named_values, natural, positive, refuse_given
 
-__all__ = ["add_options", "run"]
+__all__ = ["GOING_ON", "PURPOSE", "QUESTION", "add_options", "run"]
 
+PURPOSE = "make a vision-language model write given strings; success is measured from the saved PNG files"
+GOING_ON = "the same command goes on from the last saved state"
 QUESTION = "Provide a short caption for this image."
 """`fare_hf.evaluation.vlm.sets.CAPTION_QUESTION`, known here before that is imported (a test compares them)."""
+COUNTS = {
+    "steps": (10_000, "of APGD"),
+    "samples": (25, "images, the first ones"),
+    "batch_size": (32, "images attacked together"),
+    "save_every": (250, "steps between saved states"),
+    "max_new_tokens": (32, "of an answer"),
+    "seed": (0, "of the random starts"),
+}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
-    parser.add_argument("vlm", help="folder or repository of a LLaVA or one of its relatives; or lab")
-    parser.add_argument("images", help="folder of images, data set saved to disk, name on the Hub; or lab:twemoji")
-    parser.add_argument("--vision_tower", help="folder or repository of an encoder to swap in first")
+    parser.add_argument("vlm", help="folder or repository of a LLaVA or one of its relatives; or lab:llava")
+    parser.add_argument(
+        "--dataset", required=True, help="folder of images, saved data set, repository; or one such as lab:twemoji"
+    )
+    parser.add_argument("--encoder", help="folder or repository of an encoder to swap in first; or lab:NAME")
     parser.add_argument(
         "--victims", nargs="*", default=[], metavar="NAME=ENCODER", help="towers to show the images to"
     )
@@ -27,25 +42,135 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", help="of the data set (default: train)")
     parser.add_argument("--dataset_config", default=None, help="of a data set with several configurations")
     parser.add_argument("--eps", default="2/255", help="radius of the linf ball (default: 2/255)")
-    parser.add_argument("--max_new_tokens", type=positive, default=32, help="of an answer (default: 32)")
     parser.add_argument("--output_dir", type=Path, required=True, help="called again with it, an attack goes on")
-    for name, value, help_text in (
-        ("steps", 10_000, "of APGD"),
-        ("samples", 25, "images, the first ones"),
-        ("batch_size", 32, "images attacked together"),
-        ("save_every", 250, "steps between saved states"),
-        ("seed", 0, "of the random starts"),
-    ):
-        parser.add_argument(
-            f"--{name}",
-            type=natural if name == "seed" else positive,
-            default=value,
-            help=f"{help_text} (default: {value})",
-        )
+    for name, (value, text) in COUNTS.items():
+        kind = natural if name == "seed" else positive
+        parser.add_argument(f"--{name}", type=kind, default=value, help=f"{text} (default: {value})")
 
 
 def run(args: argparse.Namespace) -> None:
     """Attacks string after string; what is finished is not run again."""
-    from fare_hf.cli.attack_run import run as run_now
+    from fare_hf.attacks import ThreatModel
+    from fare_hf.evaluation.report.environment import environment
+    from fare_hf.evaluation.report.report import RobustnessReport
+    from fare_hf.evaluation.vlm.forced_strings import STEALTH_TARGETS, evaluate_stealth, read_targets
+    from fare_hf.evaluation.vlm.text_attack import target_loss
+    from fare_hf.files.folders import locked_folder
+    from fare_hf.lab.names import encoder_path
 
-    run_now(args)
+    threat_model = ThreatModel("linf", args.eps)
+    targets = list(STEALTH_TARGETS) if args.targets is None else read_targets(args.targets)
+    named = named_values("--victims", args.victims, "ENCODER")
+    victims = {name: encoder_path(encoder) for name, encoder in named.items()}
+    vlm, processor, prompt = _model(args)
+    for target in targets:  # before any attack: each has tokens, and room in an answer
+        target_loss(vlm, processor, prompt, target, args.max_new_tokens)
+    pixels = _pixels(args, processor)
+    dataset = Path(args.dataset).name
+    options: dict[str, Any] = {"prompt": prompt, "model": Path(args.encoder or args.vlm).name}
+    options |= {name: getattr(args, name) for name in COUNTS if name != "samples"}
+    rows: list[Any] = []
+    with locked_folder(args.output_dir, "an attack"):
+        for number, target in enumerate(targets):
+            options |= {"dataset": f"{dataset}, string {number}", "folder": args.output_dir / f"target-{number}"}
+            found = evaluate_stealth(vlm, processor, pixels, target, threat_model, **options)
+            rows += found.rows
+            forced = f"{sum(found.forced)} of {len(found.forced)}"
+            print(f"{target!r}: {forced} pictures force it; they are in {found.folder}")
+        for victim, encoder in victims.items():
+            rows += _transfer(vlm, processor, prompt, targets, victim, encoder, args)
+        report = RobustnessReport(rows, environment(seed=args.seed))
+        path = report.save(args.output_dir)
+    print(report.to_markdown())
+    print(path)
+
+
+def _model(args: argparse.Namespace) -> tuple[Any, Any, str]:
+    """The model with its tower, its processor, and the prompt."""
+    from fare_hf.evaluation.vlm.sets import chat_prompt
+    from fare_hf.lab.captions import chat
+    from fare_hf.lab.names import encoder_path, is_in_lab, load_vlm_and_processor
+    from fare_hf.pretrained.loading import load_processor, vlm_configuration
+    from fare_hf.vlm import swap_vision_tower
+
+    if is_in_lab(args.vlm):
+        why = f"is for other models than {args.vlm}, whose prompt is its own: leave it out."
+        refuse_given(args, ["template"], why)
+        prompt = chat(args.question)
+    else:
+        vlm_configuration(args.vlm)
+        prompt = chat_prompt(load_processor(args.vlm), args.question, args.template)
+    _check_dataset(args)
+    vlm, processor = load_vlm_and_processor(args.vlm)
+    if args.encoder is not None:
+        print(swap_vision_tower(vlm, encoder_path(args.encoder), processor))
+    return vlm, processor, prompt
+
+
+def _check_dataset(args: argparse.Namespace) -> None:
+    """Refuses what the lab's sets do not have."""
+    from fare_hf.lab import TEST_SETS
+    from fare_hf.lab.names import is_in_lab, lab_name
+
+    if is_in_lab(args.dataset):
+        lab_name(args.dataset, TEST_SETS, "--dataset ")
+        why = f"is not for {args.dataset}, which has one split: leave it out."
+        refuse_given(args, ["split", "dataset_config"], why)
+
+
+def _pixels(args: argparse.Namespace, processor: Any) -> Any:
+    """The first images, in 8 bit as files hold them, at the tower's resolution."""
+    import torch
+
+    from fare_hf.data.opening import find_columns, load_images
+    from fare_hf.data.pixel_datasets import PixelDataset
+    from fare_hf.data.pixels import quantize
+    from fare_hf.lab import TEST_SETS
+    from fare_hf.lab.measure import part
+    from fare_hf.lab.names import is_in_lab, lab_name
+
+    if is_in_lab(args.dataset):
+        return quantize(part(lab_name(args.dataset, TEST_SETS), args.samples).pixels)
+    split = args.split or "train"
+    dataset = load_images(args.dataset, split, config=args.dataset_config, report=print)
+    column, _ = find_columns(dataset, None, name=args.dataset)
+    data = PixelDataset(dataset.select(range(min(args.samples, len(dataset)))), processor.image_processor, column)
+    if not len(data):
+        raise ValueError(f"{args.dataset!r} holds no image in the split {split!r}: give at least one.")
+    return quantize(torch.stack([data[index]["pixel_values"] for index in range(len(data))]))
+
+
+def _transfer(
+    vlm: Any, processor: Any, prompt: str, targets: Sequence[str], victim: str, encoder: str, args: argparse.Namespace
+) -> list[Any]:
+    """The saved pictures of all strings, shown to the model with another tower."""
+    from fare_hf.attacks import ThreatModel
+    from fare_hf.evaluation.vlm.adversarial_images import load_exported
+    from fare_hf.evaluation.vlm.forced_strings import as_sent
+    from fare_hf.evaluation.vlm.text_attack import says
+    from fare_hf.evaluation.vlm.transfer import transfer_matrix
+    from fare_hf.vlm import generate_text, swap_vision_tower
+
+    def forced(target: str, pixels: Any) -> list[bool]:
+        batches = as_sent(pixels, processor).split(args.batch_size)
+        options = {"max_new_tokens": args.max_new_tokens}
+        answers = [text for batch in batches for text in generate_text(vlm, processor, batch, prompt, **options)]
+        return [says(answer, target) for answer in answers]
+
+    rows: list[Any] = []
+    with swap_vision_tower(vlm, encoder, processor):
+        for number, target in enumerate(targets):
+            sent = load_exported(args.output_dir / f"target-{number}" / "images")
+            rows += transfer_matrix(
+                {Path(args.encoder or args.vlm).name: sent.pixels},
+                {victim: partial(forced, target)},
+                sent.clean,
+                ThreatModel("linf", args.eps),
+                task="transfer",
+                dataset=f"{Path(args.dataset).name}, string {number}",
+                metric="target forced by the PNG",
+                attack=sent.facts["attack"],
+                seed=args.seed,
+                batch_size=args.batch_size,
+            ).rows
+    return rows

@@ -26,6 +26,7 @@ __all__ = [
     "one_sentence",
     "positive",
     "refuse_given",
+    "refuse_of_the_hub",
 ]
 
 TRACEBACK = "FARE_HF_TRACEBACK"
@@ -157,6 +158,12 @@ def refuse_given(given: argparse.Namespace, names: Sequence[str], why: str) -> N
     for name in names:
         if getattr(given, name) is not None and getattr(given, name) != []:
             raise ValueError(f"--{name} {why}")
+
+
+def refuse_of_the_hub(given: argparse.Namespace, name: str, source: str) -> None:
+    """Refuses a revision of what lies here; raises as `refuse_given`."""
+    if Path(source).exists():
+        refuse_given(given, [name], f"is of a repository, and {source!r} lies here: leave it out.")
 
 
 def positive(text: str) -> int:

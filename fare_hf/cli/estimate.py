@@ -161,11 +161,11 @@ def report(found: Estimate, gpus: Sequence[str], mfu: float) -> str:
     return "\n".join(lines)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None, prog: str = "fare-hf estimate") -> None:
     """The command line: the options of a training, `--gpus`, `--mfu` and `--num_processes`."""
     hide_notices()
     words = [*(sys.argv[1:] if arguments is None else arguments), "--use_cpu"]  # nothing runs on a device here
-    parser = build_parser(FareScriptArguments, "fare-hf estimate", __doc__, everything="--help_all" in words)
+    parser = build_parser(FareScriptArguments, prog, __doc__, everything="--help_all" in words)
     for action in parser._actions:
         action.required = action.dest == "model"
     parser.set_defaults(dataset="none", output_dir="none")
@@ -173,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     group.add_argument("--gpus", nargs="+", default=list(GPUS), help="names of GPUs whose peak is known")
     group.add_argument("--mfu", type=float, default=ASSUMED_MFU, help="share of the peak that the training reaches")
     group.add_argument("--num_processes", type=int, default=1, help="GPUs")
-    with one_sentence("fare-hf estimate"):
+    with one_sentence(prog):
         known = {action.dest for action in parser._actions} - {"config"}
         script, config, own = parser.parse_args_into_dataclasses(expand_config(words, known))
         if not 0 < own.mfu <= 1 or own.num_processes < 1:

@@ -1,4 +1,4 @@
-"""``fare-hf evaluate``: its options, and what it does; what measures is imported when it runs."""
+"""`fare-hf evaluate`: a suite, or one encoder on the lab's zero-shot sets."""
 
 from __future__ import annotations
 
@@ -13,8 +13,12 @@ from fare_hf.files.folders import locked_folder
 if TYPE_CHECKING:
     from fare_hf.evaluation.report.rows import Row
 
-__all__ = ["LAB_SETS", "add_options", "run"]
+__all__ = ["GOING_ON", "LAB_SETS", "PURPOSE", "add_options", "run"]
 
+PURPOSE = "a suite (YAML), or one encoder on the lab's zero-shot sets, attacked"
+GOING_ON = (
+    "the same command goes on after the last finished job of a suite; one encoder is measured from the beginning"
+)
 LAB_SETS = ("twemoji", "openmoji", "fxemoji", "fashion", "digits")
 """`fare_hf.lab.TEST_SETS`, known here before the lab is imported (a test compares them)."""
 DEFAULTS = {"datasets": ["twemoji"], "eps": ["2/255", "4/255"], "steps": 50, "seed": 0}

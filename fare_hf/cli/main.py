@@ -1,93 +1,73 @@
-"""``fare-hf``: a thin command line over the public functions."""
+"""`fare-hf`: a thin command line over the public functions.
+
+A command is a file here, named as the command is, with `PURPOSE`, `GOING_ON` (the answer to Ctrl-C), `add_options` and
+`run`, and a place in `COMMANDS`. It imports what it runs when it runs, so that `--help` needs no torch.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any, NoReturn
 
 from fare_hf import __version__
-from fare_hf.cli import attack, evaluate
-from fare_hf.cli.card import add_card
-from fare_hf.cli.command import Command, add_command
-from fare_hf.cli.console import hide_notices, one_sentence
-from fare_hf.cli.convert import add_convert
-from fare_hf.cli.merge import add_merge
-from fare_hf.cli.push import add_push
-from fare_hf.cli.quickstart import add_quickstart
-from fare_hf.cli.swap import add_swap
+from fare_hf.cli import attack, card, convert, evaluate, merge, push, quickstart, swap
+from fare_hf.cli.console import NEGATIVE_NUMBER, hide_notices, one_sentence
 
-__all__ = ["build_parser", "main"]
+__all__ = ["COMMANDS", "build_parser", "main"]
 
-GOING_ON = {
-    "attack": "the same command goes on from the last saved state",
-    "card": "the card is as it was, or the new one; run the same command again",
-    "convert": "nothing was written; run the same command again",
-    "evaluate": "the same command goes on after the last finished job of a suite; one encoder is measured from the "
-    "beginning",
-    "merge": "nothing was written; run the same command again",
-    "push": "what the Hub has is not sent again; the same command goes on",
-    "quickstart": "empty the output_dir, and run the same command again",
-    "swap": "nothing was written; run the same command again",
+COMMANDS = {
+    module.__name__.rpartition(".")[2]: module
+    for module in (evaluate, attack, swap, merge, convert, push, card, quickstart)
 }
-"""What Ctrl-C is answered with, for each command."""
+OF_A_TRAINING = {
+    "train": "fine-tune an encoder; same as python -m fare_hf.train",
+    "estimate": "operations, memory and hours of a training",
+}
+"""Commands that take the options of the Trainer, and parse them themselves: their files have a `main`."""
+
+
+class Command(argparse.ArgumentParser):
+    """Takes `-4/255` for a number, to be refused as one; a mistake is one sentence."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._negative_number_matcher = NEGATIVE_NUMBER
+
+    def error(self, message: str) -> NoReturn:
+        """One sentence, without the usage."""
+        self.exit(2, f"{self.prog}: error: {message}; `{self.prog} --help` shows the options.\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs one subcommand; what was asked wrongly is one sentence, without a traceback."""
+    """Runs one command; what was asked wrongly is one sentence, without a traceback."""
     hide_notices()  # before anything is imported that gives them
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if words[:1] == ["train"]:  # its options are those of the Trainer, parsed there
-        from fare_hf.cli import train
-
-        train.main(words[1:], prog="fare-hf train")
-        return
-    if words[:1] == ["estimate"]:
-        from fare_hf.cli import estimate
-
-        estimate.main(words[1:])
+    if words and words[0] in OF_A_TRAINING:
+        import_module(f"fare_hf.cli.{words[0]}").main(words[1:], prog=f"fare-hf {words[0]}")
         return
     args = build_parser().parse_args(words)
-    run: Callable[[argparse.Namespace], None] = args.run
-    with one_sentence("fare-hf", GOING_ON[args.command]):
+    command = COMMANDS[args.command]
+    with one_sentence("fare-hf", command.GOING_ON):
         from fare_hf.hub.retry import Retries, bounded_waits
 
         with bounded_waits(Retries()):
-            run(args)
+            command.run(args)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of all subcommands but ``train``."""
+    """The parser of all commands but those `OF_A_TRAINING`."""
     parser = Command(prog="fare-hf", description="Adversarially robust CLIP vision encoders (FARE).")
     parser.add_argument("--version", action="version", version=f"fare_hf {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
-    commands.add_parser("train", help="fine-tune an encoder; same as python -m fare_hf.train", add_help=False)
-    commands.add_parser("estimate", help="operations, memory and hours of a training", add_help=False)
-    add_evaluate(commands)
-    add_attack(commands)
-    add_swap(commands)
-    add_merge(commands)
-    add_convert(commands)
-    add_push(commands)
-    add_card(commands)
-    add_quickstart(commands)
+    for name, purpose in OF_A_TRAINING.items():
+        commands.add_parser(name, help=purpose, add_help=False)
+    for name, module in COMMANDS.items():
+        purpose = module.PURPOSE
+        module.add_options(commands.add_parser(name, help=purpose, description=f"{purpose[0].upper()}{purpose[1:]}."))
     return parser
-
-
-def add_evaluate(commands: Any) -> None:
-    """The options of ``fare-hf evaluate``."""
-    parser = add_command(commands, "evaluate", "a suite (YAML), or one encoder on the lab's zero-shot sets, attacked")
-    evaluate.add_options(parser)
-    parser.set_defaults(run=evaluate.run)
-
-
-def add_attack(commands: Any) -> None:
-    """The options of ``fare-hf attack``."""
-    purpose = "make a vision-language model write given strings; success is measured from the saved PNG files"
-    parser = add_command(commands, "attack", purpose)
-    attack.add_options(parser)
-    parser.set_defaults(run=attack.run)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,20 @@
-"""``fare-hf merge``."""
+"""`fare-hf merge`."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from fare_hf.cli.command import add_command, refuse_of_the_hub
-from fare_hf.cli.console import refuse_given
+from fare_hf.cli.console import refuse_given, refuse_of_the_hub
 
-__all__ = ["add_merge", "run_merge"]
+__all__ = ["GOING_ON", "PURPOSE", "add_options", "run"]
+
+PURPOSE = "the same without loading the language model; on the Hub, without moving it"
+GOING_ON = "nothing was written; run the same command again"
 
 
-def add_merge(commands: Any) -> None:
-    """The options of ``fare-hf merge``."""
-    parser = add_command(
-        commands, "merge", "the same without loading the language model; on the Hub, without moving it"
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
     parser.add_argument("vlm", help="folder or repository of a LLaVA or one of its relatives")
     parser.add_argument("encoder", help="folder, repository or open_clip file of the robust encoder")
     parser.add_argument("out", help="new folder; with --push_to_hub a new repository")
@@ -26,13 +24,15 @@ def add_merge(commands: Any) -> None:
     parser.add_argument("--revision", help="of the vision-language model on the Hub")
     parser.add_argument("--encoder_revision", help="of the encoder on the Hub")
     parser.add_argument("--base", help="for a bare open_clip file, the CLIP it was fine-tuned from")
-    parser.set_defaults(run=run_merge)
 
 
-def run_merge(args: argparse.Namespace) -> None:
-    """``fare-hf merge``."""
+def run(args: argparse.Namespace) -> None:
+    """Merges on disk, or on the Hub."""
     from fare_hf.hub import merge_vision_tower
+    from fare_hf.lab.names import encoder_path, is_in_lab
 
+    if is_in_lab(args.vlm):
+        raise ValueError(f"{args.vlm} is stored without its tower, and a merge works on files: use fare-hf swap.")
     if not args.push_to_hub:
         refuse_given(args, ["private"], "is of a new repository: give it with --push_to_hub, or leave it out.")
     elif args.hard_links:
@@ -44,4 +44,4 @@ def run_merge(args: argparse.Namespace) -> None:
             raise ValueError(f"--base is for weights of open_clip, and {args.encoder!r} says its own: leave it out.")
     names = ("push_to_hub", "hard_links", "private", "revision", "encoder_revision", "base")
     options = {name: getattr(args, name) for name in names}
-    print(merge_vision_tower(args.vlm, args.encoder, args.out, **options))
+    print(merge_vision_tower(args.vlm, encoder_path(args.encoder), args.out, **options))

@@ -1,19 +1,18 @@
-"""``fare-hf push``."""
+"""`fare-hf push`: the token is that of `hf auth login` or HF_TOKEN, never a word of the command line."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from fare_hf.cli.command import add_command
+__all__ = ["GOING_ON", "PURPOSE", "add_options", "run"]
 
-__all__ = ["add_push", "run_push"]
+PURPOSE = "publish a saved encoder on the Hub, and read it back"
+GOING_ON = "what the Hub has is not sent again; the same command goes on"
 
 
-def add_push(commands: Any) -> None:
-    """The options of ``fare-hf push``."""
-    parser = add_command(commands, "push", "publish a saved encoder on the Hub, and read it back")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
     parser.add_argument("folder", type=Path, help="as save_robust_encoder or a training (OUTPUT_DIR/encoder) wrote it")
     parser.add_argument("repo_id", help="namespace/name, or a name in your own account; made if absent")
     parser.add_argument("--private", action=argparse.BooleanOptionalAction, help="of a new repository")
@@ -28,11 +27,10 @@ def add_push(commands: Any) -> None:
         metavar="CLIP",
         help="publish the text encoder and tokenizer too, of CLIP or else of the base model that the card names",
     )
-    parser.set_defaults(run=run_push)
 
 
-def run_push(args: argparse.Namespace) -> None:
-    """``fare-hf push``: the token is that of `hf auth login` or HF_TOKEN, never a word of the command line."""
+def run(args: argparse.Namespace) -> None:
+    """Publishes the folder."""
     from fare_hf.hub import push_robust_encoder
 
     options = {"private": args.private, "revision": args.revision, "create_pr": args.create_pr, "tag": args.tag}

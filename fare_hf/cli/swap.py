@@ -1,36 +1,37 @@
-"""``fare-hf swap``."""
+"""`fare-hf swap`."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from fare_hf.cli.command import add_command
 from fare_hf.cli.console import check_empty
-from fare_hf.files.folders import whole_folder
 
-__all__ = ["add_swap", "check_swap", "run_swap"]
+__all__ = ["GOING_ON", "PURPOSE", "add_options", "run"]
 
-
-def add_swap(commands: Any) -> None:
-    """The options of ``fare-hf swap``."""
-    parser = add_command(commands, "swap", "put an encoder into a vision-language model and save it as a new folder")
-    parser.add_argument("vlm", help="folder or repository of a LLaVA or one of its relatives")
-    parser.add_argument("encoder", help="folder, repository or open_clip file of the robust encoder")
-    parser.add_argument("output_dir", type=Path, help="where the swapped model goes; must be empty or absent")
-    parser.set_defaults(run=run_swap)
+PURPOSE = "put an encoder into a vision-language model and save it as a new folder"
+GOING_ON = "nothing was written; run the same command again"
 
 
-def run_swap(args: argparse.Namespace) -> None:
-    """``fare-hf swap``: load, swap, save."""
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    parser.add_argument("vlm", help="folder or repository of a LLaVA or one of its relatives; or lab:llava")
+    parser.add_argument("encoder", help="folder, repository or open_clip file of the robust encoder; or lab:NAME")
+    parser.add_argument("--output_dir", type=Path, required=True, help="for the new model; must be empty or absent")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Loads, swaps and saves."""
     check_empty(args.output_dir)
-    from fare_hf.pretrained.loading import load_processor, load_vlm
+    from fare_hf.files.folders import whole_folder
+    from fare_hf.lab.names import encoder_path, is_in_lab, load_vlm_and_processor
     from fare_hf.vlm import swap_vision_tower
 
-    check_swap(args.vlm, args.encoder)
-    processor, vlm = load_processor(args.vlm), load_vlm(args.vlm)
-    print(swap_vision_tower(vlm, args.encoder, processor))
+    encoder = encoder_path(args.encoder)
+    if not is_in_lab(args.vlm):
+        check_swap(args.vlm, encoder)
+    vlm, processor = load_vlm_and_processor(args.vlm)
+    print(swap_vision_tower(vlm, encoder, processor))
     with whole_folder(args.output_dir) as folder:
         vlm.save_pretrained(folder)
         processor.save_pretrained(folder)

@@ -42,6 +42,8 @@ from fare_hf.hub.base_model import base_name, inherited_license
 from fare_hf.hub.licenses import check_license
 from fare_hf.hub.retry import Retries, bounded_waits
 from fare_hf.hub.text_encoder import whole_clip
+from fare_hf.lab import TEST_SETS, TRAINING_SETS, load_test_samples, load_training_set
+from fare_hf.lab.names import encoder_path, is_in_lab, lab_name
 from fare_hf.objectives import FareObjective, Objective, TecoaObjective
 from fare_hf.pretrained.configuration import load_image_processor
 from fare_hf.training import FareConfig, FareTrainer
@@ -64,7 +66,7 @@ logger = logging.getLogger(__name__)
 class FareScriptArguments:
     """What to train on what; everything else is in `FareConfig`."""
 
-    model: str = field(metadata={"help": "Vision encoder or CLIP: a Hub repository or a folder."})
+    model: str = field(metadata={"help": "Vision encoder or CLIP: a Hub repository, a folder, or lab:clip."})
     dataset: str = field(
         metadata={"help": "Images: a folder, a saved data set, a Hub repository, or lab:NAME for a built-in set."}
     )
@@ -106,6 +108,8 @@ class FareScriptArguments:
             raise ValueError(f"shuffle_buffer={self.shuffle_buffer} is negative; give 1000, or 0 for no shuffling.")
         if self.license is not None:
             check_license(self.license)
+        self.model = encoder_path(self.model)
+        self.text_model = self.text_model and encoder_path(self.text_model)
 
 
 def train(script: FareScriptArguments, config: FareConfig) -> Path:
@@ -245,15 +249,12 @@ def _read_some(eval_set: Any) -> None:
 def _check_dataset(script: FareScriptArguments) -> None:
     """What can be said of a data set by its name, folder and options alone."""
     name = script.dataset
-    if not name.startswith("lab:"):
+    if not is_in_lab(name):
         check_folder(name)
         return
-    from fare_hf.lab import TEST_SETS, TRAINING_SETS
-
-    if script.eval_split is not None and script.eval_split not in TEST_SETS:
-        raise ValueError(f"eval_split={script.eval_split!r} is not in the lab; use one of {', '.join(TEST_SETS)}.")
-    if name.removeprefix("lab:") not in TRAINING_SETS:
-        raise ValueError(f"dataset={name!r} is not in the lab; use one of lab:{', lab:'.join(TRAINING_SETS)}.")
+    if script.eval_split is not None:
+        lab_name(script.eval_split, TEST_SETS, "eval_split=")
+    lab_name(name, TRAINING_SETS, "dataset=")
     options = ("train_split", "dataset_config", "image_column", "label_column", "streaming", "image_processor")
     for option in (*options, "shuffle_buffer", "replace_corrupt"):
         if getattr(script, option) != FareScriptArguments.__dataclass_fields__[option].default:
@@ -262,11 +263,9 @@ def _check_dataset(script: FareScriptArguments) -> None:
 
 def _load_data(script: FareScriptArguments, config: FareConfig) -> tuple[Any, Any, Any]:
     """The training set, the evaluation set or None, both as pixels, and the image processor."""
-    if script.dataset.startswith("lab:"):
-        from fare_hf.lab import load_test_samples, load_training_set
-
-        lab_set = load_training_set(script.dataset.removeprefix("lab:"))
-        test = load_test_samples(script.eval_split) if script.eval_split else None
+    if is_in_lab(script.dataset):
+        lab_set = load_training_set(lab_name(script.dataset, TRAINING_SETS))
+        test = load_test_samples(lab_name(script.eval_split, TEST_SETS)) if script.eval_split else None
         return lab_set, test, lab_set.processor
     processor = _load_processor(script.image_processor or script.model)
     train_set = _load_split(script, config, script.train_split, processor, labels=config.objective == "tecoa")
@@ -306,7 +305,7 @@ def _make_validation(script: FareScriptArguments, config: FareConfig, classes: l
         logger.warning("no zero-shot accuracy is measured: %s", error)
         return None
     _printer(config)(f"evaluation: {mapping_line(classes, names)}")
-    templates = ["{}"] if script.dataset.startswith("lab:") else config.templates
+    templates = ["{}"] if is_in_lab(script.dataset) else config.templates
     return TecoaObjective(text_class_embeddings(script.text_model or script.model, names, templates))
 
 
@@ -368,7 +367,7 @@ def _make_objective(script: FareScriptArguments, config: FareConfig, train_set: 
 def _card(script: FareScriptArguments) -> dict[str, Any]:
     """What the model card says of the model and the data."""
     base = script.base_model or script.model
-    on_the_hub = not script.dataset.startswith("lab:") and not Path(script.dataset).exists()
+    on_the_hub = not is_in_lab(script.dataset) and not Path(script.dataset).exists()
     return {
         "base_model": base_name(base),
         "datasets": [script.dataset] if on_the_hub else [],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import MISSING, Field, fields
 from typing import Any
 
+from fare_hf.lab.names import is_in_lab
 from fare_hf.training.config import FareConfig
 
 __all__ = ["check_unread"]
@@ -32,7 +33,7 @@ def check_unread(script: Any, config: FareConfig) -> None:
     """
     evaluates = config.eval_strategy != "no" or config.eval_on_start
     classes = config.objective == "tecoa" or evaluates
-    drawn = script.dataset.startswith("lab:")
+    drawn = is_in_lab(script.dataset)
     unread: dict[str, tuple[str, ...]] = {
         "eval_strategy is 'no'": () if evaluates else EVALUATION,
         "objective is 'fare', without an evaluation": () if classes else ("class_names", "label_column", "templates"),

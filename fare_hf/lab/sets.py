@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import CLIPImageProcessor
 
 from fare_hf.lab import captions, scenes
 from fare_hf.lab.concepts import DIGIT_CLASSES, FASHION_CLASSES, ZERO_SHOT_CONCEPTS
@@ -23,6 +22,9 @@ from fare_hf.lab.drawings import (
     grey_images,
     stack_pixels,
 )
+
+if TYPE_CHECKING:
+    from transformers import CLIPImageProcessor
 
 TEST_SETS = (*TEST_HANDS, VALIDATION_HAND, "fashion", "digits")
 """``twemoji`` is the main set, ``openmoji`` a far hand, ``fxemoji`` is for choices; fine-tuning never sees
@@ -61,6 +63,8 @@ class DrawingsForTraining(Dataset):
     @property
     def processor(self) -> CLIPImageProcessor:
         """The lab CLIP's image processor."""
+        from transformers import CLIPImageProcessor  # whose import gives a notice, which command lines hide first
+
         from fare_hf.lab.models import MODELS
 
         return CLIPImageProcessor.from_pretrained(MODELS / "clip")

@@ -40,7 +40,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def words(place: Path, out: Path, *more: str) -> list[str]:
     """A command line that is right."""
-    found = ["attack", str(place / "llava"), str(place / "pictures"), "--targets", str(place / "targets.txt")]
+    found = ["attack", str(place / "llava"), "--dataset", str(place / "pictures")]
+    found += ["--targets", str(place / "targets.txt")]
     found += ["--template", TEMPLATE, "--question", "describe the image", "--eps", "128/255", "--output_dir", str(out)]
     return [*found, "--max_new_tokens", "4", *more]
 

@@ -46,11 +46,13 @@ def test_evaluate_writes_a_report(tmp_path: Path) -> None:
     assert (tmp_path / "report" / "report.md").exists()
 
 
-def test_swap_saves_a_llava_with_the_new_tower(tmp_path: Path) -> None:
+@pytest.mark.parametrize("vlm", ["FOLDER", "lab:llava"])
+def test_swap_saves_a_llava_with_the_new_tower(vlm: str, tmp_path: Path) -> None:
     llava, processor = load_llava()
     llava.save_pretrained(tmp_path / "llava")
     processor.save_pretrained(tmp_path / "llava")
-    cli.main(["swap", str(tmp_path / "llava"), str(encoder_folder("fare-4")), str(tmp_path / "robust")])
+    out = ["--output_dir", str(tmp_path / "robust")]
+    cli.main(["swap", vlm.replace("FOLDER", str(tmp_path / "llava")), "lab:fare-4", *out])
     robust = LlavaForConditionalGeneration.from_pretrained(tmp_path / "robust", dtype=torch.float32)
     AutoProcessor.from_pretrained(tmp_path / "robust")
     before, after = llava.state_dict(), robust.state_dict()
@@ -61,7 +63,9 @@ def test_swap_saves_a_llava_with_the_new_tower(tmp_path: Path) -> None:
 def test_the_program_says_what_is_wrong_in_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
-    found = subprocess.run([FARE_HF, "swap", "vlm", "encoder", "full"], cwd=tmp_path, capture_output=True, text=True)
+    found = subprocess.run(
+        [FARE_HF, "swap", "vlm", "encoder", "--output_dir", "full"], cwd=tmp_path, capture_output=True, text=True
+    )
     assert found.returncode == 1
     assert found.stderr == "fare-hf: error: output_dir 'full' is not an empty folder: name another.\n"
 
@@ -82,10 +86,15 @@ def test_the_program_says_what_is_wrong_in_one_sentence(tmp_path: Path) -> None:
         ),
         (["evaluate", "nowhere", "--eps", "4/255", "8/510", "--output_dir", "r"], "--eps names linf 4/255 twice"),
         (["quickstart", "--output_dir", "full"], "'full' is not an empty folder"),
-        (["swap", CLIP, "OTHER", "r"], "is a 'clip' model, not a vision-language model"),
-        (["swap", LLAVA, "OTHER", "r"], "has hidden_size 32, the vision tower of .* has 128"),
-        (["swap", "full", CLIP, "r"], "'full' is not a vision-language model"),
-        (["swap", "nowhere", CLIP, "r"], "'nowhere' is neither a folder with a model nor found"),
+        (["swap", CLIP, "OTHER", "--output_dir", "r"], "is a 'clip' model, not a vision-language model"),
+        (["swap", LLAVA, "OTHER", "--output_dir", "r"], "has hidden_size 32, the vision tower of .* has 128"),
+        (["swap", "full", CLIP, "--output_dir", "r"], "'full' is not a vision-language model"),
+        (["swap", "lab:llama", CLIP, "--output_dir", "r"], "'lab:llama' is not in the lab; use one of lab:llava"),
+        (["swap", "v", "lab:fare-9", "--output_dir", "r"], "'lab:fare-9' is not .*lab:clip, lab:fare-2, lab:fare-4"),
+        (["merge", "lab:llava", "lab:fare-4", "r"], "lab:llava is stored without its tower.*fare-hf swap"),
+        (["attack", "lab:llava", "--dataset", "lab:x", "--output_dir", "r"], "--dataset 'lab:x' is not .*lab:digits"),
+        (["convert", "lab:x", "--to", "open_clip", "--output_dir", "r"], "'lab:x' is not in the lab"),
+        (["swap", "nowhere", CLIP, "--output_dir", "r"], "'nowhere' is neither a folder with a model nor found"),
     ],
 )
 def test_wrong_input_is_one_sentence_before_any_work(
@@ -130,11 +139,15 @@ def test_the_folder_one_stands_in_has_a_name(monkeypatch: pytest.MonkeyPatch, tm
     assert names == ["fare-4", "fare-4"]
 
 
+def swap_words(folder: Path) -> list[str]:
+    return ["swap", str(folder / "llava"), str(folder / "encoder"), "--output_dir", str(folder / "robust")]
+
+
 def test_swap_without_a_processor_writes_nothing(tmp_path: Path) -> None:
     llava().save_pretrained(tmp_path / "llava")
     encoder().save_pretrained(tmp_path / "encoder")
     with pytest.raises(SystemExit, match="fare-hf: error: .*processor"):
-        cli.main(["swap", *(str(tmp_path / name) for name in ("llava", "encoder", "robust"))])
+        cli.main(swap_words(tmp_path))
     assert not (tmp_path / "robust").exists()
 
 
@@ -144,7 +157,7 @@ def test_swap_says_which_models_have_no_tower(config: type[PreTrainedConfig], tm
     with pytest.raises(
         SystemExit, match=f"the tower of a {config.__name__} cannot be swapped: it has no vision tower"
     ):
-        cli.main(["swap", str(tmp_path), CLIP, str(tmp_path / "robust")])
+        cli.main(["swap", str(tmp_path), CLIP, "--output_dir", str(tmp_path / "robust")])
 
 
 def test_the_lab_sets_of_the_help_are_those_of_the_lab() -> None:
@@ -158,4 +171,4 @@ def test_swap_refuses_by_the_configurations_alone(tmp_path: Path, monkeypatch: p
     encoder(num_hidden_layers=1).save_pretrained(tmp_path / "encoder")
     monkeypatch.setattr("transformers.AutoModelForImageTextToText.from_pretrained", pytest.fail)
     with pytest.raises(SystemExit, match="has num_hidden_layers 1, the vision tower of '.*llava' has"):
-        cli.main(["swap", *(str(tmp_path / name) for name in ("llava", "encoder", "robust"))])
+        cli.main(swap_words(tmp_path))

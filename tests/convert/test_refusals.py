@@ -186,20 +186,24 @@ def test_disk_full(folder: Path, tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
     try:
         with pytest.raises(SystemExit, match="fare-hf: error: .*could not be written") as error:
-            cli.main(["convert", str(folder), str(tmp_path / "place" / "out"), "--to", "transformers"])
+            cli.main(["convert", str(folder), "--output_dir", str(tmp_path / "place" / "out"), "--to", "transformers"])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "\n" not in str(error.value) and not list((tmp_path / "place").iterdir())
 
 
 def test_command_both_ways(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    cli.main(["convert", str(folder), str(tmp_path / "hf"), "--to", "transformers"])
-    cli.main(["convert", str(tmp_path / "hf"), str(tmp_path / "back"), "--to", "open_clip", "--visual_only"])
+    cli.main(["convert", str(folder), "--output_dir", str(tmp_path / "hf"), "--to", "transformers"])
+    cli.main(
+        ["convert", str(tmp_path / "hf"), "--output_dir", str(tmp_path / "back"), "--to", "open_clip", "--visual_only"]
+    )
     out = capsys.readouterr().out
     assert "(CLIPModel)" in out and "(open_clip visual)" in out and "activation: quick_gelu" in out
     with pytest.raises(SystemExit, match="fare-hf: error: .* is not empty"):
-        cli.main(["convert", str(folder), str(tmp_path / "hf"), "--to", "transformers"])
+        cli.main(["convert", str(folder), "--output_dir", str(tmp_path / "hf"), "--to", "transformers"])
     with pytest.raises(SystemExit, match="activation"):
-        cli.main(["convert", str(folder), str(tmp_path / "x"), "--to", "open_clip", "--activation", "gelu"])
+        cli.main(
+            ["convert", str(folder), "--output_dir", str(tmp_path / "x"), "--to", "open_clip", "--activation", "gelu"]
+        )
     with pytest.raises(SystemExit):
         cli.main(["convert", "--help"])

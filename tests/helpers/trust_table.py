@@ -189,7 +189,7 @@ def swap_of(change: Callable[[Place, Path], None]) -> Callable[[Place], None]:
     def attack(place: Place) -> None:
         llava, encoder = place.parents()
         change(place, llava)
-        cli.main(["swap", str(llava), str(encoder), str(place.out)])
+        cli.main(["swap", str(llava), str(encoder), "--output_dir", str(place.out)])
 
     return attack
 
@@ -213,7 +213,7 @@ def own_code(place: Place) -> None:
     folder, stdin = trap.stranger(), sys.stdin
     sys.stdin = Terminal("y\n" * 20)
     try:
-        cli.main(["convert", str(folder), str(place.out), "--to", "open_clip"])
+        cli.main(["convert", str(folder), "--output_dir", str(place.out), "--to", "open_clip"])
     finally:
         sys.stdin = stdin
         assert not trap.marker.exists()

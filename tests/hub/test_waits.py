@@ -76,8 +76,8 @@ def test_a_card_without_end_hands_on_its_head(hub: LoopbackHub) -> None:
     "words",
     [
         ["merge", "them/llava", "them/clip", "OUT"],
-        ["swap", "them/llava", "them/clip", "OUT"],
-        ["convert", "them/clip", "OUT", "--to", "open_clip"],
+        ["swap", "them/llava", "them/clip", "--output_dir", "OUT"],
+        ["convert", "them/clip", "--output_dir", "OUT", "--to", "open_clip"],
         ["evaluate", "them/clip", "--output_dir", "OUT"],
         ["train", "--model", "them/clip", "--dataset", "lab:twemoji", "--output_dir", "OUT"],
     ],

@@ -48,10 +48,10 @@ def refusal(words: list[str], capfd: pytest.CaptureFixture[str]) -> str:
 
 COMMANDS = {
     "evaluate": "evaluate STRANGER --output_dir OUT",
-    "convert": "convert STRANGER OUT --to open_clip",
-    "convert back": "convert STRANGER OUT --to transformers",
-    "swap": "swap STRANGER STRANGER OUT",
-    "swap encoder": "swap LLAVA STRANGER OUT",
+    "convert": "convert STRANGER --output_dir OUT --to open_clip",
+    "convert back": "convert STRANGER --output_dir OUT --to transformers",
+    "swap": "swap STRANGER STRANGER --output_dir OUT",
+    "swap encoder": "swap LLAVA STRANGER --output_dir OUT",
     "merge": "merge STRANGER STRANGER OUT",
     "merge encoder": "merge LLAVA STRANGER OUT",
     "train": "train --model STRANGER --dataset IMAGES --output_dir OUT --use_cpu",
@@ -100,7 +100,7 @@ def test_a_known_model_with_a_processor_of_its_own(
     encoder().save_pretrained(tmp_path / "encoder")
     for path in ("processor_config.json", "preprocessor_config.json"):
         trap.lay(folder, path, processor_class="EvilProcessor", image_processor_type="EvilProcessor")
-    words = ["swap", str(folder), str(tmp_path / "encoder"), str(tmp_path / "out")]
+    words = ["swap", str(folder), str(tmp_path / "encoder"), "--output_dir", str(tmp_path / "out")]
     with pytest.raises(ValueError, match="has code of its own, which is not run"):
         robust_pipeline(str(folder), str(tmp_path / "encoder"))
     assert "has code of its own, which is not run" in refusal(words, capfd)

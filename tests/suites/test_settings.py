@@ -213,6 +213,8 @@ def test_suite_files_that_are_none(text: str, sentence: str, tmp_path: Path) -> 
         load_suite(path)
 
 
+ATTACK = ["attack", "lab:llava", "--dataset", "lab:digits", "--output_dir", "r"]
+CONVERT = ["convert", ".", "--to", "open_clip", "--output_dir", "r"]
 OPTIONS: list[tuple[list[str], str]] = [
     *(
         (["evaluate", "--suite", "lab", *words, "--output_dir", "r"], f"{words[0]} is not for --suite, .* --models")
@@ -226,18 +228,18 @@ OPTIONS: list[tuple[list[str], str]] = [
     ),
     (["evaluate", "x", "--models", "A=b", "--output_dir", "r"], "--models is for --suite; with an encoder go"),
     (["evaluate", "x", "--suite", "lab", "--output_dir", "r"], "--suite has its own models"),
-    (["attack", "lab", "lab:digits", "--template", "{}", "--output_dir", "r"], "--template is for other models"),
-    (["attack", "lab", "lab:digits", "--split", "test", "--output_dir", "r"], "--split is not for lab:digits"),
-    (["attack", "lab", "lab:digits", "--dataset_config", "x", "--output_dir", "r"], "--dataset_config is not for lab"),
-    (["attack", "lab", "lab:digits", "--victims", "A=x", "A=y", "--output_dir", "r"], "--victims names A twice"),
+    ([*ATTACK, "--template", "{}"], "--template is for other models"),
+    ([*ATTACK, "--split", "test"], "--split is not for lab:digits"),
+    ([*ATTACK, "--dataset_config", "x"], "--dataset_config is not for lab"),
+    ([*ATTACK, "--victims", "A=x", "A=y"], "--victims names A twice"),
     (["merge", "v", "e", "r", "--private"], "--private is of a new repository: give it with --push_to_hub"),
     (["merge", "v", "e", "r", "--no-private"], "--private is of a new repository"),
     (["merge", "v", "e", "r", "--push_to_hub", "--hard_links"], "--hard_links is of files here"),
     (["merge", ".", "e", "r", "--revision", "x"], "--revision is of a repository, and '.' lies here"),
     (["merge", "v", ".", "r", "--encoder_revision", "x"], "--encoder_revision is of a repository, and '.' lies here"),
     (["merge", "v", "encoder", "r", "--base", "x"], "--base is for weights of open_clip, and 'encoder' says its own"),
-    (["convert", ".", "r", "--to", "open_clip", "--revision", "x"], "--revision is of a repository, and '.'"),
-    (["convert", ".", "r", "--to", "open_clip", "--activation", "gelu"], "--activation is for --to transformers"),
+    ([*CONVERT, "--revision", "x"], "--revision is of a repository, and '.'"),
+    ([*CONVERT, "--activation", "gelu"], "--activation is for --to transformers"),
     (["card", ".", "--revision", "x"], "--revision is of a repository, and '.' lies here"),
     (["push", ".", "a/b", "--create_pr", "--tag", "x"], "tag 'x' cannot be put on a pull request"),
 ]
@@ -263,57 +265,49 @@ def options_of(command: str) -> set[str]:
 
 def test_no_option_is_new_without_a_look_at_what_ignores_it() -> None:
     """Whoever adds an option says here which others silence it (`OPTIONS` above), or that none does."""
-    assert {command: options_of(command) - {"--help"} for command in cli.GOING_ON} == {
+    assert {command: options_of(command) - {"--help"} for command in cli.COMMANDS} == {
         "attack": {f"--{name}" for name in (
-            "vision_tower victims targets question template split dataset_config eps max_new_tokens output_dir steps "
-            "samples batch_size save_every seed").split()},
+            "dataset encoder victims targets question template split dataset_config eps max_new_tokens output_dir "
+            "steps samples batch_size save_every seed").split()},
         "card": {"--report", "--report_model", "--license", "--revision"},
-        "convert": {"--to", "--base", "--activation", "--visual_only", "--revision"},
+        "convert": {"--to", "--output_dir", "--base", "--activation", "--visual_only", "--revision"},
         "evaluate": {f"--{name}" for name in "suite models datasets eps steps samples seed output_dir".split()},
         "merge": {f"--{name}" for name in (
             "push_to_hub hard_links private no-private revision encoder_revision base").split()},
         "push": {f"--{name}" for name in (
             "private no-private revision create_pr tag message with_text_encoder").split()},
         "quickstart": {"--output_dir", "--max_steps"},
-        "swap": set(),
+        "swap": {"--output_dir"},
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("command", sorted(cli.GOING_ON))
+@pytest.mark.parametrize("command", sorted(cli.COMMANDS))
 def test_ctrl_c_and_bugs_of_every_command(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     words = {
-        "attack": ["lab", "lab:digits", "--output_dir", str(tmp_path / "r")],
+        "attack": ["lab:llava", "--dataset", "lab:digits", "--output_dir", str(tmp_path / "r")],
         "evaluate": ["x", "--output_dir", str(tmp_path / "r")],
         "merge": ["v", "e", "r"],
         "push": [".", "a/b"],
-        "swap": ["v", "e", str(tmp_path / "r")],
-        "convert": ["s", str(tmp_path / "r"), "--to", "open_clip"],
+        "swap": ["v", "e", "--output_dir", str(tmp_path / "r")],
+        "convert": ["s", "--output_dir", str(tmp_path / "r"), "--to", "open_clip"],
         "card": ["s"],
         "quickstart": ["--output_dir", str(tmp_path / "r")],
     }[command]
-    parser = cli.build_parser
 
-    def raising(error: BaseException) -> Callable[[], Any]:
-        def build() -> Any:
-            built = parser()
-            action = next(a for a in built._actions if isinstance(a, argparse._SubParsersAction))
+    def raising(error: BaseException) -> Callable[[argparse.Namespace], None]:
+        def run(args: argparse.Namespace) -> None:
+            raise error
 
-            def run(args: argparse.Namespace) -> None:
-                raise error
+        return run
 
-            action.choices[command].set_defaults(run=run)
-            return built
-
-        return build
-
-    monkeypatch.setattr(cli, "build_parser", raising(KeyboardInterrupt()))
+    monkeypatch.setattr(cli.COMMANDS[command], "run", raising(KeyboardInterrupt()))
     with pytest.raises(SystemExit) as end:
         cli.main([command, *words])
     assert end.value.code == 130
-    assert f"fare-hf: interrupted: {cli.GOING_ON[command]}." in capsys.readouterr().err
-    monkeypatch.setattr(cli, "build_parser", raising(KeyError("x")))
+    assert f"fare-hf: interrupted: {cli.COMMANDS[command].GOING_ON}." in capsys.readouterr().err
+    monkeypatch.setattr(cli.COMMANDS[command], "run", raising(KeyError("x")))
     with pytest.raises(SystemExit, match="fare-hf: error: KeyError: 'x' .*FARE_HF_TRACEBACK=1"):
         cli.main([command, *words])
 

@@ -84,7 +84,7 @@ def run_suite_file(args: argparse.Namespace) -> None:
 
 def draw_plots(rows: Sequence[Row], folder: Path) -> None:
     """Charts beside a finished report; without matplotlib the report stands, and a line says how to get them."""
-    from fare_hf.evaluation.report.charts import draw_report
+    from fare_hf.evaluation.report.plots import draw_report
 
     try:
         drawn = draw_report(rows, folder)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from fare_hf.encoders import text_classifier
 from fare_hf.evaluation.report.attack_sheet import SheetRow, attack_sheet
-from fare_hf.evaluation.report.charts import draw_report, paired_bars, radius_curves, transfer_map
 from fare_hf.evaluation.report.environment import environment
 from fare_hf.evaluation.report.intervals import bootstrap_interval, fraction_interval, paired_interval, wilson_interval
 from fare_hf.evaluation.report.paired import paired_difference
+from fare_hf.evaluation.report.plots import draw_report, draw_summary, paired_bars, radius_curves, transfer_map
 from fare_hf.evaluation.report.report import RobustnessReport
 from fare_hf.evaluation.report.rows import Row
 from fare_hf.evaluation.vlm.adversarial_images import export_adversarial, load_exported
@@ -41,6 +41,7 @@ __all__ = [
     "check_gradient_masking",
     "clean_drift",
     "draw_report",
+    "draw_summary",
     "environment",
     "evaluate_captions",
     "evaluate_corruptions",

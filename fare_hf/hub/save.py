@@ -15,12 +15,12 @@ from transformers import CLIPVisionModelWithProjection, PreTrainedModel
 
 from fare_hf.attacks import ThreatModel
 from fare_hf.encoders import load_complete
+from fare_hf.evaluation.report.plots import draw_summary
 from fare_hf.files.documents import read_object
 from fare_hf.files.folders import check_new_folder, whole_folder
 from fare_hf.hub.base_model import base_name, inherited_license, is_hub_id
-from fare_hf.hub.card.plot import PLOT, draw_report
 from fare_hf.hub.card.regenerate import KEPT, RECORD, content_of, record_of, report_without_paths
-from fare_hf.hub.card.render import CardContent, ReportLike, render_card
+from fare_hf.hub.card.render import PLOT, CardContent, ReportLike, render_card
 from fare_hf.hub.contents import VOCABULARIES
 from fare_hf.hub.licenses import check_license
 from fare_hf.hub.local_paths import without_local_paths
@@ -109,7 +109,7 @@ def save_robust_encoder(
     weights = _weights(encoder)
     clip, tokenizer = (None, None) if text_encoder is None else whole_clip(encoder, text_encoder)
     published = None if report is None else report_without_paths(report)
-    plot = None if published is None else draw_report(published.rows)
+    plot = None if published is None else draw_summary(published.rows)
     content = CardContent(
         name=repo_id or folder.resolve().name,
         base_model=base,

@@ -27,9 +27,9 @@ from transformers import (
 from fare_hf.attacks import ThreatModel
 from fare_hf.data.pixels import to_pil, unnormalized
 from fare_hf.evaluation import RobustnessReport, Row
+from fare_hf.evaluation.report.plots import draw_summary
 from fare_hf.hub import regenerate_card, rewrite_card, save_robust_encoder
 from fare_hf.hub.base_model import base_name, inherited_license
-from fare_hf.hub.card.plot import draw_report
 from fare_hf.vlm import swap_vision_tower, tower_of
 
 FOUR = ThreatModel("linf", "4/255")
@@ -209,11 +209,11 @@ def test_a_whole_clip_tells_nothing_of_this_machine(tmp_path: Path, clip_folder:
 def test_the_picture_shows_the_report(tmp_path: Path) -> None:
     rows = report("CLIP", "FARE").rows
     names = {"model": "$FARE$_4", "task": "captions", "dataset": "d", "metric": "accuracy"}
-    first = draw_report(rows)
-    assert first is not None and first == draw_report(rows) != draw_report(rows[:3])
-    more = draw_report([*rows, Row(**names, value=1.0, ci=(1, 1), n=1)])
+    first = draw_summary(rows)
+    assert first is not None and first == draw_summary(rows) != draw_summary(rows[:3])
+    more = draw_summary([*rows, Row(**names, value=1.0, ci=(1, 1), n=1)])
     sizes = [Image.open(io.BytesIO(drawn or b"")).size for drawn in (first, more)]
-    assert sizes[1][1] > sizes[0][1] and draw_report([]) is None
+    assert sizes[1][1] > sizes[0][1] and draw_summary([]) is None
 
 
 def test_without_matplotlib_the_card_does_without_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,7 +227,7 @@ def test_a_card_gets_new_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     rewrite_card(folder, report=report("CLIP", "FARE"), report_model="FARE", license="mit")
     assert RobustnessReport.load(folder) == report("CLIP", "FARE")
-    assert (folder / "results.png").read_bytes() == draw_report(report("CLIP", "FARE").rows)
+    assert (folder / "results.png").read_bytes() == draw_summary(report("CLIP", "FARE").rows)
     assert regenerate_card(folder) == (folder / "README.md").read_text() != before["README.md"].decode()
     with pytest.raises(ValueError, match="license 'mine' is unknown"):
         rewrite_card(folder, license="mine")

@@ -19,7 +19,7 @@ from fare_hf.attacks import ThreatModel
 from fare_hf.cli import main as cli
 from fare_hf.data.pixels import to_pil
 from fare_hf.evaluation import Row
-from fare_hf.evaluation.report.charts import paired_bars, radius_curves
+from fare_hf.evaluation.report.plots import paired_bars, radius_curves
 from fare_hf.evaluation.vlm.metrics import VqaAccuracy
 from fare_hf.suites.checks import check_suite
 from fare_hf.suites.kinds import runners

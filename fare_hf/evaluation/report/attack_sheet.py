@@ -12,6 +12,7 @@ import torch
 
 from fare_hf.attacks import ThreatModel
 from fare_hf.data.pixels import check_pixels
+from fare_hf.evaluation.report.plots import new_figure, save_figure
 
 __all__ = ["Answer", "SheetRow", "attack_sheet"]
 
@@ -77,32 +78,25 @@ def attack_sheet(
         raise ValueError("the sheet needs at least one row, and the same attacks in every row.")
     below = max(_height(said) for row in rows for said in (row.clean_answers, *(a for _, a in row.attacked.values())))
     figure, axes = _canvas(len(rows), 1 + 2 * len(attacks), below)
-    for place, row in zip(axes, rows, strict=True):
+    for line, row in zip(axes, rows, strict=True):
         check_pixels(row.clean[None])
-        _draw(place[0], row.clean, f"clean: {row.reference}" if row.reference else "clean", row.clean_answers)
+        _draw(line[0], row.clean, f"clean: {row.reference}" if row.reference else "clean", row.clean_answers)
         for number, (name, (pixels, answers)) in enumerate(row.attacked.items()):
             threat_model.check(pixels[None].float(), row.clean[None].float())
             difference = (0.5 + magnification * (pixels - row.clean)).clamp(0, 1)
-            _draw(place[1 + 2 * number], pixels, name, answers)
-            _draw(place[2 + 2 * number], difference, f"difference x {magnification:g}", {})
+            _draw(line[1 + 2 * number], pixels, name, answers)
+            _draw(line[2 + 2 * number], difference, f"difference x {magnification:g}", {})
     heading = f"white-box attack within {threat_model}"
     top = 1 - 0.1 / figure.get_figheight()
     figure.suptitle(f"{title}\n{heading}" if title else heading, fontsize=13, y=top, va="top")
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    return path
+    return save_figure(figure, path)
 
 
 def _canvas(rows: int, columns: int, below: float) -> tuple[Any, list[list[Any]]]:
-    """A figure of its own (no pyplot, so no global state) and its axes, with `below` inches of text under each."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('pictures need matplotlib: pip install "fare_hf[plots]".') from error
+    """A figure and its axes, with `below` inches of text under each."""
     step = TITLE + IMAGE + below
     width, height = GAP + columns * (IMAGE + GAP), HEADING + rows * step
-    figure = Figure(figsize=(width, height))
+    figure = new_figure(width, height, "pictures")
 
     def axes(row: int, column: int) -> Any:
         left, bottom = GAP + column * (IMAGE + GAP), height - HEADING - row * step - TITLE - IMAGE
@@ -120,9 +114,9 @@ def _draw(axes: Any, pixels: torch.Tensor, title: str, answers: Mapping[str, Ans
     for model, answer in answers.items():
         lines = _lines(answer.text)
         color = {True: RIGHT, False: WRONG, None: PLAIN}[answer.right]
-        place = {"transform": axes.transAxes, "ha": "left", "va": "top", "fontsize": 9, "parse_math": False}
-        axes.text(0, -depth / IMAGE, f"{model}:", color=PLAIN, weight="bold", **place)
-        axes.text(0, -(depth + LINE) / IMAGE, "\n".join(lines), color=color, linespacing=1.1, **place)
+        below = {"transform": axes.transAxes, "ha": "left", "va": "top", "fontsize": 9, "parse_math": False}
+        axes.text(0, -depth / IMAGE, f"{model}:", color=PLAIN, weight="bold", **below)
+        axes.text(0, -(depth + LINE) / IMAGE, "\n".join(lines), color=color, linespacing=1.1, **below)
         depth += _height({model: answer})
 
 

@@ -34,7 +34,9 @@ def wilson_interval(k: int, n: int, confidence: float = 0.95) -> tuple[float, fl
     """
     if n < 1 or not 0 <= k <= n:
         raise ValueError(f"{k} successes of {n}: give n >= 1 and 0 <= k <= n.")
-    z = _quantile(confidence)
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence {confidence!r} must lie between 0 and 1, such as 0.95.")
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
     fraction = k / n
     denominator = 1 + z * z / n
     centre = (fraction + z * z / (2 * n)) / denominator
@@ -49,9 +51,8 @@ def bootstrap_interval(
     *,
     seed: int = 0,
     resamples: int = 2000,
-    confidence: float = 0.95,
 ) -> tuple[float, float]:
-    """Percentile bootstrap of the mean; whole groups are drawn when `groups` says which samples belong together.
+    """95 % percentile bootstrap of the mean; whole groups are drawn when `groups` says which samples belong together.
 
     Images of one class, one source or one drawing are not independent; drawing groups keeps what they share.
 
@@ -60,26 +61,20 @@ def bootstrap_interval(
         groups: one label per sample, or None where each sample is its own group.
         seed: of the resampling; the same seed gives the same interval.
         resamples: number of bootstrap draws.
-        confidence: between 0 and 1.
 
     Returns:
         (low, high), widened where needed to contain the mean.
 
     Raises:
-        ValueError: no values, a value that is not finite, `groups` of another length, confidence outside (0, 1).
+        ValueError: no values, a value that is not finite, `groups` of another length.
     """
     numbers = np.asarray(values, dtype=np.float64)
     if numbers.size == 0 or not np.isfinite(numbers).all():
         raise ValueError("the bootstrap needs at least one value, and finite ones only.")
-    if groups is not None and len(groups) != len(numbers):
-        raise ValueError(f"{len(groups)} groups for {len(numbers)} values: give one group per value.")
-    _quantile(confidence)
-    index = np.arange(len(numbers)) if groups is None else _group_index(groups)
+    index = _group_index(groups, len(numbers))
     sums, sizes = np.bincount(index, weights=numbers), np.bincount(index)
     draws = np.random.default_rng(seed).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=resamples)
-    low, high = np.quantile(draws @ sums / (draws @ sizes), [(1 - confidence) / 2, (1 + confidence) / 2])
-    mean = numbers.mean()
-    return float(min(low, mean)), float(max(high, mean))
+    return _percentiles(draws @ sums / (draws @ sizes), numbers.mean())
 
 
 def paired_interval(
@@ -122,9 +117,7 @@ def bootstrap_statistic(
     Raises:
         ValueError: n below 1, `groups` of another length, or a figure that is not finite.
     """
-    if n < 1 or (groups is not None and len(groups) != n):
-        raise ValueError(f"{n} samples with {n if groups is None else len(groups)} groups: give one group per sample.")
-    index = np.arange(n) if groups is None else _group_index(groups)
+    index = _group_index(groups, n)
     members = [np.flatnonzero(index == group).tolist() for group in range(index.max() + 1)]
     rng, figures = np.random.default_rng(seed), []
     for _ in range(resamples):
@@ -133,8 +126,7 @@ def bootstrap_statistic(
     whole = statistic(list(range(n)))
     if not np.isfinite([*figures, whole]).all():
         raise ValueError("the figure is not finite on some draws of the samples, so that it has no interval.")
-    low, high = np.quantile(figures, [0.025, 0.975])
-    return float(min(low, whole)), float(max(high, whole))
+    return _percentiles(figures, whole)
 
 
 def fraction_interval(
@@ -164,12 +156,14 @@ def number_groups(groups: Sequence[Hashable]) -> list[int]:
     return [numbers.setdefault(group, len(numbers)) for group in groups]
 
 
-def _group_index(groups: Sequence[Hashable]) -> np.ndarray:
-    return np.array(number_groups(groups))
+def _group_index(groups: Sequence[Hashable] | None, n: int) -> np.ndarray:
+    """The group's number of each of n samples; without groups each is its own."""
+    if n < 1 or (groups is not None and len(groups) != n):
+        raise ValueError(f"{n if groups is None else len(groups)} groups for {n} values: give one group per value.")
+    return np.arange(n) if groups is None else np.array(number_groups(groups))
 
 
-def _quantile(confidence: float) -> float:
-    """Two-sided normal quantile."""
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence {confidence!r} must lie between 0 and 1, such as 0.95.")
-    return NormalDist().inv_cdf((1 + confidence) / 2)
+def _percentiles(figures: Sequence[float] | np.ndarray, whole: float) -> tuple[float, float]:
+    """The middle 95 %, widened where needed to contain the figure of all samples."""
+    low, high = np.quantile(figures, [0.025, 0.975])
+    return float(min(low, whole)), float(max(high, whole))

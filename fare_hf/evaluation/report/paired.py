@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from fare_hf.evaluation.report.intervals import paired_interval
 from fare_hf.evaluation.report.rows import Row
-from fare_hf.evaluation.report.tables import grid, threat_text
+from fare_hf.evaluation.report.tables import Column, grid
 
 __all__ = ["difference_table", "paired_difference"]
 
@@ -48,7 +48,7 @@ def difference_table(rows: Sequence[Row]) -> str:
     pairs = [(base[_column(row)], row) for row in others if not _obstacle(base[_column(row)], row)]
     if not pairs:
         return ""
-    cells = {(row.model, *_column(row)): _cell(first, row) for first, row in pairs}
+    cells = {(row.model, _column(row)): _cell(first, row) for first, row in pairs}
     head = f"Difference to {able[0].model} in points, paired 95 % interval:"
     return f"{head}\n\n{grid([row for _, row in pairs], cells)}"
 
@@ -64,9 +64,9 @@ def _cell(first: Row, second: Row) -> str:
 def _obstacle(first: Row, second: Row) -> str:
     """Why two rows cannot be compared in pairs; empty where they can."""
     for name in FIGURE:
-        ours, theirs = getattr(first, name), getattr(second, name)
+        ours, theirs = str(getattr(first, name)), str(getattr(second, name))
         if ours != theirs:
-            return f"they have {name} {str(ours)!r} and {str(theirs)!r}, give rows of one figure"
+            return f"they have {name} {ours!r} and {theirs!r}, give rows of one figure"
     for row in (first, second):
         if row.outcomes is None:
             return f"the row of {row.model!r} has no outcomes, measure it again as a rate"
@@ -77,8 +77,8 @@ def _obstacle(first: Row, second: Row) -> str:
     return ""
 
 
-def _column(row: Row) -> tuple[str, str]:
-    return row.dataset, threat_text(row)
+def _column(row: Row) -> Column:
+    return row.dataset, row.threat_model
 
 
 def _values(row: Row) -> list[float]:

@@ -13,10 +13,10 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from fare_hf.attacks import ThreatModel
 from fare_hf.evaluation import RobustnessReport
+from fare_hf.evaluation.report.plots import draw_summary
 from fare_hf.files.documents import read_object, read_text
 from fare_hf.files.folders import path_inside
-from fare_hf.hub.card.plot import PLOT, draw_report
-from fare_hf.hub.card.render import CardContent, ReportLike, render_card
+from fare_hf.hub.card.render import PLOT, CardContent, ReportLike, render_card
 from fare_hf.hub.licenses import check_license
 from fare_hf.hub.local_paths import without_local_paths
 from fare_hf.hub.retry import Retries, bounded_waits
@@ -97,7 +97,7 @@ def rewrite_card(folder: str | os.PathLike[str], *, report: ReportLike | None = 
         raise ValueError(f"'{card}' was edited by hand: move it away to have it rendered again.")
     files: dict[str, bytes] = {}
     report = None if report is None else report_without_paths(report)
-    plot = None if report is None else draw_report(report.rows)
+    plot = None if report is None else draw_summary(report.rows)
     if report is not None:
         changes |= {"report": report, "plot": None if plot is None else PLOT}
         files["report.json"] = report.to_json().encode()

@@ -17,8 +17,10 @@ from fare_hf.files.credentials import find_secret, names_secret
 from fare_hf.files.markup import inline, is_link, literal
 from fare_hf.hub.base_model import is_hub_id
 
-__all__ = ["CardContent", "ReportLike", "render_card"]
+__all__ = ["PLOT", "CardContent", "ReportLike", "render_card"]
 
+PLOT = "results.png"
+"""The picture of the report, beside the card."""
 TEMPLATE = Path(__file__).with_name("template.md")
 CLASSES = ("CLIPVisionModel", "CLIPVisionModelWithProjection")
 LONGEST_NAME = 300

@@ -19,8 +19,8 @@ from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionMode
 from fare_hf.encoders import load_complete
 from fare_hf.files.documents import front_matter, read_text
 from fare_hf.files.folders import path_inside
-from fare_hf.hub.card.plot import PLOT
 from fare_hf.hub.card.regenerate import card_under_name
+from fare_hf.hub.card.render import PLOT
 from fare_hf.hub.contents import check_contents
 from fare_hf.hub.licenses import check_license
 from fare_hf.pretrained.configuration import configuration_from, load_image_processor, read_json_object

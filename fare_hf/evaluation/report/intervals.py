@@ -74,7 +74,7 @@ def bootstrap_interval(
     index = _group_index(groups, len(numbers))
     sums, sizes = np.bincount(index, weights=numbers), np.bincount(index)
     draws = np.random.default_rng(seed).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=resamples)
-    return _percentiles(draws @ sums / (draws @ sizes), numbers.mean())
+    return _percentiles(draws @ sums / (draws @ sizes), numbers.mean(), lower=(1 - 0.95) / 2)
 
 
 def paired_interval(
@@ -163,7 +163,10 @@ def _group_index(groups: Sequence[Hashable] | None, n: int) -> np.ndarray:
     return np.arange(n) if groups is None else np.array(number_groups(groups))
 
 
-def _percentiles(figures: Sequence[float] | np.ndarray, whole: float) -> tuple[float, float]:
-    """The middle 95 %, widened where needed to contain the figure of all samples."""
-    low, high = np.quantile(figures, [0.025, 0.975])
+def _percentiles(figures: Sequence[float] | np.ndarray, whole: float, lower: float = 0.025) -> tuple[float, float]:
+    """The middle 95 %, widened where needed to contain the figure of all samples.
+
+    Reports hold every digit: means keep the `lower` they were first computed with, which is not 0.025 in its last bit.
+    """
+    low, high = np.quantile(figures, [lower, 0.975])
     return float(min(low, whole)), float(max(high, whole))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 __all__ = ["GOING_ON", "PURPOSE", "add_options", "run"]
 
-PURPOSE = "publish a saved encoder on the Hub, and read it back"
+PURPOSE = "publish a saved encoder on the Hub, and compare what is there"
 GOING_ON = "what the Hub has is not sent again; the same command goes on"
 
 
@@ -19,7 +19,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", default="main", help="branch, made if absent: one for each checkpoint of a run")
     parser.add_argument("--create_pr", action="store_true", help="open a pull request to the revision instead")
     parser.add_argument("--tag", help="put on the published commit")
-    parser.add_argument("--message", help="of the commit")
+    parser.add_argument("--commit_message", help="of the commit")
     parser.add_argument(
         "--with_text_encoder",
         nargs="?",
@@ -34,5 +34,5 @@ def run(args: argparse.Namespace) -> None:
     from fare_hf.hub import push_robust_encoder
 
     options = {"private": args.private, "revision": args.revision, "create_pr": args.create_pr, "tag": args.tag}
-    options |= {} if args.message is None else {"message": args.message}
+    options |= {} if args.commit_message is None else {"commit_message": args.commit_message}
     print(push_robust_encoder(args.folder, args.repo_id, text_encoder=args.with_text_encoder, **options))

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from huggingface_hub import get_session, hf_hub_url, try_to_load_from_cache
+from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import OfflineModeIsEnabled
-from huggingface_hub.utils import HFValidationError, build_hf_headers, hf_raise_for_status, validate_repo_id
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from fare_hf.convert.checkpoints import names_repository
-from fare_hf.files.documents import MIB, front_matter, read_text
+from fare_hf.files.documents import front_matter, read_text
 from fare_hf.files.markup import is_link
+from fare_hf.hub.download import read_start
 from fare_hf.hub.licenses import check_license
 from fare_hf.hub.retry import Retries, is_transient, persist
 
@@ -101,7 +102,9 @@ def _hub_card(repo_id: str) -> Mapping[str, Any]:
     if isinstance(cached, str):
         return card_head(Path(cached))
     try:
-        return front_matter(persist(lambda: _download(repo_id), replace(BRIEF, waits=[])), f"the card of {repo_id!r}")
+        return front_matter(
+            persist(lambda: read_start(repo_id, "README.md"), replace(BRIEF, waits=[])), f"the card of {repo_id!r}"
+        )
     except OfflineModeIsEnabled:
         return {}
     except Exception as error:
@@ -112,21 +115,6 @@ def _hub_card(repo_id: str) -> Mapping[str, Any]:
                 type(error).__name__,
             )
         return {}  # no such repository, no card, no right to read: there is nothing to inherit
-
-
-def _download(repo_id: str) -> str:
-    """The beginning of a card, where its head is: the rest may have any length."""
-    text = ""
-    address, headers = hf_hub_url(repo_id, "README.md"), build_hf_headers()
-    with get_session().stream("GET", address, headers=headers, follow_redirects=True) as response:
-        if response.status_code >= 400:
-            response.read()
-        hf_raise_for_status(response)
-        for part in response.iter_text():
-            text += part
-            if len(text) > MIB:
-                break
-    return text
 
 
 def card_head(card: Path) -> dict[str, Any]:

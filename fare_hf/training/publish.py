@@ -95,7 +95,7 @@ def publish(
     trainer: FareTrainer,
     folder: str | os.PathLike[str] | None = None,
     *,
-    message: str | None = None,
+    commit_message: str | None = None,
     token: str | None = None,
     revision: str | None = None,
     private: bool | None = None,
@@ -104,7 +104,7 @@ def publish(
     **changes: Any,
 ) -> Publication | None:
     """Publishes the encoder as it is now, or a folder of it, on the main process; None on the others."""
-    options = _push_options(trainer, message=message, token=token, revision=revision, private=private)
+    options = _push_options(trainer, commit_message=commit_message, token=token, revision=revision, private=private)
     options |= {"create_pr": create_pr, "tag": tag}
     encoder: Any = whole_encoder(trainer) if folder is None else None
     try:
@@ -143,7 +143,7 @@ def _save_plain(encoder: Any, processor: Any, folder: Path) -> None:
 def _push_options(
     trainer: FareTrainer,
     *,
-    message: str | None = None,
+    commit_message: str | None = None,
     token: str | None = None,
     revision: str | None = None,
     private: bool | None = None,
@@ -155,7 +155,7 @@ def _push_options(
         "token": token or args.hub_token,
         "revision": revision or args.hub_revision or "main",
         "private": args.hub_private_repo if private is None else private,
-        "message": message or f"Robust encoder of step {trainer.state.global_step}",
+        "commit_message": commit_message or f"Robust encoder of step {trainer.state.global_step}",
     }
 
 

@@ -237,7 +237,7 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
 
         Args:
             commit_message: of the commit.
-            blocking: nothing; it always waits, as what is published is read back.
+            blocking: nothing; it always waits, as what is published is compared.
             token, revision, private: as `push_robust_encoder`; by default `hub_token`, `hub_revision` and
                 `hub_private_repo` of the arguments.
             folder: a clean folder of this encoder, to push that.
@@ -252,7 +252,9 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         if self.hub_model_id is None:
             self.init_hf_repo(token)
-        return publish(self, folder, message=commit_message, token=token, revision=revision, private=private, **save)
+        return publish(
+            self, folder, commit_message=commit_message, token=token, revision=revision, private=private, **save
+        )
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """The Trainer uploads the checkpoint as it is; here its encoder goes to a branch, or to the run's branch."""

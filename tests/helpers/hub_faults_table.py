@@ -1,7 +1,7 @@
 """What becomes of a push under each fault, all tried: the checks behind the table of `fare_hf/hub/FAULTS.md`.
 
-`python tests/hub_faults_table.py` runs all of them against the loopback Hub and writes the table; `test_hub_faults.py`
-runs a part as tests and compares the table with what it finds.
+`PYTHONPATH=tests python tests/helpers/hub_faults_table.py` runs all of them against the loopback Hub and writes the
+table; `test_faults.py` runs a part as tests and compares the table with what it finds.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ ROWS = {**{name: ("lfs", where) for name, where in OPERATIONS.items()}, **{name:
 INTRO = """# What becomes of a push when something fails
 
 Each cell was tried: a push of a small encoder to the loopback Hub of `tests/`, with the unmodified client, real HTTP,
-and the fault in one operation. `python tests/hub_faults_table.py` writes this page, a test compares it.
+and the fault in one operation. `PYTHONPATH=tests python tests/helpers/hub_faults_table.py` writes this page, a test
+compares it.
 
 - **published (n)**: the fault struck twice (in Xet's steps once) and then passed; all files are on the Hub, in one
   commit, equal to the folder, after n requests of that operation. A commit whose answer is lost is seen at the head

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-__all__ = ["TOKEN", "USERS", "Fault", "File", "Refusal", "Repo", "Tree", "write_allowed"]
+__all__ = ["TOKEN", "USERS", "Fault", "File", "Refusal", "Repo", "Tree", "commit_name", "write_allowed"]
 
 TOKEN = "hf_loopbackMeWritesHere"
 USERS = {
@@ -71,9 +71,14 @@ class Repo:
 
     def add(self, tree: Tree, parent: str | None) -> str:
         """A new commit; it is on no branch yet."""
-        oid = hashlib.sha1(f"{len(self.commits)}{parent}".encode()).hexdigest()
+        oid = commit_name(len(self.commits), parent)
         self.commits[oid] = (tree, parent)
         return oid
+
+
+def commit_name(number: int, parent: str | None) -> str:
+    """The id of a repository's commit, which counts from 0."""
+    return hashlib.sha1(f"{number}{parent}".encode()).hexdigest()
 
 
 @dataclass

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from helpers.loopback_repos import commit_name
+
 HTML = "<html><body><h1>503</h1>busy</body></html>"
 
 FAULTS: dict[str, dict[str, Any]] = {
@@ -27,8 +29,7 @@ OPERATIONS = {
     "upload": "PUT /lfs/",
     "validate": "POST /api/validate-yaml",
     "commit": "POST .*/commit/",
-    "read": "GET .*/resolve/",
-    "storage": "GET /lfs/",
+    "compare": f"GET .*/tree/{commit_name(1, commit_name(0, None))}",
     "tag": "POST .*/tag/",
 }
 

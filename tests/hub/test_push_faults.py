@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from helpers.hub import FILES, online_hub, push, save, stop_time
-from helpers.loopback_hub import TOKEN, LoopbackHub
+from helpers.loopback_hub import TOKEN, File, LoopbackHub, Repo
+from helpers.loopback_repos import Tree
 from helpers.push_faults import FAULTS, HTML, OPERATIONS, XET_STEPS
 
 from fare_hf.hub import PushError, Retries
@@ -73,7 +74,7 @@ def test_a_fault_that_passes_leaves_one_commit(
     assert TOKEN not in said.out + said.err
 
 
-REFUSED = ["create", "preupload", "batch", "upload", "commit", "read", "tag"]
+REFUSED = ["create", "preupload", "batch", "upload", "commit", "compare", "tag"]
 
 
 @pytest.mark.parametrize(("operation", "status"), some(REFUSED, [401, 403, 404]))
@@ -86,7 +87,7 @@ def test_a_refusal_is_told_and_not_tried_again(
     assert str(status) in said and said.endswith(f"To go on: fare-hf push {folder} me/fare4 --tag v1")
     assert hub.count(OPERATIONS[operation]) == 1
     on_hub, not_there = said.split("On the Hub: ")[1].split(". Not on the Hub: ")
-    committed = operation in ("read", "tag")
+    committed = operation in ("compare", "tag")
     assert ("model.safetensors" in on_hub) == committed and ("model.safetensors" in not_there) != committed
     assert (
         (len(hub.repos["me/fare4"].commits) == 2)
@@ -101,7 +102,7 @@ def test_a_refusal_is_told_and_not_tried_again(
 
 
 @pytest.mark.parametrize(
-    "operation", [pytest.param("create", marks=slow), "upload", pytest.param("commit", marks=slow), "read"]
+    "operation", [pytest.param("create", marks=slow), "upload", pytest.param("commit", marks=slow), "compare"]
 )
 def test_a_fault_that_stays_is_told_and_the_next_push_goes_on(operation: str, hub: LoopbackHub, folder: Path) -> None:
     hub.fail(OPERATIONS[operation], times=999, status=503, body=HTML)
@@ -141,9 +142,24 @@ def test_somebody_elses_commit_is_not_overwritten(hub: LoopbackHub, folder: Path
     assert repo.head("main") == theirs
 
 
-def test_what_comes_back_different_is_told(hub: LoopbackHub, folder: Path) -> None:
-    hub.fail("GET /lfs/", status=200, body="something else")
-    assert "model.safetensors came back different" in failure(hub, folder)
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_file_that_arrived_different_is_told(
+    name: str, hub: LoopbackHub, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as it was, so that its hash alone tells; the next push sends it again."""
+    add = Repo.add
+
+    def damaged(self: Repo, tree: Tree, parent: str | None) -> str:
+        changed = {name: File(tree[name].data[:-1] + b"?", tree[name].lfs)} if name in tree else {}
+        return add(self, {**tree, **changed}, parent)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Repo, "add", damaged)
+        said = failure(hub, folder, tag="v1")
+    assert f"{name} of commit" in said and "has other hashes than here" in said and hub.repos["me/fare4"].tags == {}
+    assert f"Not on the Hub: {name}. To go on: fare-hf push" in said
+    push(hub, folder, tag="v1")
+    assert hub.repos["me/fare4"].tree()[name].data == (folder / name).read_bytes()
 
 
 def test_a_wait_that_is_too_long_ends_it(hub: LoopbackHub, folder: Path, waits: list[float]) -> None:

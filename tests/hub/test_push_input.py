@@ -38,7 +38,7 @@ def refusal(hub: LoopbackHub, source: Any, *args: Any, **options: Any) -> str:
 
 def test_tokens_and_rights(hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = save(tmp_path / "fare4")
-    monkeypatch.setattr("fare_hf.hub.push.push.get_token", lambda: None)
+    monkeypatch.setattr("fare_hf.hub.push.remote.get_token", lambda: None)
     assert "there is no access token" in refusal(hub, folder, token="")
     wrong = "hf_wrongWrongWrong"
     said = refusal(hub, folder, token=wrong)
@@ -184,6 +184,6 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_the_command_line_says_it_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr("fare_hf.hub.push.remote.get_token", lambda: None)  # nobody has to log in for that
     with pytest.raises(SystemExit, match="fare-hf: error: '.*none' is no folder"):
         cli.main(["push", str(tmp_path / "none"), "me/fare4"])

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationCopy, RepoFile, get_token, hf_hub_download
+from huggingface_hub import CommitOperationAdd, CommitOperationCopy, RepoFile, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 
 from fare_hf.files.credentials import redact
@@ -58,15 +58,14 @@ def merge_on_hub(
         PushError: the Hub refused or failed; nothing was committed.
     """
     check_repo_id(out)
-    found = token or get_token()
-    if not found:
-        raise ValueError("there is no access token: run `hf auth login`, set HF_TOKEN, or pass token.")
-    source = Remote(vlm_repo, found, endpoint, retries or Retries())
-    target = Remote(out, found, endpoint, retries or Retries())
+    source, target = (Remote(repo_id, token, endpoint, retries) for repo_id in (vlm_repo, out))
+    target.check_token()
     try:
         return _merge(source, target, encoder, private, revision, encoder_revision, base)
     except (HfHubHTTPError, ConnectionError, TimeoutError) as error:
-        message = redact(f"the merge into '{out}' failed ({error}): nothing was committed; run it again.", found)
+        message = redact(
+            f"the merge into '{out}' failed ({error}): nothing was committed; run it again.", target.token
+        )
     # Raised outside the handler: the original error holds the request, and with it the token.
     raise PushError(message)
 

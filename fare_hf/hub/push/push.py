@@ -1,4 +1,4 @@
-"""Publishing a robust encoder on the Hub: nothing lost, nothing twice, everything read back."""
+"""Publishing a robust encoder on the Hub: nothing lost, nothing twice, everything compared."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ import shlex
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import get_token
 from huggingface_hub.errors import RepositoryNotFoundError
 from transformers import PreTrainedModel
 
@@ -19,12 +18,12 @@ from fare_hf.files.credentials import redact
 from fare_hf.files.documents import read_object
 from fare_hf.hub.push.folder import LocalFile, check_loads, check_reference, check_repo_id, read_folder, vision_shape
 from fare_hf.hub.push.remote import Moved, Remote, State
-from fare_hf.hub.retry import Retries, status_of, wait_asked
+from fare_hf.hub.retry import Retries, wait_asked
 from fare_hf.hub.save import copy_with_text_encoder, save_robust_encoder
 
 __all__ = ["Publication", "PushError", "check_access", "push_robust_encoder"]
 
-MESSAGE = "Publish robust encoder"
+COMMIT_MESSAGE = "Publish robust encoder"
 
 
 class PushError(OSError):
@@ -33,7 +32,7 @@ class PushError(OSError):
 
 @dataclass(frozen=True)
 class Publication:
-    """What was published, read back and found equal.
+    """What was published, with the hashes that the files have here.
 
     Attributes:
         repo_id: with its namespace.
@@ -53,9 +52,8 @@ class Publication:
 
     def __str__(self) -> str:
         tag = f", tag {self.tag}" if self.tag else ""
-        return (
-            f"{self.url} ({self.revision}{tag}, commit {self.commit[:12]}): {len(self.files)} files, read back equal"
-        )
+        commit = f"{self.revision}{tag}, commit {self.commit[:12]}"
+        return f"{self.url} ({commit}): {len(self.files)} files, equal by the Hub's hashes"
 
 
 @dataclass(frozen=True)
@@ -63,21 +61,20 @@ class _Order:
     """What was asked for."""
 
     folder: Path
-    repo_id: str
-    private: bool | None
-    revision: str
-    create_pr: bool
-    tag: str | None
-    message: str
+    private: bool | None = None
+    revision: str = "main"
+    create_pr: bool = False
+    tag: str | None = None
+    commit_message: str = COMMIT_MESSAGE
 
-    def command(self) -> str:
+    def command(self, repo_id: str) -> str:
         """The same as a command line; it never holds a token."""
-        words = ["fare-hf", "push", str(self.folder), self.repo_id]
+        words = ["fare-hf", "push", str(self.folder), repo_id]
         words += [] if self.private is None else ["--private" if self.private else "--no-private"]
         words += [] if self.revision == "main" else ["--revision", self.revision]
         words += ["--create_pr"] if self.create_pr else []
         words += ["--tag", self.tag] if self.tag else []
-        words += [] if self.message == MESSAGE else ["--message", self.message]
+        words += [] if self.commit_message == COMMIT_MESSAGE else ["--commit_message", self.commit_message]
         return shlex.join(words)
 
 
@@ -90,13 +87,13 @@ def push_robust_encoder(
     create_pr: bool = False,
     tag: str | None = None,
     token: str | None = None,
-    message: str = MESSAGE,
+    commit_message: str = COMMIT_MESSAGE,
     endpoint: str | None = None,
     retries: Retries | None = None,
     text_encoder: str | None = None,
     **save: Any,
 ) -> Publication:
-    """Publish an encoder, or the folder that `save_robust_encoder` wrote, and read back what was published.
+    """Publish an encoder, or the folder that `save_robust_encoder` wrote, and compare the hashes of what is there.
 
     Everything local is checked first, then the account and the repository; only then something is sent. What the Hub
     holds already is not sent again, so a push that was cut off goes on when it is repeated, and one that was complete
@@ -110,7 +107,7 @@ def push_robust_encoder(
         create_pr: open a pull request to `revision` instead; needs no right to write.
         tag: put on the published commit.
         token: access token; None takes `HF_TOKEN` or that of `hf auth login`.
-        message: of the commit.
+        commit_message: of the commit.
         endpoint: of another Hub than `HF_ENDPOINT`.
         retries: how patient to be.
         text_encoder: the original CLIP, whose text encoder and tokenizer are published too.
@@ -125,10 +122,9 @@ def push_robust_encoder(
     check_reference(tag, "tag")
     if create_pr and tag:
         raise ValueError(f"tag {tag!r} cannot be put on a pull request: tag after it is merged.")
-    token = _token(token)
     folder, temporary = _folder(source, text_encoder, {"repo_id": repo_id, **save})
-    order = _Order(folder, repo_id, private, revision, create_pr, tag, message)
-    job = _Push(order, Remote(repo_id, token, endpoint, retries or Retries()))
+    order = _Order(folder, private, revision, create_pr, tag, commit_message)
+    job = _Push(order, Remote(repo_id, token, endpoint, retries))
     failure = job.attempt(job.run)
     if temporary and not isinstance(failure, PushError):
         shutil.rmtree(temporary, ignore_errors=True)
@@ -149,19 +145,11 @@ def check_access(
         PushError: the Hub does not answer.
     """
     check_repo_id(repo_id)
-    order = _Order(Path(), repo_id, None, "main", False, None, MESSAGE)
-    job = _Push(order, Remote(repo_id, _token(token), endpoint, retries or Retries()))
+    job = _Push(_Order(Path()), Remote(repo_id, token, endpoint, retries))
     failure = job.attempt(job.check_account)
     if failure is not None:
         raise failure
     return job.remote.repo_id
-
-
-def _token(token: str | None) -> str:
-    found = token or get_token()
-    if not found:
-        raise ValueError("there is no access token: run `hf auth login`, set HF_TOKEN, or pass token.")
-    return found
 
 
 def _folder(
@@ -209,16 +197,17 @@ class _Push:
         return None
 
     def run(self) -> None:
-        """Checks, sends, reads back."""
+        """Checks the folder, the account and the repository; then sends, and compares."""
         order, remote = self.order, self.remote
-        self.files = read_folder(order.folder, order.repo_id, remote.token)
+        named = remote.repo_id
+        self.files = read_folder(order.folder, named, remote.token)
         check_loads(order.folder)
         self.check_account()
-        if remote.repo_id != order.repo_id:
+        if remote.repo_id != named:
             self.files = read_folder(order.folder, remote.repo_id, remote.token)
         self.stage = "looking at the repository"
-        state = self._check_state(remote.state())
-        self._check_card(state)
+        state = remote.state()
+        self._check_state(state)
         self.stage, self.sending = "creating the repository", True
         if state is None:
             remote.create(order.private)
@@ -238,16 +227,15 @@ class _Push:
             self.stage = "uploading"
             remote.upload(operations, order.revision, order.create_pr)
             self.stage = "committing"
-            details = (operations, self.files, order.revision, parent, order.message)
+            details = (operations, self.files, order.revision, parent, order.commit_message)
             if order.create_pr:
                 reference, url = remote.open_pull_request(*details)
                 commit = remote.head(reference)
             else:
                 commit = remote.commit(*details)
-        self.stage = "reading back what was published"
-        different = remote.differing(self.files, commit)
-        if different:
-            raise OSError(f"{', '.join(different)} came back different from commit {commit}")
+            self.stage = "comparing what was published"
+            if different := remote.missing(self.files, commit):
+                raise OSError(f"{', '.join(different)} of commit {commit} has other hashes than here")
         if order.tag:
             self.stage = f"tagging commit {commit[:12]} as '{order.tag}'"
             remote.create_tag(order.tag, commit)
@@ -258,16 +246,10 @@ class _Push:
         """The token is known, and may write where it shall; a name without namespace gets the account's."""
         remote = self.remote
         self.stage = "asking who the token belongs to"
-        try:
-            account = remote.account()
-        except Exception as error:
-            if status_of(error) not in (401, 403):
-                raise
-            raise ValueError(f"the Hub does not accept the access token ({status_of(error)}): log in again.") from None
+        account = remote.account()
         name = account["name"]
         if "/" not in remote.repo_id:
             remote.repo_id = f"{name}/{remote.repo_id}"
-            self.order = replace(self.order, repo_id=remote.repo_id)
         if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
             raise ValueError(f"the access token of {name!r} may only read: make one with the right to write.")
         spaces = {name} | {org["name"] for org in account.get("orgs", []) if org.get("roleInOrg") != "read"}
@@ -277,35 +259,25 @@ class _Push:
                 f"{sorted(spaces)}, or open a pull request (create_pr)."
             )
 
-    def _check_state(self, state: State | None) -> State | None:
-        """What exists already is the same kind of thing."""
-        order, repo_id = self.order, self.remote.repo_id
-        if state is None:
-            if order.create_pr:
-                raise ValueError(f"there is no repository {repo_id!r} to open a pull request in: leave out create_pr.")
-            return None
-        if order.private and not state.private:
-            raise ValueError(f"{repo_id!r} is public already: make it private on its page, or leave out private.")
-        if order.private is False and state.private:
-            raise ValueError(f"{repo_id!r} is private already: make it public on its page, or leave out private.")
-        if order.revision in state.tags or (order.create_pr and order.revision not in state.branches):
-            raise ValueError(f"revision {order.revision!r} of {repo_id!r} is no branch: name a branch.")
-        self._check_architecture(self._seen(state))
-        if order.tag in state.tags and self.remote.missing(self.files, state.tags[str(order.tag)]):
-            raise ValueError(f"tag {order.tag!r} of {repo_id!r} is on other files already: give another tag.")
-        return state
-
-    def _check_card(self, state: State | None) -> None:
-        """The Hub takes the card, unless it has it already."""
+    def _check_state(self, state: State | None) -> None:
+        """What exists already is the same kind of thing, and the Hub takes the card, unless it has it already."""
+        order, remote = self.order, self.remote
         card = next(file for file in self.files if file.path == "README.md")
-        if state is not None and not self.remote.missing([card], self._seen(state)):
-            return
-        self.stage = "asking whether the card is valid"
-        self.remote.check_card((card.content or card.source.read_bytes()).decode("utf-8"))
-
-    def _seen(self, state: State) -> str:
-        """The revision that exists already: the one to write to, or what it will start from."""
-        return self.order.revision if self.order.revision in state.branches else "main"
+        if state is None and order.create_pr:
+            raise ValueError(
+                f"there is no repository {remote.repo_id!r} to open a pull request in: leave out create_pr."
+            )
+        if state is not None:
+            _check_references(order, remote.repo_id, state)
+            seen = order.revision if order.revision in state.branches else "main"
+            self._check_architecture(seen)
+            if order.tag in state.tags and remote.missing(self.files, state.tags[str(order.tag)]):
+                raise ValueError(
+                    f"tag {order.tag!r} of {remote.repo_id!r} is on other files already: give another tag."
+                )
+        if state is None or remote.missing([card], seen):
+            self.stage = "asking whether the card is valid"
+            remote.check_card((card.content or card.source.read_bytes()).decode("utf-8"))
 
     def _check_architecture(self, revision: str) -> None:
         """An encoder never replaces one of another shape."""
@@ -323,10 +295,18 @@ class _Push:
                 )
 
 
+def _check_references(order: _Order, repo_id: str, state: State) -> None:
+    if order.private not in (None, state.private):
+        now, wanted = ("private", "public") if state.private else ("public", "private")
+        raise ValueError(f"{repo_id!r} is {now} already: make it {wanted} on its page, or leave out private.")
+    if order.revision in state.tags or (order.create_pr and order.revision not in state.branches):
+        raise ValueError(f"revision {order.revision!r} of {repo_id!r} is no branch: name a branch.")
+
+
 def _story(job: _Push, error: Exception) -> str:
     """What happened, what is on the Hub, what is not, and the command to go on."""
     start = f"publishing to '{job.remote.repo_id}' stopped while {job.stage}: {_cause(error)}"
-    command = f" To go on: {job.order.command()}" if job.files else ""
+    command = f" To go on: {job.order.command(job.remote.repo_id)}" if job.files else ""
     if not job.sending:
         return f"{start}. Nothing was sent.{command}"
     there, missing = _look(job)
@@ -347,7 +327,7 @@ def _look(job: _Push) -> tuple[str, str]:
     try:
         missing = remote.missing(job.files, order.revision)
     except Exception:
-        return "the repository", everything
+        return "the repository", f"perhaps {everything}"
     there = [file.path for file in job.files if file.path not in missing]
     tag = [f"the tag {order.tag}"] if order.tag and "tagging" in job.stage else []
     return "the repository with " + (", ".join(there) or "none of these files"), ", ".join(missing + tag) or "nothing"

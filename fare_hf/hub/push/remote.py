@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
-from urllib.parse import quote
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoFile, get_session
-from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
-from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoFile, get_session, get_token
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
 from fare_hf.files.documents import parse_json
+from fare_hf.hub.download import read_start
 from fare_hf.hub.push.folder import LocalFile, is_published
 from fare_hf.hub.retry import Retries, persist, status_of
 
@@ -39,18 +37,31 @@ class Remote:
 
     Args:
         repo_id: "name", or "namespace/name".
-        token: access token.
+        token: access token; None takes `HF_TOKEN` or that of `hf auth login`.
         endpoint: of another Hub than the usual one.
         retries: how patient to be.
     """
 
-    def __init__(self, repo_id: str, token: str, endpoint: str | None, retries: Retries) -> None:
-        self.api = HfApi(endpoint=endpoint, token=token, library_name="fare_hf")
-        self.repo_id, self.token, self.retries = repo_id, token, retries
+    def __init__(self, repo_id: str, token: str | None, endpoint: str | None, retries: Retries | None) -> None:
+        self.token = token or get_token()
+        self.api = HfApi(endpoint=endpoint, token=self.token, library_name="fare_hf")
+        self.repo_id, self.retries = repo_id, retries or Retries()
+
+    def check_token(self) -> None:
+        """Raises ValueError where there is no access token."""
+        if not self.token:
+            raise ValueError("there is no access token: run `hf auth login`, set HF_TOKEN, or pass token.")
 
     def account(self) -> dict[str, Any]:
-        """Who the token belongs to."""
-        return persist(self.api.whoami, self.retries)
+        """Who the token belongs to; raises ValueError where there is none, or the Hub does not accept it."""
+        self.check_token()
+        try:
+            return persist(self.api.whoami, self.retries)
+        except Exception as error:
+            status = status_of(error)
+            if status not in (401, 403):
+                raise
+        raise ValueError(f"the Hub does not accept the access token ({status}): log in again.")
 
     def state(self) -> State | None:
         """The repository, or None where there is none that the token sees."""
@@ -190,34 +201,13 @@ class Remote:
 
     def read_json(self, path: str, revision: str) -> dict[str, Any] | None:
         """A small JSON file; None where it is absent or no JSON object."""
-        if path not in self.tree(revision):
-            return None
+        where = {"revision": revision, "endpoint": self.api.endpoint, "token": self.token}
         try:
-            found = parse_json(persist(lambda: self._read(path, revision)[1], self.retries), f"{path!r} on the Hub")
-        except ValueError:
+            text = persist(lambda: read_start(self.repo_id, path, **where), self.retries)
+            found = parse_json(text, f"{path!r} on the Hub")
+        except (EntryNotFoundError, ValueError):
             return None
         return found if isinstance(found, dict) else None
-
-    def differing(self, files: list[LocalFile], commit: str) -> list[str]:
-        """Reads every file back, byte by byte, and names those that came back different."""
-        found = []
-        for file in files:
-            digest, _ = persist(partial(self._read, file.path, commit), self.retries)
-            found += [] if digest == file.hashes[0] else [file.path]
-        return found
-
-    def _read(self, path: str, revision: str) -> tuple[str, bytes]:
-        """SHA-256 of a file as it is downloaded, and its first megabyte."""
-        url = f"{self.api.endpoint}/{self.repo_id}/resolve/{quote(revision, safe='')}/{quote(path)}"
-        headers = {**build_hf_headers(token=self.token, library_name="fare_hf"), "Accept-Encoding": "identity"}
-        digest, start = hashlib.sha256(), b""
-        with http_stream_backoff("GET", url, headers=headers, max_retries=0) as response:
-            if response.status_code != 200:
-                raise HfHubHTTPError(f"{response.status_code} for {path}", response=response)
-            for chunk in response.iter_bytes():
-                digest.update(chunk)
-                start += chunk[: max(0, (1 << 20) - len(start))]
-        return digest.hexdigest(), start
 
 
 def _addition(file: LocalFile) -> CommitOperationAdd:

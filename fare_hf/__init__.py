@@ -7,8 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the same names as below, for type checkers (a test compares them)
     from fare_hf.attacks import ThreatModel, apgd, autoattack, fab, pgd, square
+    from fare_hf.convert import convert_from_open_clip, convert_to_open_clip
+    from fare_hf.data.pixel_datasets import PixelDataset
+    from fare_hf.data.pixels import Normalization
+    from fare_hf.encoders import load_encoder, text_classifier
     from fare_hf.evaluation import (
         RobustnessReport,
         check_gradient_masking,
@@ -20,58 +24,31 @@ if TYPE_CHECKING:
     from fare_hf.hub import merge_vision_tower, push_robust_encoder, save_robust_encoder
     from fare_hf.objectives import FareObjective, TecoaObjective
     from fare_hf.training import FareConfig, FareTrainer
-    from fare_hf.vlm import VlmLoss, robust_pipeline, swap_vision_tower
+    from fare_hf.vlm import VlmLoss, generate_text, robust_pipeline, swap_vision_tower
 
-# Where each public name lives. They are imported on first use: attacks alone need neither transformers nor datasets.
-_HOMES = {
-    "FareConfig": "training",
-    "FareObjective": "objectives",
-    "FareTrainer": "training",
-    "RobustnessReport": "evaluation",
-    "TecoaObjective": "objectives",
-    "ThreatModel": "attacks",
-    "VlmLoss": "vlm",
-    "apgd": "attacks",
-    "autoattack": "attacks",
-    "check_gradient_masking": "evaluation",
-    "evaluate_captions": "evaluation",
-    "evaluate_targeted": "evaluation",
-    "evaluate_vlm": "evaluation",
-    "evaluate_zero_shot": "evaluation",
-    "fab": "attacks",
-    "merge_vision_tower": "hub",
-    "pgd": "attacks",
-    "push_robust_encoder": "hub",
-    "robust_pipeline": "vlm",
-    "save_robust_encoder": "hub",
-    "square": "attacks",
-    "swap_vision_tower": "vlm",
+# Where the public names are defined. They are imported on first use: attacks need neither transformers nor datasets.
+_NAMES = {
+    "attacks": ("ThreatModel", "apgd", "autoattack", "fab", "pgd", "square"),
+    "convert": ("convert_from_open_clip", "convert_to_open_clip"),
+    "data.pixel_datasets": ("PixelDataset",),
+    "data.pixels": ("Normalization",),
+    "encoders": ("load_encoder", "text_classifier"),
+    "evaluation": (
+        "RobustnessReport",
+        "check_gradient_masking",
+        "evaluate_captions",
+        "evaluate_targeted",
+        "evaluate_vlm",
+        "evaluate_zero_shot",
+    ),
+    "hub": ("merge_vision_tower", "push_robust_encoder", "save_robust_encoder"),
+    "objectives": ("FareObjective", "TecoaObjective"),
+    "training": ("FareConfig", "FareTrainer"),
+    "vlm": ("VlmLoss", "generate_text", "robust_pipeline", "swap_vision_tower"),
 }
+_HOMES = {name: module for module, names in _NAMES.items() for name in names}
 
-__all__ = [
-    "FareConfig",
-    "FareObjective",
-    "FareTrainer",
-    "RobustnessReport",
-    "TecoaObjective",
-    "ThreatModel",
-    "VlmLoss",
-    "apgd",
-    "autoattack",
-    "check_gradient_masking",
-    "evaluate_captions",
-    "evaluate_targeted",
-    "evaluate_vlm",
-    "evaluate_zero_shot",
-    "fab",
-    "merge_vision_tower",
-    "pgd",
-    "push_robust_encoder",
-    "robust_pipeline",
-    "save_robust_encoder",
-    "square",
-    "swap_vision_tower",
-]
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

@@ -34,7 +34,6 @@ from torch import Tensor
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection, TrainerCallback
 
 from fare_hf import FareConfig, FareTrainer
-from fare_hf.cli.estimate import SHAPES
 from fare_hf.data.pixels import Normalization
 from fare_hf.encoders import embed, freeze, matmul_patch_embedding
 from fare_hf.encoders.flops import count_flops, peak_flops
@@ -42,6 +41,7 @@ from fare_hf.encoders.precision import attack_mode, cast_for_good
 from fare_hf.evaluation import environment
 from fare_hf.objectives import FareObjective
 from fare_hf.training.attack import BatchAttack
+from fare_hf.training.estimate import SHAPES
 from fare_hf.training.logging.measurements import peak_memory
 
 MODELS = {

@@ -15,7 +15,7 @@ import torch
 from PIL import Image as PillowImage
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from fare_hf.data.opening import DAMAGED, class_names_of, is_stream, stored
+from fare_hf.data.opening import DAMAGED, check_labels, class_names_of, find_columns, is_stream, load_images, stored
 from fare_hf.data.pictures import UNREADABLE, check_resized, to_rgb
 from fare_hf.data.pixels import unnormalized
 
@@ -26,6 +26,7 @@ __all__ = [
     "check_batches",
     "check_samples",
     "collate_pixels",
+    "load_pixels",
     "sample_generator",
 ]
 
@@ -148,6 +149,40 @@ class PixelStream(_Images, IterableDataset):
             yield from self.dataset
         except DAMAGED as error:
             raise ValueError(f"a shard of the data set is damaged ({error}); replace that file.") from error
+
+
+def load_pixels(
+    name: str,
+    split: str,
+    processor: Any,
+    *,
+    labels: bool = True,
+    streaming: bool = False,
+    shuffle_buffer: int = 1000,
+    replace_corrupt: bool = False,
+    **options: Any,
+) -> PixelDataset | PixelStream:
+    """Opens one split of an image data set as pixels.
+
+    Args:
+        name, split, streaming: as for `load_images`.
+        processor, replace_corrupt: as for `PixelDataset`.
+        labels: whether to give labels with the images, where there are any.
+        shuffle_buffer: as for `PixelStream`.
+        options: `image_column`, `label_column`, `config` and `report`, as for `load_images`.
+
+    Raises:
+        ValueError: as `load_images`; a missing label among others.
+    """
+    dataset = load_images(name, split, streaming=streaming, **options)
+    columns = {key: options.get(key) for key in ("image_column", "label_column")}
+    image_column, label_column = find_columns(dataset, name=name, **columns)
+    if not labels or (label_column and not check_labels(dataset, label_column, name=name)):
+        label_column = None
+    if is_stream(dataset):
+        buffer = {"shuffle_buffer": shuffle_buffer}
+        return PixelStream(dataset, processor, image_column, label_column, replace_corrupt=replace_corrupt, **buffer)
+    return PixelDataset(dataset, processor, image_column, label_column, replace_corrupt=replace_corrupt)
 
 
 def collate_pixels(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from itertools import count, islice
 from typing import Any
 
 import torch
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, Subset, get_worker_info
 
+from fare_hf.data.opening import is_stream
 from fare_hf.data.pixel_datasets import PixelStream
 
 __all__ = ["TrainingStream", "split_rows", "spread_samples", "warn_of_uneven_shards"]
@@ -85,16 +86,25 @@ def warn_of_uneven_shards(dataset: Any, readers: int) -> None:
         )
 
 
-def spread_samples(stream: PixelStream, images: int, seed: int) -> list[dict[str, Any]]:
-    """So many samples of a stream for an evaluation: in turn from all its shards, drawn with its shuffle buffer.
-
-    The first ones may all be of one class, since data sets are often sorted.
+def spread_samples(samples: Any, images: int, seed: int) -> Any:
+    """At most so many samples for an evaluation, spread: the first may be of one class, as data sets are often sorted.
 
     Args:
-        stream: whose first shards are read as far as is needed.
-        images: how many; fewer where the stream ends.
-        seed: of the drawing.
+        samples: map-style, of which every so manieth is taken; or a `PixelStream`, which is read in turn from all its
+            shards, drawn with its shuffle buffer, as far as is needed.
+        images: how many; fewer where there are not so many.
+        seed: of the drawing from a stream.
+
+    Returns:
+        A `Subset`; of a stream a list.
     """
+    if is_stream(samples):
+        return _of_all_shards(samples, images, seed)
+    count = min(images, len(samples))
+    return Subset(samples, [number * len(samples) // count for number in range(count)])
+
+
+def _of_all_shards(stream: PixelStream, images: int, seed: int) -> list[dict[str, Any]]:
     dataset = stream.dataset
     shards = min(dataset.num_shards, images)
     buffer = max(1, stream.shuffle_buffer // shards)

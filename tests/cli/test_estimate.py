@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from helpers.paths import EXAMPLES
 
-from fare_hf.cli.estimate import SHAPES, main
+from fare_hf.cli.estimate import main
 from fare_hf.cli.main import main as cli
 from fare_hf.cli.recipe_files import expand_config
 from fare_hf.cli.train import main as train
+from fare_hf.training.estimate import SHAPES
 
 RECIPES = EXAMPLES / "recipes"
 BACKBONES = ("vit-b-32", "vit-b-16", "vit-l-14", "vit-l-14-336", "vit-h-14")

@@ -18,7 +18,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import CLIPModel
 
-from fare_hf.cli import estimate
 from fare_hf.cli import main as cli
 from fare_hf.convert import convert_to_open_clip
 from fare_hf.encoders import check_encoder_type, load_encoder, text_classifier
@@ -31,6 +30,7 @@ from fare_hf.pretrained.configuration import (
     read_json_object,
 )
 from fare_hf.pretrained.loading import load_vlm
+from fare_hf.training.estimate import encoder_config
 
 NAN = float("nan")
 DEEP = '{"vision_config":' * 20_000 + "1" + "}" * 20_000
@@ -152,12 +152,12 @@ def test_every_command_line_refuses_it(
     out, here = str(tmp_path_factory.mktemp("out") / "new"), str(folder)
     words = {
         "push": [here, "me/x"],
-        "swap": [here, here, out],
-        "convert": [here, out, "--to", "open_clip"],
+        "swap": [here, here, "--output_dir", out],
+        "convert": [here, "--output_dir", out, "--to", "open_clip"],
         "train": ["--model", here, "--dataset", "lab:digits", "--output_dir", out, "--eps", "4/255", "--use_cpu"],
         "estimate": ["--model", here],
         "merge": [here, here, out],
-        "attack": [here, "lab:twemoji", "--output_dir", out],
+        "attack": [here, "--dataset", "lab:twemoji", "--output_dir", out],
         "evaluate": [here, "--output_dir", out],
     }[command]
     monkeypatch.setenv("HF_TOKEN", "hf_none")
@@ -257,7 +257,7 @@ def test_a_tokenizer_of_another_text_encoder(clip_folder: Path) -> None:
 
 def test_what_checks_the_type_and_what_loads_a_vlm_refuse_it_too(folder: Path, tmp_path_factory: Any) -> None:
     edit(folder, "num_hidden_layers", -1)
-    for run in (check_encoder_type, load_vlm, estimate.encoder_config):
+    for run in (check_encoder_type, load_vlm, encoder_config):
         assert "num_hidden_layers -1" in refusal(lambda run=run: run(str(folder)))  # type: ignore[misc]
     out = tmp_path_factory.mktemp("out") / "new"
     assert "num_hidden_layers -1" in refusal(lambda: convert_to_open_clip(str(folder), out))

@@ -55,7 +55,7 @@ COMMANDS = {
     "merge": "merge STRANGER STRANGER OUT",
     "merge encoder": "merge LLAVA STRANGER OUT",
     "train": "train --model STRANGER --dataset IMAGES --output_dir OUT --use_cpu",
-    "attack": "attack STRANGER IMAGES --targets IMAGES/targets.txt --output_dir OUT",
+    "attack": "attack STRANGER --dataset IMAGES --targets IMAGES/targets.txt --output_dir OUT",
     "estimate": "estimate --model STRANGER",
     "push": "push STRANGER me/model",
     "push with its text": "push SAVED me/model --with_text_encoder STRANGER",

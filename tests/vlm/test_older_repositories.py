@@ -107,11 +107,16 @@ def test_a_merge_writes_what_the_processor_lacked(family: str, size: int, tmp_pa
         assert generate_text(model, proc, images(1), PROMPT)
 
 
+def swap_words(folder: Path) -> list[str]:
+    names = {name: str(folder / name) for name in ("vlm", "encoder", "out")}
+    return ["fare-hf", "swap", names["vlm"], names["encoder"], "--output_dir", names["out"]]
+
+
 def test_the_command_line_saves_a_processor_that_counts(tmp_path: Path) -> None:
     older_folder(tmp_path / "vlm")
     encoder().save_pretrained(tmp_path / "encoder")
     with pytest.warns(UserWarning, match="how many tokens"):
-        run_command(["fare-hf", "swap", *(str(tmp_path / name) for name in ("vlm", "encoder", "out"))])
+        run_command(swap_words(tmp_path))
     assert AutoProcessor.from_pretrained(tmp_path / "out").patch_size == 8
     with pytest.warns(UserWarning, match="how many tokens"):
         made = robust_pipeline(tmp_path / "vlm", tmp_path / "encoder")
@@ -136,9 +141,9 @@ def test_repositories_of_llavas_own_code_name_the_one_to_take(
     folder = tmp_path / name
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({**ORIGINAL, "model_type": kind}))
-    for command in ("swap", "merge"):
+    for command, option in (("swap", ["--output_dir"]), ("merge", [])):
         with pytest.raises(SystemExit) as end:
-            run_command(["fare-hf", command, str(folder), str(tmp_path / "encoder"), str(tmp_path / "out")])
+            run_command(["fare-hf", command, str(folder), str(tmp_path / "encoder"), *option, str(tmp_path / "out")])
         message = str(end.value)
         assert message.startswith("fare-hf: error: '") and message.count("\n") == 0
         with pytest.raises(ValueError, match=f"has the format of LLaVA's own code.*{advice}"):
@@ -167,7 +172,7 @@ def test_a_processor_of_videos_asks_for_torchvision_before_weights_are_read(
     siglip_encoder().save_pretrained(tmp_path / "encoder")
     monkeypatch.setattr("transformers.AutoModelForImageTextToText.from_pretrained", pytest.fail)
     with pytest.raises(SystemExit, match=r"reads videos too, .* needs torchvision: install .* \(pip install"):
-        run_command(["fare-hf", "swap", *(str(tmp_path / name) for name in ("vlm", "encoder", "out"))])
+        run_command(swap_words(tmp_path))
     with pytest.raises(ImportError, match="needs torchvision"):
         robust_pipeline(tmp_path / "vlm", tmp_path / "encoder")
 
@@ -213,7 +218,7 @@ def test_damaged_files_of_a_model_are_one_sentence(file: str, change: Any, sente
     assert change(path.read_text()) != path.read_text()
     path.write_text(change(path.read_text()))
     with pytest.raises(SystemExit, match=f"^fare-hf: error: .*{sentence}") as end:
-        run_command(["fare-hf", "swap", *(str(tmp_path / name) for name in ("vlm", "encoder", "out"))])
+        run_command(swap_words(tmp_path))
     assert "\n" not in str(end.value) and not (tmp_path / "out").exists()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fare_hf.data.classes import mapping_line, prompt_names, several_classes
+from fare_hf.data.class_names import mapping_line, prompt_names, several_classes
 
 NUMBERS = sorted(str(number) for number in range(12))
 
@@ -29,6 +29,9 @@ def test_ambiguous_names_are_refused() -> None:
         prompt_names(["a", "b"], ["a"], "set")
     with pytest.raises(ValueError, match="are WordNet's numbers, such as n01440764, .*: give --class_names with 2"):
         prompt_names(["n01440764", "n01443537"], None)
+    with pytest.raises(ValueError, match="'set' are numbers, such as 0, .*: give --class_names with 12"):
+        prompt_names(NUMBERS, None, "set")
+    assert prompt_names(NUMBERS, NUMBERS) == NUMBERS  # said to be meant
 
 
 def test_one_class_is_seen() -> None:

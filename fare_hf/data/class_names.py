@@ -29,16 +29,13 @@ def prompt_names(own: Sequence[str] | None, given: Sequence[str] | None, name: s
         The names; none where there are neither.
 
     Raises:
-        ValueError: another number of names; a name that another class has; WordNet's numbers and no names given.
+        ValueError: another number of names; a name that another class has; numbers, or those of WordNet, and no names
+            given.
     """
     if not own or not given:
-        names = list(given or own or ())
-        if not given and any(WORDNET.fullmatch(word) for word in names):
-            raise ValueError(
-                f"the classes of {name!r} are WordNet's numbers, such as {names[0]}, which no text encoder can read: "
-                f"give --class_names with {len(names)} names in the order of the sorted folders."
-            )
-        return names
+        if own:
+            _check_readable(own, name)
+        return list(given or own or ())
     if len(own) != len(given):
         raise ValueError(f"class_names has {len(given)} names, {name!r} {len(own)} classes; give one each.")
     if set(own) == set(given):
@@ -64,6 +61,20 @@ def several_classes(samples: Any) -> bool:
     """
     labels = _labels(samples)
     return labels is None or len(set(labels)) != 1
+
+
+def _check_readable(own: Sequence[str], name: str) -> None:
+    """Refuses numbers in the place of names."""
+    if any(map(WORDNET.fullmatch, own)):
+        kind, order = "WordNet's numbers", "sorted folders"
+    elif all(map(str.isdecimal, own)):
+        kind, order = "numbers", "numbers (or these, if they are what the images show)"
+    else:
+        return
+    raise ValueError(
+        f"the classes of {name!r} are {kind}, such as {own[0]}, which no text encoder can read: give --class_names "
+        f"with {len(own)} names in the order of the {order}."
+    )
 
 
 def _check_order(own: Sequence[str], given: Sequence[str], name: str) -> None:

@@ -1,0 +1,141 @@
+"""What a training is asked for besides `FareConfig`, and options that contradict each other or that nothing reads."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Any
+
+from transformers import IntervalStrategy
+
+from fare_hf.data.opening import check_folder
+from fare_hf.hub.licenses import check_license
+from fare_hf.lab import TEST_SETS, TRAINING_SETS
+from fare_hf.lab.names import encoder_path, is_in_lab, lab_name
+from fare_hf.training.config import FareConfig
+from fare_hf.training.logging.measurements import MEASURED
+
+__all__ = ["FareScriptArguments", "check_arguments"]
+
+EVALUATION = (
+    "eval_split",
+    "eval_images",
+    "eval_attack_steps",
+    "eval_steps",
+    "eval_delay",
+    "per_device_eval_batch_size",
+)
+PUBLICATION = ("hub_model_id", "hub_strategy", "hub_revision", "hub_private_repo", "hub_always_push")
+DATA = (
+    *("train_split", "dataset_config", "image_column", "label_column", "image_processor"),
+    *("streaming", "shuffle_buffer", "replace_corrupt"),
+)
+
+
+@dataclass
+class FareScriptArguments:
+    """What to train on what; everything else is in `FareConfig`."""
+
+    model: str = field(metadata={"help": "Vision encoder or CLIP: a Hub repository, a folder, or lab:clip."})
+    dataset: str = field(
+        metadata={"help": "Images: a folder, a saved data set, a Hub repository, or lab:NAME for a built-in set."}
+    )
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    eval_split: str | None = field(
+        default=None,
+        metadata={"help": "Split to evaluate on, with --eval_strategy; for the lab, a test set such as fxemoji."},
+    )
+    dataset_config: str | None = field(
+        default=None, metadata={"help": "Configuration, for a data set with several; without it they are listed."}
+    )
+    image_column: str | None = field(default=None, metadata={"help": "Column of images; found if there is one."})
+    label_column: str | None = field(default=None, metadata={"help": "Column of labels; found if it is a ClassLabel."})
+    streaming: bool = field(default=False, metadata={"help": "Read while training; needs --max_steps."})
+    shuffle_buffer: int = field(
+        default=1000, metadata={"help": "Images that a reader of a stream draws the next from; 0: in order."}
+    )
+    replace_corrupt: bool = field(
+        default=False, metadata={"help": "Train on the next image where one cannot be read; all are named at the end."}
+    )
+    text_model: str | None = field(
+        default=None, metadata={"help": "CLIP with the text encoder for tecoa; by default --model."}
+    )
+    image_processor: str | None = field(
+        default=None, metadata={"help": "Repository or folder of the image processor; by default --model."}
+    )
+    base_model: str | None = field(
+        default=None, metadata={"help": "Hub name of the original on the card, where --model is a copy in a folder."}
+    )
+    with_text_encoder: bool = field(
+        default=False, metadata={"help": "Save and publish the text encoder and tokenizer too: a whole CLIP."}
+    )
+    license: str | None = field(
+        default=None, metadata={"help": "Licence on the card, such as mit; by default that on the model's own card."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.shuffle_buffer < 0:
+            raise ValueError(f"shuffle_buffer={self.shuffle_buffer} is negative; give 1000, or 0 for no shuffling.")
+        if self.license is not None:
+            check_license(self.license)
+        self.model = encoder_path(self.model)
+        self.text_model = self.text_model and encoder_path(self.text_model)
+
+    @property
+    def clip(self) -> str:
+        """The CLIP whose text encoder is meant."""
+        return self.text_model or self.model
+
+
+def check_arguments(script: FareScriptArguments, config: FareConfig) -> None:
+    """Refuses, before anything is fetched, what cannot work and what was asked for and would be dropped.
+
+    Args:
+        script, config: what was asked for.
+
+    Raises:
+        ValueError: an option that needs another, a data set that is not there, or an option that is not at its default
+            and is not read.
+    """
+    strategy, metric = IntervalStrategy(config.eval_strategy).value, config.metric_for_best_model
+    if strategy != "no" and script.eval_split is None:
+        raise ValueError(f"eval_strategy={strategy!r} needs images; give --eval_split, such as test.")
+    if script.streaming and config.max_steps < 1:
+        raise ValueError("streaming=True: a stream has no known length; give --max_steps.")
+    if metric is not None and metric.removeprefix("eval_") not in MEASURED:
+        raise ValueError(f"metric_for_best_model={metric!r} is not measured; give one of {', '.join(MEASURED)}.")
+    if is_in_lab(script.dataset):
+        lab_name(script.dataset, TRAINING_SETS, "dataset=")
+        lab_name(script.eval_split or TEST_SETS[0], TEST_SETS, "eval_split=")
+    else:
+        check_folder(script.dataset)
+    _check_unread(script, config)
+
+
+def _check_unread(script: FareScriptArguments, config: FareConfig) -> None:
+    evaluates = config.eval_strategy != "no" or config.eval_on_start
+    classes = config.objective == "tecoa" or evaluates
+    drawn = is_in_lab(script.dataset)
+    unread: dict[str, tuple[str, ...]] = {
+        "eval_strategy is 'no'": () if evaluates else EVALUATION,
+        "objective is 'fare', without an evaluation": () if classes else ("class_names", "label_column", "templates"),
+        "no text is embedded": () if classes or script.with_text_encoder else ("text_model",),
+        "the lab's sets have the prompt '{}'": ("templates",) if drawn and config.objective == "fare" else (),
+        f"{script.dataset} is drawn anew in each epoch": DATA if drawn else (),
+        "push_to_hub is False": () if config.push_to_hub else PUBLICATION,
+        "save_strategy is not 'steps'": () if config.save_strategy == "steps" else ("save_steps",),
+        "save_strategy is 'no'": ("save_total_limit",) if config.save_strategy == "no" else (),
+        "streaming is False": () if script.streaming else ("shuffle_buffer",),
+        "a stream has an order of its own (shuffle_buffer=0 keeps that of the data)": ("train_sampling_strategy",)
+        if script.streaming
+        else (),
+    }
+    defaults = {option.name: _default(option) for options in (config, script) for option in fields(options)}
+    for why, names in unread.items():
+        for name in names:
+            value = getattr(script if hasattr(script, name) else config, name)
+            if value != defaults[name]:
+                raise ValueError(f"{name}={value!r} is not read: {why}; leave it out, or change that.")
+
+
+def _default(option: Field[Any]) -> Any:
+    return option.default if option.default_factory is MISSING else option.default_factory()

@@ -1,0 +1,136 @@
+"""What a training will cost, before it runs: operations, memory and hours.
+
+The hours are arithmetic: operations over the device's peak, at a utilisation that is stated.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import CLIPVisionConfig
+
+from fare_hf.encoders.flops import Flops, count_flops, peak_of
+from fare_hf.encoders.memory import Memory, count_memory, count_parameters
+from fare_hf.pretrained.configuration import TOWERS, read_configuration
+from fare_hf.training.batches import share_of_batch
+from fare_hf.training.config import FareConfig
+from fare_hf.training.schedules import attack_of, training_flops
+from fare_hf.training.trainable import check_blocks
+
+__all__ = ["GPUS", "SHAPES", "Estimate", "encoder_config", "estimate"]
+
+GPUS = ("H100", "A100", "L40S", "RTX 4090")
+_BASE = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+_LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
+_HUGE = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 16}
+SHAPES: dict[str, dict[str, Any]] = {
+    "openai/clip-vit-base-patch32": _BASE | {"patch_size": 32, "projection_dim": 512},
+    "openai/clip-vit-base-patch16": _BASE | {"patch_size": 16, "projection_dim": 512},
+    "openai/clip-vit-large-patch14": _LARGE | {"patch_size": 14, "projection_dim": 768},
+    "openai/clip-vit-large-patch14-336": _LARGE | {"patch_size": 14, "projection_dim": 768, "image_size": 336},
+    "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": _HUGE | {"patch_size": 14, "projection_dim": 1024, "hidden_act": "gelu"},
+}
+"""Encoders of the recipes, as their configurations on the Hub have them."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Cost of a training.
+
+    Attributes:
+        parameters: of the encoder.
+        images: that are attacked, over all processes and steps.
+        flops: of all training steps.
+        evaluation: operations of all evaluations, over `flops`; None without evaluations or a bound on their images.
+        memory: of one process.
+        processes: among which the work is divided.
+        half: whether in bf16 or fp16.
+    """
+
+    parameters: int
+    images: int
+    flops: int
+    evaluation: float | None
+    memory: Memory
+    processes: int
+    half: bool
+
+    def hours(self, gpu: str, mfu: float) -> float:
+        """Hours on `processes` GPUs of a kind, at a share of its peak in this precision; loading, logging and
+        evaluation aside.
+
+        Raises:
+            ValueError: a GPU whose peak is not known.
+        """
+        peak = peak_of(gpu, half=self.half)
+        if peak is None:
+            raise ValueError(f"gpus={gpu!r} is not known; give one such as {', '.join(GPUS)}.")
+        return self.flops / (peak * mfu * self.processes) / 3600
+
+
+def estimate(model: str, args: FareConfig, processes: int = 1) -> Estimate:
+    """The cost of a training, without reading a weight.
+
+    Args:
+        model: one of `SHAPES`, a folder or a Hub repository, of which the configuration is read.
+        args: the configuration.
+        processes: that train.
+
+    Returns:
+        Operations and memory, and hours on a GPU of your choice.
+
+    Raises:
+        ValueError: a model whose configuration is not found, or a number of steps that only the data set knows.
+    """
+    if args.max_steps < 1:
+        raise ValueError("max_steps=-1 counts epochs, whose length is not known here; give --max_steps.")
+    shape = encoder_config(model)
+    flops, layers = count_flops(shape, args.embedding), shape.num_hidden_layers
+    blocks = layers if args.trained_blocks is None else args.trained_blocks
+    check_blocks(blocks, layers)
+    trained = 0.0 if args.lora_rank is not None else blocks / layers
+    whole = args.global_batch_size
+    batch = whole or args.per_device_train_batch_size * args.gradient_accumulation_steps * processes
+    share = batch // processes if whole is None else share_of_batch(whole, processes)
+    clean_target = args.objective == "fare"
+    total = batch * training_flops(args, flops, args.max_steps, clean_target=clean_target, trained=trained)
+    half = bool(args.bf16 or args.fp16)
+    each, checkpointing = min(args.per_device_train_batch_size, share), bool(args.activation_checkpointing)
+    memory = count_memory(shape, each, half=half, checkpointing=checkpointing, trained=trained)
+    spent = evaluation_flops(flops, args)
+    evaluation = None if spent is None else spent / total
+    return Estimate(count_parameters(shape), batch * args.max_steps, total, evaluation, memory, processes, half)
+
+
+def evaluation_flops(flops: Flops, args: FareConfig) -> int | None:
+    """Operations of all evaluations; None where there is none, or where their images have no bound."""
+    if args.eval_strategy != "steps" or not args.eval_images:
+        return None
+    attacks = args.attack_steps + attack_of(args, args.eval_attack_steps or 1).count
+    each = attacks * (flops.forward + flops.to_pixels) + 6 * flops.forward
+    every = args.eval_steps or args.logging_steps
+    every = every if every >= 1 else math.ceil(every * args.max_steps)  # a share, for the Trainer
+    return int(args.max_steps / every) * args.eval_images * each
+
+
+def encoder_config(name: str) -> Any:
+    """The vision configuration of a model, from the table, a folder or the Hub.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name in SHAPES:
+        return CLIPVisionConfig(**SHAPES[name])
+    try:
+        config = read_configuration(name)
+    except OSError as error:
+        raise ValueError(
+            f"{name!r} is neither a folder with a model nor found on the Hub; known without a network are "
+            f"{', '.join(SHAPES)}."
+        ) from error
+    vision = getattr(config, "vision_config", config)
+    if vision.model_type not in TOWERS:
+        raise ValueError(f"{name!r} is a {config.model_type!r} model, not a vision encoder or CLIP: name one.")
+    return vision

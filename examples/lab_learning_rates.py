@@ -1,9 +1,9 @@
-"""Chooses the learning rates of FARE-4 and TeCoA-4 on the validation hand, with equal budgets.
+"""Chooses the learning rates of FARE-4 and TeCoA-4 on the validation style, with equal budgets.
 
     python examples/lab_learning_rates.py --output_dir outputs/lab-learning-rates
     python examples/lab_learning_rates.py --set attack_steps=1 attack_step_size=5/255 --max_steps 1000 ...
 
-Prints clean and robust accuracy in the validation hand for each; what was found stands in
+Prints clean and robust accuracy on the validation style for each; what was found stands in
 `fare_hf.lab.recipes.LEARNING_RATES`. `--set` changes other options of the recipe. No test set is opened.
 """
 
@@ -23,7 +23,7 @@ BUDGET = measure.Budget({"fxemoji": 252}, steps=20, targets=2)
 
 def main() -> None:
     """Trains and measures each learning rate of each objective."""
-    parser = argparse.ArgumentParser(description="Chooses learning rates on the lab's validation hand.")
+    parser = argparse.ArgumentParser(description="Chooses learning rates on the lab's validation style.")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/lab-learning-rates"))
     parser.add_argument("--learning_rates", nargs="+", default=["1e-3", "2e-3", "3e-3"])
     parser.add_argument("--objectives", nargs="+", default=["fare", "tecoa"], choices=["fare", "tecoa"])

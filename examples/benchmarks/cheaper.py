@@ -4,7 +4,7 @@
 
 Every arm is FARE-4 from the lab's CLIP with as many steps as a budget of operations pays for
 (`fare_hf.encoders.flops`), on the same fixed images, with several seeds (order of the images, random starts). Judged
-on the validation hand by APGD on the cross entropy and on the targeted DLR loss. `lora` needs `fare_hf[lora]`; it is
+on the validation style by APGD on the cross entropy and on the targeted DLR loss. `lora` needs `fare_hf[lora]`; it is
 left out where PEFT is missing.
 `2 steps in fp8` tells on a CPU, which is slow at it, what the 8 bits do to the robustness, and nothing of the time.
 With `--jobs` so many run at once, one thread each; operations are the same, CPU seconds are of that load.

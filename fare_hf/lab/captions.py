@@ -33,7 +33,7 @@ PLURALS = frozenset(
 
 
 def with_article(concept: str) -> str:
-    """``an ambulance``, ``a bus``, ``scissors``.
+    """`an ambulance`, `a bus`, `scissors`.
 
     >>> with_article("ambulance"), with_article("pool ball"), with_article("scissors")
     ('an ambulance', 'a pool ball', 'scissors')
@@ -44,7 +44,7 @@ def with_article(concept: str) -> str:
 
 
 def enumerate_words(concepts: list[str]) -> str:
-    """``a bus, a key and scissors``."""
+    """`a bus, a key and scissors`."""
     words = [with_article(concept) for concept in concepts]
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
@@ -56,7 +56,7 @@ def describe(concepts: list[str], rng: np.random.Generator) -> str:
 
 
 def zero_shot_prompts(class_names: tuple[str, ...], dataset: str) -> list[str]:
-    """One prompt a class for ``fashion``, ``digits`` or any set of drawings."""
+    """One prompt a class for `fashion`, `digits` or any set of drawings."""
     template = {"fashion": FASHION_TEMPLATES[0], "digits": DIGIT_TEMPLATES[0]}.get(dataset, TEMPLATES[0])
     plain = dataset == "digits"
     return [template.format(name if plain else with_article(name)) for name in class_names]

@@ -1,7 +1,7 @@
 """What the lab's images show: the main concepts, the zero-shot classes among them, and what is left out, and why.
 
-The main concepts were listed before any model was trained: things that every hand draws, one of each family of
-look-alikes. The zero-shot classes were chosen among them on the validation hand, once the CLIP was trained.
+The main concepts were listed before any model was trained: things that every style draws, one of each family of
+look-alikes. The zero-shot classes were chosen among them on the validation style, once the CLIP was trained.
 Names are the short names of the Unicode emoji data; the words in captions come from the Noto icon set's names.
 """
 
@@ -25,7 +25,7 @@ MAIN_CONCEPTS: tuple[str, ...] = tuple(
     toilet bathtub books pencil2 paperclip moneybag fire cloud
     """.split()
 )
-"""168 things, all drawn in every hand; training shows them more often than others."""
+"""168 things, all drawn in every style; training shows them more often than others."""
 
 NAMES: dict[str, str] = {
     "four_leaf_clover": "four-leaf clover",

@@ -101,7 +101,7 @@ SEEDS = Budget(
 
 
 def part(name: str, count: int | None) -> TestSet:
-    """A test set, or ``count`` of its images spread evenly."""
+    """A test set, or `count` of its images spread evenly."""
     whole = load_test_set(name)
     return whole if count is None else whole.first(count)
 
@@ -114,7 +114,7 @@ def measure_zero_shot(
     threat_models: Sequence[ThreatModel] = THREAT_MODELS,
     seed: int = 0,
 ) -> list[Row]:
-    """Zero-shot rows of one encoder (``CLIPVisionModelWithProjection``) on every set of the budget."""
+    """Zero-shot rows of one encoder (`CLIPVisionModelWithProjection`) on every set of the budget."""
     rows = []
     for dataset, count in budget.images.items():
         test = part(dataset, count)

@@ -24,7 +24,7 @@ LANGUAGE = "language.safetensors"
 
 
 def encoder_folder(name: str) -> Path:
-    """Folder of ``clip`` (the original) or of a robust encoder such as ``fare-4``, for ``from_pretrained``.
+    """Folder of `clip` (the original) or of a robust encoder such as `fare-4`, for `from_pretrained`.
 
     Raises:
         ValueError: if there is no such encoder.

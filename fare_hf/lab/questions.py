@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fare_hf.lab import captions, scenes
-from fare_hf.lab.drawings import TEST_HANDS, VALIDATION_HAND, drawings, main_concepts, stack_pixels
+from fare_hf.lab.drawings import TEST_STYLES, VALIDATION_STYLE, drawings, main_concepts, stack_pixels
 
 QUESTION_SETS = ("yes-no", "pope")
-HANDS = (TEST_HANDS[0], VALIDATION_HAND)
+STYLES = (TEST_STYLES[0], VALIDATION_STYLE)
 SPLITS = ("random", "popular", "adversarial")
 """POPE's three ways to choose what is not there (Li et al., EMNLP 2023, arXiv 2305.10355)."""
 SCENES = 100
@@ -46,7 +46,7 @@ class QuestionSet:
         return len(self.answers)
 
     def first(self, count: int | None) -> QuestionSet:
-        """The questions about the first ``count`` images; None is all of them."""
+        """The questions about the first `count` images; None is all of them."""
         chosen = [number for number, image in enumerate(self.groups.tolist()) if count is None or image < count]
         splits = None if self.splits is None else [self.splits[number] for number in chosen]
         prompts, answers = [self.prompts[i] for i in chosen], [self.answers[i] for i in chosen]
@@ -54,31 +54,31 @@ class QuestionSet:
 
 
 @cache
-def load_question_set(name: str, hand: str = HANDS[0]) -> QuestionSet:
+def load_question_set(name: str, style: str = STYLES[0]) -> QuestionSet:
     """One of `QUESTION_SETS`, the same questions on every machine.
 
-    ``yes-no`` shows a single drawing and asks for it, or for another of the main concepts. ``pope`` shows two or three
+    `yes-no` shows a single drawing and asks for it, or for another of the main concepts. `pope` shows two or three
     drawings and asks, in each of the three splits, for one that is there and one that is not: any (random), the one
     that scenes show most (popular), or the one whose name is closest to something in the scene (adversarial; POPE
     takes what is most often seen together, which scenes drawn at random do not have).
 
     Args:
         name: of the set.
-        hand: of the drawings; the validation hand is for choices.
+        style: of the drawings; the validation style is for choices.
 
     Raises:
-        ValueError: if there is no such set, or no such hand.
+        ValueError: if there is no such set, or no such style.
     """
     if name not in QUESTION_SETS:
         raise ValueError(f"the lab has no questions {name!r}: use one of {', '.join(QUESTION_SETS)}.")
-    if hand not in HANDS:
-        raise ValueError(f"the lab asks about no drawings of {hand!r}: use one of {', '.join(HANDS)}.")
-    rng = np.random.default_rng((_SEEDS[name], HANDS.index(hand)))
-    return _about_drawings(hand, rng) if name == "yes-no" else _about_scenes(hand, rng)
+    if style not in STYLES:
+        raise ValueError(f"the lab asks about no drawings of {style!r}: use one of {', '.join(STYLES)}.")
+    rng = np.random.default_rng((_SEEDS[name], STYLES.index(style)))
+    return _about_drawings(style, rng) if name == "yes-no" else _about_scenes(style, rng)
 
 
-def _about_drawings(hand: str, rng: np.random.Generator) -> QuestionSet:
-    pictures = [drawing for drawing in drawings(hand) if drawing.concept in main_concepts()]
+def _about_drawings(style: str, rng: np.random.Generator) -> QuestionSet:
+    pictures = [drawing for drawing in drawings(style) if drawing.concept in main_concepts()]
     chosen = [pictures[number] for number in rng.permutation(len(pictures))]
     images, asked, answers = [], [], []
     for number, drawing in enumerate(chosen):
@@ -88,8 +88,8 @@ def _about_drawings(hand: str, rng: np.random.Generator) -> QuestionSet:
     return _question_set("yes-no", images, asked, answers, None, list(range(len(images))))
 
 
-def _about_scenes(hand: str, rng: np.random.Generator) -> QuestionSet:
-    pictures = [drawing for drawing in drawings(hand) if drawing.concept in main_concepts()]
+def _about_scenes(style: str, rng: np.random.Generator) -> QuestionSet:
+    pictures = [drawing for drawing in drawings(style) if drawing.concept in main_concepts()]
     shown = [
         [pictures[number] for number in rng.choice(len(pictures), size=rng.integers(2, 4), replace=False)]
         for _ in range(SCENES)

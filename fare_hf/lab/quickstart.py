@@ -63,7 +63,7 @@ class Quickstart:
             raise ValueError(f"output_dir {str(self.output_dir)!r} is not an empty folder: name another or empty it.")
 
     def run(self) -> Path:
-        """Runs it all; returns the path of ``report.json``."""
+        """Runs it all; returns the path of `report.json`."""
         started = time.perf_counter()
         print(INTRODUCTION.format(folder=self.output_dir), flush=True)
         with without_bars_for_loading():
@@ -76,7 +76,7 @@ class Quickstart:
         return path
 
     def tell(self) -> Path:
-        """The five stages; returns the path of ``report.json``."""
+        """The five stages; returns the path of `report.json`."""
         with stage("1/5 Fine-tune the CLIP with FARE at eps 4/255; no labels are used"):
             self.fine_tune()
         encoder_dir = self.output_dir / "encoder"
@@ -94,7 +94,7 @@ class Quickstart:
             return self.write(before, after)
 
     def fine_tune(self) -> None:
-        """``accelerate launch -m fare_hf.train``, as a user would type it."""
+        """`accelerate launch -m fare_hf.train`, as a user would type it."""
         words = recipes.command(recipes.recipe("fare-4", self.max_steps), self.output_dir)
         print(f"{wrapped('$ ' + recipes.shown(words))}\n", flush=True)
         # Nothing is downloaded here, and loading takes no time: the one bar is the training's.
@@ -180,7 +180,7 @@ def said(row: Row) -> str:
 
 
 def radius(row: Row) -> str:
-    """``clean``, or the threat model."""
+    """`clean`, or the threat model."""
     return str(row.threat_model or "clean")
 
 

@@ -1,6 +1,6 @@
 """How the lab's robust encoders are trained: the quickstart's recipe and that of the shipped encoders.
 
-``python -m fare_hf.lab.recipes fare-4 --out outputs/lab-encoders`` trains one of the shipped four again.
+`python -m fare_hf.lab.recipes fare-4 --out outputs/lab-encoders` trains one of the shipped four again.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ COMMON: dict[str, str] = {
 }
 QUICK_STEPS, LONG_STEPS = 1200, 2000
 LEARNING_RATES = {"fare": "3e-3", "tecoa": "2e-3"}
-"""Chosen in the validation hand (252 images of fxemoji, clean accuracy and accuracy at 4/255 under 20-step APGD-CE and
-2-target DLR, in percent), in runs of about five minutes on one core, by `examples/lab_learning_rates.py`:
+"""Chosen on the validation style (252 images of fxemoji, clean accuracy and accuracy at 4/255 under 20-step APGD-CE
+and 2-target DLR, in percent), in runs of about five minutes on one core, by `examples/lab_learning_rates.py`:
 
 =====  =====  ===  =====  ======================================================================================
        batch  PGD  steps  learning rate: clean / attacked
@@ -44,7 +44,7 @@ TECOA = {"objective": "tecoa", "templates": "a photo of {}"}
 
 
 def recipe(name: str, max_steps: int = LONG_STEPS, learning_rate: str | None = None) -> dict[str, str]:
-    """Options of ``fare_hf.train`` for one of `ENCODERS`, such as ``fare-4``.
+    """Options of `fare_hf.train` for one of `ENCODERS`, such as `fare-4`.
 
     Raises:
         ValueError: if there is no such encoder.
@@ -59,7 +59,7 @@ def recipe(name: str, max_steps: int = LONG_STEPS, learning_rate: str | None = N
 
 
 def command(options: dict[str, str], output_dir: Path) -> list[str]:
-    """``accelerate launch -m fare_hf.train`` with these options, in one process with all cores."""
+    """`accelerate launch -m fare_hf.train` with these options, in one process with all cores."""
     launch = ["--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     launch += ["--num_cpu_threads_per_process", str(torch.get_num_threads())]
     words = [word for name, value in options.items() for word in (f"--{name}", value)]

@@ -28,7 +28,7 @@ def save_with_report(
     repo_id: str,
     report: RobustnessReport | None,
 ) -> Path:
-    """Writes encoder and card, replacing ``folder``; of the report it keeps this encoder's rows and the original's."""
+    """Writes encoder and card, replacing `folder`; of the report it keeps this encoder's rows and the original's."""
     models = {shown, f"LLaVA + {shown}", *BASELINES}
     rows = [row for row in report.rows if row.model in models] if report else []
     # The old folder goes only when the new one is whole: a failure must not cost what was trained.

@@ -58,7 +58,7 @@ def background(rng: np.random.Generator, size: int = IMAGE_SIZE) -> Image.Image:
 
 
 def place(scene: Image.Image, drawing: Image.Image, side: int, corner: tuple[int, int], angle: float) -> None:
-    """Pastes ``drawing`` (RGBA) into ``scene``, ``side`` pixels wide, its upper left corner at ``corner``."""
+    """Pastes `drawing` (RGBA) into `scene`, `side` pixels wide, its upper left corner at `corner`."""
     drawing = drawing.resize((side, side), Image.Resampling.BILINEAR)
     if angle:
         drawing = drawing.rotate(angle, Image.Resampling.BILINEAR)

@@ -14,9 +14,9 @@ from torch.utils.data import Dataset
 from fare_hf.lab import captions, scenes
 from fare_hf.lab.concepts import DIGIT_CLASSES, FASHION_CLASSES, ZERO_SHOT_CONCEPTS
 from fare_hf.lab.drawings import (
-    TEST_HANDS,
-    TRAIN_HANDS,
-    VALIDATION_HAND,
+    TEST_STYLES,
+    TRAIN_STYLES,
+    VALIDATION_STYLE,
     all_concepts,
     drawings,
     grey_images,
@@ -26,21 +26,21 @@ from fare_hf.lab.drawings import (
 if TYPE_CHECKING:
     from transformers import CLIPImageProcessor
 
-TEST_SETS = (*TEST_HANDS, VALIDATION_HAND, "fashion", "digits")
-"""``twemoji`` is the main set, ``openmoji`` a far hand, ``fxemoji`` is for choices; fine-tuning never sees
+TEST_SETS = (*TEST_STYLES, VALIDATION_STYLE, "fashion", "digits")
+"""`twemoji` is the main set, `openmoji` a far style, `fxemoji` is for choices; fine-tuning never sees
 anything like the last two."""
 TRAINING_SETS = ("drawings",)
 VIEWS = 5
-"""Images made of each drawing of a test hand."""
+"""Images made of each drawing of a test style."""
 GREY_CONTRAST = 0.35
 """Clothes and digits are shown faded: black on white, 4/255 would be next to nothing to strokes of full contrast."""
 _SEEDS = {"fxemoji": 101, "twemoji": 202, "openmoji": 303}
 
 
 class DrawingsForTraining(Dataset):
-    """Single drawings of the six training hands on varied backgrounds, composed anew in every epoch.
+    """Single drawings of the six training styles on varied backgrounds, composed anew in every epoch.
 
-    Item ``i`` of an epoch depends on ``(seed, epoch, i)`` and on nothing else, so that a resumed run sees what the
+    Item `i` of an epoch depends on `(seed, epoch, i)` and on nothing else, so that a resumed run sees what the
     uninterrupted one saw. FARE ignores the labels.
 
     Args:
@@ -54,7 +54,7 @@ class DrawingsForTraining(Dataset):
     """
 
     def __init__(self, size: int = 24_000, seed: int = 0, variation: scenes.Variation = scenes.FINE_TUNING) -> None:
-        self.drawings = [drawing for hand in TRAIN_HANDS for drawing in drawings(hand)]
+        self.drawings = [drawing for style in TRAIN_STYLES for drawing in drawings(style)]
         self.main = [number for number, drawing in enumerate(self.drawings) if drawing.main]
         self.class_names = [captions.with_article(name) for name in all_concepts()]
         self.labels = [all_concepts().index(drawing.concept) for drawing in self.drawings]
@@ -70,7 +70,7 @@ class DrawingsForTraining(Dataset):
         return CLIPImageProcessor.from_pretrained(MODELS / "clip")
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch whose images ``__getitem__`` makes."""
+        """Chooses the epoch whose images `__getitem__` makes."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -92,7 +92,7 @@ class TestSet:
     Attributes:
         name: the set's name.
         pixels: (N, 3, 160, 160), fp32 in [0, 1].
-        labels: (N,), indices into ``class_names``.
+        labels: (N,), indices into `class_names`.
         class_names: the classes, K words.
         prompts: one zero-shot sentence a class, K of them.
         groups: (N,), the drawing that an image shows: images of one drawing are not independent.
@@ -111,14 +111,14 @@ class TestSet:
         return len(self.labels)
 
     def first(self, count: int) -> TestSet:
-        """``count`` images spread evenly over the set (all of it if it has no more)."""
+        """`count` images spread evenly over the set (all of it if it has no more)."""
         chosen = torch.linspace(0, len(self) - 1, min(count, len(self))).round().long()
         parts = (self.pixels[chosen], self.labels[chosen])
         return TestSet(self.name, *parts, self.class_names, self.prompts, self.groups[chosen])
 
 
 def load_training_set(name: str = "drawings", **options: Any) -> DrawingsForTraining:
-    """The set behind ``--dataset lab:drawings``; ``options`` are those of `DrawingsForTraining`.
+    """The set behind `--dataset lab:drawings`; `options` are those of `DrawingsForTraining`.
 
     Raises:
         ValueError: if there is no such set.
@@ -164,7 +164,7 @@ class TestSamples(Dataset):
 
 
 def load_test_samples(name: str) -> TestSamples:
-    """The set behind ``--eval_split`` of a training on the lab.
+    """The set behind `--eval_split` of a training on the lab.
 
     Raises:
         ValueError: if there is no such set.

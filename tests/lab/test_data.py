@@ -11,7 +11,7 @@ import torch
 
 from fare_hf.lab import TEST_SETS, captions, drawings, load_test_set, load_training_set, scenes, sets
 from fare_hf.lab.concepts import ZERO_SHOT_CONCEPTS
-from fare_hf.lab.drawings import DATA, TEST_HANDS, TRAIN_HANDS, VALIDATION_HAND, main_concepts
+from fare_hf.lab.drawings import DATA, TEST_STYLES, TRAIN_STYLES, VALIDATION_STYLE, main_concepts
 
 LAB = Path(drawings.__file__).parent
 
@@ -38,19 +38,19 @@ def test_reading_shows_and_writes_nothing(capfd: pytest.CaptureFixture[str]) -> 
     assert capfd.readouterr() == ("", "")
 
 
-def test_hands_are_disjoint_and_every_hand_draws_every_main_concept() -> None:
-    hands = (*TRAIN_HANDS, VALIDATION_HAND, *TEST_HANDS)
-    assert len(set(hands)) == len(hands) == 9
-    for hand in hands:
-        drawn = [drawing.concept for drawing in drawings.drawings(hand) if drawing.main]
-        assert set(main_concepts()) <= set(drawn), hand
+def test_styles_are_disjoint_and_every_style_draws_every_main_concept() -> None:
+    styles = (*TRAIN_STYLES, VALIDATION_STYLE, *TEST_STYLES)
+    assert len(set(styles)) == len(styles) == 9
+    for style in styles:
+        drawn = [drawing.concept for drawing in drawings.drawings(style) if drawing.main]
+        assert set(main_concepts()) <= set(drawn), style
     assert len(ZERO_SHOT_CONCEPTS) >= 100 and set(ZERO_SHOT_CONCEPTS) <= set(main_concepts())
 
 
-def test_no_drawing_of_a_test_hand_is_in_a_training_hand() -> None:
-    seen = {drawing.image.tobytes() for hand in TRAIN_HANDS for drawing in drawings.drawings(hand)}
-    for hand in (VALIDATION_HAND, *TEST_HANDS):
-        assert not any(drawing.image.tobytes() in seen for drawing in drawings.drawings(hand))
+def test_no_drawing_of_a_test_style_is_in_a_training_style() -> None:
+    seen = {drawing.image.tobytes() for style in TRAIN_STYLES for drawing in drawings.drawings(style)}
+    for style in (VALIDATION_STYLE, *TEST_STYLES):
+        assert not any(drawing.image.tobytes() in seen for drawing in drawings.drawings(style))
 
 
 @pytest.mark.parametrize("name", TEST_SETS)

@@ -1,6 +1,6 @@
-"""Builds the lab's parquet files from pinned, permissibly licensed packages: ``python -m tools.lab.build_data``.
+"""Builds the lab's parquet files from pinned, permissibly licensed packages: `python -m tools.lab.build_data`.
 
-Needs ``npm`` (the drawings and the emoji names), ``apt-get`` (Fashion-MNIST) and the extra ``lab-build`` (resvg_py,
+Needs `npm` (the drawings and the emoji names), `apt-get` (Fashion-MNIST) and the extra `lab-build` (resvg_py,
 scikit-learn). Every download is checked against its SHA-256 before it is opened. Nobody has to run this: its output
 is in the package.
 """
@@ -39,9 +39,9 @@ DRAWING_SIZE = 128
 
 @dataclass(frozen=True)
 class Source:
-    """A pinned npm package that holds one hand's drawings as SVG (Iconify JSON)."""
+    """A pinned npm package that holds one style's drawings as SVG (Iconify JSON)."""
 
-    hand: str
+    style: str
     package: str
     sha256: str
     license: str
@@ -131,7 +131,7 @@ FASHION_MNIST = (
 
 
 def fetch(command: list[str], pattern: str, sha256: str, folder: Path) -> Path:
-    """Downloads one package into ``folder`` with its registry's own client and checks it.
+    """Downloads one package into `folder` with its registry's own client and checks it.
 
     Raises:
         ValueError: if the file is not the one this module was written for.
@@ -146,13 +146,13 @@ def fetch(command: list[str], pattern: str, sha256: str, folder: Path) -> Path:
 
 
 def fetch_npm(package: str, sha256: str, folder: Path) -> Path:
-    """Fetches ``name@version`` with ``npm pack``; returns the tarball."""
+    """Fetches `name@version` with `npm pack`; returns the tarball."""
     stem = package.removeprefix("@").replace("/", "-").replace("@", "-")
     return fetch(["npm", "pack", "--silent", package], f"{stem}.tgz", sha256, folder)
 
 
 def read_json(tarball: Path, name: str) -> Any:
-    """The JSON file ``package/<name>`` in an npm tarball, or an empty dict where there is none."""
+    """The JSON file `package/<name>` in an npm tarball, or an empty dict where there is none."""
     with tarfile.open(tarball) as archive:
         try:
             member = archive.extractfile(f"package/{name}")
@@ -173,7 +173,7 @@ def squash(name: str) -> str:
 
 
 @dataclass
-class Hand:
+class Style:
     """One opened icon set: SVG bodies by code point."""
 
     source: Source
@@ -203,20 +203,20 @@ class Hand:
         return f'<svg {names} viewBox="{box}">{icon["body"]}</svg>'
 
 
-def open_hands(folder: Path) -> list[Hand]:
+def open_styles(folder: Path) -> list[Style]:
     """Every icon set, fetched, checked and parsed."""
-    hands = []
+    styles = []
     for source in SOURCES:
         tarball = fetch_npm(source.package, source.sha256, folder)
-        hands.append(Hand(source, read_json(tarball, "icons.json"), read_json(tarball, "chars.json")))
-    return hands
+        styles.append(Style(source, read_json(tarball, "icons.json"), read_json(tarball, "chars.json")))
+    return styles
 
 
-def name_table(emoji: dict[str, dict[str, Any]], hands: list[Hand]) -> dict[str, str]:
+def name_table(emoji: dict[str, dict[str, Any]], styles: list[Style]) -> dict[str, str]:
     """Squashed name -> code point, from the sets that know both and from the Unicode names."""
     names: dict[str, str] = {}
-    for hand in hands:
-        for code, name in hand.chars.items():
+    for style in styles:
+        for code, name in style.chars.items():
             if code_key(code) in emoji:
                 names.setdefault(squash(name), code_key(code))
     for code, entry in emoji.items():
@@ -226,14 +226,14 @@ def name_table(emoji: dict[str, dict[str, Any]], hands: list[Hand]) -> dict[str,
 
 
 def choose_concepts(emoji: dict[str, dict[str, Any]], drawn: dict[str, dict[str, str]]) -> dict[str, bool]:
-    """Code point -> is it a main concept; extra concepts are core things that at least five training hands draw."""
-    training = [source.hand for source in SOURCES if source.split == "train"]
+    """Code point -> is it a main concept; extra concepts are core things that at least five training styles draw."""
+    training = [source.style for source in SOURCES if source.split == "train"]
     chosen = {}
     for code, entry in emoji.items():
         main = entry["short_name"] in MAIN_CONCEPTS
         core = entry["category"] in CORE_CATEGORIES and entry["subcategory"] not in LEFT_OUT_SUBCATEGORIES
         clear = not any(word in entry["short_name"] for word in LEFT_OUT_WORDS)
-        if main or (core and clear and sum(code in drawn[hand] for hand in training) >= 5):
+        if main or (core and clear and sum(code in drawn[style] for style in training) >= 5):
             chosen[code] = main
     return chosen
 
@@ -261,22 +261,22 @@ def write(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def build_drawings(downloads: Path, out: Path) -> None:
-    """One parquet file per hand: ``image, concept, category, main``; test hands hold the main concepts only."""
+    """One parquet file per style: `image, concept, category, main`; test styles hold the main concepts only."""
     tarball = fetch_npm(*EMOJI_NAMES, downloads)
     emoji = {code_key(entry["unified"]): entry for entry in read_json(tarball, "emoji.json")}
-    hands = open_hands(downloads)
-    names = name_table(emoji, hands)
-    drawn = {hand.source.hand: hand.icon_of(names) for hand in hands}
+    styles = open_styles(downloads)
+    names = name_table(emoji, styles)
+    drawn = {style.source.style: style.icon_of(names) for style in styles}
     chosen = choose_concepts(emoji, drawn)
     words = {code: concept_words(emoji[code], drawn["noto"].get(code, "")) for code in chosen}
-    for hand in hands:
+    for style in styles:
         rows = []
         for code, main in chosen.items():
-            if code in drawn[hand.source.hand] and (main or hand.source.split == "train"):
-                image = render(hand.svg(drawn[hand.source.hand][code]))
+            if code in drawn[style.source.style] and (main or style.source.split == "train"):
+                image = render(style.svg(drawn[style.source.style][code]))
                 category = emoji[code]["category"]
                 rows.append({"image": image, "concept": words[code], "category": category, "main": str(int(main))})
-        write(rows, out / f"{hand.source.split}-{hand.source.hand}.parquet")
+        write(rows, out / f"{style.source.split}-{style.source.style}.parquet")
 
 
 def concept_words(entry: dict[str, Any], icon: str) -> str:
@@ -292,7 +292,7 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 def grey_rows(images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Rows of a grey data set: ``image, concept``."""
+    """Rows of a grey data set: `image, concept`."""
     return [{"image": png(image), "concept": classes[label]} for image, label in zip(images, labels, strict=True)]
 
 
@@ -322,7 +322,7 @@ def build_digits(out: Path, test: int = 600) -> None:
 
 
 def main() -> None:
-    """Builds every file; see ``--help``."""
+    """Builds every file; see `--help`."""
     parser = argparse.ArgumentParser(description="Builds the lab's parquet files from pinned packages.")
     parser.add_argument(
         "--downloads", type=Path, default=Path("outputs/lab-downloads"), help="where packages are kept"

@@ -1,7 +1,7 @@
-"""Chooses the lab's zero-shot classes on the validation hand: ``python -m tools.lab.choose_concepts``.
+"""Chooses the lab's zero-shot classes on the validation style: `python -m tools.lab.choose_concepts`.
 
 Of the main concepts, the `CLASSES` that the lab's CLIP recognises most often (among all of them) in eight views of the
-validation hand. No test hand is looked at. What it prints stands in `fare_hf.lab.concepts.ZERO_SHOT_CONCEPTS`.
+validation style. No test style is looked at. What it prints stands in `fare_hf.lab.concepts.ZERO_SHOT_CONCEPTS`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 from fare_hf.data.pixels import Normalization
 from fare_hf.evaluation import text_classifier
 from fare_hf.lab import captions, scenes
-from fare_hf.lab.drawings import VALIDATION_HAND, drawings, main_concepts, stack_pixels
+from fare_hf.lab.drawings import VALIDATION_STYLE, drawings, main_concepts, stack_pixels
 from fare_hf.lab.models import MODELS
 
 VIEWS, SEED = 8, 404
@@ -31,10 +31,10 @@ def validation_recall(folder: Path) -> dict[str, float]:
     model = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval()
     normalise = Normalization.from_processor(CLIPImageProcessor.from_pretrained(folder))
     classes = main_concepts()
-    prompts = captions.zero_shot_prompts(classes, VALIDATION_HAND)
+    prompts = captions.zero_shot_prompts(classes, VALIDATION_STYLE)
     text = text_classifier(model, CLIPTokenizer.from_pretrained(folder), prompts, ["{}"])
     rng, recall = np.random.default_rng(SEED), {}
-    for drawing in drawings(VALIDATION_HAND):
+    for drawing in drawings(VALIDATION_STYLE):
         pixels = stack_pixels([scenes.single(drawing.image, rng) for _ in range(VIEWS)])
         images = model.get_image_features(pixel_values=normalise(torch.from_numpy(pixels) / 255)).pooler_output
         named = (F.normalize(images, dim=-1) @ text.T).argmax(1)
@@ -44,7 +44,7 @@ def validation_recall(folder: Path) -> dict[str, float]:
 
 def main() -> None:
     """Prints the chosen concepts."""
-    parser = argparse.ArgumentParser(description="Chooses the lab's zero-shot classes on the validation hand.")
+    parser = argparse.ArgumentParser(description="Chooses the lab's zero-shot classes on the validation style.")
     parser.add_argument("--clip", type=Path, default=MODELS / "clip", help="folder of the lab's CLIP")
     recall = validation_recall(parser.parse_args().clip)
     best_first = sorted(recall, key=lambda concept: (-recall[concept], concept))

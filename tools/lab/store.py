@@ -1,4 +1,4 @@
-"""Puts trained lab models into the package, rounded to fp16: ``python -m tools.lab.store clip FOLDER``.
+"""Puts trained lab models into the package, rounded to fp16: `python -m tools.lab.store clip FOLDER`.
 
 Everything that is reported of a lab model is measured after this rounding, on what is shipped.
 """
@@ -29,7 +29,7 @@ NAMES = {"fare-2": "FARE-2", "fare-4": "FARE-4", "tecoa-2": "TeCoA-2", "tecoa-4"
 
 
 def store_clip(source: Path, folder: Path = MODELS / "clip") -> None:
-    """The CLIP that `tools.lab.train_clip` left in ``source``, with tokenizer and image processor."""
+    """The CLIP that `tools.lab.train_clip` left in `source`, with tokenizer and image processor."""
     CLIPModel.from_pretrained(source, dtype=torch.float16).save_pretrained(folder)
     CLIPTokenizer.from_pretrained(source).save_pretrained(folder)
     AutoImageProcessor.from_pretrained(source, trust_remote_code=False).save_pretrained(folder)
@@ -57,8 +57,8 @@ def store_encoder(name: str, training: Path, folder: Path, report: RobustnessRep
     """A robust encoder that `fare_hf.train` left, in fp16, with its recipe and what was measured of it on its card.
 
     Args:
-        name: of `ENCODERS`, such as ``fare-4``.
-        training: output folder of the training (``encoder/`` and ``training.json``).
+        name: of `ENCODERS`, such as `fare-4`.
+        training: output folder of the training (`encoder/` and `training.json`).
         folder: where it goes; what is there is replaced.
         report: of all lab models; None for a card without figures.
     """

@@ -1,4 +1,4 @@
-"""Trains the lab's CLIP from scratch: ``python -m tools.lab.train_clip --out outputs/lab-clip``.
+"""Trains the lab's CLIP from scratch: `python -m tools.lab.train_clip --out outputs/lab-clip`.
 
 A `CLIPModel` of transformers, trained contrastively (Radford et al., 2021) on drawings, scenes of drawings, clothes
 and digits with the sentences that describe them. Samples that share a sentence's subject are positives of each other
@@ -31,8 +31,8 @@ from fare_hf.encoders import matmul_patch_embedding
 from fare_hf.lab import captions, scenes
 from fare_hf.lab.concepts import DIGIT_CLASSES, FASHION_CLASSES
 from fare_hf.lab.drawings import (
-    TRAIN_HANDS,
-    VALIDATION_HAND,
+    TRAIN_STYLES,
+    VALIDATION_STYLE,
     Drawing,
     drawings,
     grey_images,
@@ -58,13 +58,13 @@ class SampleSource:
 
     def __init__(self, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
-        pool = [drawing for hand in TRAIN_HANDS for drawing in drawings(hand)]
+        pool = [drawing for style in TRAIN_STYLES for drawing in drawings(style)]
         self.main = [drawing for drawing in pool if drawing.main]
         self.extra = [drawing for drawing in pool if not drawing.main]
         self.grey = {name: grey_images(name, "train") for name in ("fashion", "digits")}
 
     def pick(self, part_main: float) -> Drawing:
-        """One drawing, from the main concepts with probability ``part_main``."""
+        """One drawing, from the main concepts with probability `part_main`."""
         pool = self.main if self.rng.random() < part_main else self.extra
         return pool[self.rng.integers(len(pool))]
 
@@ -108,7 +108,7 @@ class Pool:
         self.refresh(start)
 
     def refresh(self, count: int) -> None:
-        """Composes ``count`` new samples; the oldest make room."""
+        """Composes `count` new samples; the oldest make room."""
         for _ in range(count):
             sample = self.source.draw()
             slot = self.cursor % self.capacity
@@ -121,14 +121,14 @@ class Pool:
             self.cursor += 1
 
     def batch(self, size: int) -> tuple[Tensor, list[str], list[str]]:
-        """``size`` samples: pixels in [0, 1], sentences, keys."""
+        """`size` samples: pixels in [0, 1], sentences, keys."""
         index = self.source.rng.choice(len(self.texts), size, replace=False)
         return self.pixels[index] / 255, [self.texts[i] for i in index], [self.keys[i] for i in index]
 
 
 def build_tokenizer(vocab_size: int = 1800) -> CLIPTokenizer:
     """A byte-level BPE tokenizer in CLIP's form, trained on the lab's sentences."""
-    concepts = sorted({drawing.concept for hand in TRAIN_HANDS for drawing in drawings(hand)})
+    concepts = sorted({drawing.concept for style in TRAIN_STYLES for drawing in drawings(style)})
     words = [*map(captions.with_article, concepts), *FASHION_CLASSES, *DIGIT_CLASSES]
     templates = (*captions.TEMPLATES, *captions.FASHION_TEMPLATES, *captions.DIGIT_TEMPLATES)
     corpus = [template.format(f"{word} and {word}, {word}") for template in templates for word in words]
@@ -193,17 +193,17 @@ def optimizer_of(model: CLIPModel, lr: float, weight_decay: float) -> torch.opti
 
 
 def validation_set(count: int, views: int = 2, seed: int = 1234) -> tuple[Tensor, Tensor]:
-    """Main concepts in the validation hand: pixels and labels of the first ``count`` images."""
+    """Main concepts on the validation style: pixels and labels of the first `count` images."""
     rng = np.random.default_rng(seed)
     classes = {name: number for number, name in enumerate(main_concepts())}
-    chosen = [drawing for drawing in drawings(VALIDATION_HAND) for _ in range(views)][:count]
+    chosen = [drawing for drawing in drawings(VALIDATION_STYLE) for _ in range(views)][:count]
     pixels = torch.from_numpy(stack_pixels([scenes.single(drawing.image, rng) for drawing in chosen])) / 255
     return pixels, torch.tensor([classes[drawing.concept] for drawing in chosen])
 
 
 @dataclass
 class Validation:
-    """Zero-shot accuracy in the validation hand, clean and under a few PGD steps (a thermometer, not a result)."""
+    """Zero-shot accuracy on the validation style, clean and under a few PGD steps (a thermometer, not a result)."""
 
     tokenizer: CLIPTokenizer
     normalise: Normalization
@@ -242,7 +242,7 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int = 200) -> floa
 
 
 def save(model: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None:
-    """Model, tokenizer and image processor: a folder for ``CLIPModel.from_pretrained``."""
+    """Model, tokenizer and image processor: a folder for `CLIPModel.from_pretrained`."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     size = {"height": scenes.IMAGE_SIZE, "width": scenes.IMAGE_SIZE}
@@ -253,7 +253,7 @@ def save(model: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None:
 
 
 def train(args: argparse.Namespace) -> None:
-    """The loop; a checkpoint and a line of validation every ``args.every`` steps."""
+    """The loop; a checkpoint and a line of validation every `args.every` steps."""
     torch.manual_seed(args.seed)
     tokenizer = build_tokenizer()
     model = build_model(tokenizer, args.hidden, args.layers, args.patch).train()
@@ -313,7 +313,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--patch", type=int, default=40)
     parser.add_argument("--every", type=int, default=250)
-    parser.add_argument("--validation", type=int, default=336, help="images of the validation hand")
+    parser.add_argument("--validation", type=int, default=336, help="images of the validation style")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)

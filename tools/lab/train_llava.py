@@ -1,4 +1,4 @@
-"""Trains the lab's LLaVA on its frozen CLIP: ``python -m tools.lab.train_llava --out outputs/lab-llava``.
+"""Trains the lab's LLaVA on its frozen CLIP: `python -m tools.lab.train_llava --out outputs/lab-llava`.
 
 A `LlavaForConditionalGeneration` with a small Llama, trained as LLaVA is (Liu et al., 2023) with the tower frozen, so
 that the composed images are embedded once. It learns captions, yes/no questions, counting, and to repeat a sentence
@@ -32,7 +32,7 @@ from fare_hf.data.pixels import Normalization
 from fare_hf.encoders import load_encoder, matmul_patch_embedding
 from fare_hf.lab import captions, scenes
 from fare_hf.lab.concepts import DIGIT_CLASSES, FASHION_CLASSES
-from fare_hf.lab.drawings import TRAIN_HANDS, VALIDATION_HAND, drawings, main_concepts, stack_pixels
+from fare_hf.lab.drawings import TRAIN_STYLES, VALIDATION_STYLE, drawings, main_concepts, stack_pixels
 from fare_hf.lab.models import MODELS
 from fare_hf.lab.questions import QUESTION_SETS, load_question_set
 from fare_hf.vlm import generate_text
@@ -44,7 +44,7 @@ IGNORE = -100
 
 def build_tokenizer(vocab_size: int = 1700) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer with LLaVA's special tokens, trained on the lab's conversations."""
-    concepts = sorted({drawing.concept for hand in TRAIN_HANDS for drawing in drawings(hand)})
+    concepts = sorted({drawing.concept for style in TRAIN_STYLES for drawing in drawings(style)})
     words = [*map(captions.with_article, concepts), *FASHION_CLASSES, *DIGIT_CLASSES]
     templates = (*captions.TEMPLATES, *captions.FASHION_TEMPLATES, *captions.DIGIT_TEMPLATES)
     corpus = [
@@ -120,7 +120,7 @@ class Conversations:
         self.facts: list[tuple[str, list[str]]] = []
 
     def compose(self, count: int) -> None:
-        """Adds ``count`` images: 67 % single drawings, 27 % scenes, the rest clothes and digits."""
+        """Adds `count` images: 67 % single drawings, 27 % scenes, the rest clothes and digits."""
         images, facts = [], []
         for _ in range(count):
             image, caption, concepts = self.draw()
@@ -193,7 +193,7 @@ class Conversations:
         return captions.repeat_prompt(sentence), sentence
 
     def batch(self, size: int, tokenizer: PreTrainedTokenizerFast, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
-        """``size`` one- or two-turn conversations: ids and labels (right padded), tower features of their images."""
+        """`size` one- or two-turn conversations: ids and labels (right padded), tower features of their images."""
         chosen = self.rng.integers(len(self.facts), size=size)
         rows = [self.encode(self.turns(*self.facts[i]), tokenizer, tokens) for i in chosen]
         width = max(len(ids) for ids, _ in rows)
@@ -207,7 +207,7 @@ class Conversations:
     def encode(
         self, turns: list[tuple[str, str]], tokenizer: PreTrainedTokenizerFast, tokens: int
     ) -> tuple[list[int], list[int]]:
-        """Token ids and labels; only answers carry a loss, and each answer ends with ``</s>``."""
+        """Token ids and labels; only answers carry a loss, and each answer ends with `</s>`."""
         ids: list[int] = []
         labels: list[int] = []
         for number, (question, answer) in enumerate(turns):
@@ -233,11 +233,11 @@ def language_loss(model: LlavaForConditionalGeneration, ids: Tensor, labels: Ten
 
 
 def validate(
-    model: LlavaForConditionalGeneration, processor: LlavaProcessor, hand: str, views: int = 1
+    model: LlavaForConditionalGeneration, processor: LlavaProcessor, style: str, views: int = 1
 ) -> dict[str, float]:
     """Parts of the captions that name the concept, of the sentences repeated on request, of the right yes and no."""
     rng = np.random.default_rng(77)
-    chosen = drawings(hand)
+    chosen = drawings(style)
     pixels = torch.from_numpy(stack_pixels([scenes.single(drawing.image, rng) for drawing in chosen])) / 255
     texts = generate_text(model, processor, pixels, captions.chat(captions.CAPTION_PROMPT), max_new_tokens=14)
     wanted = [f"a photo of {captions.with_article(drawing.concept)}" for drawing in chosen]
@@ -248,14 +248,14 @@ def validate(
     echoed = sum(captions.SENTENCES[1] in text for text in said)
     figures = {"captions": right / len(chosen), "echo": echoed / len(said)}
     for name in QUESTION_SETS:
-        asked = load_question_set(name, hand)
+        asked = load_question_set(name, style)
         texts = generate_text(model, processor, asked.pixels, asked.prompts, max_new_tokens=2)
         figures[name] = sum(text == answer for text, answer in zip(texts, asked.answers, strict=True)) / len(asked)
     return figures
 
 
 def train(args: argparse.Namespace) -> None:
-    """The loop; a checkpoint and a line of validation every ``args.every`` steps."""
+    """The loop; a checkpoint and a line of validation every `args.every` steps."""
     torch.manual_seed(args.seed)
     tower: Any = load_encoder(str(args.clip), "tokens").eval()
     tokenizer = build_tokenizer()
@@ -288,7 +288,7 @@ def train(args: argparse.Namespace) -> None:
             running = 0.98 * running + 0.02 * loss.item() if step > first else loss.item()
             if (step + 1) % args.every == 0 or step + 1 == args.steps:
                 seconds = (time.time() - started) / (step + 1 - first)
-                figures = validate(model.eval(), processor, VALIDATION_HAND)
+                figures = validate(model.eval(), processor, VALIDATION_STYLE)
                 text = " ".join(f"{name} {value:.3f}" for name, value in figures.items())
                 print(f"step {step + 1} loss {running:.3f} {seconds:.2f} s/step {text}", flush=True)
                 state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}

@@ -17,8 +17,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     parser.add_argument("vlm", help="folder or repository of a LLaVA or one of its relatives")
     parser.add_argument("encoder", help="folder, repository or open_clip file of the robust encoder")
-    parser.add_argument("out", help="new folder; with --push_to_hub a new repository")
+    parser.add_argument("--output_dir", help="new folder")
     parser.add_argument("--push_to_hub", action="store_true", help="copy on the Hub; only the tower's files travel")
+    parser.add_argument("--hub_model_id", help="the new repository of --push_to_hub, namespace/name")
     parser.add_argument("--hard_links", action="store_true", help="large files are the source's own, which saves room")
     parser.add_argument("--private", action=argparse.BooleanOptionalAction, help="of the new repository")
     parser.add_argument("--revision", help="of the vision-language model on the Hub")
@@ -34,7 +35,9 @@ def run(args: argparse.Namespace) -> None:
     if is_in_lab(args.vlm):
         raise ValueError(f"{args.vlm} is stored without its tower, and a merge works on files: use fare-hf swap.")
     if not args.push_to_hub:
-        refuse_given(args, ["private"], "is of a new repository: give it with --push_to_hub, or leave it out.")
+        refuse_given(
+            args, ["private", "hub_model_id"], "is of a new repository: give it with --push_to_hub, or leave it out."
+        )
     elif args.hard_links:
         raise ValueError("--hard_links is of files here: with --push_to_hub leave it out.")
     refuse_of_the_hub(args, "revision", args.vlm)
@@ -42,6 +45,6 @@ def run(args: argparse.Namespace) -> None:
     if args.base is not None and not Path(args.encoder, "open_clip_config.json").exists():
         if Path(args.encoder, "config.json").exists():
             raise ValueError(f"--base is for weights of open_clip, and {args.encoder!r} says its own: leave it out.")
-    names = ("push_to_hub", "hard_links", "private", "revision", "encoder_revision", "base")
+    names = ("push_to_hub", "hub_model_id", "hard_links", "private", "revision", "encoder_revision", "base")
     options = {name: getattr(args, name) for name in names}
-    print(merge_vision_tower(args.vlm, encoder_path(args.encoder), args.out, **options))
+    print(merge_vision_tower(args.vlm, encoder_path(args.encoder), args.output_dir, **options))

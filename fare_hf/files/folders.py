@@ -16,6 +16,7 @@ __all__ = [
     "LOCK",
     "check_links",
     "check_new_folder",
+    "files_in",
     "is_missing_path",
     "locked_folder",
     "path_inside",
@@ -70,6 +71,24 @@ def path_inside(folder: Path, name: object, where: str | None = None) -> Path:
     if not any(real.is_relative_to(allowed) for allowed in (root, *_blobs(folder.absolute()))):
         raise ValueError(f"{where} holds {name!r}, a link to '{real}' outside of it: do not use it.")
     return path
+
+
+def files_in(folder: Path) -> list[str]:
+    """The files of a folder that something foreign may have filled, by their names in it, sorted; hidden ones, such as
+    those of `.git` and `.cache`, belong to this machine.
+
+    Raises:
+        ValueError: as `path_inside`; a link to a folder or to nothing, a pipe, a device.
+    """
+    names = [path.relative_to(folder) for path in sorted(folder.rglob("*"))]
+    shown = [name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts)]
+    paths = {name: path_inside(folder, name) for name in shown}
+    for name, path in paths.items():
+        if not path.is_file() and (path.is_symlink() or not path.is_dir()):
+            raise ValueError(
+                f"'{folder}' holds {name!r}, which is no file (a pipe, a device, a link to a folder or to nothing)."
+            )
+    return [name for name, path in paths.items() if path.is_file()]
 
 
 def check_links(name_or_path: object) -> None:

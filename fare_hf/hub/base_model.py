@@ -21,7 +21,7 @@ from fare_hf.hub.download import read_start
 from fare_hf.hub.licenses import check_license
 from fare_hf.hub.retry import Retries, is_transient, persist
 
-__all__ = ["base_name", "card_head", "inherited_license", "is_hub_id"]
+__all__ = ["base_name", "card_head", "inherited_license", "is_hub_id", "license_terms"]
 
 logger = logging.getLogger(__name__)
 
@@ -72,8 +72,16 @@ def inherited_license(base_model: str) -> dict[str, str]:
         ValueError: the card states a licence that the Hub does not know.
     """
     folder = Path(base_model)
-    stated = _folder_card(folder) if folder.is_dir() else _hub_card(base_model)
-    found = stated.get("license")
+    return license_terms(_folder_card(folder) if folder.is_dir() else _hub_card(base_model), base_model)
+
+
+def license_terms(head: Mapping[str, Any], model: str) -> dict[str, str]:
+    """The licence in the head of a model's card, as another card may repeat it; see `inherited_license`.
+
+    Raises:
+        ValueError: a licence that the Hub does not know.
+    """
+    found = head.get("license")
     if isinstance(found, list) and len(found) == 1:
         found = found[0]
     if not found:
@@ -81,12 +89,12 @@ def inherited_license(base_model: str) -> dict[str, str]:
     try:
         check_license(str(found))
     except ValueError as error:
-        raise ValueError(f"the card of {base_model!r} cannot hand its licence on: {error}") from None
-    link, name = str(stated.get("license_link") or ""), str(stated.get("license_name") or "")
-    if link and ":" not in link:  # a file of the base model's repository
-        link = "" if folder.is_dir() else f"https://huggingface.co/{base_model}/blob/main/{quote(link)}"
+        raise ValueError(f"the card of {model!r} cannot hand its licence on: {error}") from None
+    link, name = str(head.get("license_link") or ""), str(head.get("license_name") or "")
+    if link and ":" not in link:  # a file of the model's repository
+        link = f"https://huggingface.co/{model}/blob/main/{quote(link)}" if names_repository(model) else ""
     more = {"license_name": name if len(name) <= LONGEST_NAME else "", "license_link": link if is_link(link) else ""}
-    return {"license": str(found), **{name: str(value) for name, value in more.items() if value}}
+    return {"license": str(found), **{key: value for key, value in more.items() if value}}
 
 
 def _folder_card(folder: Path) -> Mapping[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from fare_hf.evaluation.report.tables import markdown
 from fare_hf.files.markup import inline, is_link, literal
 from fare_hf.hub.base_model import inherited_license
 from fare_hf.hub.card.render import BREAKS, CardContent, render_card
+from fare_hf.hub.licenses import LICENSES
 from fare_hf.hub.merge.card import merge_card
-from fare_hf.hub.merge.merge import Merge
+from fare_hf.hub.merge.plan import Merge
 
 NASTY = [
     "a|b|c",
@@ -121,11 +123,12 @@ def test_any_name_gives_a_whole_card_of_a_merge(out: str, parent: str, files: li
     made: dict[str, Any] = {name: None for name in names}
     made |= {"vlm": parent, "encoder": out, "out": out, "tensors": 3, "cosine": 0.5, "resolution": (224, 336)}
     made |= {"rewritten": tuple(files), "left_out": tuple(files)}
-    page = merge_card(Merge(**made), "LlavaForConditionalGeneration", card, None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a licence that the Hub does not know, which is left out
+        page = merge_card(Merge(**made), "LlavaForConditionalGeneration", card, None)
     check_page(page)
     head = yaml.safe_load(page.split("\n---\n")[0].removeprefix("---\n"))
-    stated = str(card.get("license")).translate(BREAKS)
-    assert str(head.get("license")).split() == stated.split()
+    assert head.get("license") == (card.get("license") if card.get("license") in LICENSES else None)
     assert "javascript" not in str(head.get("license_link"))
 
 

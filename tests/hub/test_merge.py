@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import runpy
+import shutil
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from helpers.open_clip_files import write_open_clip
 from helpers.paths import EXAMPLES
 from helpers.tiny_vlms import TINY, clip_encoder, siglip_encoder
 from helpers.vlm_capabilities import OTHER
+from huggingface_hub import ModelCard
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, CLIPVisionConfig
@@ -86,6 +89,38 @@ def test_the_card_names_both_parents_and_no_folder_of_this_machine(vlm: Path, en
     assert "base_model" not in card  # the Hub has neither, and would refuse what is no name
     assert str(tmp_path) not in card and str(vlm.parent) not in card
     assert "`pytorch_model.bin`" in card and "LlavaForConditionalGeneration.from_pretrained" in card
+
+
+@pytest.mark.parametrize(
+    ("head", "kept", "told"),
+    [
+        ("license: mine", {}, "license 'mine' is unknown to the Hub"),
+        ("license: [mit, llama2]", {}, "cannot hand its licence on"),
+        ("license: 3", {}, "license '3' is unknown"),
+        ("license: [mit]\nlanguage: de", {"license": "mit", "language": ["de"]}, None),
+        ("license: other\nlicense_name: my own\nlicense_link: LICENSE", {"license": "other"}, None),
+        ("language: [en, English, en]", {"language": ["en"]}, "the language 'English', which is no code"),
+        ("language: [[en]]", {}, "which is no code of ISO 639"),
+        ("pipeline_tag: [a]", {}, None),
+        ("pipeline_tag: video-text-to-text", {"pipeline_tag": "video-text-to-text"}, None),
+    ],
+)
+def test_the_card_s_head_takes_what_the_hub_accepts(
+    head: str, kept: dict[str, Any], told: str | None, vlm: Path, encoder: Path, tmp_path: Path
+) -> None:
+    """The parent's card is a stranger's; what is left out of it is said."""
+    folder = shutil.copytree(vlm, tmp_path / "vlm")
+    (folder / "README.md").write_text(f"---\n{head}\n---\n")
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        merge_vision_tower(folder, encoder, tmp_path / "robust")
+    said = [str(one.message) for one in found if "the merged model's card leaves it out" in str(one.message)]
+    assert (told is None and not said) or (told is not None and len(said) == 1 and told in said[0])
+    data = ModelCard.load(tmp_path / "robust" / "README.md").data.to_dict()
+    wanted = {"pipeline_tag": "image-text-to-text"} | kept
+    assert {name: data.get(name) for name in ("license", "language", "pipeline_tag")} == {
+        "license": None, "language": None, **wanted
+    }  # fmt: skip
 
 
 def test_large_files_are_linked_only_where_that_is_asked_for(
@@ -179,7 +214,7 @@ def test_names_and_types_of_published_models(vlm: Path, encoder: Path, tmp_path:
 
 def test_an_open_clip_encoder_and_the_command(vlm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write_open_clip(tmp_path / "fare")
-    cli.main(["merge", str(vlm), str(source), str(tmp_path / "robust")])
+    cli.main(["merge", str(vlm), str(source), "--output_dir", str(tmp_path / "robust")])
     assert "rewritten: model-" in capsys.readouterr().out
     assert torch.equal(logits_of(tmp_path / "robust"), swapped_logits(vlm, source))
 
@@ -207,8 +242,6 @@ def test_parents_that_do_not_fit(vlm: Path, encoder: Path, tmp_path: Path) -> No
 
 
 def test_models_that_cannot_be_merged(vlm: Path, encoder: Path, tmp_path: Path) -> None:
-    import shutil
-
     weightless = shutil.copytree(vlm, tmp_path / "none", ignore=shutil.ignore_patterns("*.safetensors*", "*.bin"))
     with pytest.raises(ValueError, match="has no safetensors"):
         merge_vision_tower(weightless, encoder, tmp_path / "out")
@@ -237,7 +270,7 @@ def test_an_encoder_from_elsewhere_is_noticed(vlm: Path, encoder: Path, tmp_path
 def on_hub(hub: LoopbackHub, encoder: Path, out: str = "me/robust", **options: Any) -> Any:
     """A merge there."""
     access = {"token": TOKEN, "endpoint": hub.url}
-    return merge_vision_tower("lab/llava", encoder, out, push_to_hub=True, **access, **options)
+    return merge_vision_tower("lab/llava", encoder, push_to_hub=True, hub_model_id=out, **access, **options)
 
 
 def test_on_the_hub_only_the_towers_files_travel(hub: LoopbackHub, vlm: Path, encoder: Path, tmp_path: Path) -> None:

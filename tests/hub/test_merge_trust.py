@@ -149,7 +149,7 @@ def test_the_command_says_it_in_one_sentence(
 ) -> None:
     vlm = edited(Path(shutil.copytree(parents[0], tmp_path / "llava")), lambda m: m.update({NORM: "../x.safetensors"}))
     with pytest.raises(SystemExit, match="fare-hf: error: .*'../x.safetensors', which leaves its folder") as found:
-        cli.main(["merge", str(vlm), str(parents[1]), str(tmp_path / "out")])
+        cli.main(["merge", str(vlm), str(parents[1]), "--output_dir", str(tmp_path / "out")])
     assert "\n" not in str(found.value)
 
 
@@ -198,7 +198,7 @@ def test_a_pipe_for_weights(parents: tuple[Path, Path], tmp_path: Path) -> None:
     file = tower_files(vlm)[NORM]
     (vlm / file).unlink()
     os.mkfifo(vlm / file)
-    refused("which is not there", tmp_path, vlm, encoder)
+    refused("which is no file \\(a pipe", tmp_path, vlm, encoder)
     (encoder / "model.safetensors").unlink()
     os.mkfifo(encoder / "model.safetensors")
     refused("has no model.safetensors", tmp_path, parents[0], encoder)
@@ -348,16 +348,16 @@ def test_on_the_hub_nothing_is_committed_for_an_index_that_lies(
         f"'{NORM}' in ": other,
     }
     with online_hub(monkeypatch, tmp_path / "xet") as hub:
-        access = {"token": TOKEN, "endpoint": hub.url, "push_to_hub": True}
+        access = {"token": TOKEN, "endpoint": hub.url, "push_to_hub": True, "hub_model_id": "me/robust"}
         for number, (sentence, name) in enumerate(lies.items()):
             copy = edited(Path(shutil.copytree(vlm, tmp_path / str(number))), lambda m, n=name: m.update({NORM: n}))
             publish(hub, copy, f"lab/llava{number}")
             with pytest.raises(ValueError, match=sentence) as found:
-                merge_vision_tower(f"lab/llava{number}", encoder, "me/robust", **access)
+                merge_vision_tower(f"lab/llava{number}", encoder, **access)
             assert "\n" not in str(found.value) and "me/robust" not in hub.repos
         with pytest.raises(ValueError, match="hard_links is for a merge into a folder"):
-            merge_vision_tower("lab/llava0", encoder, "me/robust", hard_links=True, **access)
+            merge_vision_tower("lab/llava0", encoder, hard_links=True, **access)
         pickled = shutil.copytree(vlm, tmp_path / "pickled", ignore=shutil.ignore_patterns("*.safetensors*"))
         publish(hub, pickled, "lab/pickled")
         with pytest.raises(ValueError, match="has pickled weights alone .*: merge into a folder"):
-            merge_vision_tower("lab/pickled", encoder, "me/robust", **access)
+            merge_vision_tower("lab/pickled", encoder, **access)

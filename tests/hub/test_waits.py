@@ -75,7 +75,7 @@ def test_a_card_without_end_hands_on_its_head(hub: LoopbackHub) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        ["merge", "them/llava", "them/clip", "OUT"],
+        ["merge", "them/llava", "them/clip", "--output_dir", "OUT"],
         ["swap", "them/llava", "them/clip", "--output_dir", "OUT"],
         ["convert", "them/clip", "--output_dir", "OUT", "--to", "open_clip"],
         ["evaluate", "them/clip", "--output_dir", "OUT"],

@@ -156,7 +156,7 @@ def test_every_command_line_refuses_it(
         "convert": [here, "--output_dir", out, "--to", "open_clip"],
         "train": ["--model", here, "--dataset", "lab:digits", "--output_dir", out, "--eps", "4/255", "--use_cpu"],
         "estimate": ["--model", here],
-        "merge": [here, here, out],
+        "merge": [here, here, "--output_dir", out],
         "attack": [here, "--dataset", "lab:twemoji", "--output_dir", out],
         "evaluate": [here, "--output_dir", out],
     }[command]

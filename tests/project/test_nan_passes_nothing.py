@@ -26,7 +26,7 @@ from fare_hf.evaluation.vlm.ensemble import _Ensemble
 from fare_hf.evaluation.vlm.transfer import evaluate_transfer
 from fare_hf.evaluation.zero_shot.drift import retrieval_recall
 from fare_hf.evaluation.zero_shot.gradient_masking import check_gradient_masking
-from fare_hf.hub.merge.merge import _Cosine
+from fare_hf.hub.merge.write import WeightCosine
 
 FOUR = ThreatModel("linf", "4/255")
 NAN = math.nan
@@ -160,7 +160,7 @@ def test_a_score_of_nan_is_neither_robust_nor_fooled() -> None:
 @pytest.mark.parametrize("order", [("good", "bad"), ("bad", "good")])
 def test_a_merge_warns_of_weights_whose_cosine_is_nan(order: tuple[str, str]) -> None:
     tensors = {"good": torch.eye(2), "bad": torch.full((2, 2), NAN)}
-    sums = _Cosine()
+    sums = WeightCosine()
     for name in order:
         sums.add(name, tensors[name], torch.eye(2) * 2)
     assert math.isnan(sums.lowest[0]) and sums.lowest[1] == "bad" and math.isnan(sums.value())

@@ -215,6 +215,8 @@ def test_suite_files_that_are_none(text: str, sentence: str, tmp_path: Path) -> 
 
 ATTACK = ["attack", "lab:llava", "--dataset", "lab:digits", "--output_dir", "r"]
 CONVERT = ["convert", ".", "--to", "open_clip", "--output_dir", "r"]
+MERGE = ["merge", "v", "e", "--output_dir", "r"]
+HUB_MERGE = ["merge", "v", "e", "--push_to_hub", "--hub_model_id", "a/b"]
 OPTIONS: list[tuple[list[str], str]] = [
     *(
         (["evaluate", "--suite", "lab", *words, "--output_dir", "r"], f"{words[0]} is not for --suite, .* --models")
@@ -232,12 +234,28 @@ OPTIONS: list[tuple[list[str], str]] = [
     ([*ATTACK, "--split", "test"], "--split is not for lab:digits"),
     ([*ATTACK, "--dataset_config", "x"], "--dataset_config is not for lab"),
     ([*ATTACK, "--victims", "A=x", "A=y"], "--victims names A twice"),
-    (["merge", "v", "e", "r", "--private"], "--private is of a new repository: give it with --push_to_hub"),
-    (["merge", "v", "e", "r", "--no-private"], "--private is of a new repository"),
-    (["merge", "v", "e", "r", "--push_to_hub", "--hard_links"], "--hard_links is of files here"),
-    (["merge", ".", "e", "r", "--revision", "x"], "--revision is of a repository, and '.' lies here"),
-    (["merge", "v", ".", "r", "--encoder_revision", "x"], "--encoder_revision is of a repository, and '.' lies here"),
-    (["merge", "v", "encoder", "r", "--base", "x"], "--base is for weights of open_clip, and 'encoder' says its own"),
+    (
+        ["merge", "v", "e", "--output_dir", "r", "--private"],
+        "--private is of a new repository: give it with --push_to_hub",
+    ),
+    ([*MERGE, "--no-private"], "--private is of a new repository"),
+    (
+        ["merge", "v", "e", "--hub_model_id", "a/b"],
+        "--hub_model_id is of a new repository: give it with --push_to_hub",
+    ),
+    (["merge", "v", "e"], "a merge needs a place: give output_dir, or push_to_hub and hub_model_id"),
+    (["merge", "v", "e", "--push_to_hub"], "push_to_hub needs hub_model_id"),
+    ([*HUB_MERGE, "--output_dir", "r"], "output_dir is of a merge into a folder: with push_to_hub leave it out"),
+    ([*HUB_MERGE, "--hard_links"], "--hard_links is of files here"),
+    (["merge", ".", "e", "--output_dir", "r", "--revision", "x"], "--revision is of a repository, and '.' lies here"),
+    (
+        ["merge", "v", ".", "--output_dir", "r", "--encoder_revision", "x"],
+        "--encoder_revision is of a repository, and '.' lies here",
+    ),
+    (
+        ["merge", "v", "encoder", "--output_dir", "r", "--base", "x"],
+        "--base is for weights of open_clip, and 'encoder' says its own",
+    ),
     ([*CONVERT, "--revision", "x"], "--revision is of a repository, and '.'"),
     ([*CONVERT, "--activation", "gelu"], "--activation is for --to transformers"),
     (["card", ".", "--revision", "x"], "--revision is of a repository, and '.' lies here"),
@@ -273,9 +291,10 @@ def test_no_option_is_new_without_a_look_at_what_ignores_it() -> None:
         "convert": {"--to", "--output_dir", "--base", "--activation", "--visual_only", "--revision"},
         "evaluate": {f"--{name}" for name in "suite models datasets eps steps samples seed output_dir".split()},
         "merge": {f"--{name}" for name in (
-            "push_to_hub hard_links private no-private revision encoder_revision base").split()},
+            "output_dir push_to_hub hub_model_id hard_links private no-private revision "
+            "encoder_revision base").split()},
         "push": {f"--{name}" for name in (
-            "private no-private revision create_pr tag message with_text_encoder").split()},
+            "private no-private revision create_pr tag commit_message with_text_encoder").split()},
         "quickstart": {"--output_dir", "--max_steps"},
         "swap": {"--output_dir"},
     }  # fmt: skip
@@ -288,7 +307,7 @@ def test_ctrl_c_and_bugs_of_every_command(
     words = {
         "attack": ["lab:llava", "--dataset", "lab:digits", "--output_dir", str(tmp_path / "r")],
         "evaluate": ["x", "--output_dir", str(tmp_path / "r")],
-        "merge": ["v", "e", "r"],
+        "merge": ["v", "e", "--output_dir", str(tmp_path / "r")],
         "push": [".", "a/b"],
         "swap": ["v", "e", "--output_dir", str(tmp_path / "r")],
         "convert": ["s", "--output_dir", str(tmp_path / "r"), "--to", "open_clip"],

@@ -141,9 +141,10 @@ def test_repositories_of_llavas_own_code_name_the_one_to_take(
     folder = tmp_path / name
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({**ORIGINAL, "model_type": kind}))
-    for command, option in (("swap", ["--output_dir"]), ("merge", [])):
+    words = [str(folder), str(tmp_path / "encoder"), "--output_dir", str(tmp_path / "out")]
+    for command in ("swap", "merge"):
         with pytest.raises(SystemExit) as end:
-            run_command(["fare-hf", command, str(folder), str(tmp_path / "encoder"), *option, str(tmp_path / "out")])
+            run_command(["fare-hf", command, *words])
         message = str(end.value)
         assert message.startswith("fare-hf: error: '") and message.count("\n") == 0
         with pytest.raises(ValueError, match=f"has the format of LLaVA's own code.*{advice}"):

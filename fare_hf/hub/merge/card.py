@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,16 +11,17 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import ModelCardData
 
 from fare_hf.convert.checkpoints import names_repository
-from fare_hf.files.markup import inline, is_link, literal
-from fare_hf.hub.base_model import card_head
+from fare_hf.files.markup import inline, literal
+from fare_hf.hub.base_model import card_head, license_terms
 
 if TYPE_CHECKING:
-    from fare_hf.hub.merge.merge import Merge
+    from fare_hf.hub.merge.plan import Merge
 
 __all__ = ["merge_card"]
 
 TAGS = ["robust-clip", "adversarial-robustness", "fare_hf", "merge"]
-KEPT = ("license", "license_name", "license_link", "language", "pipeline_tag")
+LANGUAGE = re.compile("[a-z]{2,3}|code|multilingual")
+TASK = re.compile("[a-z]+(-[a-z]+){1,6}")
 
 BODY = """
 # {title}
@@ -67,10 +69,7 @@ def merge_card(merge: Merge, vlm_class: str, parent: Mapping[str, Any], encoder_
         encoder_card: that of the encoder.
     """
     vlm, encoder = _public(merge.vlm), _public(merge.encoder)
-    kept = {key: parent[key] for key in KEPT if _is_plain(parent.get(key))}
-    if not is_link(kept.get("license_link", "")):
-        kept.pop("license_link", None)
-    kept.setdefault("pipeline_tag", "image-text-to-text")
+    kept = _kept(parent, merge.vlm)
     if parents := [name for name in (merge.vlm, merge.encoder) if names_repository(name)]:
         kept |= {"base_model": parents, "base_model_relation": "merge"}
     data = ModelCardData(library_name="transformers", tags=TAGS, **kept)
@@ -107,10 +106,29 @@ def _file(name: str) -> str:
     return f"`{name}`" if re.fullmatch(r"[\w./ -]+", name) and len(name) <= 200 else inline(name)
 
 
-def _is_plain(value: Any) -> bool:
-    """A text or a few texts, as licences and languages are."""
-    texts = value if isinstance(value, list) else [value]
-    return bool(value) and len(texts) < 100 and all(isinstance(text, str) and len(text) <= 200 for text in texts)
+def _kept(parent: Mapping[str, Any], vlm: str) -> dict[str, Any]:
+    """What the merged model's head takes from its parent's, of what the Hub accepts; the rest is told."""
+    task, stated = parent.get("pipeline_tag"), parent.get("language") or []
+    kept: dict[str, Any] = {"pipeline_tag": task if _is_match(TASK, task) else "image-text-to-text"}
+    languages = stated if isinstance(stated, list) else [stated]
+    strange = [language for language in languages if not _is_match(LANGUAGE, language)]
+    if strange:
+        _warn(f"the card of {vlm!r} states the language {str(strange[0])[:50]!r}, which is no code of ISO 639")
+    if known := list(dict.fromkeys(language for language in languages if language not in strange)):
+        kept["language"] = known
+    try:
+        kept |= license_terms(parent, vlm)
+    except ValueError as error:
+        _warn(str(error).rstrip("."))
+    return kept
+
+
+def _is_match(pattern: re.Pattern[str], value: object) -> bool:
+    return isinstance(value, str) and bool(pattern.fullmatch(value))
+
+
+def _warn(told: str) -> None:
+    warnings.warn(f"{told}; the merged model's card leaves it out.", UserWarning, stacklevel=6)
 
 
 def _trained_from(card: Path | None) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,14 +21,14 @@ from transformers import CLIPVisionModel, SiglipVisionModel
 
 from fare_hf.convert.checkpoints import find_file
 from fare_hf.files.documents import read_object
-from fare_hf.files.folders import path_inside
 from fare_hf.hub.merge.pickled import safetensors_of
 from fare_hf.hub.merge.shards import read_header, read_tensor
 from fare_hf.pretrained.configuration import read_configuration
 from fare_hf.pretrained.validation import check_answers, check_recorded, recorded_architecture
 from fare_hf.pretrained.weight_files import INDEX, PICKLE, SINGLE, read_index
-from fare_hf.vlm.families.table import ENCODER_OF, Family
+from fare_hf.vlm.families.table import ENCODER_OF, Family, family_named
 from fare_hf.vlm.swap.checks import check_architecture, check_weights
+from fare_hf.vlm.swap.encoder_files import transformers_folder
 
 __all__ = [
     "POSITIONS",
@@ -35,9 +37,7 @@ __all__ = [
     "TowerNames",
     "check_encoder",
     "check_held",
-    "check_parents",
-    "files_of",
-    "open_encoder",
+    "opened_encoder",
     "tower_names",
     "weight_map_of",
 ]
@@ -48,6 +48,11 @@ TOWERS: dict[str, Any] = {"clip_vision_model": CLIPVisionModel, "siglip_vision_m
 POOLING = ["SiglipMultiheadAttentionPoolingHead"]  # reads the weights of its parts without calling them
 # Of glibc, which keeps the blocks that torch frees and seldom fills them again: a merge would take twice as much.
 _TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+KINDS = {
+    "clip_vision_model": "CLIPVisionModel",
+    "siglip_vision_model": "SiglipVisionModel",
+    "idefics_vision": "IdeficsVisionTransformer",
+}
 LAYER = re.compile(r"encoder\.layers\.(\d+)\.")
 
 
@@ -123,34 +128,48 @@ def tower_names(weight_map: Mapping[str, str], family: Family, encoder: EncoderF
     return TowerNames(files, flat)
 
 
-def open_encoder(source: str, place: str, revision: str | None, card: Path | None, room: Path) -> EncoderFiles:
-    """Look at an encoder in the format of transformers, without reading its weights.
+@contextmanager
+def opened_encoder(
+    source: str | os.PathLike[str], vlm: Any, revision: str | None, base: str | os.PathLike[str] | None
+) -> Iterator[EncoderFiles]:
+    """Look at an encoder that may take the tower's place, without reading its weights.
 
     Args:
-        source: as the caller named it.
-        place: folder or Hub name.
-        revision: of the latter.
-        card: its model card.
-        room: an empty folder that lives as long as the encoder is read, for the safetensors of pickled weights.
+        source: folder, Hub name or file; of open_clip's format it is converted first.
+        vlm: configuration of the vision-language model.
+        revision: of the encoder on the Hub.
+        base: for a bare file, the CLIP it was fine-tuned from.
 
     Raises:
-        ValueError: no weights there, or an index that they do not fit.
+        ValueError: no weights there, an index that they do not fit, or another kind or architecture; a quantised
+            model.
+        TypeError: no known family.
         OSError: it cannot be read.
     """
-    config = read_configuration(place, revision=revision or "main")
-    check_recorded(config, recorded_architecture(place, revision=revision or "main"), f"the encoder '{source}'")
-    images = find_file(place, "preprocessor_config.json", revision)
-    vision = getattr(config, "vision_config", config)
-    find = partial(find_file, place, revision=revision)
-    if find(INDEX) is None and find(SINGLE) is None:
-        if safetensors_of(find, room) is None:
-            raise ValueError(f"the encoder '{source}' has no {SINGLE} and no {PICKLE}: convert it first.")
-        find = partial(find_file, str(room))
-    places = _places(find, source)
-    return EncoderFiles(source, vision, places, read_object(images) if images else None, card)
+    family = family_named(vlm.architectures or [type(vlm).__name__], vlm)
+    where = f"the encoder '{source}'"
+    with (
+        transformers_folder(source, vlm.vision_config, base=base, revision=revision) as (folder, at, _),
+        tempfile.TemporaryDirectory(prefix="fare_hf-merge-") as unpickled,
+    ):
+        config = read_configuration(folder, revision=at or "main")
+        check_recorded(config, recorded_architecture(folder, revision=at or "main"), where)
+        find = partial(find_file, folder, revision=at)
+        images = find("preprocessor_config.json")
+        card = None if Path(source).is_file() else find_file(os.fspath(source), "README.md", revision)
+        if find(INDEX) is None and find(SINGLE) is None:
+            if safetensors_of(find, Path(unpickled)) is None:
+                raise ValueError(f"{where} has no {SINGLE} and no {PICKLE}: convert it first.")
+            find = partial(find_file, unpickled)
+        vision = getattr(config, "vision_config", config)
+        encoder = EncoderFiles(
+            str(source), vision, _places(find, where), read_object(images) if images else None, card
+        )
+        _check_kinds(vlm, family, encoder)
+        yield encoder
 
 
-def _places(find: Callable[[str], Path | None], source: str) -> dict[str, tuple[Path, str]]:
+def _places(find: Callable[[str], Path | None], where: str) -> dict[str, tuple[Path, str]]:
     """Flat name -> where the tensor lies."""
     index = find(INDEX)
     listed = read_index(index) if index is not None else {}
@@ -158,9 +177,9 @@ def _places(find: Callable[[str], Path | None], source: str) -> dict[str, tuple[
     for name in sorted(set(listed.values())) or [SINGLE]:
         path = find(name)
         if path is None:
-            raise ValueError(f"the encoder '{source}' has no {name}, which its index names: download it again.")
+            raise ValueError(f"{where} has no {name}, which its index names: download it again.")
         header, _ = read_header(path)
-        _check_file(name, header, listed or dict.fromkeys(header, name), f"the encoder '{source}'")
+        _check_file(name, header, listed or dict.fromkeys(header, name), where)
         tower = [key for key in header if not key.startswith(("text_model.", "__metadata__"))]
         places |= {key.removeprefix("vision_model."): (path, key) for key in tower}
     return places
@@ -204,46 +223,28 @@ class _OneByOne(Mapping[str, Tensor]):
         return len(self.encoder.places)
 
 
-def check_parents(config: Any, family: Family, encoder: EncoderFiles) -> None:
-    """What can be said from the two configurations.
-
-    Raises:
-        ValueError: another kind or architecture; a quantised model.
-    """
-    if getattr(config, "quantization_config", None):
-        raise ValueError(
-            "the vision-language model is quantised: merge into the unquantised one, quantise afterwards."
-        )
-    kinds = {"clip_vision_model": "CLIPVisionModel", "siglip_vision_model": "SiglipVisionModel"}
-    kinds |= {"idefics_vision": "IdeficsVisionTransformer"}
-    tower = kinds.get(config.vision_config.model_type)
-    if tower not in family.tower_classes:
-        raise ValueError(
-            f"the vision tower is a {config.vision_config.model_type!r}: only {' or '.join(family.tower_classes)} is "
-            "supported."
-        )
-    if kinds.get(encoder.config.model_type) != ENCODER_OF[str(tower)]:
-        raise ValueError(
-            f"the encoder '{encoder.source}' is a {encoder.config.model_type!r}, the vision tower needs a "
-            f"{ENCODER_OF[str(tower)]}: pass an encoder of the tower's kind."
-        )
+def _check_kinds(config: Any, family: Family, encoder: EncoderFiles) -> None:
+    """What can be said from the two configurations."""
+    kind, other = config.vision_config.model_type, encoder.config.model_type
+    tower = KINDS.get(kind)
+    for wrong, sentence in (
+        (
+            getattr(config, "quantization_config", None),
+            "the vision-language model is quantised: merge into the unquantised one, quantise afterwards.",
+        ),
+        (
+            tower not in family.tower_classes,
+            f"the vision tower is a {kind!r}: only {' or '.join(family.tower_classes)} is supported.",
+        ),
+        (
+            KINDS.get(other) != ENCODER_OF.get(str(tower)),
+            f"the encoder '{encoder.source}' is a {other!r}, the vision tower needs a {ENCODER_OF.get(str(tower))}: "
+            "pass an encoder of the tower's kind.",
+        ),
+    ):
+        if wrong:
+            raise ValueError(sentence)
     check_architecture(config, family, config.vision_config, encoder.config, encoder.source)
-
-
-def files_of(folder: Path) -> list[str]:
-    """The files of a folder by their names in it.
-
-    Raises:
-        ValueError: a link that leaves the folder, or leads to another folder.
-    """
-    found = []
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_symlink() and path_inside(folder, name).is_dir():
-            raise ValueError(f"'{folder}' holds {name!r}, a link to a folder: copy what it leads to, or take it away.")
-        if path_inside(folder, name).is_file():
-            found.append(name)
-    return found
 
 
 def weight_map_of(folder: Path, files: Collection[str]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,62 +13,45 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from fare_hf.files.credentials import redact
 from fare_hf.files.folders import relative_name
-from fare_hf.hub.merge.inputs import check_encoder, check_held, check_parents, open_encoder
-from fare_hf.hub.merge.merge import (
-    PROCESSORS,
-    Merge,
-    MergePlan,
-    card_of,
-    plan_merge,
-    temporary_folder,
-    vlm_config,
-    write_card,
-    write_changed,
-)
+from fare_hf.hub.merge.inputs import check_encoder, check_held, opened_encoder
+from fare_hf.hub.merge.plan import PROCESSORS, Merge, MergePlan, plan_merge, vlm_config
+from fare_hf.hub.merge.write import write_changed
 from fare_hf.hub.push.folder import LocalFile, check_repo_id
 from fare_hf.hub.push.push import PushError
 from fare_hf.hub.push.remote import Remote
-from fare_hf.hub.retry import Retries, persist
+from fare_hf.hub.retry import persist
 from fare_hf.pretrained.weight_files import INDEX, LARGEST_INDEX, PICKLE, PICKLE_INDEX, SINGLE
-from fare_hf.vlm.swap.encoder_files import transformers_folder
 
 __all__ = ["merge_on_hub"]
 
-MESSAGE = "Merge robust vision encoder"
+COMMIT_MESSAGE = "Merge robust vision encoder"
 SMALL = ("config.json", INDEX, *PROCESSORS, "README.md")
 """What a merge reads of the model besides the files that hold its tower."""
 
 
 def merge_on_hub(
-    vlm_repo: str,
+    source: Remote,
+    target: Remote,
     encoder: str | os.PathLike[str],
-    out: str,
-    *,
-    token: str | None = None,
-    endpoint: str | None = None,
-    private: bool | None = None,
-    revision: str | None = None,
-    encoder_revision: str | None = None,
-    base: str | os.PathLike[str] | None = None,
-    retries: Retries | None = None,
+    private: bool | None,
+    revision: str | None,
+    encoder_revision: str | None,
+    base: str | os.PathLike[str] | None,
 ) -> Merge:
     """`merge_vision_tower(..., push_to_hub=True)`; one commit, so that nothing half-merged is ever on the Hub.
 
     Raises:
-        TypeError, ValueError: as `merge_vision_tower`; a repository `out` that holds files.
+        TypeError, ValueError: as `merge_vision_tower`; a repository that holds files, or no access token.
         PushError: the Hub refused or failed; nothing was committed.
     """
-    check_repo_id(out)
-    source, target = (Remote(repo_id, token, endpoint, retries) for repo_id in (vlm_repo, out))
+    check_repo_id(target.repo_id)
     target.check_token()
     try:
         return _merge(source, target, encoder, private, revision, encoder_revision, base)
     except (HfHubHTTPError, ConnectionError, TimeoutError) as error:
-        message = redact(
-            f"the merge into '{out}' failed ({error}): nothing was committed; run it again.", target.token
-        )
+        told = f"the merge into '{target.repo_id}' failed ({error}): nothing was committed; run it again."
     # Raised outside the handler: the original error holds the request, and with it the token.
-    raise PushError(message)
+    raise PushError(redact(told, target.token))
 
 
 def _merge(
@@ -83,30 +67,19 @@ def _merge(
     tree = source.tree(commit)
     _check_source(source.repo_id, tree)
     _check_empty(target)
-    with temporary_folder() as temporary:
-        folder, part, room = (Path(temporary) / name for name in ("parent", "child", "encoder"))
-        part.mkdir()
-        room.mkdir()
-        _download(source, [name for name in SMALL if name in tree], commit, folder)
-        if INDEX not in tree and SINGLE in tree:
-            _download(source, [SINGLE], commit, folder)
-        config, family = vlm_config(folder)
-        with transformers_folder(encoder, config.vision_config, base=base, revision=encoder_revision) as place:
-            card = card_of(encoder, encoder_revision)
-            files = open_encoder(str(encoder), place[0], place[1], card, room)
-            check_parents(config, family, files)
+    with tempfile.TemporaryDirectory(prefix="fare_hf-merge-") as temporary:
+        folder, part = Path(temporary) / "parent", Path(temporary) / "child"
+        names = [*SMALL, SINGLE] if INDEX not in tree else SMALL
+        _download(source, [name for name in names if name in tree], commit, folder)
+        config, _ = vlm_config(folder)
+        with opened_encoder(encoder, config, encoder_revision, base) as files:
             plan = plan_merge(source.repo_id, folder, list(tree), files)
             check_encoder(files)
             _download(source, list(plan.names.files), commit, folder)
-            check_held(folder, plan.names.files, plan.weight_map, family)
-            cosine = write_changed(plan, folder, part)
-        merge = Merge(
-            plan.vlm, str(encoder), target.repo_id, plan.rewritten, plan.copied, plan.left_out,
-            len(plan.names.flat), cosine, plan.resolution,
-        )  # fmt: skip
-        write_card(plan, merge, folder / "README.md", part)
+            check_held(folder, plan.names.files, plan.weight_map, plan.family)
+            done = write_changed(plan, folder, part, target.repo_id)
         target.create(private)
-        return replace(merge, commit=_commit(source, target, plan, commit, part, tree))
+        return replace(done, commit=_commit(source, target, plan, commit, part, tree))
 
 
 def _check_source(repo_id: str, tree: dict[str, RepoFile]) -> None:
@@ -154,7 +127,7 @@ def _commit(
             for name in plan.copied
         ]
         return target.api.create_commit(
-            target.repo_id, [*adds, *copies], commit_message=MESSAGE, parent_commit=parent
+            target.repo_id, [*adds, *copies], commit_message=COMMIT_MESSAGE, parent_commit=parent
         ).oid
 
     def look() -> str | None:

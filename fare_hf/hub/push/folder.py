@@ -18,7 +18,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionMode
 
 from fare_hf.encoders import load_complete
 from fare_hf.files.documents import front_matter, read_text
-from fare_hf.files.folders import path_inside
+from fare_hf.files.folders import files_in
 from fare_hf.hub.card.regenerate import card_under_name
 from fare_hf.hub.card.render import PLOT
 from fare_hf.hub.contents import check_contents
@@ -104,7 +104,7 @@ def read_folder(folder: Path, repo_id: str, token: str | None = None) -> list[Lo
     """
     if not folder.is_dir():
         raise ValueError(f"'{folder}' is no folder: name one that save_robust_encoder or a training has written.")
-    names = _names(folder)
+    names = files_in(folder)
     _check_names(folder, names)
     shapes = _check_weights(folder, [name for name in names if WEIGHTS.fullmatch(name)])
     config = read_json_object(folder / "config.json")
@@ -195,17 +195,6 @@ def check_reference(name: str | None, what: str) -> None:
     """Raises ValueError for a name that no branch or tag can have."""
     if name is not None and (not re.fullmatch(r"[\w][\w.+-]*(/[\w.+-]+)*", name) or ".." in name):
         raise ValueError(f"{what} {name!r} is not valid: use letters, digits, '-', '_' and '.'.")
-
-
-def _names(folder: Path) -> list[str]:
-    """What lies in a folder, links that leave it refused; .git, .cache and the like belong to this machine."""
-    paths = sorted(path.relative_to(folder) for path in folder.rglob("*"))
-    visible = [path for path in paths if not any(part.startswith(".") for part in path.parts)]
-    found = {path.as_posix(): path_inside(folder, path.as_posix()) for path in visible}
-    strange = [name for name, path in found.items() if not path.is_file() and not path.is_dir()]
-    if strange:
-        raise ValueError(f"'{folder}' holds {strange[0]!r}, which is no file (a pipe, a device, a link to nothing).")
-    return [name for name, path in found.items() if path.is_file()]
 
 
 def _check_names(folder: Path, names: list[str]) -> None:

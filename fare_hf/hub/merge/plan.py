@@ -1,0 +1,147 @@
+"""What a merge is to do, from small files alone: which files change, which stay, which are left out."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fare_hf.files.documents import read_object
+from fare_hf.files.folders import relative_name
+from fare_hf.hub.merge.inputs import EncoderFiles, TowerNames, tower_names, weight_map_of
+from fare_hf.pretrained.configuration import read_configuration
+from fare_hf.pretrained.weight_files import INDEX, LARGEST_INDEX
+from fare_hf.vlm.families.table import Family, family_named
+from fare_hf.vlm.processors import completed_file
+
+__all__ = ["COUNTING", "PROCESSORS", "Merge", "MergePlan", "plan_merge", "vlm_config"]
+
+COUNTING = "processor_config.json"
+PROCESSORS = ("preprocessor_config.json", COUNTING, "video_preprocessor_config.json")
+# Weights in other files than the index names hold the old tower: a loader could take them in place of the new one.
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".tflite", ".ot")
+NOT_COPIED = (".", "README.md", "optimizer.pt", "training_args.bin")
+
+
+@dataclass(frozen=True)
+class Merge:
+    """What a merge wrote.
+
+    Attributes:
+        vlm, encoder: the parents, as they were named.
+        out: folder, or repository.
+        rewritten: files with new content.
+        copied: files as they were (by the Hub itself on the Hub).
+        linked: those of them that are the source's own file under a second name, which `hard_links` asks for.
+        unpickled: files of weights that the parent has as pickles, now safetensors.
+        left_out: other weight files of the parent, which hold the old tower.
+        tensors: how many were replaced.
+        cosine: of the tower's old and new weights; near 1 for a fine-tuned tower.
+        resolution: pixels a side, before and after.
+        commit: on the Hub, else None.
+    """
+
+    vlm: str
+    encoder: str
+    out: str
+    rewritten: tuple[str, ...]
+    copied: tuple[str, ...]
+    left_out: tuple[str, ...]
+    tensors: int
+    cosine: float
+    resolution: tuple[int, int]
+    commit: str | None = None
+    linked: tuple[str, ...] = ()
+    unpickled: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.vlm} + {self.encoder} -> {self.out}{f' (commit {self.commit[:12]})' if self.commit else ''}",
+            f"rewritten: {', '.join(self.rewritten)}; copied: {len(self.copied)} files",
+            f"{self.tensors} tensors; cosine of old and new weights {self.cosine:.3f}",
+        ]
+        if self.linked:
+            lines += [f"hard-linked, so that a change here changes the source too: {', '.join(self.linked)}"]
+        lines += [f"from pickles to safetensors: {', '.join(self.unpickled)}"] if self.unpickled else []
+        lines += [f"left out (they hold the old tower): {', '.join(self.left_out)}"] if self.left_out else []
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """What is to be done, from small files alone; `processor` is what processor_config.json lacks, filled, or None."""
+
+    vlm: str
+    encoder: EncoderFiles
+    family: Family
+    config: Any
+    weight_map: Mapping[str, str]
+    names: TowerNames
+    rewritten: tuple[str, ...]
+    copied: tuple[str, ...]
+    left_out: tuple[str, ...]
+    processor: Mapping[str, Any] | None = None
+
+    @property
+    def resolution(self) -> tuple[int, int]:
+        """Pixels a side, before and after."""
+        return int(self.config.vision_config.image_size), int(self.encoder.config.image_size)
+
+
+def plan_merge(vlm: str, folder: Path, files: list[str], encoder: EncoderFiles) -> MergePlan:
+    """Find the towers' tensors and sort the files.
+
+    Args:
+        vlm: name of the model.
+        folder: holds its configuration, and index or single file of weights.
+        files: all its files.
+        encoder: the other parent, which `check_parents` has compared.
+
+    Raises:
+        TypeError, ValueError: as `merge_vision_tower`.
+    """
+    config, family = vlm_config(folder)
+    files = [relative_name(name, f"'{vlm}'") for name in files]
+    weights = weight_map_of(folder, files)
+    names = tower_names(weights, family, encoder)
+    changed = [*names.files]
+    if config.vision_config.image_size != encoder.config.image_size:
+        changed += ["config.json", *(name for name in PROCESSORS if name in files)]
+        changed += [INDEX] if INDEX in files else []
+    processor = _completed(vlm, folder, files, config)
+    changed += [COUNTING] if processor is not None and COUNTING not in changed else []
+    kept = set(weights.values())
+    others = [name for name in files if name not in changed and not name.startswith(NOT_COPIED)]
+    left_out = [name for name in others if name.endswith(WEIGHTS) and name not in kept]
+    left_out += [name for name in others if name.endswith(".index.json") and name != INDEX]
+    copied = [name for name in others if name not in left_out]
+    rewritten, whole, passed = (tuple(sorted(group)) for group in (changed, copied, left_out))
+    return MergePlan(vlm, encoder, family, config, weights, names, rewritten, whole, passed, processor)
+
+
+def _completed(vlm: str, folder: Path, files: list[str], config: Any) -> dict[str, Any] | None:
+    """What the processor of an older repository lacks to count an image's tokens, filled; and that is said."""
+    sources = (COUNTING, "preprocessor_config.json", "tokenizer_config.json")
+    names = [name for name in sources if name in files and (folder / name).is_file()]
+    found = completed_file(config, {name: read_object(folder / name, LARGEST_INDEX) for name in names})
+    if found is not None:
+        warnings.warn(
+            f"the processor of '{vlm}' does not say how many tokens stand for an image: {COUNTING} is written with "
+            "what the model's configuration says.",
+            UserWarning,
+            stacklevel=4,
+        )
+    return found
+
+
+def vlm_config(folder: Path) -> tuple[Any, Family]:
+    """The configuration of a vision-language model, and its family.
+
+    Raises:
+        TypeError: no known family.
+        ValueError: a configuration that no model can have.
+    """
+    config = read_configuration(str(folder))
+    return config, family_named(config.architectures or [type(config).__name__], config)

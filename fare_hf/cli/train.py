@@ -22,20 +22,20 @@ from fare_hf.cli.console import hide_notices, one_sentence
 from fare_hf.cli.recipe_files import expand_config
 from fare_hf.cli.training_arguments import FareScriptArguments, check_arguments
 from fare_hf.cli.training_options import build_parser
-from fare_hf.data.class_names import mapping_line, prompt_names
-from fare_hf.data.opening import check_labels, class_names_of, is_image_folder, is_stream
+from fare_hf.data.opening import class_names_of, is_image_folder, is_stream
 from fare_hf.data.pixel_datasets import load_pixels
 from fare_hf.data.streaming import spread_samples
-from fare_hf.encoders import check_encoder_type, load_encoder, logit_scale_of, text_class_embeddings
+from fare_hf.encoders import check_encoder_type, load_encoder
 from fare_hf.hub.base_model import base_name, inherited_license
 from fare_hf.hub.retry import Retries, bounded_waits
 from fare_hf.hub.text_encoder import whole_clip
 from fare_hf.lab import TEST_SETS, TRAINING_SETS, load_test_samples, load_training_set
 from fare_hf.lab.names import is_in_lab, lab_name
-from fare_hf.objectives import FareObjective, Objective, TecoaObjective
+from fare_hf.objectives import OBJECTIVES, TecoaObjective
 from fare_hf.pretrained.configuration import load_image_processor
 from fare_hf.training import FareConfig, FareTrainer
 from fare_hf.training.checkpointing.output_folder import checkpoint_to_resume, how_to_go_on
+from fare_hf.training.class_texts import DataSetTexts
 from fare_hf.training.logging.progress import ReadableProgress
 from fare_hf.training.publish import recipe, save_encoder
 from fare_hf.training.trainable import merge_lora
@@ -62,7 +62,8 @@ def train(script: FareScriptArguments, config: FareConfig) -> Path:
     if script.with_text_encoder:  # what would fail after the last step fails before the first
         whole_clip(encoder, script.clip)
     train_set, eval_set, processor = _load_data(script, config)
-    objective = _make_objective(script, config, train_set)
+    texts = DataSetTexts(config, train_set, script.dataset, script.clip, _printer(config))
+    objective = OBJECTIVES[config.objective].from_training(texts)
     eval_set, validation = _prepare_evaluation(script, config, eval_set)
     trainer = FareTrainer(
         model=encoder,
@@ -110,7 +111,7 @@ def _load_data(script: FareScriptArguments, config: FareConfig) -> tuple[Any, An
     processor = _load_processor(script.image_processor or script.model)
     both: dict[str, Any] = {"shuffle_buffer": script.shuffle_buffer, "config": script.dataset_config}
     both |= {"image_column": script.image_column, "label_column": script.label_column, "report": _printer(config)}
-    own = {"labels": config.objective == "tecoa", "replace_corrupt": script.replace_corrupt}
+    own = {"labels": OBJECTIVES[config.objective].needs_labels, "replace_corrupt": script.replace_corrupt}
     train_set = load_pixels(script.dataset, script.train_split, processor, streaming=script.streaming, **own, **both)
     if script.eval_split is None:
         return train_set, None, processor
@@ -146,27 +147,6 @@ def _prepare_evaluation(
 def _printer(config: FareConfig) -> Callable[[str], None]:
     """Prints a line in the main process alone."""
     return print if config.process_index == 0 else logger.debug
-
-
-def _make_objective(script: FareScriptArguments, config: FareConfig, train_set: Any) -> Objective:
-    if config.objective == "fare":
-        return FareObjective()
-    own = class_names_of(train_set)
-    names = prompt_names(own, config.class_names, script.dataset)
-    if not names:
-        raise ValueError(
-            f"objective='tecoa' needs class names and {script.dataset!r} has none; give --class_names, "
-            "or a data set with a ClassLabel column (--label_column)."
-        )
-    if getattr(train_set, "label_column", "labels") is None:
-        raise ValueError(f"objective='tecoa' needs labels and {script.dataset!r} has none; give --label_column.")
-    if (column := getattr(train_set, "label_column", None)) is not None:
-        check_labels(train_set.dataset, column, len(names), script.dataset)
-    _printer(config)(mapping_line(own, names))
-    texts = text_class_embeddings(script.clip, names, config.templates)
-    if config.logit_scale is None:  # set, so that the recipe that is written says what was used
-        config.logit_scale = logit_scale_of(script.clip)
-    return TecoaObjective(texts, config.logit_scale)
 
 
 def _card(script: FareScriptArguments) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from fare_hf.data.opening import check_folder
 from fare_hf.hub.licenses import check_license
 from fare_hf.lab import TEST_SETS, TRAINING_SETS
 from fare_hf.lab.names import encoder_path, is_in_lab, lab_name
+from fare_hf.objectives import OBJECTIVES
 from fare_hf.training.config import FareConfig
 from fare_hf.training.logging.measurements import MEASURED
 
@@ -57,7 +58,7 @@ class FareScriptArguments:
         default=False, metadata={"help": "Train on the next image where one cannot be read; all are named at the end."}
     )
     text_model: str | None = field(
-        default=None, metadata={"help": "CLIP with the text encoder for tecoa; by default --model."}
+        default=None, metadata={"help": "CLIP whose text encoder embeds class names; by default --model."}
     )
     image_processor: str | None = field(
         default=None, metadata={"help": "Repository or folder of the image processor; by default --model."}
@@ -113,13 +114,15 @@ def check_arguments(script: FareScriptArguments, config: FareConfig) -> None:
 
 def _check_unread(script: FareScriptArguments, config: FareConfig) -> None:
     evaluates = config.eval_strategy != "no" or config.eval_on_start
-    classes = config.objective == "tecoa" or evaluates
+    read = OBJECTIVES[config.objective].options
+    classes = "class_names" in read or evaluates
+    no_classes = f"objective is {config.objective!r}, without an evaluation"
     drawn = is_in_lab(script.dataset)
     unread: dict[str, tuple[str, ...]] = {
         "eval_strategy is 'no'": () if evaluates else EVALUATION,
-        "objective is 'fare', without an evaluation": () if classes else ("class_names", "label_column", "templates"),
+        no_classes: () if classes else ("class_names", "label_column", "templates"),
         "no text is embedded": () if classes or script.with_text_encoder else ("text_model",),
-        "the lab's sets have the prompt '{}'": ("templates",) if drawn and config.objective == "fare" else (),
+        "the lab's sets have the prompt '{}'": ("templates",) if drawn and "templates" not in read else (),
         f"{script.dataset} is drawn anew in each epoch": DATA if drawn else (),
         "push_to_hub is False": () if config.push_to_hub else PUBLICATION,
         "save_strategy is not 'steps'": () if config.save_strategy == "steps" else ("save_steps",),

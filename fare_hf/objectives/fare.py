@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fare_hf.objectives.objective import Embed, wide
+from fare_hf.objectives.objective import Embed, Objective, wide
 
 __all__ = ["FareObjective"]
 
 
-class FareObjective:
+class FareObjective(Objective):
     """FARE: squared l2 distance to what the frozen original encoder gives for the clean image; needs no labels.
 
     `||phi(z) - phi_orig(x)||_2^2`, summed over the embedding dimension, of embeddings that are not normalised; for
@@ -18,12 +18,16 @@ class FareObjective:
     """
 
     name = "fare"
+    description = (
+        "FARE: the embedding of the attacked image is pulled to the original encoder's embedding of the clean image "
+        "(squared l2 distance); no labels are used."
+    )
     citation = """@inproceedings{schlarmann2024robustclip,
-    title = {Robust {CLIP}: Unsupervised Adversarial Fine-Tuning of Vision Embeddings for Robust Large
-        Vision-Language Models},
-    author = {Schlarmann, Christian and Singh, Naman Deep and Croce, Francesco and Hein, Matthias},
-    booktitle = {International Conference on Machine Learning},
-    year = {2024},
+  title     = {Robust {CLIP}: Unsupervised Adversarial Fine-Tuning of Vision Embeddings for Robust Large
+               Vision-Language Models},
+  author    = {Schlarmann, Christian and Singh, Naman Deep and Croce, Francesco and Hein, Matthias},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2024}
 }"""
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""What robust fine-tuning minimises and its inner attack maximises: one small callable each, one value per sample.
+"""What every objective is: a small callable with one value per sample, and what others need to know of it.
 
 An objective is used in two steps: `targets(...)` once a batch, for what stays fixed during the attack, then
 `objective(embeddings, targets) -> (B,)` at every step of the attack and once for the update. The trainer reduces it to
@@ -7,29 +7,63 @@ a scalar.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Protocol
+from typing import ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor
 
-__all__ = ["Embed", "Objective", "wide"]
+__all__ = ["ClassTexts", "Embed", "Objective", "wide"]
 
 # Pixels (B, 3, H, W) in [0, 1] to embeddings (B, D), or tokens (B, T, D).
 Embed = Callable[[Tensor], Tensor]
 
 
-class Objective(Protocol):
-    """What the trainer asks of an objective; a new one is a class with these four members."""
+class ClassTexts(Protocol):
+    """What a training knows of its classes; nothing is embedded before it is asked for."""
 
-    @property
-    def name(self) -> str:
-        """Short name for logs and cards, such as `fare`."""
+    def embeddings(self) -> Tensor:
+        """(K, D): the class names in their templates, by the text encoder."""
 
-    @property
-    def citation(self) -> str:
-        """BibTeX of its paper, for the model card."""
+    def logit_scale(self) -> float:
+        """The factor on the cosines that was asked for, or else the text model's own."""
 
+
+class Objective(ABC):
+    """What is minimised, and maximised by the inner attack. A new one is a file with a subclass, and a line in
+    `fare_hf.objectives`; your own need only be passed to `FareTrainer`.
+
+    Attributes:
+        name: short name for logs, cards and `--objective`, such as `fare`.
+        description: a sentence or two for the model card.
+        citation: BibTeX of its paper, for the model card.
+        needs_labels: whether batches need `labels`.
+        runs_original: whether `targets` runs the frozen original, which the cost of a training depends on.
+        keeps_embedding: whether the trained encoder answers in the embedding space of the original.
+        embeddings: on which embeddings it can work (`fare_hf.encoders.EMBEDDINGS`).
+        options: which options of `FareConfig` it reads.
+    """
+
+    name: ClassVar[str]
+    description: ClassVar[str] = ""
+    citation: ClassVar[str] = ""
+    needs_labels: ClassVar[bool] = False
+    runs_original: ClassVar[bool] = True
+    keeps_embedding: ClassVar[bool] = True
+    embeddings: ClassVar[tuple[str, ...]] = ("projected", "pooled", "tokens")
+    options: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def from_training(cls, texts: ClassTexts) -> Self:
+        """The objective of a training on the command line; `texts` for those that compare images with texts."""
+        return cls()
+
+    def settings(self) -> dict[str, object]:
+        """What a recipe says of it besides its name."""
+        return {}
+
+    @abstractmethod
     def targets(self, pixels: Tensor, labels: Tensor | None, embed_original: Embed) -> Tensor:
         """What stays fixed while a batch is attacked, without a graph.
 
@@ -39,6 +73,7 @@ class Objective(Protocol):
             embed_original: embeds pixels with the frozen original encoder; called only if it is needed.
         """
 
+    @abstractmethod
     def __call__(self, embeddings: Tensor, targets: Tensor) -> Tensor:
         """The loss of each sample, (B,), fp32 or wider."""
 

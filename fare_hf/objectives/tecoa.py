@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fare_hf.objectives.objective import Embed, wide
+from fare_hf.objectives.objective import ClassTexts, Embed, Objective, wide
 
 __all__ = ["TecoaObjective"]
 
 
-class TecoaObjective:
+class TecoaObjective(Objective):
     """TeCoA: cross entropy of the scaled cosines between an image and one text per class; needs labels.
 
     Mao et al., ICLR 2023, arXiv 2212.07016.
@@ -25,12 +27,22 @@ class TecoaObjective:
     """
 
     name = "tecoa"
+    description = (
+        "TeCoA: the attacked image is classified among the embedded names of its classes (cross entropy); labels are "
+        "used."
+    )
     citation = """@inproceedings{mao2023understanding,
-    title = {Understanding Zero-shot Adversarial Robustness for Large-Scale Models},
-    author = {Mao, Chengzhi and Geng, Scott and Yang, Junfeng and Wang, Xin and Vondrick, Carl},
-    booktitle = {International Conference on Learning Representations},
-    year = {2023},
+  title     = {Understanding Zero-shot Adversarial Robustness for Large-Scale Models},
+  author    = {Mao, Chengzhi and Geng, Scott and Yang, Junfeng and Wang, Xin and Vondrick, Carl},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2023}
 }"""
+
+    needs_labels = True
+    runs_original = False
+    keeps_embedding = False
+    embeddings = ("projected",)
+    options = ("class_names", "templates", "logit_scale")
 
     def __init__(self, text_embeddings: Tensor, logit_scale: float = 100.0) -> None:
         shape = tuple(text_embeddings.shape)
@@ -42,6 +54,15 @@ class TecoaObjective:
             raise ValueError(f"logit_scale {logit_scale} is not positive and finite: pass 100, as CLIP.")
         self.text_embeddings = F.normalize(wide(text_embeddings.detach()), dim=-1)
         self.logit_scale = logit_scale
+
+    @classmethod
+    def from_training(cls, texts: ClassTexts) -> Self:
+        """Of the class names and templates of a training."""
+        return cls(texts.embeddings(), texts.logit_scale())
+
+    def settings(self) -> dict[str, object]:
+        """The factor on the cosines."""
+        return {"logit scale": self.logit_scale}
 
     def targets(self, pixels: Tensor, labels: Tensor | None, embed_original: Embed) -> Tensor:
         """The labels, (B,) int64 on the device of the pixels; the original encoder is not run. One host sync.

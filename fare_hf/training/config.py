@@ -15,6 +15,7 @@ from fare_hf.attacks.threat_model import parse_fraction
 from fare_hf.encoders import EMBEDDINGS
 from fare_hf.encoders.float8 import check_float8
 from fare_hf.hub import check_repo_id
+from fare_hf.objectives import OBJECTIVES
 from fare_hf.training.batches import default_workers, divide_batch
 from fare_hf.training.launch import check_launch
 from fare_hf.training.logging.measurements import greater_is_better
@@ -23,9 +24,10 @@ from fare_hf.training.trainer_options import check_options
 
 __all__ = ["FareConfig"]
 
-OBJECTIVES = ("fare", "tecoa")
 CHEAPER = ("attack_steps_start", "attack_bf16", "attack_fp8", "attack_warm_start", "trained_blocks", "lora_rank")
 """Fields that make a training cheaper, off by default; a card names those that were used."""
+
+TEMPLATES = ("This is a photo of a {}.",)
 
 
 @dataclass
@@ -102,18 +104,18 @@ class FareConfig(TrainingArguments):
     )
     objective: str = field(
         default="fare",
-        metadata={"help": "fare: stay at the original embedding; tecoa: classify.", "choices": list(OBJECTIVES)},
+        metadata={"help": "What is minimised: " + "; ".join(OBJECTIVES) + ".", "choices": list(OBJECTIVES)},
     )
     class_names: list[str] | None = field(
-        default=None, metadata={"help": "Class names for tecoa; by default those of the data set."}
+        default=None, metadata={"help": "Class names, for objectives with texts; by default those of the data set."}
     )
     templates: list[str] = field(
-        default_factory=lambda: ["This is a photo of a {}."],
-        metadata={"help": "Sentences with {} for the class name, for tecoa."},
+        default_factory=lambda: list(TEMPLATES),
+        metadata={"help": "Sentences with {} for the class name."},
     )
     logit_scale: float | None = field(
         default=None,
-        metadata={"help": "Factor on the cosines for tecoa; by default the text model's own."},
+        metadata={"help": "Factor on the cosines with texts; by default the text model's own."},
     )
 
     learning_rate: float = field(default=1e-5, metadata={"help": "Largest learning rate of AdamW."})
@@ -176,12 +178,9 @@ class FareConfig(TrainingArguments):
         self._divide_batch()
         if self.embedding not in EMBEDDINGS:
             raise ValueError(f"embedding={self.embedding!r} is not known; give one of {', '.join(EMBEDDINGS)}.")
-        if self.objective not in OBJECTIVES:
-            raise ValueError(f"objective={self.objective!r} is not known; give one of {', '.join(OBJECTIVES)}.")
         if self.logit_scale is not None and not 0 < self.logit_scale < float("inf"):
             raise ValueError(f"logit_scale={self.logit_scale} is not positive; give 100, or leave it out.")
-        if self.objective == "tecoa" and self.embedding != "projected":
-            raise ValueError(f"embedding={self.embedding!r} cannot be compared with text; tecoa needs 'projected'.")
+        self._check_objective()
         self._check_trainer()
         self._check_ignored()
 
@@ -262,10 +261,18 @@ class FareConfig(TrainingArguments):
         divided = divide_batch(*given, self.world_size)
         self.global_batch_size, self.per_device_train_batch_size, self.gradient_accumulation_steps = divided
 
+    def _check_objective(self) -> None:
+        """The objective is one of `OBJECTIVES`, works on the embedding, and reads what was given for it."""
+        if (kind := OBJECTIVES.get(self.objective)) is None:
+            raise ValueError(f"objective={self.objective!r} is not known; give one of {', '.join(OBJECTIVES)}.")
+        if self.embedding not in kind.embeddings:
+            fitting = " or ".join(map(repr, kind.embeddings))
+            raise ValueError(f"embedding={self.embedding!r} is not for this objective; {kind.name} needs {fitting}.")
+        if self.logit_scale is not None and "logit_scale" not in kind.options:
+            raise ValueError(f"logit_scale={self.logit_scale} is not read by objective={kind.name!r}; leave it out.")
+
     def _check_ignored(self) -> None:
         """Values that would be ignored or break the record of a run, of options that are used otherwise."""
-        if self.objective == "fare" and self.logit_scale is not None:
-            raise ValueError(f"logit_scale={self.logit_scale} is of objective='tecoa'; leave it out for 'fare'.")
         if self.eval_strategy == IntervalStrategy.NO:
             if self.do_eval:
                 raise ValueError("do_eval=True asks for no evaluation by itself; give eval_strategy='steps'.")

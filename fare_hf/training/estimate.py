@@ -13,6 +13,7 @@ from transformers import CLIPVisionConfig
 
 from fare_hf.encoders.flops import Flops, count_flops, peak_of
 from fare_hf.encoders.memory import Memory, count_memory, count_parameters
+from fare_hf.objectives import OBJECTIVES
 from fare_hf.pretrained.configuration import TOWERS, read_configuration
 from fare_hf.training.batches import share_of_batch
 from fare_hf.training.config import FareConfig
@@ -94,7 +95,7 @@ def estimate(model: str, args: FareConfig, processes: int = 1) -> Estimate:
     whole = args.global_batch_size
     batch = whole or args.per_device_train_batch_size * args.gradient_accumulation_steps * processes
     share = batch // processes if whole is None else share_of_batch(whole, processes)
-    clean_target = args.objective == "fare"
+    clean_target = OBJECTIVES[args.objective].runs_original
     total = batch * training_flops(args, flops, args.max_steps, clean_target=clean_target, trained=trained)
     half = bool(args.bf16 or args.fp16)
     each, checkpointing = min(args.per_device_train_batch_size, share), bool(args.activation_checkpointing)

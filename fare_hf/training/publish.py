@@ -15,8 +15,9 @@ from fare_hf.evaluation import environment
 from fare_hf.files.folders import check_new_folder, whole_folder
 from fare_hf.hub import Publication, check_access, push_robust_encoder, save_robust_encoder
 from fare_hf.hub.base_model import base_name, inherited_license, is_hub_id
-from fare_hf.objectives import objective_facts
+from fare_hf.objectives import OBJECTIVES, Objective
 from fare_hf.training.config import CHEAPER
+from fare_hf.training.objective_facts import objective_facts
 from fare_hf.training.sharding import whole_encoder
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def recipe(trainer: FareTrainer) -> dict[str, Any]:
         **objective_facts(trainer.objective),
         "embedding": args.embedding,
         **trainer.card.get("training", {}),
-        **({} if (scale := getattr(trainer.objective, "logit_scale", None)) is None else {"logit scale": scale}),
+        **_texts(trainer),
         "threat model": str(args.threat_model),
         "attack": f"PGD, {args.attack_steps} steps of {args.attack_step_size}, random start",
         **cheaper,
@@ -52,6 +53,16 @@ def recipe(trainer: FareTrainer) -> dict[str, Any]:
         "seed": args.seed,
         "versions": ", ".join(f"{name} {version}" for name, version in environment()["versions"].items()),
     }
+
+
+def _texts(trainer: FareTrainer) -> dict[str, Any]:
+    """The objective's own settings, and the sentences that it was made from where the options of the run say them."""
+    args, objective = trainer.args, trainer.objective
+    found = objective.settings() if isinstance(objective, Objective) else {}
+    if objective.name == args.objective and "templates" in OBJECTIVES[args.objective].options:
+        found |= {"prompts": "; ".join(args.templates)}
+        found |= {"class names": ", ".join(args.class_names)} if args.class_names else {}
+    return found
 
 
 def can_publish(trainer: FareTrainer) -> bool:

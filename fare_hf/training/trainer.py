@@ -23,11 +23,11 @@ from fare_hf.encoders import embed, evaluating, freeze, freeze_unused, make_embe
 from fare_hf.encoders.flops import count_flops
 from fare_hf.encoders.precision import attack_mode, cast_for_good
 from fare_hf.hub import Publication
-from fare_hf.objectives import FareObjective, Objective, TecoaObjective
+from fare_hf.objectives import OBJECTIVES, Objective, TecoaObjective
 from fare_hf.training.attack import EVALUATION, BatchAttack
 from fare_hf.training.checkpointing.checkpoints import CheckpointTrainer
 from fare_hf.training.checkpointing.identity import run_identity
-from fare_hf.training.config import FareConfig
+from fare_hf.training.config import TEMPLATES, FareConfig
 from fare_hf.training.failures import NonFiniteError, blame
 from fare_hf.training.finite import FiniteTrainer
 from fare_hf.training.logging.measurements import EpochCallback, Window, measured_names, summarise
@@ -67,7 +67,7 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
         train_dataset: data to train on.
         eval_dataset: data to evaluate on.
         processing_class: the encoder's image processor; its mean and std are applied inside the attack.
-        objective: what to minimise; FARE where `args.objective` is "fare".
+        objective: what to minimise; FARE by default.
         original: the encoder whose embeddings are the targets; a copy of `model` as given. It is frozen in place, and
             under mixed precision its linear layers are cast.
         validation: the classes of `eval_dataset`, whose samples then need `labels`.
@@ -76,8 +76,8 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
         kwargs: of `Trainer`.
 
     Raises:
-        ValueError: weights not in fp32, several GPUs in one process, no processor, no objective for "tecoa"; while
-            training: a NaN or infinite loss, with the step and the samples' `index`.
+        ValueError: weights not in fp32, several GPUs in one process, no processor, no objective where that of `args`
+            needs texts; while training: a NaN or infinite loss, with the step and the samples' `index`.
     """
 
     # compute_loss is a mean over a batch. The encoder takes **kwargs, so with labels the Trainer believes otherwise.
@@ -103,13 +103,14 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
     ) -> None:
         check_trainer_options(kwargs)
         _check_set_up(model, args, processing_class, objective)
+        _check_texts(args, objective, validation)
         _check_measured(args, eval_dataset, validation)
         if train_dataset is not None and "data_collator" not in kwargs:  # which may take other samples
             check_samples(train_dataset, None if model.config.model_type == "dinov2" else model.config.image_size)
         reference = freeze(copy.deepcopy(model) if original is None else original)
         _choose_trained(model, args)
         freeze_unused(model, args.embedding)
-        self.objective: Objective = objective or FareObjective()
+        self.objective: Objective = objective or OBJECTIVES[args.objective]()
         self.validation = validation if args.eval_attack_steps else None
         self.normalization = Normalization.from_processor(processing_class)
         self.card = dict(card or {})
@@ -348,12 +349,13 @@ def _check_set_up(model: nn.Module, args: FareConfig, processing_class: Any, obj
         raise ValueError(f"the model is a {type(model).__name__}, no vision encoder; load it with load_encoder(name).")
     if processing_class is None:
         raise ValueError("processing_class is None; give the encoder's image processor, for its mean and std.")
-    if objective is None and args.objective != "fare":
-        raise ValueError(f"objective={args.objective!r} needs text embeddings; pass objective=TecoaObjective(...).")
-    if args.objective == "tecoa" and not isinstance(objective, TecoaObjective):
+    kind = OBJECTIVES[args.objective]
+    if objective is None and kind.options:
+        raise ValueError(f"objective={kind.name!r} needs text embeddings; pass objective={kind.__name__}(...).")
+    if objective is not None and kind.options and not isinstance(objective, kind):
         raise ValueError(
-            f"args.objective='tecoa' and objective={type(objective).__name__}(...) contradict each other; leave the "
-            "former out."
+            f"args.objective={kind.name!r} and objective={type(objective).__name__}(...) contradict each other; leave "
+            "the former out."
         )
     scale = getattr(objective, "logit_scale", None)
     if args.logit_scale not in (None, scale):
@@ -361,6 +363,14 @@ def _check_set_up(model: nn.Module, args: FareConfig, processing_class: Any, obj
     wrong = [(name, p.dtype) for name, p in model.named_parameters() if p.dtype != torch.float32]
     if wrong:
         raise ValueError(f"{wrong[0][0]!r} is {wrong[0][1]}; load the model with dtype=torch.float32, and set bf16.")
+
+
+def _check_texts(args: FareConfig, objective: Objective | None, validation: TecoaObjective | None) -> None:
+    """Names and sentences of classes that neither the objective nor an evaluation reads."""
+    read = validation is not None or "class_names" in getattr(objective or OBJECTIVES[args.objective], "options", ())
+    given = "class_names" if args.class_names else "templates" if tuple(args.templates) != TEMPLATES else None
+    if given and not read:
+        raise ValueError(f"{given}={getattr(args, given)!r} is not read by the objective; leave it out.")
 
 
 def _check_measured(args: FareConfig, eval_dataset: Any, validation: Any) -> None:

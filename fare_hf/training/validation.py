@@ -8,7 +8,7 @@ from typing import Any
 
 from fare_hf.data.class_names import mapping_line, prompt_names, several_classes
 from fare_hf.encoders import text_class_embeddings
-from fare_hf.objectives import TecoaObjective
+from fare_hf.objectives import OBJECTIVES, TecoaObjective
 from fare_hf.training.config import FareConfig
 
 __all__ = ["make_validation"]
@@ -43,7 +43,7 @@ def make_validation(
     wanted = (args.metric_for_best_model or "").removeprefix("eval_").endswith("_accuracy")
     if not classes or args.embedding != "projected" or not args.eval_attack_steps:
         asked = "metric_for_best_model" if wanted else "class_names"
-        if wanted or (args.class_names and args.objective == "fare"):
+        if wanted or (args.class_names and "class_names" not in OBJECTIVES[args.objective].options):
             raise ValueError(
                 f"{asked}={getattr(args, asked)!r} needs an --eval_split with a ClassLabel column, the projected "
                 f"embedding and eval_attack_steps above 0; {'or use loss' if wanted else 'leave it out'}."

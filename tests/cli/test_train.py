@@ -96,7 +96,10 @@ def test_tecoa_takes_class_names_from_folders_and_tokens_train_too(
     }
     by_name = dict.fromkeys(("folders", "named", "swapped"), True)
     assert same == by_name | dict.fromkeys(("fare", "others", "tree"), False)
-    assert "objective | tecoa" in (tmp_path / "folders" / "encoder" / "README.md").read_text()
+    cards = {name: (tmp_path / name / "encoder" / "README.md").read_text() for name in ("folders", "named", "fare")}
+    assert "objective | tecoa" in cards["folders"] and "| prompts | a photo of a {}. |" in cards["folders"]
+    assert "| class names | cat, dog |" in cards["named"] and "| prompts" not in cards["fare"]
+    assert "same embedding space" in cards["fare"] and "same embedding space" not in cards["folders"]
 
     run(clip_folder, images, tmp_path / "tokens", "--embedding", "tokens", "--streaming")
     before = CLIPVisionModel.from_pretrained(clip_folder).state_dict()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from fare_hf.objectives import FareObjective, Objective, TecoaObjective
+from fare_hf.objectives import OBJECTIVES, FareObjective, Objective, TecoaObjective
+from fare_hf.training import FareConfig
 
 
 def never(pixels: Tensor) -> Tensor:
@@ -101,3 +103,32 @@ def test_tecoa_refuses_bad_input() -> None:
 def test_objectives_carry_name_and_citation(objective: Objective) -> None:
     assert objective.name in ("fare", "tecoa")
     assert objective.citation.startswith("@inproceedings{") and objective.citation.endswith("}")
+
+
+@pytest.mark.parametrize("kind", OBJECTIVES.values(), ids=OBJECTIVES)
+def test_an_objective_says_what_others_ask_of_it(kind: type[Objective]) -> None:
+    """Card, cost, recipe and command line read these; nothing else names an objective."""
+    assert kind.name and kind.description.endswith(".") and kind.citation.startswith("@")
+    assert set(kind.embeddings) <= {"projected", "pooled", "tokens"} and kind.embeddings
+    assert set(kind.options) <= {field.name for field in fields(FareConfig)}
+
+
+class Texts:
+    def embeddings(self) -> Tensor:
+        return torch.eye(3)
+
+    def logit_scale(self) -> float:
+        return 7.0
+
+
+@pytest.mark.parametrize("kind", OBJECTIVES.values(), ids=OBJECTIVES)
+def test_what_an_objective_says_of_itself_is_what_it_does(kind: type[Objective]) -> None:
+    objective, ran = kind.from_training(Texts()), []
+
+    def embed(pixels: Tensor) -> Tensor:
+        ran.append(True)
+        return torch.ones(2, 3)
+
+    labels = torch.tensor([0, 2]) if kind.needs_labels else None
+    values = objective(torch.rand(2, 3), objective.targets(torch.rand(2, 3, 4, 4), labels, embed))
+    assert values.shape == (2,) and values.isfinite().all() and bool(ran) is kind.runs_original

@@ -361,6 +361,11 @@ def test_half_precision_masters_missing_processor_and_objective_are_refused(
         FareTrainer(encoder, config)
     with pytest.raises(ValueError, match="is torch.bfloat16; load the model with dtype=torch.float32"):
         FareTrainer(copy.deepcopy(encoder).to(torch.bfloat16), config, processing_class=processor)
+    for option in ({"class_names": ["a", "b"]}, {"templates": ["a {}"]}):
+        with pytest.raises(ValueError, match="is not read by the objective; leave it out"):
+            FareTrainer(
+                encoder, FareConfig(output_dir=str(tmp_path), use_cpu=True, **option), processing_class=processor
+            )
     with pytest.raises(ValueError, match="objective='tecoa' needs text embeddings"):
         FareTrainer(encoder, FareConfig(output_dir=str(tmp_path), objective="tecoa"), processing_class=processor)
 

@@ -16,6 +16,7 @@ from fare_hf.evaluation.report.tables import markdown
 from fare_hf.files.credentials import find_secret, names_secret
 from fare_hf.files.markup import inline, is_link, literal
 from fare_hf.hub.base_model import is_hub_id
+from fare_hf.objectives import OBJECTIVES, FareObjective
 
 __all__ = ["PLOT", "CardContent", "ReportLike", "render_card"]
 
@@ -28,19 +29,6 @@ BREAKS = dict.fromkeys(map(ord, "\x85\u2028\u2029"), " ")  # PyYAML writes these
 TAGS = ["robust-clip", "adversarial-robustness", "clip", "fare_hf"]
 VALUE = 1000  # characters of a value in the table of the recipe
 
-FARE = """@inproceedings{schlarmann2024robustclip,
-  title     = {Robust {CLIP}: Unsupervised Adversarial Fine-Tuning of Vision Embeddings for Robust Large
-               Vision-Language Models},
-  author    = {Schlarmann, Christian and Singh, Naman Deep and Croce, Francesco and Hein, Matthias},
-  booktitle = {International Conference on Machine Learning},
-  year      = {2024}
-}"""
-TECOA = """@inproceedings{mao2023understanding,
-  title     = {Understanding Zero-shot Adversarial Robustness for Large-Scale Models},
-  author    = {Mao, Chengzhi and Geng, Scott and Yang, Junfeng and Wang, Xin and Vondrick, Carl},
-  booktitle = {International Conference on Learning Representations},
-  year      = {2023}
-}"""
 CLIP = """@inproceedings{radford2021learning,
   title     = {Learning Transferable Visual Models From Natural Language Supervision},
   author    = {Radford, Alec and Kim, Jong Wook and Hallacy, Chris and Ramesh, Aditya and Goh, Gabriel and
@@ -55,18 +43,6 @@ APGD = """@inproceedings{croce2020reliable,
   booktitle = {International Conference on Machine Learning},
   year      = {2020}
 }"""
-OBJECTIVES = {
-    "fare": (
-        "FARE: the embedding of the attacked image is pulled to the original encoder's embedding of the clean image "
-        "(squared l2 distance); no labels are used.",
-        FARE,
-    ),
-    "tecoa": (
-        "TeCoA: the attacked image is classified among the embedded names of its classes (cross entropy); labels are "
-        "used.",
-        TECOA,
-    ),
-}
 OWN_OBJECTIVE = (
     "The attacked image's embedding was trained on an objective that is none of fare_hf's own; the table names it."
 )
@@ -132,7 +108,7 @@ def render_card(content: CardContent) -> str:
     """Fill the template.
 
     Raises:
-        ValueError: the recipe holds a secret, or names an objective other than "fare" and "tecoa" without saying what
+        ValueError: the recipe holds a secret, or names an objective that is none of `OBJECTIVES` without saying what
             it is; a `report_model` that the report does not measure; a class that is not published, a link that is
             none of the web, a name that is longer than any repository's.
     """
@@ -155,6 +131,7 @@ def render_card(content: CardContent) -> str:
         snippet_llava=_snippet_llava(content),
         snippet_zero_shot=_snippet_zero_shot(content) if content.projected else "",
         objective_text=explanation,
+        keeps_embedding=_keeps_embedding(content.training),
         recipe=_recipe(content.training, threat),
         results=markdown(content.report.rows).strip()
         if content.report
@@ -181,17 +158,24 @@ def _check_content(content: CardContent) -> None:
 
 
 def _objective(training: Mapping[str, Any]) -> tuple[str, str]:
-    """What is said of the objective, and its BibTeX; see `fare_hf.objectives.objective_facts`."""
-    objective = str(training.get("objective", "fare"))
-    if objective in OBJECTIVES:
-        return OBJECTIVES[objective]
+    """What is said of the objective, and its BibTeX; see `fare_hf.training.objective_facts`."""
+    name = str(training.get("objective", FareObjective.name))
+    if kind := OBJECTIVES.get(name):
+        return kind.description, kind.citation
     if "objective is" not in training:
         raise ValueError(
-            f"training objective {objective!r} is unknown to the card: pass 'fare' or 'tecoa', or say in "
-            "training['objective is'] what it minimises."
+            f"training objective {name!r} is unknown to the card: pass {' or '.join(map(repr, OBJECTIVES))}, or "
+            "say in training['objective is'] what it minimises."
         )
     citation = str(training.get("objective citation", "")).strip()
-    return OWN_OBJECTIVE, citation if citation.startswith("@") and "```" not in citation else FARE
+    own = citation if citation.startswith("@") and "```" not in citation else FareObjective.citation
+    return OWN_OBJECTIVE, own
+
+
+def _keeps_embedding(training: Mapping[str, Any]) -> bool:
+    """Whether the card may say that the embedding space is the original's."""
+    kind = OBJECTIVES.get(str(training.get("objective", FareObjective.name)))
+    return kind is not None and kind.keeps_embedding
 
 
 def _metadata(content: CardContent) -> ModelCardData:

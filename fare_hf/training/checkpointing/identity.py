@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fare_hf.objectives import objective_facts
 from fare_hf.training.config import FareConfig
+from fare_hf.training.objective_facts import objective_facts
 
 __all__ = ["fingerprint", "image_backend", "option_defaults", "run_identity"]
 

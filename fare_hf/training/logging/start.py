@@ -15,10 +15,10 @@ from accelerate.commands.config.config_args import default_config_file
 from transformers import SchedulerType, TrainerCallback
 
 from fare_hf.encoders.flops import ASSUMED_MFU, peak_of
-from fare_hf.objectives import TecoaObjective, objective_facts
 from fare_hf.training.batches import RECIPE_BATCH
 from fare_hf.training.checkpointing.identity import image_backend
 from fare_hf.training.config import CHEAPER, FareConfig
+from fare_hf.training.objective_facts import objective_facts
 from fare_hf.training.schedules import training_flops
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def _hours(trainer: FareTrainer) -> str:
     name = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else ""
     if (peak := peak_of(name, half=half)) is None:
         return "not known before the first steps: no peak of this device is on record"
-    last, target = trainer.state.max_steps, not isinstance(trainer.objective, TecoaObjective)
+    last, target = trainer.state.max_steps, getattr(trainer.objective, "runs_original", True)
     each = training_flops(args, trainer.flops, last, clean_target=target, trained=trainer.trained_share)
     left = (last - trainer.state.global_step) / last
     images = args.train_batch_size * args.gradient_accumulation_steps

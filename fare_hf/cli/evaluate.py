@@ -66,17 +66,14 @@ def run_suite_file(args: argparse.Namespace) -> None:
     """`--suite`: jobs that are finished already are not run again."""
     from transformers.utils import logging
 
-    from fare_hf.suites.checks import check_suite
-    from fare_hf.suites.kinds import runners
-    from fare_hf.suites.suite import load_suite, run_suite
+    from fare_hf.suites import load_suite, run_suite
 
     if args.encoder is not None:
         raise ValueError(f"--suite has its own models: give --models NAME={args.encoder} instead.")
     models = named_values("--models", args.models) if args.models else None
     suite = load_suite(args.suite, models)
-    check_suite(suite)
     logging.disable_progress_bar()  # bars of loaded weights would write over the one that says what is left
-    report = run_suite(suite, runners(args.output_dir), args.output_dir)
+    report = run_suite(suite, args.output_dir)
     print(report.to_markdown())
     print(args.output_dir / "report.json")
     draw_plots(report.rows, args.output_dir / "plots")

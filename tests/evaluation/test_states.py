@@ -23,7 +23,8 @@ from fare_hf.evaluation.resume import Change, SavedBatches, claim, read_tensors,
 from fare_hf.evaluation.vlm.ensemble import evaluate_vlm
 from fare_hf.evaluation.vlm.forced_strings import evaluate_stealth
 from fare_hf.evaluation.vlm.metrics import VqaAccuracy
-from fare_hf.suites.suite import Suite, run_suite
+from fare_hf.suites.settings import Job, Subject
+from fare_hf.suites.suite import read_suite, run_suite
 
 BALL = ThreatModel("linf", "8/255")
 CLEAN = quantize(images(2))
@@ -48,11 +49,15 @@ def attack_vlm(vlm: Any, proc: Any, folder: Path, seed: int = 0) -> Any:
 
 
 def suite_run(folder: Path, source: str = "a") -> Any:
-    def runner(model: str, source: str, options: Any, models: Any) -> list[Any]:
-        names = {"model": model, "task": "t", "dataset": "x", "metric": "accuracy"}
-        return [Row(value=0.5, ci=(0, 1), n=2, outcomes="10", **names)]
+    class Plain(Job):
+        kind = "k"
 
-    return run_suite(Suite("s", {"A": source}, [{"kind": "k", "set": "x"}]), {"k": runner}, folder, progress=False)
+        def run(self, subject: Subject) -> list[Row]:
+            names = {"model": subject.model, "task": "t", "dataset": "x", "metric": "accuracy"}
+            return [Row(value=0.5, ci=(0, 1), n=2, outcomes="10", **names)]
+
+    content = {"name": "s", "models": {"A": source}, "jobs": [{"kind": "k", "set": "x"}]}
+    return run_suite(read_suite(content, kinds={"k": Plain}), folder, progress=False)
 
 
 @pytest.fixture(scope="module")

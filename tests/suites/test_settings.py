@@ -12,9 +12,10 @@ import pytest
 
 from fare_hf.attacks import ThreatModel
 from fare_hf.cli import main as cli
-from fare_hf.suites import kinds as suites
-from fare_hf.suites.checks import COMMON, ON_THE_HUB, READS, check_suite, settings_read
-from fare_hf.suites.suite import Suite, load_suite
+from fare_hf.suites import jobs as suites
+from fare_hf.suites.jobs import KINDS
+from fare_hf.suites.settings import Job, Says, Subject, read_job
+from fare_hf.suites.suite import load_suite, read_suite
 
 VALUES: dict[str, Any] = {
     **{"samples": 4, "seed": 1, "models": ["A"], "norm": "linf", "eps": ["4/255"], "attack": "apgd-ce", "steps": 2},
@@ -26,13 +27,13 @@ VALUES: dict[str, Any] = {
 """One value of each setting, which is right where the setting is read."""
 SETS = {"vlm": ("lab:captions", "COCO"), "targeted": ("lab:digits", "COCO")}
 NEEDED = {"drift": {"original": "A"}, "transfer": {"victims": ["A"], "eps": ["4/255"]}}
-KINDS = [(kind, lab) for kind in READS for lab in (True, False)]
+CASES = [(kind, lab) for kind in KINDS for lab in (True, False)]
 
 
 @pytest.fixture(autouse=True)
 def corruptions_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their library is an extra."""
-    monkeypatch.setattr("fare_hf.suites.checks.check_corruptions", lambda names, severities: None)
+    monkeypatch.setattr("fare_hf.suites.jobs.check_corruptions", lambda names, severities: None)
 
 
 def job_of(kind: str, lab: bool) -> dict[str, Any]:
@@ -47,50 +48,49 @@ def job_of(kind: str, lab: bool) -> dict[str, Any]:
 
 
 def check(job: dict[str, Any], defaults: dict[str, Any] | None = None) -> None:
-    check_suite(Suite("s", {"A": "lab:clip"}, [(defaults or {}) | job], defaults=defaults or {}))
+    read_suite({"name": "s", "models": {"A": "lab:clip"}, "jobs": [job], "defaults": defaults or {}})
 
 
 def attacked(job: dict[str, Any]) -> dict[str, Any]:
     """With whatever lets the other settings say something."""
-    more = {"eps": ["4/255"]} if "eps" in READS[job["kind"]] else {}
-    more |= {"masking_checks": True} if "masking_checks" in READS[job["kind"]] else {}
-    return job | more
+    more = {"eps": ["4/255"], "masking_checks": True}
+    return job | {name: value for name, value in more.items() if name in KINDS[job["kind"]].settings()}
+
+
+def readable(kind: str, lab: bool) -> list[str]:
+    """What a kind may say, of the lab's sets or of others."""
+    said = KINDS[kind].settings().items()
+    never = {("drift", "text")}  # it reads no texts
+    return [name for name, words in said if not (lab and Says.ON_THE_HUB in words) and (kind, name) not in never]
 
 
 @pytest.mark.parametrize("setting", VALUES)
-@pytest.mark.parametrize(("kind", "lab"), KINDS)
+@pytest.mark.parametrize(("kind", "lab"), CASES)
 def test_a_setting_is_read_by_its_kind_or_refused(kind: str, lab: bool, setting: str) -> None:
     """`queries` in a drift job was dropped; so were `batch_size` and `question` of the lab's LLaVA."""
     job = attacked(job_of(kind, lab))
     check(job)
     told = job | {setting: VALUES[setting]}
-    if setting in (*COMMON, *READS[kind], *(() if lab else ON_THE_HUB[kind])):
+    if setting in readable(kind, lab):
         check(told)
         return
     with pytest.raises(ValueError, match=f"has '{setting}', which says nothing to it: .* it reads kind, set, samples"):
         check(told)
 
 
-@pytest.mark.parametrize(("kind", "lab"), KINDS)
-def test_what_a_kind_reads_is_what_its_runner_reads(kind: str, lab: bool, tmp_path: Path) -> None:
-    """The table of settings against the runners themselves: a real runner, settings that note who asks for them."""
+@pytest.mark.parametrize(("kind", "lab"), CASES)
+def test_what_a_kind_reads_is_what_it_runs_with(kind: str, lab: bool, tmp_path: Path) -> None:
+    """The settings against `run` itself: a real job, whose fields note who asks for them."""
+    told = attacked(job_of(kind, lab)) | {"vlm": "lab:llava" if lab else "llava-hf/x"}
+    told |= {name: VALUES[name] for name in readable(kind, lab) if name in VALUES}
     asked: set[str] = set()
 
-    class Noted(dict):  # type: ignore[type-arg]
-        def __getitem__(self, name: str) -> Any:
+    class Noted(KINDS[kind]):  # type: ignore[misc, valid-type]
+        def __getattribute__(self, name: str) -> Any:
             asked.add(name)
-            return super().__getitem__(name)
+            return super().__getattribute__(name)
 
-        def __contains__(self, name: object) -> bool:
-            asked.add(str(name))
-            return super().__contains__(name)
-
-        def get(self, name: str, default: Any = None) -> Any:
-            asked.add(name)
-            return super().get(name, default)
-
-    job = attacked(job_of(kind, lab)) | {"vlm": "lab:llava" if lab else "llava-hf/x"}
-    job |= {name: VALUES[name] for name in (*READS[kind], *(() if lab else ON_THE_HUB[kind])) if name in VALUES}
+    job = read_job("job", told, [], {"A": "lab:clip"}, {kind: Noted})
     answers = _Anything()
     names = [name for name, _ in inspect.getmembers(suites, callable) if _is_work(name)]
     with pytest.MonkeyPatch.context() as patch:
@@ -98,16 +98,17 @@ def test_what_a_kind_reads_is_what_its_runner_reads(kind: str, lab: bool, tmp_pa
             patch.setattr(suites, name, answers)
         for module in ("measure", "json"):
             patch.setattr(suites, module, answers)
-        patch.setattr(suites._Test, "whole", lambda self: (answers, answers))
-        suites.runners(tmp_path)[kind]("A", "lab:clip", Noted(job), {"A": "lab:clip"})
-    ignored = {"kind", "models"}  # read by the suite itself
-    assert set(settings_read(job)) - ignored <= asked, set(settings_read(job)) - asked
+        patch.setattr(suites.Images, "whole", lambda self: (answers, answers))
+        asked.clear()
+        job.run(Subject("A", "a", {"A": "a"}, tmp_path, tmp_path))
+    read = set(asked)
+    assert set(job.reads()) - {"kind", "models"} <= read, set(job.reads()) - read  # those are read by the suite
 
 
 def _is_work(name: str) -> bool:
-    """Functions of suites.py that load or measure; those that only pick settings stay what they are."""
-    work = ("evaluate_", "load_", "check_", "clean_", "swap_", "chat_", "text_", "logits_", "part", "encoder_folder")
-    return name.startswith(work) or name in ("_clip", "_normalization", "_images")
+    """Functions of jobs.py that load or measure; those that only pick settings stay what they are."""
+    work = ("evaluate_", "load_", "check_", "clean_", "swap_", "chat_", "text_", "logits_", "part")
+    return name.startswith(work) or name in ("_clip", "_normalization", "_image_processor")
 
 
 class _Anything:
@@ -201,7 +202,10 @@ def test_defaults_are_for_the_jobs_that_read_them() -> None:
         ("name: s\n1: 2\njobs: [{kind: k}]\n", "is not a suite: it has .'1', 'jobs', 'name'."),
         ("name: s\nmodels: {A: a}\njobs: [{kind: k, 3: 4}]\n", "job 0 .* give settings"),
         ("name: s\nmodels: {A: a}\ndefaults: {1: 2}\njobs: [{kind: k}]\n", "give settings by name"),
-        ("name: s\nmodels: {A: a}\njobs: [{kind: k, norm: l3, eps: [4/255]}]\n", "norm 'l3' is unknown"),
+        (
+            "name: s\nmodels: {A: a}\njobs: [{kind: vlm, vlm: v, set: COCO, norm: l3, eps: [4/255]}]\n",
+            "norm 'l3' is unknown",
+        ),
         ("a: &a [x]\nb: &b [*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b]\n", "is not a suite"),
         ("[" * 500, "nested deeper|is not YAML"),
     ],
@@ -336,17 +340,20 @@ def test_two_suites_in_one_folder(tmp_path: Path) -> None:
     from fare_hf.evaluation import Row
     from fare_hf.suites.suite import run_suite
 
-    suite = Suite("s", {"A": "a"}, [{"kind": "k", "set": "x"}])
+    class Nested(Job):
+        kind = "k"
 
-    def runner(model: str, source: str, settings: Any, models: Any) -> list[Any]:
-        with pytest.raises(ValueError, match="a suite that is still running writes to"):
-            run_suite(suite, {"k": runner}, tmp_path / "out", progress=False)
-        names = {"model": model, "task": "t", "dataset": "x", "metric": "m"}
-        attack = {"name": "a", "steps": 1, "restarts": 1, "seed": 0}
-        threat = ThreatModel("linf", "1/256")
-        return [Row(value=0.5, ci=(0, 1), n=2, threat_model=threat, attack=attack, batch_size=4, **names)]
+        def run(self, subject: Subject) -> list[Row]:
+            with pytest.raises(ValueError, match="a suite that is still running writes to"):
+                run_suite(suite, tmp_path / "out", progress=False)
+            names = {"model": subject.model, "task": "t", "dataset": self.set, "metric": "m"}
+            attack = {"name": "a", "steps": 1, "restarts": 1, "seed": 0}
+            threat = ThreatModel("linf", "1/256")
+            return [Row(value=0.5, ci=(0, 1), n=2, threat_model=threat, attack=attack, batch_size=4, **names)]
 
-    report = run_suite(suite, {"k": runner}, tmp_path / "out", progress=False)
+    content = {"name": "s", "models": {"A": "a"}, "jobs": [{"kind": "k", "set": "x"}]}
+    suite = read_suite(content, kinds={"k": Nested})
+    report = run_suite(suite, tmp_path / "out", progress=False)
     page = (tmp_path / "out" / "report.md").read_text()
     assert report.rows[0].threat_model == ThreatModel("linf", "1/256") and "linf 1/256" in page
     assert "Batches of 4 images." in page and not (tmp_path / "out" / ".lock").exists()

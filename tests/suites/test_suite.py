@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import datasets
 import pytest
@@ -21,9 +23,9 @@ from fare_hf.data.pixels import to_pil
 from fare_hf.evaluation import Row
 from fare_hf.evaluation.report.plots import paired_bars, radius_curves
 from fare_hf.evaluation.vlm.metrics import VqaAccuracy
-from fare_hf.suites.checks import check_suite
-from fare_hf.suites.kinds import runners
-from fare_hf.suites.suite import Job, load_suite, run_suite, shipped_suites
+from fare_hf.suites.jobs import Attacked
+from fare_hf.suites.settings import Subject, Text
+from fare_hf.suites.suite import load_suite, read_suite, run_suite, shipped_suites
 
 SUITE = """
 name: small
@@ -43,6 +45,14 @@ def row(model: str, dataset: str, value: float = 0.5, eps: str | None = None) ->
     return Row(ci=(0.0, 1.0), threat_model=threat, attack=attack, **fields)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Plain(Attacked):
+    """A kind of job of a test's own."""
+
+    kind: ClassVar[str] = "k"
+    set: Text = "x"
+
+
 def write(folder: Path, text: str) -> Path:
     folder.mkdir(exist_ok=True)
     (folder / "suite.yaml").write_text(text)
@@ -54,39 +64,46 @@ def test_shipped_suites_are_suites() -> None:
     for name in shipped_suites():
         assert load_suite(name).name == name and len(load_suite(name).jobs) >= 6
     assert len(load_suite("paper-zero-shot").jobs) == 14
-    only = load_suite("lab", {"mine": "path"})
-    assert {job.model for job in only.each()} == {"mine"}
+    only = load_suite("paper-zero-shot", {"mine": "path"})
+    assert only.models == {"mine": "path"} and all(job.models is None for job, _ in only.jobs)
 
 
 def test_interrupted_suites_go_on_and_finished_rows_are_not_run_again(tmp_path: Path) -> None:
     text = "name: s\nmodels: {A: a, B: b}\njobs: [{kind: k, set: x}, {kind: k, set: y}]\n"
     ran: list[str] = []
 
-    def runner(model, source, settings, models):
-        if len(ran) == 2 and not resumed:
-            raise KeyboardInterrupt
-        ran.append(f"{model} {source} {settings['set']}")
-        return [row(model, settings["set"])]
+    class Counted(Plain):
+        def run(self, subject: Subject) -> list[Row]:
+            if len(ran) == 2 and not resumed:
+                raise KeyboardInterrupt
+            ran.append(f"{subject.model} {subject.name_or_path} {self.set}")
+            return [row(subject.model, self.set)]
 
-    resumed = False
-    suite = load_suite(write(tmp_path, text))
+    resumed, kinds = False, {"k": Counted}
+    suite = load_suite(write(tmp_path, text), kinds=kinds)
     with pytest.raises(KeyboardInterrupt):
-        run_suite(suite, {"k": runner}, tmp_path / "out", progress=False)
+        run_suite(suite, tmp_path / "out", progress=False)
     assert ran == ["A a x", "B b x"] and not (tmp_path / "out" / "report.json").exists()
     resumed = True
-    report = run_suite(suite, {"k": runner}, tmp_path / "out", progress=False)
+    report = run_suite(suite, tmp_path / "out", progress=False)
     assert ran == ["A a x", "B b x", "A a y", "B b y"] and len(report.rows) == 4
     assert RobustnessReport.load(tmp_path / "out").rows == report.rows
-    run_suite(suite, {"k": runner}, tmp_path / "out", progress=False)
+    run_suite(suite, tmp_path / "out", progress=False)
     assert len(ran) == 4
-    changed = load_suite(write(tmp_path, text.replace("set: y", "set: y, steps: 3")))
-    run_suite(changed, {"k": runner}, tmp_path / "out", progress=False)
+    changed = load_suite(write(tmp_path, text.replace("set: y", "set: y, seed: 3")), kinds=kinds)
+    run_suite(changed, tmp_path / "out", progress=False)
     assert ran[4:] == ["A a y", "B b y"]
 
 
-def test_a_jobs_file_depends_on_all_its_settings() -> None:
-    keys = {Job("A", "a", {"kind": "k", "set": "x/y", "seed": seed}).key for seed in range(3)}
-    assert len(keys) == 3 and all("/" not in key for key in keys)
+def test_a_jobs_file_depends_on_all_its_settings(tmp_path: Path) -> None:
+    class Quick(Plain):
+        def run(self, subject: Subject) -> list[Row]:
+            return [row(subject.model, self.set)]
+
+    for seed in range(3):
+        content = {"name": "s", "models": {"A": "a"}, "jobs": [{"kind": "k", "set": "x/y", "seed": seed}]}
+        run_suite(read_suite(content, kinds={"k": Quick}), tmp_path, progress=False)
+    assert len(list((tmp_path / "rows").glob("A_k_x_y-*.json"))) == 3
 
 
 @pytest.mark.parametrize(
@@ -108,15 +125,14 @@ def test_a_jobs_file_depends_on_all_its_settings() -> None:
 )
 def test_faulty_suites(text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
-        load_suite(write(tmp_path, text))
+        load_suite(write(tmp_path, text), kinds={"k": Plain})
 
 
 def test_unknown_suites_and_kinds(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="neither a file nor one of lab, paper-vlm, paper-zero-shot"):
         load_suite("paper")
-    suite = load_suite(write(tmp_path, "name: s\nmodels: {A: a}\njobs: [{kind: k}]\n"))
     with pytest.raises(ValueError, match="kind 'k'"):
-        run_suite(suite, {}, tmp_path, progress=False)
+        load_suite(write(tmp_path, "name: s\nmodels: {A: a}\njobs: [{kind: k}]\n"))
 
 
 DRIFT = "{kind: drift, set: 'lab:digits', original: CLIP}"
@@ -131,7 +147,7 @@ DRIFT = "{kind: drift, set: 'lab:digits', original: CLIP}"
         ("{kind: zero-shot, set: 'lab:digits', stesp: 5}", "has 'stesp': did you mean 'steps'"),
         ("{kind: zero-shot, set: 'lab:digits', xyzzy: 5}", "has 'xyzzy': leave it out"),
         ("{kind: zero-shot, set: 'lab:digits', attack: fgsm}", "attack 'fgsm': use one of apgd-ce"),
-        ("{kind: zero-shot, set: 'lab:numbers'}", "set 'lab:numbers': the lab has twemoji"),
+        ("{kind: zero-shot, set: 'lab:numbers'}", "set 'lab:numbers' is not in the lab; use one of lab:twemoji"),
         ("{kind: zero-shot, set: MNIST}", "no zero-shot set 'MNIST'"),
         ("{kind: zero-shot, set: 'lab:digits', surrogate: LeNet}", "names the model 'LeNet'"),
     ],
@@ -174,8 +190,7 @@ jobs:
 
 def test_a_suite_asks_the_labs_llava_and_shows_images_to_other_models(tmp_path: Path) -> None:
     suite = load_suite(write(tmp_path, TEXTS))
-    check_suite(suite)
-    rows = run_suite(suite, runners(tmp_path / "out"), tmp_path / "out", progress=False).rows
+    rows = run_suite(suite, tmp_path / "out", progress=False).rows
     found = {(row.task, row.dataset, row.metric) for row in rows}
     assert found == {
         ("transfer", "digits made on CLIP", "accuracy"),
@@ -199,8 +214,14 @@ def test_a_suite_asks_the_labs_llava_and_shows_images_to_other_models(tmp_path: 
         ("{kind: transfer, set: 'lab:digits', victims: CLIP, eps: [4/255]}", "victims 'CLIP'"),
         ("{kind: transfer, set: 'lab:digits', victims: [], eps: [4/255]}", "give a list of each"),
         ("{kind: vlm, vlm: 'lab:llava', set: COCO}", "only lab:llava has lab sets"),
-        ("{kind: vlm, vlm: 'lab:llava', set: 'lab:digits'}", "the lab has captions, yes-no, pope"),
-        ("{kind: targeted, vlm: 'lab:llava', set: 'lab:pope', eps: [4/255]}", "the lab has twemoji"),
+        (
+            "{kind: vlm, vlm: 'lab:llava', set: 'lab:digits'}",
+            "is not in the lab; use one of lab:captions, lab:yes-no, lab:pope",
+        ),
+        (
+            "{kind: targeted, vlm: 'lab:llava', set: 'lab:pope', eps: [4/255]}",
+            "is not in the lab; use one of lab:twemoji",
+        ),
         ("{kind: targeted, vlm: 'llava-hf/x', set: COCO, eps: [4/255]}", "a target string"),
         ("{kind: targeted, vlm: 'lab:llava', set: 'lab:digits'}", "give it eps"),
     ],
@@ -208,13 +229,13 @@ def test_a_suite_asks_the_labs_llava_and_shows_images_to_other_models(tmp_path: 
 def test_jobs_of_the_labs_llava_that_cannot_work_are_refused(job: str, message: str, tmp_path: Path) -> None:
     text = f"name: s\nmodels: {{CLIP: 'lab:clip'}}\njobs:\n  - {job}\n"
     with pytest.raises(ValueError, match=message):
-        check_suite(load_suite(write(tmp_path, text)))
+        load_suite(write(tmp_path, text))
 
 
 def test_shipped_suites_have_jobs_that_can_work() -> None:
     assert set(shipped_suites()) == {"lab", "paper-vlm", "paper-zero-shot"}
     for name in shipped_suites():
-        check_suite(load_suite(name))
+        load_suite(name)
 
 
 def test_a_vlm_job_with_an_unknown_set_is_refused_before_any_work(tmp_path: Path) -> None:
@@ -305,7 +326,6 @@ def test_a_vlm_job_goes_on_in_its_middle_and_cleans_up(
     )
     text = f"name: s\nmodels: {{A: {tmp_path}/encoder}}\njobs: [{{{job}, eps: [8/255], steps: 2, batch_size: 2}}]\n"
     suite = load_suite(write(tmp_path, text))
-    check_suite(suite)
     ran: list[int] = []
     original = room.apgd
 
@@ -318,13 +338,13 @@ def test_a_vlm_job_goes_on_in_its_middle_and_cleans_up(
     monkeypatch.setattr(VqaAccuracy, "threshold", -1.0)  # nobody is given up: every stage has two batches
     monkeypatch.setattr(room, "apgd", interrupted)
     stop = -1
-    whole = run_suite(suite, runners(tmp_path / "whole"), tmp_path / "whole", progress=False)
+    whole = run_suite(suite, tmp_path / "whole", progress=False)
     needed, stop = len(ran), len(ran) + 3
     with pytest.raises(KeyboardInterrupt):
-        run_suite(suite, runners(tmp_path / "out"), tmp_path / "out", progress=False)
+        run_suite(suite, tmp_path / "out", progress=False)
     assert len(list((tmp_path / "out" / "states").glob("*/linf-*.safetensors"))) == 3
     stop = -1
-    report = run_suite(suite, runners(tmp_path / "out"), tmp_path / "out", progress=False)
+    report = run_suite(suite, tmp_path / "out", progress=False)
     assert len(ran) == 2 * needed and not list((tmp_path / "out" / "states").iterdir())
     values = [[(row.metric, row.value, row.ci) for row in found.rows] for found in (whole, report)]
     assert values[0] == values[1]

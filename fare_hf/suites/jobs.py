@@ -1,0 +1,395 @@
+"""The kinds of jobs: their settings, what they refuse, and `run`. A new kind is a class, and its name in `KINDS`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Annotated, Any, ClassVar
+
+import torch
+from torch import Tensor
+from transformers import CLIPModel
+
+from fare_hf.attacks import ThreatModel
+from fare_hf.data.pixels import Normalization
+from fare_hf.encoders import EMBEDDINGS, load_complete, load_encoder, text_classifier
+from fare_hf.evaluation.report.rows import Row
+from fare_hf.evaluation.vlm.ensemble import evaluate_vlm
+from fare_hf.evaluation.vlm.sets import CAPTION_QUESTION, VlmData, chat_prompt, load_vlm_set, vlm_set
+from fare_hf.evaluation.vlm.targeted import evaluate_targeted
+from fare_hf.evaluation.vlm.transfer import evaluate_transfer
+from fare_hf.evaluation.zero_shot.classification import ATTACKS, evaluate_zero_shot, logits_function
+from fare_hf.evaluation.zero_shot.corruptions import check_corruptions, evaluate_corruptions
+from fare_hf.evaluation.zero_shot.drift import clean_drift
+from fare_hf.evaluation.zero_shot.gradient_masking import check_gradient_masking
+from fare_hf.evaluation.zero_shot.sets import load_zero_shot_set, zero_shot_set
+from fare_hf.files.folders import is_missing_path
+from fare_hf.lab import TEST_SETS, load_clip, measure
+from fare_hf.lab.measure import part, text_embeddings
+from fare_hf.lab.names import LLAVA, TEXT_SETS, encoder_path, is_in_lab, lab_name, load_vlm_and_processor
+from fare_hf.pretrained.configuration import load_image_processor, read_configuration
+from fare_hf.pretrained.loading import load_tokenizer
+from fare_hf.suites.settings import (
+    Count,
+    Flag,
+    Job,
+    Names,
+    Radii,
+    Says,
+    Severities,
+    Subject,
+    Template,
+    Text,
+    Texts,
+    one_of,
+    require_place,
+)
+from fare_hf.vlm import swap_vision_tower
+
+__all__ = ["KINDS", "Corruptions", "Drift", "Targeted", "Transfer", "Vlm", "ZeroShot"]
+
+OfAnAttack, OnTheHub = Says.OF_AN_ATTACK, Says.ON_THE_HUB
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attacked(Job):
+    """With an attack for each radius.
+
+    Attributes:
+        norm: "linf" or "l2".
+        eps: radii, such as [2/255, 4/255].
+        steps: of each run of APGD.
+    """
+
+    norm: Annotated[Text, OfAnAttack] = "linf"
+    eps: Radii = None
+    steps: Annotated[Count, OfAnAttack] = None
+
+    def threats(self) -> list[ThreatModel]:
+        """One for each radius."""
+        return [ThreatModel(self.norm, eps) for eps in self.eps or []]
+
+    def check(self, where: str) -> None:
+        try:
+            balls = self.threats() or [ThreatModel(self.norm, 0)]
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{where}: {error}") from None
+        if len(set(balls)) < len(balls):
+            raise ValueError(f"{where} has eps {self.eps!r}, one of them twice: give each once.")
+
+
+@dataclass(frozen=True)
+class Images:
+    """A zero-shot set as one model reads it.
+
+    Attributes:
+        samples, labels: as `evaluate_zero_shot` takes them; no labels: they are in the samples.
+        texts: where a model is -> class embeddings (K, D) for it.
+        groups: of the samples, or None.
+        native: whether images keep their own size.
+    """
+
+    samples: Any
+    labels: Any
+    texts: Callable[[str], Tensor]
+    groups: list[int] | None = None
+    native: bool = False
+
+    def logits(self, name_or_path: str) -> Callable[[Tensor], Tensor]:
+        """Of a model, with the texts and the normalisation that are its own."""
+        texts, normalization = self.texts(name_or_path), _normalization(name_or_path)
+        return logits_function(load_encoder(name_or_path), texts, normalization, native=self.native)
+
+    def whole(self) -> tuple[Tensor, Tensor]:
+        """All pixels and labels in memory."""
+        if isinstance(self.samples, Tensor):
+            return self.samples, self.labels
+        items = [self.samples[index] for index in range(len(self.samples))]
+        return torch.stack([item["pixel_values"] for item in items]), torch.tensor([item["labels"] for item in items])
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnImages(Job):
+    """Of encoders, on images with classes.
+
+    Attributes:
+        batch_size: images of a forward pass.
+        text: the CLIP whose texts stand for the classes; None is each model's own.
+    """
+
+    batch_size: Count = None
+    text: Annotated[Text | None, OnTheHub] = None
+
+    def check(self, where: str) -> None:
+        super().check(where)
+        if self.text is not None:
+            require_place(f"text of {where}", self.text)
+        if is_in_lab(self.set):
+            lab_name(self.set, TEST_SETS, f"{where}: set ")
+        else:
+            zero_shot_set(self.set)
+
+    def images(self, subject: Subject) -> Images:
+        """The set, as the subject reads it."""
+        if is_in_lab(self.set):
+            test = part(self.dataset, self.samples)
+            embeddings = text_embeddings(load_clip(), test)
+            return Images(test.pixels, test.labels, lambda name_or_path: embeddings, test.groups.tolist())
+        processor, chosen = _image_processor(subject.name_or_path), self.given("samples", "seed", "root")
+        data = load_zero_shot_set(self.set, processor, **chosen)
+
+        def texts(name_or_path: str) -> Tensor:
+            clip = _clip(encoder_path(self.text) if self.text else name_or_path)
+            return text_classifier(*clip, data.class_names, data.templates)
+
+        return Images(data.samples, None, texts, native=data.native)
+
+    def row_names(self, subject: Subject) -> dict[str, Any]:
+        """What rows are called, and the normalisation of the encoder."""
+        normalization = _normalization(subject.name_or_path)
+        return {"model": subject.model, "dataset": self.dataset, "normalization": normalization}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroShot(OnImages, Attacked):
+    """Zero-shot accuracy.
+
+    Attributes:
+        attack, restarts, targets, queries, stop_fooled: of `evaluate_zero_shot`.
+        masking_checks: whether a page says if other attacks do better (`check_gradient_masking`).
+        surrogate: the model whose images one of them uses.
+    """
+
+    kind: ClassVar[str] = "zero-shot"
+    attack: Annotated[str | None, one_of(ATTACKS), OfAnAttack] = None
+    restarts: Annotated[Count, OfAnAttack] = None
+    targets: Annotated[Count, OfAnAttack] = None
+    queries: Annotated[Count, OfAnAttack] = None
+    stop_fooled: Annotated[Flag, OfAnAttack] = False
+    masking_checks: Annotated[Flag, OfAnAttack] = False
+    surrogate: Annotated[Text | None, Says.MODELS] = None
+
+    def silent(self) -> frozenset[str]:
+        mute = {"surrogate"} | (set() if self.attack == "autoattack" else {"queries"})
+        mute |= {"targets"} if self.attack == "apgd-ce" else set()
+        return super().silent() | (set() if self.masking_checks and self.eps else mute)
+
+    def run(self, subject: Subject) -> list[Row]:
+        images, encoder = self.images(subject), load_encoder(subject.name_or_path)
+        effort = self.given("steps", "restarts", "targets", "queries", "batch_size", "seed")
+        options = effort | self.given("attack", "stop_fooled") | self.row_names(subject)
+        options |= {"groups": images.groups, "native": images.native, "threat_models": self.threats()}
+        texts = images.texts(subject.name_or_path)
+        rows = evaluate_zero_shot(encoder, texts, images.samples, images.labels, **options)
+        if self.masking_checks:
+            self._check_masking(subject, images, effort)
+        return rows
+
+    def _check_masking(self, subject: Subject, images: Images, effort: dict[str, Any]) -> None:
+        """A page and its figures for each radius, in `masking` of the output."""
+        logits_of, (pixels, labels) = images.logits(subject.name_or_path), images.whole()
+        surrogate = images.logits(subject.models[self.surrogate]) if self.surrogate else None
+        folder = subject.output_dir / "masking"
+        folder.mkdir(parents=True, exist_ok=True)
+        for threat in self.threats():
+            report = check_gradient_masking(logits_of, pixels, labels, threat, surrogate=surrogate, **effort)
+            name = f"{subject.model}, {self.dataset}, {str(threat).replace('/', '_')}"
+            (folder / f"{name}.md").write_text(report.to_markdown(), encoding="utf-8")
+            (folder / f"{name}.json").write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drift(OnImages):
+    """How far clean embeddings moved.
+
+    Attributes:
+        original: the model they moved from.
+        embedding: of `clean_drift`.
+    """
+
+    kind: ClassVar[str] = "drift"
+    original: Annotated[Text, Says.MODELS]
+    embedding: Annotated[str, one_of(EMBEDDINGS)] = EMBEDDINGS[0]
+
+    def silent(self) -> frozenset[str]:
+        return super().silent() | {"text"}
+
+    def figures(self) -> tuple[Any, ...]:
+        return self.kind, self.set, self.embedding
+
+    def run(self, subject: Subject) -> list[Row]:
+        images, original = self.images(subject), load_encoder(subject.models[self.original])
+        options = self.given("embedding", "batch_size", "seed") | self.row_names(subject)
+        encoder, pixels = load_encoder(subject.name_or_path), images.whole()[0]
+        return clean_drift(encoder, original, pixels, groups=images.groups, **options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corruptions(OnImages):
+    """Zero-shot accuracy under corruptions.
+
+    Attributes:
+        names, severities: of `evaluate_corruptions`.
+    """
+
+    kind: ClassVar[str] = "corruptions"
+    names: Names = None
+    severities: Severities = None
+
+    def check(self, where: str) -> None:
+        super().check(where)
+        check_corruptions(self.names, self.severities or (1,))
+
+    def run(self, subject: Subject) -> list[Row]:
+        images, encoder = self.images(subject), load_encoder(subject.name_or_path)
+        options = self.given("names", "severities", "batch_size", "seed") | self.row_names(subject)
+        texts = images.texts(subject.name_or_path)
+        return evaluate_corruptions(encoder, texts, *images.whole(), groups=images.groups, **options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transfer(OnImages, Attacked):
+    """Images made on this model, shown to others.
+
+    Attributes:
+        victims: the others.
+    """
+
+    kind: ClassVar[str] = "transfer"
+    victims: Annotated[Texts, Says.MODELS]
+
+    def check(self, where: str) -> None:
+        super().check(where)
+        if not self.eps:
+            raise ValueError(f"{where} has victims {self.victims!r} and eps {self.eps!r}: give a list of each.")
+
+    def run(self, subject: Subject) -> list[Row]:
+        images = self.images(subject)
+        victims = {name: images.logits(subject.models[name]) for name in self.victims}
+        sources = {subject.model: victims.get(subject.model) or images.logits(subject.name_or_path)}
+        options = self.given("steps", "batch_size", "seed") | {"groups": images.groups, "dataset": self.dataset}
+        shown = (sources, victims, *images.whole())
+        return [row for threat in self.threats() for row in evaluate_transfer(*shown, threat, **options).rows]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfAVlm(Attacked):
+    """Of a vision-language model with the subject for its tower.
+
+    Attributes:
+        vlm: which; `lab:llava` has the lab's sets, every other one those of the Hub.
+        template: of prompts, for models without a chat template.
+        batch_size: images of a forward pass.
+    """
+
+    lab_sets: ClassVar[tuple[str, ...]]
+    vlm: Text
+    template: Annotated[Template, OnTheHub] = None
+    batch_size: Annotated[Count, OnTheHub] = None
+
+    def check(self, where: str) -> None:
+        super().check(where)
+        if is_in_lab(self.set) != (self.vlm == LLAVA):
+            raise ValueError(
+                f"{where} has set {self.set!r} for vlm {self.vlm!r}: only {LLAVA} has lab sets, and no other sets."
+            )
+        if is_missing_path(self.vlm):
+            raise ValueError(f"{where} has vlm {self.vlm!r}, and there is nothing: check the path.")
+        if is_in_lab(self.set):
+            lab_name(self.set, self.lab_sets, f"{where}: set ")
+        else:
+            vlm_set(self.set)
+
+    def swapped(self, subject: Subject) -> tuple[Any, Any]:
+        """The model with the subject for its tower, and its processor."""
+        vlm, processor = load_vlm_and_processor(self.vlm)
+        swap_vision_tower(vlm, subject.name_or_path)
+        return vlm, processor
+
+    def data(self, processor: Any) -> VlmData:
+        """The set, as the model reads it."""
+        return load_vlm_set(self.set, processor, **self.given("samples", "seed", "root", "template"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vlm(OfAVlm):
+    """Captions or answers, as `evaluate_vlm`; an interrupted job goes on in its middle."""
+
+    kind: ClassVar[str] = "vlm"
+    lab_sets: ClassVar[tuple[str, ...]] = TEXT_SETS
+
+    def run(self, subject: Subject) -> list[Row]:
+        vlm, processor = self.swapped(subject)
+        if is_in_lab(self.set):
+            return self._run_on_the_lab(subject.model, (vlm, processor))
+        data = self.data(processor)
+        options = self.given("steps", "batch_size", "seed") | {"threat_models": self.threats()}
+        options |= {"model": subject.model, "task": data.task, "dataset": data.name, "targets": data.targets}
+        options |= {"max_new_tokens": data.max_new_tokens, "folder": subject.states}
+        return evaluate_vlm(vlm, processor, data.samples, data.prompts, data.metric, **options).rows
+
+    def _run_on_the_lab(self, model: str, llava: tuple[Any, Any]) -> list[Row]:
+        if self.dataset == "captions":
+            budget = measure.Budget(captions=self.samples, caption_steps=self.steps or measure.Budget.caption_steps)
+            return measure.measure_captions(model, llava, budget, self.threats(), self.seed).rows
+        questions = {self.dataset: self.samples}
+        budget = measure.Budget(questions=questions, question_steps=self.steps or measure.Budget.question_steps)
+        return measure.measure_questions(model, llava, budget, self.threats(), self.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Targeted(OfAVlm):
+    """How often a string is forced, as `evaluate_targeted`.
+
+    Attributes:
+        target: the string.
+        question: what is asked.
+        max_new_tokens: of an answer.
+    """
+
+    kind: ClassVar[str] = "targeted"
+    lab_sets: ClassVar[tuple[str, ...]] = TEST_SETS
+    target: Text | None = None
+    question: Annotated[Text | None, OnTheHub] = None
+    max_new_tokens: Annotated[Count, OnTheHub] = None
+
+    def check(self, where: str) -> None:
+        super().check(where)
+        if not self.eps or (self.vlm != LLAVA and self.target is None):
+            raise ValueError(
+                f"{where} is of kind 'targeted': give it eps, and a target string for models not of the lab."
+            )
+
+    def run(self, subject: Subject) -> list[Row]:
+        vlm, processor = self.swapped(subject)
+        if is_in_lab(self.set):
+            return self._run_on_the_lab(subject.model, (vlm, processor))
+        data = self.data(processor)
+        options = self.given("steps", "batch_size", "seed", "max_new_tokens") | {"threat_models": self.threats()}
+        options |= {"model": subject.model, "dataset": data.name}
+        options["prompt"] = chat_prompt(processor, self.question or CAPTION_QUESTION, self.template)
+        return evaluate_targeted(vlm, processor, data.samples, self.target or "", **options).rows
+
+    def _run_on_the_lab(self, model: str, llava: tuple[Any, Any]) -> list[Row]:
+        images, steps = self.samples or measure.Budget.targeted, self.steps or measure.Budget.targeted_steps
+        budget = measure.Budget(targeted=images, targeted_steps=steps, targeted_sets=(self.dataset,))
+        return measure.measure_targeted(model, llava, budget, self.threats(), self.seed, **self.given("target"))
+
+
+KINDS: dict[str, type[Job]] = {kind.kind: kind for kind in (ZeroShot, Drift, Corruptions, Vlm, Targeted, Transfer)}
+
+
+@cache
+def _clip(name: str) -> tuple[Any, Any]:
+    """A CLIP with its tokenizer, for the texts of the classes."""
+    return load_complete(CLIPModel, name).eval(), load_tokenizer(name)
+
+
+def _normalization(name_or_path: str) -> Normalization:
+    return Normalization.from_processor(_image_processor(name_or_path))
+
+
+def _image_processor(name_or_path: str) -> Any:
+    return load_image_processor(name_or_path, read_configuration(name_or_path))

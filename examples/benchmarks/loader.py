@@ -25,8 +25,9 @@ from PIL import Image
 from torch.utils.data import DataLoader, RandomSampler
 from transformers import CLIPImageProcessor
 
+from fare_hf.data.batches import collate_pixels
 from fare_hf.data.opening import load_images
-from fare_hf.data.pixel_datasets import PixelDataset, PixelStream, collate_pixels
+from fare_hf.data.pixel_datasets import PixelDataset, PixelStream
 from fare_hf.data.streaming import TrainingStream
 from fare_hf.evaluation import environment
 

@@ -122,7 +122,8 @@ def _pixels(args: argparse.Namespace, processor: Any) -> Any:
     """The first images, in 8 bit as files hold them, at the tower's resolution."""
     import torch
 
-    from fare_hf.data.opening import find_columns, load_images
+    from fare_hf.data.columns import find_columns
+    from fare_hf.data.opening import load_images
     from fare_hf.data.pixel_datasets import PixelDataset
     from fare_hf.data.pixels import quantize
     from fare_hf.lab import TEST_SETS

@@ -22,7 +22,8 @@ from fare_hf.cli.console import hide_notices, one_sentence
 from fare_hf.cli.recipe_files import expand_config
 from fare_hf.cli.training_arguments import FareScriptArguments, check_arguments
 from fare_hf.cli.training_options import build_parser
-from fare_hf.data.opening import class_names_of, is_image_folder, is_stream
+from fare_hf.data.columns import class_names_of, is_stream
+from fare_hf.data.opening import is_image_folder
 from fare_hf.data.pixel_datasets import load_pixels
 from fare_hf.data.streaming import spread_samples
 from fare_hf.encoders import check_encoder_type, load_encoder

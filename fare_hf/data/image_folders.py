@@ -19,7 +19,7 @@ from typing import Any
 
 import datasets
 
-from fare_hf.data.pictures import IMAGE_ENDINGS
+from fare_hf.data.decoding import IMAGE_ENDINGS
 
 __all__ = [
     "FolderListing",

@@ -1,4 +1,4 @@
-"""Where images come from: folders, saved data sets, shards and Hub repositories, opened and looked at."""
+"""Opens data sets: folders of images or shards, sets written by `save_to_disk`, and Hub repositories."""
 
 from __future__ import annotations
 
@@ -8,46 +8,33 @@ import re
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import datasets
 import pyarrow
 from huggingface_hub.errors import GatedRepoError
-from torch.utils.data import IterableDataset
 
-from fare_hf.data.archives import ARCHIVE_ERRORS, check_archives
+from fare_hf.data.columns import HuggingFaceDataset, class_names_of, find_columns
+from fare_hf.data.decoding import IMAGE_ENDINGS
 from fare_hf.data.image_folders import (
     FolderListing,
     has_configurations,
     images_of,
     list_folder,
-    only_splits,
     passed_over,
     split_patterns,
     splits_of,
 )
-from fare_hf.data.pictures import IMAGE_ENDINGS
+from fare_hf.data.tar_archives import ARCHIVE_ERRORS, check_archives
 from fare_hf.files.folders import is_missing_path
 
-__all__ = [
-    "DAMAGED",
-    "check_folder",
-    "check_labels",
-    "class_names_of",
-    "explained",
-    "find_columns",
-    "is_image_folder",
-    "is_stream",
-    "load_images",
-    "open_split",
-    "stored",
-]
+__all__ = ["DAMAGED", "check_folder", "explained", "is_image_folder", "load_images", "open_split"]
 
 logger = logging.getLogger(__name__)
 CONFIGURATIONS = re.compile(r"(?:available configs: |Available: )(\[.*?\])")
 DAMAGED = (*ARCHIVE_ERRORS, EOFError, zlib.error, pyarrow.ArrowInvalid, datasets.exceptions.DatasetGenerationError)
 """What readers of shards raise where one is cut off or is something else."""
-HuggingFaceDataset: TypeAlias = "datasets.Dataset | datasets.IterableDataset"
+NO_IMAGES = "the folder {!r} has no images; give a folder with image files."
 
 
 def load_images(
@@ -95,124 +82,17 @@ def check_folder(name: str) -> None:
             would leave images out without a word (see `check_archives`).
     """
     folder = Path(name).expanduser()
-    if is_missing_path(name):
-        raise ValueError(f"dataset {name!r} is no folder here; check the path.")
-    if folder.is_file():
-        raise ValueError(f"dataset {name!r} is a file; give the folder that it is in.")
+    if is_missing_path(name) or folder.is_file():
+        fault = "is a file; give the folder that it is in" if folder.is_file() else "is no folder here; check the path"
+        raise ValueError(f"dataset {name!r} {fault}.")
     if folder.is_dir() and not _looked_at(folder).has_data:
-        raise ValueError(_no_images(name))
+        raise ValueError(NO_IMAGES.format(name))
 
 
 def is_image_folder(name: str) -> bool:
     """Whether a data set is a folder of image files, with nothing that says more about them."""
     folder = Path(name).expanduser()
     return folder.is_dir() and not has_configurations(folder) and list_folder(folder).is_plain
-
-
-def find_columns(
-    dataset: HuggingFaceDataset,
-    image_column: str | None = None,
-    label_column: str | None = None,
-    name: str = "the data set",
-) -> tuple[str, str | None]:
-    """Names of the image and the label column; the label column is None where there is no `ClassLabel`.
-
-    One whose classes are "train" and "validation" is none: `datasets` makes it of such folders without classes.
-
-    Raises:
-        ValueError: a column that is not there, no image column, or several to choose from.
-    """
-    features = dataset.features or {}
-    images = [key for key, feature in features.items() if isinstance(feature, datasets.Image)]
-    for field, column in (("image_column", image_column), ("label_column", label_column)):
-        if column is not None and column not in features:
-            raise ValueError(f"{field}={column!r} is not in {name!r}; its columns are {', '.join(features)}.")
-    if image_column is None and len(images) != 1:
-        found = f"image columns {', '.join(images)}; name one" if images else f"no images, only {', '.join(features)}"
-        raise ValueError(f"{name!r} has {found}; give a data set with images, or image_column.")
-    labels = [
-        key
-        for key, feature in features.items()
-        if isinstance(feature, datasets.ClassLabel) and not only_splits(feature.names)
-    ]
-    return image_column or images[0], label_column or (labels[0] if labels else None)
-
-
-def class_names_of(dataset: Any, label_column: str | None = None) -> list[str] | None:
-    """Class names: the attribute `class_names`, else those of the `ClassLabel` column; None where there are none."""
-    names = getattr(dataset, "class_names", None)
-    if names is not None:
-        return list(names)
-    feature = (getattr(dataset, "features", None) or {}).get(label_column)
-    return list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
-
-
-def check_labels(dataset: Any, label_column: str, classes: int | None = None, name: str = "the data set") -> bool:
-    """Looks at every label of a map-style data set, without decoding an image.
-
-    Args:
-        dataset: rows, as `load_images` opens them; of a stream nothing is looked at.
-        label_column: where the integer label is.
-        classes: how many classes there are; None takes any number from 0.
-        name: of the data set, for errors.
-
-    Returns:
-        Whether there are labels: `datasets` makes a column without any out of folders such as `train/` of images.
-
-    Raises:
-        ValueError: a missing label among others, or one that is of no class.
-    """
-    if not isinstance(dataset, datasets.Dataset):
-        return True
-    labels = stored(dataset).select_columns(label_column)[:][label_column]
-    if all(label is None for label in labels):
-        return False
-    for index, label in enumerate(labels):
-        if label is None or int(label) < 0:
-            raise ValueError(
-                f"sample {index} of {name!r} has no label ({label_column}={label}); leave such images out."
-            )
-        if classes is not None and int(label) >= classes:
-            raise ValueError(
-                f"sample {index} of {name!r} has {label_column}={label}, and there are {classes} classes; give each "
-                "a name."
-            )
-    return True
-
-
-def is_stream(dataset: Any) -> bool:
-    """Whether a data set is read from its beginning, and knows no length."""
-    return isinstance(dataset, (IterableDataset, datasets.IterableDataset))
-
-
-def stored(dataset: Any) -> Any:
-    """A data set as it is stored, without the format or transform that a user set on its rows."""
-    return dataset.with_format(None) if isinstance(dataset, datasets.Dataset) else dataset
-
-
-def explained(name: str, error: Exception) -> ValueError:
-    """The error with which opening a data set of the Hub failed, as one sentence that says what to do."""
-    said, page = _causes(error), f"https://huggingface.co/datasets/{name}"
-    if isinstance(error, GatedRepoError) or "is a gated dataset on the Hub" in said:
-        return ValueError(f"dataset {name!r} is gated: ask for access at {page} and log in with `hf auth login`.")
-    if "scripts are no longer supported" in said:
-        return ValueError(
-            f"dataset {name!r} has a loading script, and datasets {datasets.__version__} runs none; give a copy in "
-            "parquet, or a folder of its images."
-        )
-    if listed := CONFIGURATIONS.search(said):
-        names = ", ".join(map(str, ast.literal_eval(listed[1])))
-        return ValueError(f"dataset {name!r} has the configurations {names}; give one with --dataset_config.")
-    if isinstance(error, DAMAGED):
-        return ValueError(f"dataset {name!r} could not be read: {said}; replace the damaged file.")
-    if isinstance(error, FileNotFoundError):
-        return ValueError(
-            f"dataset {name!r} is neither a folder here nor found on the Hub; check the name (a private one needs "
-            "`hf auth login`)."
-        )
-    if isinstance(error, OSError):
-        return ValueError(f"dataset {name!r} could not be read: {said}; check the name and the connection.")
-    return ValueError(f"dataset {name!r} could not be opened: {said}")
 
 
 def open_split(
@@ -238,16 +118,48 @@ def open_split(
         if folder.is_dir():
             return _open_folder(_looked_at(folder), split, streaming, config)
         return datasets.load_dataset(name, config, split=split, streaming=streaming), ""
-    except (OSError, RuntimeError, *DAMAGED) as error:
-        if isinstance(error, FileNotFoundError) and folder.is_dir():
-            raise ValueError(_no_images(name)) from error
-        raise explained(name, error) from error
-    except ValueError as error:
-        if re.search("Unknown split|Bad split", str(error)):
-            raise ValueError(f"dataset {name!r} has no split {split!r}: {error}") from error
-        if not CONFIGURATIONS.search(str(error)):
+    except (OSError, RuntimeError, ValueError, *DAMAGED) as error:
+        told = explained(name, error, split)
+        if told is error:
             raise
-        raise explained(name, error) from error
+        raise told from error
+
+
+def explained(name: str, error: Exception, split: str = "train") -> ValueError:
+    """The error with which opening a data set failed, as one sentence that says what to do.
+
+    Args:
+        name: of the data set.
+        error: what was raised; a ValueError that says enough is returned as it is.
+        split: that was asked for.
+    """
+    said, what = _causes(error), f"dataset {name!r}"
+    if isinstance(error, GatedRepoError) or "is a gated dataset on the Hub" in said:
+        page = f"https://huggingface.co/datasets/{name}"
+        return ValueError(f"{what} is gated: ask for access at {page} and log in with `hf auth login`.")
+    if "scripts are no longer supported" in said:
+        return ValueError(
+            f"{what} has a loading script, and datasets {datasets.__version__} runs none; give a copy in parquet, or "
+            "a folder of its images."
+        )
+    if listed := CONFIGURATIONS.search(said):
+        names = ", ".join(map(str, ast.literal_eval(listed[1])))
+        return ValueError(f"{what} has the configurations {names}; give one with --dataset_config.")
+    if isinstance(error, DAMAGED):
+        return ValueError(f"{what} could not be read: {said}; replace the damaged file.")
+    if isinstance(error, FileNotFoundError):
+        if Path(name).expanduser().is_dir():
+            return ValueError(NO_IMAGES.format(name))
+        return ValueError(
+            f"{what} is neither a folder here nor found on the Hub; check the name (a private one needs "
+            "`hf auth login`)."
+        )
+    if isinstance(error, OSError):
+        return ValueError(f"{what} could not be read: {said}; check the name and the connection.")
+    if isinstance(error, ValueError):
+        unknown = re.search("Unknown split|Bad split", said)
+        return ValueError(f"{what} has no split {split!r}: {error}") if unknown else error
+    return ValueError(f"{what} could not be opened: {said}")
 
 
 def _looked_at(folder: Path) -> FolderListing:
@@ -307,7 +219,3 @@ def _count(dataset: HuggingFaceDataset, label_column: str | None) -> str:
 def _causes(error: BaseException) -> str:
     """What an error says, and what those say that led to it."""
     return str(error) if error.__cause__ is None else f"{error}: {_causes(error.__cause__)}"
-
-
-def _no_images(name: str) -> str:
-    return f"the folder {name!r} has no images; give a folder with image files."

@@ -84,13 +84,10 @@ def unnormalized(image_processor: Processor) -> Processor:
     Raises:
         ValueError: it does not rescale bytes by 1/255, so that its output would not be in [0, 1].
     """
-    if not getattr(image_processor, "do_rescale", False):
-        raise ValueError(
-            f"{type(image_processor).__name__} has do_rescale off: set it on, so that pixels are in [0, 1]."
-        )
-    factor = getattr(image_processor, "rescale_factor", None)
-    if factor is None or not math.isclose(factor, 1 / 255, rel_tol=1e-6):
-        raise ValueError(f"rescale_factor {factor} does not give pixels in [0, 1]: set it to 1/255.")
+    rescales, factor = getattr(image_processor, "do_rescale", False), getattr(image_processor, "rescale_factor", None)
+    if not rescales or factor is None or not math.isclose(factor, 1 / 255, rel_tol=1e-6):
+        fault = f"rescale_factor {factor}: set it to 1/255" if rescales else "do_rescale off: set it on"
+        raise ValueError(f"{type(image_processor).__name__} has {fault}, so that pixels are in [0, 1].")
     processor = copy.deepcopy(image_processor)
     processor.do_normalize = False  # type: ignore[attr-defined]
     return processor

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils.data import IterableDataset, Subset, get_worker_info
 
-from fare_hf.data.opening import is_stream
+from fare_hf.data.columns import is_stream
 from fare_hf.data.pixel_datasets import PixelStream
 
 __all__ = ["TrainingStream", "split_rows", "spread_samples", "warn_of_uneven_shards"]

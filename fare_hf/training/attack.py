@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fare_hf.attacks import pgd
-from fare_hf.data.pixel_datasets import sample_generator
+from fare_hf.data.batches import sample_generator
 from fare_hf.data.pixels import Normalization
 from fare_hf.encoders import make_embed
 from fare_hf.encoders.precision import attack_mode

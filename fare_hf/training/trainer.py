@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from transformers import IntervalStrategy, PreTrainedModel
 from transformers.trainer_utils import EvalLoopOutput, HubStrategy
 
-from fare_hf.data.pixel_datasets import check_samples, collate_pixels
+from fare_hf.data.batches import check_samples, collate_pixels
 from fare_hf.data.pixels import Normalization
 from fare_hf.encoders import embed, evaluating, freeze, freeze_unused, make_embed, matmul_patch_embedding
 from fare_hf.encoders.flops import count_flops

@@ -15,7 +15,8 @@ from helpers.loopback_hub import LoopbackHub
 from PIL import Image
 from transformers import CLIPImageProcessor
 
-from fare_hf.data.opening import check_folder, class_names_of, find_columns, load_images
+from fare_hf.data.columns import class_names_of, find_columns
+from fare_hf.data.opening import check_folder, load_images
 from fare_hf.data.pixel_datasets import PixelDataset, PixelStream
 
 

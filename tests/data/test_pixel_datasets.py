@@ -12,8 +12,10 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import CLIPImageProcessor
 
-from fare_hf.data.opening import class_names_of, find_columns, load_images
-from fare_hf.data.pixel_datasets import PixelDataset, PixelStream, collate_pixels, sample_generator
+from fare_hf.data.batches import collate_pixels, sample_generator
+from fare_hf.data.columns import class_names_of, find_columns
+from fare_hf.data.opening import load_images
+from fare_hf.data.pixel_datasets import PixelDataset, PixelStream
 
 
 @pytest.fixture

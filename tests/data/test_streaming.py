@@ -20,8 +20,10 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import CLIPImageProcessor
 
-from fare_hf.data.opening import find_columns, load_images
-from fare_hf.data.pixel_datasets import PixelDataset, PixelStream, collate_pixels
+from fare_hf.data.batches import collate_pixels
+from fare_hf.data.columns import find_columns
+from fare_hf.data.opening import load_images
+from fare_hf.data.pixel_datasets import PixelDataset, PixelStream
 from fare_hf.data.streaming import TrainingStream, split_rows, spread_samples
 from fare_hf.training.replaced import replaced_images
 
@@ -109,10 +111,9 @@ def test_a_resumed_stream_goes_on_where_it_stopped_without_decoding_again(
     for one, other in zip(whole[9:], resumed[9:], strict=True):
         assert all(torch.equal(one[key], other[key]) for key in ("index", "pixel_values"))
     if not workers:
-        calls: list[int] = []
-        monkeypatch.setattr(
-            "fare_hf.data.pixel_datasets._decode", lambda value, index: calls.append(index) or Image.new("RGB", (9, 9))
-        )
+        calls: list[object] = []
+        decode = "fare_hf.data.pixel_datasets.to_rgb"
+        monkeypatch.setattr(decode, lambda value: calls.append(value) or Image.new("RGB", (9, 9)))
         batches(9, 10)
         assert len(calls) == 4
 

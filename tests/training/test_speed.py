@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fare_hf.attacks import ThreatModel
-from fare_hf.data.pixel_datasets import collate_pixels, sample_generator
+from fare_hf.data.batches import collate_pixels, sample_generator
 from fare_hf.data.pixels import Normalization
 from fare_hf.encoders import embed, load_encoder, text_class_embeddings
 from fare_hf.lab import encoder_folder, load_training_set

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from transformers import CLIPImageProcessor, CLIPModel, CLIPVisionModel, PreTrainedModel, TrainerCallback
 
 from fare_hf.attacks import ThreatModel, pgd
-from fare_hf.data.pixel_datasets import collate_pixels, sample_generator
+from fare_hf.data.batches import collate_pixels, sample_generator
 from fare_hf.data.pixels import Normalization
 from fare_hf.encoders import embed, freeze, load_encoder, matmul_patch_embedding, text_class_embeddings
 from fare_hf.objectives import FareObjective, TecoaObjective

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fare_hf.data.columns import find_columns
 from fare_hf.data.image_folders import has_configurations
-from fare_hf.data.opening import find_columns, open_split
+from fare_hf.data.opening import open_split
 from fare_hf.data.pixel_datasets import PixelDataset
 from fare_hf.evaluation.vlm.ensemble import QUESTION_TARGETS
 from fare_hf.evaluation.vlm.metrics import Choice, Cider, TextMetric, VqaAccuracy, YesNo

@@ -16,7 +16,8 @@ import torch
 from huggingface_hub import hf_hub_download
 from torch.utils.data import Dataset
 
-from fare_hf.data.opening import explained, find_columns, load_images
+from fare_hf.data.columns import find_columns
+from fare_hf.data.opening import explained, load_images
 from fare_hf.data.pixel_datasets import PixelDataset
 from fare_hf.files.folders import path_inside
 

@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerState
 from transformers.trainer_utils import TrainOutput
 
-from fare_hf.data.pixel_datasets import PixelStream, check_batches
+from fare_hf.data.batches import check_batches
+from fare_hf.data.pixel_datasets import PixelStream
 from fare_hf.data.streaming import TrainingStream, warn_of_uneven_shards
 from fare_hf.encoders import load_complete
 from fare_hf.files.folders import locked_folder

@@ -99,10 +99,8 @@ def _opened(value: Any) -> PillowImage.Image:
     if isinstance(value, (str, Path)):
         return _from_path(str(value))
     if isinstance(value, torch.Tensor):
-        return _from_array(_channels_last(value.detach().cpu().numpy()))
-    if isinstance(value, np.ndarray):
-        return _from_array(_channels_last(value))
-    if isinstance(value, (list, tuple)) and _is_nested(value):
+        value = value.detach().cpu().numpy()
+    if isinstance(value, np.ndarray) or _is_nested(value):
         return _from_array(_channels_last(np.asarray(value)))
     raise ValueError("there is none" if value is None else f"{_kind(value)} is no image")
 
@@ -126,10 +124,11 @@ def _from_path(name: str) -> PillowImage.Image:
 
 
 def _is_nested(value: Any) -> bool:
-    """Whether lists hold numbers in the end, and not several images."""
-    while isinstance(value, (list, tuple)) and value:
-        value = value[0]
-    return isinstance(value, (bool, int, float, np.number, np.ndarray))
+    """Whether a list holds numbers in the end, and not several images."""
+    inside = value
+    while isinstance(inside, (list, tuple)) and inside:
+        inside = inside[0]
+    return inside is not value and isinstance(inside, (bool, int, float, np.number, np.ndarray))
 
 
 def _kind(value: Any) -> str:

@@ -6,7 +6,7 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from fare_hf.data.pictures import IMAGE_ENDINGS
+from fare_hf.data.decoding import IMAGE_ENDINGS
 
 __all__ = ["ARCHIVE_ERRORS", "check_archives"]
 

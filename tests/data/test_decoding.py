@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 from transformers import CLIPImageProcessor
 
-from fare_hf.data import pictures
-from fare_hf.data.opening import find_columns
-from fare_hf.data.pictures import to_rgb
+from fare_hf.data import decoding
+from fare_hf.data.columns import find_columns
+from fare_hf.data.decoding import to_rgb
 from fare_hf.data.pixel_datasets import PixelDataset, PixelStream
 
 BYTES = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
@@ -132,7 +132,7 @@ def grey_key(mode: str) -> bytes:
     ids=["RGBA", "LA", "RGBa", "palette", "grey", "16 bit"],
 )
 def test_what_is_transparent_is_drawn_on_white_and_said_once(value: Any, caplog: pytest.LogCaptureFixture) -> None:
-    pictures._say_white.cache_clear()
+    decoding._say_white.cache_clear()
     for _ in range(2):
         array = np.asarray(to_rgb(value))
         assert (array[:, :16] == 0).all() and (array[:, 16:] == 255).all()
@@ -140,7 +140,7 @@ def test_what_is_transparent_is_drawn_on_white_and_said_once(value: Any, caplog:
 
 
 def test_opaque_pictures_are_as_they_were(caplog: pytest.LogCaptureFixture) -> None:
-    pictures._say_white.cache_clear()
+    decoding._say_white.cache_clear()
     opaque = PICTURE.copy()
     opaque.putalpha(255)
     assert np.array_equal(np.asarray(to_rgb(opaque)), BYTES) and not caplog.text

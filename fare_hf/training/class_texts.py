@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from fare_hf.data.class_names import mapping_line, prompt_names
-from fare_hf.data.opening import check_labels, class_names_of
+from fare_hf.data.columns import check_labels, class_names_of
 from fare_hf.encoders import logit_scale_of, text_class_embeddings
 from fare_hf.objectives import OBJECTIVES
 from fare_hf.training.config import FareConfig

@@ -39,7 +39,6 @@ from fare_hf.training.checkpointing.output_folder import checkpoint_to_resume, h
 from fare_hf.training.class_texts import DataSetTexts
 from fare_hf.training.logging.progress import ReadableProgress
 from fare_hf.training.publish import recipe, save_encoder
-from fare_hf.training.trainable import merge_lora
 from fare_hf.training.validation import make_validation
 
 __all__ = ["FareScriptArguments", "main", "train"]
@@ -168,8 +167,6 @@ def _run(trainer: FareTrainer, config: FareConfig) -> Path:
     with trainer.only_run():  # another run may have ended here meanwhile
         checkpoint = checkpoint_to_resume(str(config.output_dir), config.resume_from_checkpoint)
         trainer.train(resume_from_checkpoint=checkpoint or False)
-        if not trainer.is_fsdp_enabled:  # whose shards are merged where they are gathered
-            merge_lora(trainer.accelerator.unwrap_model(trainer.model))
         folder = _save(trainer, config)
         if config.push_to_hub and (published := trainer.push_to_hub(folder=folder)):
             print(published)

@@ -19,7 +19,6 @@ from fare_hf.objectives import Objective
 from fare_hf.training.config import FareConfig
 from fare_hf.training.failures import NonFiniteError, blame, in_range
 from fare_hf.training.schedules import AttackSteps, attack_steps_at
-from fare_hf.training.warm import WarmStarts
 
 __all__ = ["EVALUATION", "Attacked", "BatchAttack"]
 
@@ -57,7 +56,6 @@ class BatchAttack:
     ) -> None:
         self.args, self.objective, self.normalization, self.hold = args, objective, normalization, hold
         self.autocast = autocast
-        self._warm = WarmStarts(args.threat_model) if args.attack_warm_start else None
         self.embeds_original = False
         """Whether the objective ran the original encoder on the last batch."""
 
@@ -120,13 +118,7 @@ class BatchAttack:
     ) -> Tensor:
         pixels, index = inputs["pixel_values"], inputs["index"]
         start = self.random_start(pixels, index, step)
-        warm = self._warm if step != EVALUATION else None
-        if warm is not None:
-            start = warm.begin(pixels, index.tolist(), start)
-        points = pgd(loss_fn, pixels, self.args.threat_model, steps=steps.count, step_size=steps.size, start=start)
-        if warm is not None:
-            warm.keep(pixels, index.tolist(), points)
-        return points
+        return pgd(loss_fn, pixels, self.args.threat_model, steps=steps.count, step_size=steps.size, start=start)
 
     def _embed(self, encoder: nn.Module) -> Callable[[Tensor], Tensor]:
         embed = make_embed(encoder, self.normalization, self.args.embedding)

@@ -24,7 +24,7 @@ from fare_hf.training.trainer_options import check_options
 
 __all__ = ["FareConfig"]
 
-CHEAPER = ("attack_steps_start", "attack_bf16", "attack_fp8", "attack_warm_start", "trained_blocks", "lora_rank")
+CHEAPER = ("attack_steps_start", "attack_bf16", "attack_fp8", "trained_blocks")
 """Fields that make a training cheaper, off by default; a card names those that were used."""
 
 TEMPLATES = ("This is a photo of a {}.",)
@@ -78,25 +78,11 @@ class FareConfig(TrainingArguments):
             "others in bf16."
         },
     )
-    attack_warm_start: bool = field(
-        default=False,
-        metadata={
-            "help": "Cheaper: begin at the signs of the sample's last perturbation, 1 bit a value in main memory, for "
-            "images that are the same in every epoch (ATTA, arXiv 1912.11969); such a run cannot be resumed."
-        },
-    )
     trained_blocks: int | None = field(
         default=None,
         metadata={
             "help": "Cheaper: train the first K blocks and what is before them, freeze the rest (robustness sits in "
             "shallow layers: R-Adapt, arXiv 2603.12799)."
-        },
-    )
-    lora_rank: int | None = field(
-        default=None,
-        metadata={
-            "help": "Cheaper: train low-rank updates of the blocks' linear layers (LoRA, arXiv 2106.09685; needs "
-            "fare_hf[lora]); the encoder is saved merged."
         },
     )
     embedding: str = field(
@@ -211,17 +197,9 @@ class FareConfig(TrainingArguments):
         if self.attack_bf16 and (self.bf16 or self.fp16):
             raise ValueError("attack_bf16=True is for training in fp32; with bf16 or fp16 the attack is cast already.")
         self._check_float8()
-        if self.attack_warm_start and self.norm != "linf":
-            raise ValueError("attack_warm_start=True keeps signs, which fit norm='linf' alone.")
-        if self.attack_warm_start and self.resume_from_checkpoint:
-            raise ValueError("attack_warm_start=True: the perturbations are in no checkpoint; start again without it.")
-        for name in ("trained_blocks", "lora_rank", "global_batch_size"):
+        for name in ("trained_blocks", "global_batch_size"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name}={value} is not positive; give at least 1, or leave it out.")
-        if self.trained_blocks and self.lora_rank:
-            raise ValueError("trained_blocks and lora_rank exclude each other; give one.")
-        if self.lora_rank and self.push_to_hub and self.hub_strategy != HubStrategy.END:
-            raise ValueError("lora_rank: the updates are merged at the end; publish with hub_strategy='end'.")
         for name in ("eval_images", "eval_attack_steps"):
             if (value := getattr(self, name)) < 0:
                 raise ValueError(f"{name}={value} is negative; give a number from 0.")

@@ -91,7 +91,7 @@ def estimate(model: str, args: FareConfig, processes: int = 1) -> Estimate:
     flops, layers = count_flops(shape, args.embedding), shape.num_hidden_layers
     blocks = layers if args.trained_blocks is None else args.trained_blocks
     check_blocks(blocks, layers)
-    trained = 0.0 if args.lora_rank is not None else blocks / layers
+    trained = blocks / layers
     whole = args.global_batch_size
     batch = whole or args.per_device_train_batch_size * args.gradient_accumulation_steps * processes
     share = batch // processes if whole is None else share_of_batch(whole, processes)

@@ -14,7 +14,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, StateDictTy
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.training_args import ParallelMode
 
-from fare_hf.training.trainable import add_lora, blocks_of, has_lora, merge_lora
+from fare_hf.training.trainable import blocks_of
 
 if TYPE_CHECKING:
     from fare_hf.training.trainer import FareTrainer
@@ -104,7 +104,7 @@ def whole_encoder(trainer: FareTrainer) -> Any:
     """The encoder with all of its weights, as a plain class of transformers.
 
     Under FSDP every process must call this: the shards are gathered in the main memory of the main process, into a
-    new module, with low-rank updates merged; what the others get is not whole.
+    new module; what the others get is not whole.
     """
     encoder: Any = trainer.accelerator.unwrap_model(trainer.model)
     if not trainer.is_fsdp_enabled:
@@ -115,8 +115,5 @@ def whole_encoder(trainer: FareTrainer) -> Any:
     plain: Any = next(cls for cls in type(encoder).__mro__ if not issubclass(cls, FSDPModule))
     with torch.random.fork_rng(devices=[]):  # what is drawn for the new module is overwritten
         whole = plain(encoder.config)
-        if has_lora(encoder):
-            add_lora(whole, trainer.args.lora_rank or 1)
     whole.load_state_dict(weights, strict=True)
-    merge_lora(whole)
     return whole.eval()

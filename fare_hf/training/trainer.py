@@ -36,7 +36,7 @@ from fare_hf.training.publish import check_push, publish, publish_checkpoint
 from fare_hf.training.replaced import ReplacedImages
 from fare_hf.training.schedules import AttackSteps, attack_of, attack_steps_at
 from fare_hf.training.sharding import prepare_frozen, set_up_sharding
-from fare_hf.training.trainable import add_lora, train_first_blocks, trained_share
+from fare_hf.training.trainable import train_first_blocks, trained_share
 from fare_hf.training.trainer_options import check_trainer_options
 
 __all__ = ["FareTrainer"]
@@ -389,11 +389,6 @@ def _choose_trained(model: nn.Module, args: FareConfig) -> None:
     """Freezes what the options leave out."""
     if args.trained_blocks is not None:
         train_first_blocks(model, args.trained_blocks)
-    if args.lora_rank is not None:
-        # The Trainer seeds later, and FSDP shards what each process has drawn: it must be the same in all.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(args.seed)
-            add_lora(model, args.lora_rank)
 
 
 def _cosine(embeddings: Tensor, original: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ REFUSED = {
     "length_column_name": _NO_TEXT,
     "liger_kernel_config": _NO_TEXT,
     "neftune_noise_alpha": "adds noise to embeddings of words; leave it out.",
-    "optim_target_modules": "was never tried with an encoder; use lora_rank or trained_blocks.",
+    "optim_target_modules": "was never tried with an encoder; use trained_blocks.",
     "parallelism_config": "was never tried with gradients to the pixels; use FSDP (examples/accelerate/fsdp.yaml).",
     "prediction_loss_only": "asks for predictions, and an evaluation gives figures only; leave it True.",
     "save_on_each_node": "writes checkpoints that no other machine sees; put output_dir where all machines see it.",

@@ -11,8 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from helpers.environments import environment
+from helpers.environments import run as run_there
 from helpers.in_process import instead_of_subprocess
-from helpers.paths import EXAMPLES, TESTS
+from helpers.paths import EXAMPLES, ROOT, TESTS
+from transformers import CLIPVisionModelWithProjection
 
 from fare_hf import RobustnessReport
 from fare_hf.lab import encoder_folder, measure, recipes
@@ -92,3 +96,22 @@ def test_lmms_eval_lab_writes_a_task(tmp_path: Path, monkeypatch: pytest.MonkeyP
     run("lmms_eval_lab.py", "--output_dir", str(tmp_path), "--images", "3", monkeypatch=monkeypatch)
     assert len(json.loads((tmp_path / "documents.json").read_text())) == 3 == len(list(tmp_path.glob("*.png")))
     assert ["vision_tower=" in " ".join(command) for command in commands] == [False, True]
+
+
+SCRIPT = """
+import runpy, sys
+sys.argv = ["lora.py", "--output_dir", sys.argv[1], "--max_steps", "2", "--rank", "2"]
+runpy.run_path(EXAMPLE, run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_low_rank_updates_are_trained_and_merged(tmp_path: Path) -> None:
+    """In an environment with PEFT, which is no dependency."""
+    python = environment("peft", ["peft", "bitsandbytes", "psutil"], dependencies=False)
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); EXAMPLE = {str(EXAMPLES / 'lora.py')!r}\n{SCRIPT}"
+    run_there(python, code, str(tmp_path))
+    trained = CLIPVisionModelWithProjection.from_pretrained(tmp_path / "encoder").state_dict()
+    original = CLIPVisionModelWithProjection.from_pretrained(encoder_folder("clip"), dtype=torch.float32).state_dict()
+    moved = {name for name, value in trained.items() if not torch.equal(value, original[name])}
+    assert trained.keys() == original.keys() and moved and all(".layers." in name for name in moved)

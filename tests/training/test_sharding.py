@@ -168,7 +168,7 @@ def other_encoders(folder: Path, processor: Any) -> dict[str, str]:
 def test_every_kind_of_encoder_is_sharded_and_saved_without_a_pickle(
     clip_folder: Path, processor: Any, tmp_path: Path
 ) -> None:
-    """CLIP without projection, SigLIP, DINOv2; of low-rank updates see test_training_lora.py."""
+    """CLIP without projection, SigLIP, DINOv2."""
     common = {**OPTIONS, "max_steps": 2, "learning_rate": 1e-4}
     models = {"clip": str(clip_folder), **other_encoders(tmp_path, processor)}
     runs: dict[str, dict[str, Any]] = {

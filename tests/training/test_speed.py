@@ -23,7 +23,6 @@ from fare_hf.training import FareConfig
 from fare_hf.training.logging.measurements import Window
 from fare_hf.training.schedules import attack_steps_at
 from fare_hf.training.trainable import train_first_blocks
-from fare_hf.training.warm import WarmStarts
 
 
 class Syncs(TorchDispatchMode):
@@ -140,27 +139,6 @@ def test_a_schedule_of_steps_grows_in_equal_parts(tmp_path: Path) -> None:
     assert plan[-1].size == 2 / 255 and plan[2].size == 4 / 255 and plan[0].size == 5 / 255  # 1.25 radii at most
 
 
-def test_warm_starts_begin_at_the_signs_of_the_last_attack(clip_folder: Path, tmp_path: Path) -> None:
-    trainer = tiny_trainer(str(clip_folder), str(tmp_path), attack_warm_start=True)
-    batch = trainer.data_collator([RandomPixels()[number] for number in range(4)])
-    pixels, index = batch["pixel_values"], batch["index"].tolist()
-    found = trainer._attack(trainer.model, trainer.original, batch, 0).pixels
-    warm = trainer._attack._warm
-    assert isinstance(warm, WarmStarts) and warm.nbytes == pixels.numel() // 8
-    start = warm.begin(pixels, [*index[:3], 99], torch.zeros_like(pixels))
-    expected = pixels + (found > pixels).float().mul(2).sub(1) * 4 / 255
-    torch.testing.assert_close(start[:3], expected[:3])
-    assert not start[3].any()
-    again = trainer._attack(trainer.model, trainer.original, batch, 1)
-    trainer.args.threat_model.check(again.pixels, pixels)
-    assert (
-        again.start_losses
-        > trainer._attack.__class__(trainer.args, trainer.objective, trainer.normalization)(
-            trainer.model, trainer.original, batch, 1
-        ).start_losses
-    ).all()
-
-
 def test_only_the_first_blocks_move(clip_folder: Path, tmp_path: Path) -> None:
     trainer = tiny_trainer(str(clip_folder), str(tmp_path), trained_blocks=1, max_steps=1)
     before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
@@ -233,10 +211,7 @@ def test_a_global_batch_is_divided(
     [
         ({"attack_steps_start": 11}, "attack_steps_start=11 is not in 1 to attack_steps=10"),
         ({"attack_bf16": True, "bf16": True}, "is for training in fp32"),
-        ({"attack_warm_start": True, "norm": "l2"}, "fit norm='linf' alone"),
-        ({"attack_warm_start": True, "resume_from_checkpoint": "latest"}, "in no checkpoint"),
         ({"trained_blocks": 0}, "trained_blocks=0 is not positive"),
-        ({"trained_blocks": 1, "lora_rank": 1}, "exclude each other"),
         ({"eval_images": -1}, "eval_images=-1 is negative"),
         ({"torch_compile": True}, "set dataloader_drop_last=True"),
     ],

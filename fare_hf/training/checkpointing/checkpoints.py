@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from accelerate.data_loader import prepare_data_loader
-from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerState
@@ -25,7 +24,6 @@ from fare_hf.files.folders import locked_folder
 from fare_hf.training.checkpointing.disk import check_disk
 from fare_hf.training.checkpointing.identity import option_defaults
 from fare_hf.training.checkpointing.manifest import check_run, latest_checkpoint, write_manifest
-from fare_hf.training.trainable import has_lora
 
 __all__ = ["CheckpointTrainer"]
 
@@ -170,9 +168,6 @@ class CheckpointTrainer(Trainer):
     def _restore(self, folder: str) -> None:
         """Every weight from a checkpoint, by name, or an error."""
         encoder = self.accelerator.unwrap_model(self.model)
-        if has_lora(encoder):  # of which the plain class knows nothing
-            encoder.load_state_dict(load_file(Path(folder) / "model.safetensors"), strict=True)
-            return
         encoder.load_state_dict(load_complete(type(encoder), folder).state_dict(), strict=True)
 
     def _is_sharded(self) -> bool:

@@ -95,7 +95,8 @@ def check_run(folder: Path, run: Mapping[str, Any], defaults: Mapping[str, Any] 
     ours = json.loads(json.dumps(dict(run)))
     theirs = {name: value for name, value in (defaults or {}).items() if name in ours}
     theirs |= read_object(folder / MANIFEST)["run"]
-    names = [name for name, value in theirs.items() if value != ours.get(name)]
+    # An option that is no more, and was not used, is no difference.
+    names = [name for name, value in theirs.items() if value != ours.get(name) and (name in ours or value)]
     if names:
         listed = ", ".join(f"{name} {theirs.get(name)!r} there and {ours.get(name)!r} here" for name in names)
         raise ValueError(f"{str(folder)!r} is of another run: {listed}; give the same options, or a new output_dir.")

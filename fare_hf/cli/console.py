@@ -13,12 +13,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from fare_hf.files.folders import check_new_folder
 from fare_hf.numerals import parse_count
 
 __all__ = [
     "NEGATIVE_NUMBER",
-    "check_empty",
     "hide_notices",
     "named_values",
     "natural",
@@ -135,18 +133,6 @@ def _sentence(error: Exception) -> str:
     if kind == "SafetensorError":
         return f"a safetensors file cannot be read or written ({text}): it is damaged, or the disk is full."
     return f"{kind}: {text} (this was not foreseen; {TRACEBACK}=1 shows where it comes from)"
-
-
-def check_empty(folder: Path) -> None:
-    """Refuses to write over anything; the lock of a run is nothing.
-
-    Raises:
-        ValueError: a file, or a folder that is not empty.
-    """
-    try:
-        check_new_folder(folder)
-    except ValueError:
-        raise ValueError(f"output_dir {str(folder)!r} is not an empty folder: name another.") from None
 
 
 def refuse_given(given: argparse.Namespace, names: Sequence[str], why: str) -> None:

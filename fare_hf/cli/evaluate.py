@@ -7,21 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fare_hf.cli.console import check_empty, named_values, natural, one_line, positive, refuse_given
-from fare_hf.files.folders import locked_folder
+from fare_hf.cli.console import named_values, natural, one_line, positive, refuse_given
 
 if TYPE_CHECKING:
     from fare_hf.evaluation.report.rows import Row
 
-__all__ = ["GOING_ON", "LAB_SETS", "PURPOSE", "add_options", "run"]
+__all__ = ["GOING_ON", "PURPOSE", "add_options", "run"]
 
 PURPOSE = "a suite (YAML), or one encoder on the lab's zero-shot sets, attacked"
 GOING_ON = (
     "the same command goes on after the last finished job of a suite; one encoder is measured from the beginning"
 )
-LAB_SETS = ("twemoji", "openmoji", "fxemoji", "fashion", "digits")
-"""`fare_hf.lab.TEST_SETS`, known here before the lab is imported (a test compares them)."""
-DEFAULTS = {"datasets": ["twemoji"], "eps": ["2/255", "4/255"], "steps": 50, "seed": 0}
+DEFAULTS = {"dataset": ["lab:twemoji"], "eps": ["2/255", "4/255"], "steps": 50, "seed": 0}
 """Of an encoder on the lab's sets; the parser has none, so that options beside a suite are noticed."""
 OF_THE_LAB = (*DEFAULTS, "samples")
 
@@ -31,13 +28,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "encoder",
         nargs="?",
-        help="folder or repository of an encoder fine-tuned from the lab's CLIP; not with --suite",
+        help="folder or repository of an encoder fine-tuned from the lab's CLIP, or one such as lab:fare-4; not with "
+        "--suite",
     )
     parser.add_argument(
         "--suite", help="lab, paper-zero-shot, paper-vlm, or a YAML file, which says all but --models and --output_dir"
     )
     parser.add_argument("--models", nargs="+", metavar="NAME=PATH", help="instead of the models of the suite")
-    parser.add_argument("--datasets", nargs="+", help=f"of {', '.join(LAB_SETS)} (default: twemoji)")
+    parser.add_argument("--dataset", nargs="+", help="the lab's, such as lab:digits (default: lab:twemoji)")
     parser.add_argument("--eps", nargs="+", help="radii of the linf ball (default: 2/255 4/255)")
     parser.add_argument("--steps", type=positive, help="APGD steps of each run (default: 50)")
     parser.add_argument("--samples", type=positive, help="images of each set (default: all)")
@@ -99,20 +97,21 @@ def run_on_the_lab(args: argparse.Namespace) -> None:
     from fare_hf.attacks import ThreatModel
     from fare_hf.encoders import load_encoder
     from fare_hf.evaluation import RobustnessReport, environment
-    from fare_hf.lab import load_clip, measure
+    from fare_hf.files.folders import check_new_folder, locked_folder
+    from fare_hf.lab import TEST_SETS, load_clip, measure
+    from fare_hf.lab.names import encoder_path, lab_name
 
-    check_empty(args.output_dir)
-    if unknown := sorted(set(args.datasets) - set(LAB_SETS)):
-        raise ValueError(f"the lab has no test set {unknown[0]!r}: use one of {', '.join(LAB_SETS)}.")
+    check_new_folder(args.output_dir)
+    names = [lab_name(name, TEST_SETS, "--dataset ") for name in args.dataset]
     threats = [ThreatModel("linf", eps) for eps in args.eps]
-    check_once("--datasets", args.datasets)
+    check_once("--dataset", names)
     check_once("--eps", list(map(str, threats)))
-    folder = Path(args.encoder)
+    folder = Path(encoder_path(args.encoder))
     model = (folder.resolve() if folder.is_dir() else folder).name  # "." has no name of its own
-    encoder, clip, rows = load_encoder(args.encoder), load_clip(), []
+    encoder, clip, rows = load_encoder(str(folder)), load_clip(), []
     check_lab_encoder(args.encoder, encoder, clip[0])
-    with locked_folder(args.output_dir, "an evaluation"), tqdm(args.datasets, unit="set", leave=False) as bar:
-        check_empty(args.output_dir)  # another run may have ended in it
+    with locked_folder(args.output_dir, "an evaluation"), tqdm(names, unit="set", leave=False) as bar:
+        check_new_folder(args.output_dir)  # another run may have ended in it
         for name in bar:
             bar.set_description(f"attacking {args.encoder} on {name}")
             budget = measure.Budget({name: args.samples}, steps=args.steps)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fare_hf.cli.console import check_empty
-
 __all__ = ["GOING_ON", "PURPOSE", "add_options", "run"]
 
 PURPOSE = "put an encoder into a vision-language model and save it as a new folder"
@@ -22,11 +20,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Loads, swaps and saves."""
-    check_empty(args.output_dir)
-    from fare_hf.files.folders import whole_folder
+    from fare_hf.files.folders import check_new_folder, whole_folder
     from fare_hf.lab.names import encoder_path, is_in_lab, load_vlm_and_processor
     from fare_hf.vlm import swap_vision_tower
 
+    check_new_folder(args.output_dir)
     encoder = encoder_path(args.encoder)
     if not is_in_lab(args.vlm):
         check_swap(args.vlm, encoder)

@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 from fare_hf.encoders import load_encoder
 from fare_hf.evaluation import NamesConcept, RobustnessReport, Row, SheetRow, TextEvaluation, attack_sheet, environment
 from fare_hf.evaluation.report.attack_sheet import Answer
+from fare_hf.files.folders import check_new_folder
 from fare_hf.lab import measure, recipes
 from fare_hf.lab.drawings import all_concepts
 from fare_hf.lab.models import encoder_folder, load_clip, load_llava
@@ -59,8 +60,7 @@ class Quickstart:
 
     def __post_init__(self) -> None:
         self.output_dir = Path(self.output_dir)
-        if self.output_dir.exists() and (not self.output_dir.is_dir() or any(self.output_dir.iterdir())):
-            raise ValueError(f"output_dir {str(self.output_dir)!r} is not an empty folder: name another or empty it.")
+        check_new_folder(self.output_dir)
 
     def run(self) -> Path:
         """Runs it all; returns the path of `report.json`."""

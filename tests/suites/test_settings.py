@@ -229,7 +229,7 @@ OPTIONS: list[tuple[list[str], str]] = [
             ["--steps", "5"],
             ["--samples", "5"],
             ["--seed", "5"],
-            ["--datasets", "digits"],
+            ["--dataset", "digits"],
         )
     ),
     (["evaluate", "x", "--models", "A=b", "--output_dir", "r"], "--models is for --suite; with an encoder go"),
@@ -293,7 +293,7 @@ def test_no_option_is_new_without_a_look_at_what_ignores_it() -> None:
             "steps samples batch_size save_every seed").split()},
         "card": {"--report", "--report_model", "--license", "--revision"},
         "convert": {"--to", "--output_dir", "--base", "--activation", "--visual_only", "--revision"},
-        "evaluate": {f"--{name}" for name in "suite models datasets eps steps samples seed output_dir".split()},
+        "evaluate": {f"--{name}" for name in "suite models dataset eps steps samples seed output_dir".split()},
         "merge": {f"--{name}" for name in (
             "output_dir push_to_hub hub_model_id hard_links private no-private revision "
             "encoder_revision base").split()},

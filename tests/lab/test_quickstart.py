@@ -63,7 +63,7 @@ def test_a_training_that_stops_stops_the_quickstart(tmp_path: Path, monkeypatch:
 
 def test_a_folder_with_something_in_it_is_refused_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match="not an empty folder"):
+    with pytest.raises(ValueError, match="is not empty: name a new folder"):
         Quickstart(tmp_path)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import runpy
 import statistics
 import subprocess
 import sys
@@ -18,26 +17,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+from turns import random_clip
 
 from fare_hf import FareConfig, FareTrainer
 from fare_hf.evaluation import environment
 
-STEP = Path(__file__).with_name("step.py")
-
 
 def worker(args: argparse.Namespace) -> None:
     """One of the processes: a few steps; the main process writes its images per second."""
-    shape = CLIPVisionConfig(**runpy.run_path(str(STEP))["MODELS"][args.model])
-    torch.manual_seed(0)
-    size: Any = shape.image_size
-    processor = CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+    encoder, processor = random_clip(args.model)
+    size = encoder.config.image_size
     samples = [{"pixel_values": torch.rand(3, size, size), "index": n} for n in range(2 * args.batch_size)]
     options: dict[str, Any] = {"per_device_train_batch_size": args.batch_size, "attack_steps": args.attack_steps}
     options |= {"bf16": True, "max_steps": args.steps, "warmup_steps": 0, "logging_steps": 1, "disable_tqdm": True}
     options |= {"use_cpu": not torch.cuda.is_available(), "save_strategy": "no", "dataloader_drop_last": True}
     config = FareConfig(str(Path(args.worker).parent / "run"), **options)
-    trainer = FareTrainer(CLIPVisionModelWithProjection(shape), config, samples, processing_class=processor)
+    trainer = FareTrainer(encoder, config, samples, processing_class=processor)
     trainer.train()
     if trainer.is_world_process_zero():
         rates = [line["images_per_second"] for line in trainer.state.log_history if "images_per_second" in line]

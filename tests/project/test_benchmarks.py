@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import runpy
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -21,6 +20,7 @@ BENCHMARKS = EXAMPLES / "benchmarks"
 def run(name: str, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs a benchmark in this process."""
     monkeypatch.setattr(sys, "argv", [name, *arguments])
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
     runpy.run_path(str(BENCHMARKS / name), run_name="__main__")
 
 
@@ -68,11 +68,6 @@ def test_loader_reads_files_and_shards(tmp_path: Path, monkeypatch: pytest.Monke
     found = json.loads(output.read_text())
     assert [(line["kind"], line["workers"]) for line in found["rates"]] == [("files", 0), ("shards", 0)]
     assert all(line["images_per_second"] > 0 for line in found["rates"]) and found["bytes_an_image"] > 10_000
-
-
-def test_the_gpu_script_says_what_it_needs() -> None:
-    done = subprocess.run(["bash", "-n", str(BENCHMARKS / "gpu.sh")], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow

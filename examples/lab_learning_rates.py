@@ -18,7 +18,7 @@ from fare_hf.encoders import load_encoder
 from fare_hf.evaluation import Row, environment
 from fare_hf.lab import load_clip, measure, recipes
 
-BUDGET = measure.Budget({"fxemoji": 252}, steps=20, targets=2)
+BUDGET = measure.Budget({"fxemoji": 252}, steps=20, target_classes=2)
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], metavar="OPTION=VALUE", help="of the recipe, for all runs")
     parser.add_argument("--samples", type=int, default=BUDGET.images["fxemoji"])
     args = parser.parse_args()
-    budget = measure.Budget({"fxemoji": args.samples}, BUDGET.steps, BUDGET.targets)
+    budget = measure.Budget({"fxemoji": args.samples}, BUDGET.steps, BUDGET.target_classes)
     changed = dict(pair.split("=", 1) for pair in args.set)
     rows: list[Row] = []
     for objective in args.objectives:

@@ -89,7 +89,7 @@ def run(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     begin = time.process_time()
     trainer.train()
     seconds = time.process_time() - begin
-    part = measure.Budget({"fxemoji": args.samples}, steps=20, targets=2)
+    part = measure.Budget({"fxemoji": args.samples}, steps=20, target_classes=2)
     rows = measure.measure_zero_shot(name, trainer.model, load_clip(), part, [ThreatModel("linf", "4/255")])
     clean, robust = (row.value for row in rows)
     line = {"arm": name, "seed": seed, "steps": steps, "cpu_seconds": round(seconds, 1), "n": args.samples}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import Tensor
 from transformers import (
@@ -29,6 +30,7 @@ from fare_hf.evaluation import (
     evaluate_vlm,
 )
 from fare_hf.evaluation.vlm.ensemble import QUESTION_TARGETS
+from fare_hf.evaluation.vlm.metrics import TextMetric
 from fare_hf.evaluation.zero_shot.classification import evaluate_zero_shot
 from fare_hf.lab.captions import CAPTION_PROMPT, chat, zero_shot_prompts
 from fare_hf.lab.drawings import all_concepts
@@ -43,6 +45,8 @@ training digits; with the LLaVA that is shipped other captions do no better (`mo
 TARGETED_SETS = ("twemoji", "digits")
 THREAT_MODELS = (ThreatModel("linf", "2/255"), ThreatModel("linf", "4/255"))
 PROMPT = chat(CAPTION_PROMPT)
+Clip = tuple[CLIPModel, CLIPTokenizer]
+Llava = tuple[LlavaForConditionalGeneration, LlavaProcessor]
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Budget:
     Attributes:
         images: for each zero-shot set, how many images (None is all).
         steps: APGD steps of each zero-shot run.
-        targets: wrong classes that the targeted DLR loss is run for.
+        target_classes: wrong classes that the targeted DLR loss is run for.
         captions: images captioned and attacked.
         caption_steps: APGD steps of the attack on a caption.
         targeted: images of each of `targeted_sets` on which a sentence is forced.
@@ -64,7 +68,7 @@ class Budget:
 
     images: Mapping[str, int | None] = field(default_factory=dict)
     steps: int = 50
-    targets: int = 2
+    target_classes: int = 2
     captions: int | None = None
     caption_steps: int = 50
     targeted: int = 100
@@ -78,7 +82,6 @@ FULL = Budget({"twemoji": None, "fashion": None, "digits": None}, questions={nam
 QUICK = Budget(
     {"twemoji": 224, "fashion": 100, "digits": 100},
     steps=20,
-    targets=2,
     captions=48,
     caption_steps=40,
     targeted=32,
@@ -86,16 +89,11 @@ QUICK = Budget(
     questions={"yes-no": 48, "pope": 16},
     question_steps=20,
 )
-SEEDS = Budget(
-    {"twemoji": 200, "fashion": 150, "digits": 150},
-    steps=20,
-    targets=2,
+SEEDS = replace(
+    QUICK,
+    images={"twemoji": 200, "fashion": 150, "digits": 150},
     captions=100,
-    caption_steps=40,
-    targeted=32,
-    targeted_steps=60,
     questions={"yes-no": 100, "pope": 40},
-    question_steps=20,
 )
 """For several seeds of one training (`examples/lab_seeds.py`)."""
 
@@ -106,36 +104,7 @@ def part(name: str, count: int | None) -> TestSet:
     return whole if count is None else whole.first(count)
 
 
-def measure_zero_shot(
-    name: str,
-    encoder: PreTrainedModel,
-    clip: tuple[CLIPModel, CLIPTokenizer],
-    budget: Budget,
-    threat_models: Sequence[ThreatModel] = THREAT_MODELS,
-    seed: int = 0,
-) -> list[Row]:
-    """Zero-shot rows of one encoder (`CLIPVisionModelWithProjection`) on every set of the budget."""
-    rows = []
-    for dataset, count in budget.images.items():
-        test = part(dataset, count)
-        rows += evaluate_zero_shot(
-            encoder,
-            text_embeddings(clip, test),
-            test.pixels,
-            test.labels,
-            normalization=lab_normalization(),
-            model=name,
-            dataset=dataset,
-            threat_models=threat_models,
-            steps=budget.steps,
-            targets=budget.targets,
-            seed=seed,
-            groups=test.groups.tolist(),
-        )
-    return rows
-
-
-def text_embeddings(clip: tuple[CLIPModel, CLIPTokenizer], test: TestSet) -> Tensor:
+def text_embeddings(clip: Clip, test: TestSet) -> Tensor:
     """Class embeddings (K, D) of a test set's prompts."""
     return text_classifier(*clip, test.prompts, ["{}"])
 
@@ -145,9 +114,27 @@ def lab_normalization() -> Normalization:
     return Normalization.from_processor(CLIPImageProcessor.from_pretrained(MODELS / "clip"))
 
 
+def measure_zero_shot(
+    name: str,
+    encoder: PreTrainedModel,
+    clip: Clip,
+    budget: Budget,
+    threat_models: Sequence[ThreatModel] = THREAT_MODELS,
+    seed: int = 0,
+) -> list[Row]:
+    """Zero-shot rows of one encoder (`CLIPVisionModelWithProjection`) on every set of the budget."""
+    rows = []
+    for dataset, count in budget.images.items():
+        test = part(dataset, count)
+        options = _options(name, dataset, test.groups, threat_models, seed)
+        options |= {"steps": budget.steps, "targets": budget.target_classes, "normalization": lab_normalization()}
+        rows += evaluate_zero_shot(encoder, text_embeddings(clip, test), test.pixels, test.labels, **options)
+    return rows
+
+
 def measure_captions(
     name: str,
-    llava: tuple[LlavaForConditionalGeneration, LlavaProcessor],
+    llava: Llava,
     budget: Budget,
     threat_models: Sequence[ThreatModel] = THREAT_MODELS,
     seed: int = 0,
@@ -157,27 +144,15 @@ def measure_captions(
     test = part("twemoji", budget.captions)
     wanted = [test.class_names[label] for label in test.labels.tolist()]
     prompts = zero_shot_prompts(test.class_names, "twemoji")
-    return evaluate_captions(
-        *llava,
-        test.pixels,
-        [prompts[label] for label in test.labels.tolist()],
-        wanted,
-        prompt=PROMPT,
-        model=f"LLaVA + {name}",
-        dataset="twemoji",
-        threat_models=threat_models,
-        correct=NamesConcept(all_concepts()),
-        steps=budget.caption_steps,
-        seed=seed,
-        max_new_tokens=14,
-        groups=test.groups.tolist(),
-        keep=keep,
-    )
+    targets = [prompts[label] for label in test.labels.tolist()]
+    options = _options(f"LLaVA + {name}", "twemoji", test.groups, threat_models, seed)
+    options |= {"prompt": PROMPT, "steps": budget.caption_steps, "max_new_tokens": 14, "keep": keep}
+    return evaluate_captions(*llava, test.pixels, targets, wanted, correct=NamesConcept(all_concepts()), **options)
 
 
 def measure_targeted(
     name: str,
-    llava: tuple[LlavaForConditionalGeneration, LlavaProcessor],
+    llava: Llava,
     budget: Budget,
     threat_models: Sequence[ThreatModel] = THREAT_MODELS,
     seed: int = 0,
@@ -187,25 +162,15 @@ def measure_targeted(
     rows = []
     for dataset in budget.targeted_sets:
         test = part(dataset, budget.targeted)
-        rows += evaluate_targeted(
-            *llava,
-            test.pixels,
-            target,
-            prompt=PROMPT,
-            model=f"LLaVA + {name}",
-            dataset=dataset,
-            threat_models=threat_models,
-            steps=budget.targeted_steps,
-            seed=seed,
-            max_new_tokens=14,
-            groups=test.groups.tolist(),
-        ).rows
+        options = _options(f"LLaVA + {name}", dataset, test.groups, threat_models, seed)
+        options |= {"prompt": PROMPT, "steps": budget.targeted_steps, "max_new_tokens": 14}
+        rows += evaluate_targeted(*llava, test.pixels, target, **options).rows
     return rows
 
 
 def measure_questions(
     name: str,
-    llava: tuple[LlavaForConditionalGeneration, LlavaProcessor],
+    llava: Llava,
     budget: Budget,
     threat_models: Sequence[ThreatModel] = THREAT_MODELS,
     seed: int = 0,
@@ -214,23 +179,20 @@ def measure_questions(
     rows = []
     for dataset, count in budget.questions.items():
         asked = load_question_set(dataset).first(count)
-        pope = asked.splits is not None
-        rows += evaluate_vlm(
-            *llava,
-            asked.pixels,
-            asked.prompts,
-            YesNo(asked.answers, asked.splits, words=("yes", "no"))
-            if pope
-            else VqaAccuracy([[answer] * 10 for answer in asked.answers]),
-            model=f"LLaVA + {name}",
-            task="yes-no" if pope else "vqa",
-            dataset=dataset,
-            threat_models=threat_models,
-            steps=budget.question_steps,
-            targets=() if pope else QUESTION_TARGETS,
-            half=None,
-            seed=seed,
-            max_new_tokens=5,
-            groups=asked.groups.tolist(),
-        ).rows
+        options = _options(f"LLaVA + {name}", dataset, asked.groups, threat_models, seed)
+        options |= {"steps": budget.question_steps, "half": None, "max_new_tokens": 5}
+        metric: TextMetric = VqaAccuracy([[answer] * 10 for answer in asked.answers])
+        options |= {"task": "vqa", "targets": QUESTION_TARGETS}
+        if asked.splits is not None:
+            metric = YesNo(asked.answers, asked.splits, words=("yes", "no"))
+            options |= {"task": "yes-no", "targets": ()}
+        rows += evaluate_vlm(*llava, asked.pixels, asked.prompts, metric, **options).rows
     return rows
+
+
+def _options(
+    model: str, dataset: str, groups: Tensor, threat_models: Sequence[ThreatModel], seed: int
+) -> dict[str, Any]:
+    """What every evaluation is told."""
+    options: dict[str, Any] = {"model": model, "dataset": dataset, "groups": groups.tolist()}
+    return options | {"threat_models": threat_models, "seed": seed}

@@ -157,7 +157,7 @@ class ZeroShot(OnImages, Attacked):
     """Zero-shot accuracy.
 
     Attributes:
-        attack, restarts, targets, queries, stop_fooled: of `evaluate_zero_shot`.
+        attack, restarts, target_classes, queries, stop_fooled: of `evaluate_zero_shot`.
         masking_checks: whether a page says if other attacks do better (`check_gradient_masking`).
         surrogate: the model whose images one of them uses.
     """
@@ -165,7 +165,7 @@ class ZeroShot(OnImages, Attacked):
     kind: ClassVar[str] = "zero-shot"
     attack: Annotated[str | None, one_of(ATTACKS), OfAnAttack] = None
     restarts: Annotated[Count, OfAnAttack] = None
-    targets: Annotated[Count, OfAnAttack] = None
+    target_classes: Annotated[Count, OfAnAttack] = None
     queries: Annotated[Count, OfAnAttack] = None
     stop_fooled: Annotated[Flag, OfAnAttack] = False
     masking_checks: Annotated[Flag, OfAnAttack] = False
@@ -173,12 +173,13 @@ class ZeroShot(OnImages, Attacked):
 
     def silent(self) -> frozenset[str]:
         mute = {"surrogate"} | (set() if self.attack == "autoattack" else {"queries"})
-        mute |= {"targets"} if self.attack == "apgd-ce" else set()
+        mute |= {"target_classes"} if self.attack == "apgd-ce" else set()
         return super().silent() | (set() if self.masking_checks and self.eps else mute)
 
     def run(self, subject: Subject) -> list[Row]:
         images, encoder = self.images(subject), load_encoder(subject.name_or_path)
-        effort = self.given("steps", "restarts", "targets", "queries", "batch_size", "seed")
+        effort = self.given("steps", "restarts", "queries", "batch_size", "seed")
+        effort |= {"targets": self.target_classes} if self.target_classes else {}
         options = effort | self.given("attack", "stop_fooled") | self.row_names(subject)
         options |= {"groups": images.groups, "native": images.native, "threat_models": self.threats()}
         texts = images.texts(subject.name_or_path)
@@ -352,7 +353,7 @@ class Targeted(OfAVlm):
     kind: ClassVar[str] = "targeted"
     lab_sets: ClassVar[tuple[str, ...]] = TEST_SETS
     target: Text | None = None
-    question: Annotated[Text | None, OnTheHub] = None
+    question: Annotated[Text, OnTheHub] = CAPTION_QUESTION
     max_new_tokens: Annotated[Count, OnTheHub] = None
 
     def check(self, where: str) -> None:
@@ -369,7 +370,7 @@ class Targeted(OfAVlm):
         data = self.data(processor)
         options = self.given("steps", "batch_size", "seed", "max_new_tokens") | {"threat_models": self.threats()}
         options |= {"model": subject.model, "dataset": data.name}
-        options["prompt"] = chat_prompt(processor, self.question or CAPTION_QUESTION, self.template)
+        options["prompt"] = chat_prompt(processor, self.question, self.template)
         return evaluate_targeted(vlm, processor, data.samples, self.target or "", **options).rows
 
     def _run_on_the_lab(self, model: str, llava: tuple[Any, Any]) -> list[Row]:

@@ -54,7 +54,7 @@ def test_the_report_gives_what_the_models_do(name: str) -> None:
 
 
 def test_a_short_attack_breaks_clip_and_not_fare() -> None:
-    budget = measure.Budget({"twemoji": 64}, steps=10, targets=1)
+    budget = measure.Budget({"twemoji": 64}, steps=10, target_classes=1)
     threat = [ThreatModel("linf", "4/255")]
     values = {}
     for name in ("clip", "fare-4"):

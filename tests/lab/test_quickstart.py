@@ -15,7 +15,7 @@ from fare_hf.lab import measure, recipes
 from fare_hf.lab.quickstart import Quickstart
 
 TINY = measure.Budget(
-    {"twemoji": 16, "digits": 8}, steps=2, targets=1, captions=12, caption_steps=2, targeted=2, targeted_steps=2
+    {"twemoji": 16, "digits": 8}, steps=2, target_classes=1, captions=12, caption_steps=2, targeted=2, targeted_steps=2
 )
 NOISE = ("Generating", "Loading weights", "torchvision", "not sharded", "pin_memory", "Warning", "SwapReport(", "{'")
 

@@ -21,7 +21,9 @@ from transformers import CLIPVisionModelWithProjection
 from fare_hf import RobustnessReport
 from fare_hf.lab import encoder_folder, measure, recipes
 
-TINY = measure.Budget({"digits": 6}, steps=2, targets=1, captions=2, caption_steps=2, targeted=2, targeted_steps=2)
+TINY = measure.Budget(
+    {"digits": 6}, steps=2, target_classes=1, captions=2, caption_steps=2, targeted=2, targeted_steps=2
+)
 
 
 def run(name: str, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from fare_hf.suites.suite import load_suite, read_suite
 
 VALUES: dict[str, Any] = {
     **{"samples": 4, "seed": 1, "models": ["A"], "norm": "linf", "eps": ["4/255"], "attack": "apgd-ce", "steps": 2},
-    **{"restarts": 2, "targets": 1, "queries": 5, "batch_size": 2, "stop_fooled": True, "masking_checks": True},
+    **{"restarts": 2, "target_classes": 1, "queries": 5, "batch_size": 2, "stop_fooled": True, "masking_checks": True},
     **{"surrogate": "A", "original": "A", "embedding": "pooled", "names": ["fog"], "severities": [1]},
     **{"target": "a cat", "question": "what?", "max_new_tokens": 4, "victims": ["A"], "template": "<image> {}"},
     **{"root": ".", "text": "lab:clip"},
@@ -168,7 +168,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"surrogate": None}, "surrogate None: give a text"),
     ({"queries": 5, "masking_checks": False}, "has 'queries', which says nothing to it"),
     ({"surrogate": "A", "masking_checks": False}, "has 'surrogate', which says nothing to it"),
-    ({"targets": 2, "attack": "apgd-ce", "masking_checks": False}, "has 'targets', which says nothing to it"),
+    (
+        {"target_classes": 2, "attack": "apgd-ce", "masking_checks": False},
+        "has 'target_classes', which says nothing to it",
+    ),
     ({"steps": 5, "eps": []}, "has '[a-z_]+', which says nothing to it"),
 ]
 

@@ -32,8 +32,8 @@ name: small
 models: {CLIP: "lab:clip", FARE-4: "lab:fare-4"}
 defaults: {eps: [4/255], seed: 1, samples: 6}
 jobs:
-  - {kind: zero-shot, set: "lab:digits", steps: 2, targets: 1, models: [FARE-4], masking_checks: true, queries: 2,
-     surrogate: CLIP}
+  - {kind: zero-shot, set: "lab:digits", steps: 2, target_classes: 1, models: [FARE-4], masking_checks: true,
+     queries: 2, surrogate: CLIP}
   - {kind: drift, set: "lab:digits", original: CLIP}
 """
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["find_secret", "mask_secrets", "names_secret", "redact"]
+__all__ = ["find_secret", "mask_secrets", "names_secret"]
 
 TOKEN = re.compile(r"hf_\w{8,}")
 """Anything like a token of the Hub, to be masked: wider than what is refused, as nothing is lost by it."""
 
+OPTION = re.compile(r"(--?\w*token[= ]+)\S+", re.IGNORECASE)
+MASK = "***"
 NAME = re.compile(r"token|secret|password|api_?key", re.IGNORECASE)
 KEY_WORDS = (
     r"(?:api|access|private|secret|signing|account)[_-]?key|(?:auth|access|api|hub|hf|bot|bearer)[_-]?token|"
@@ -51,14 +53,11 @@ def names_secret(key: str) -> bool:
     return bool(NAME.search(key))
 
 
-def redact(text: str, token: str | None = None) -> str:
-    """The text without access tokens of the Hub."""
-    return TOKEN.sub("hf_***", text.replace(token, "hf_***") if token else text)
-
-
-def mask_secrets(text: str, mask: str = "***") -> str:
-    """The text with every secret of a known kind masked."""
-    text = TOKEN.sub(mask, text)
+def mask_secrets(text: str, token: str | None = None) -> str:
+    """The text with `***` in place of every secret of a known kind, of values of options such as `--token`, and of a
+    token that is known."""
+    text = text.replace(token, MASK) if token else text
+    text = TOKEN.sub(MASK, OPTION.sub(rf"\1{MASK}", text))
     for pattern in PATTERNS.values():
-        text = pattern.sub(mask, text)
+        text = pattern.sub(MASK, text)
     return text

@@ -121,10 +121,14 @@ def check_new_folder(folder: Path) -> None:
     Raises:
         ValueError: a file, or a folder that is not empty.
     """
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"'{folder}' is a file: name a folder.")
+    _check_no_file(folder)
     if folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
         raise ValueError(f"the folder '{folder}' is not empty: name a new folder, so that nothing is overwritten.")
+
+
+def _check_no_file(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"'{folder}' is a file: name a folder.")
 
 
 @contextmanager
@@ -140,8 +144,7 @@ def locked_folder(folder: Path, what: str) -> Iterator[None]:
     Raises:
         ValueError: a file, or a run in another process or thread holds the folder.
     """
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"'{folder}' is a file: name a folder.")
+    _check_no_file(folder)
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK, blocking=False)

@@ -72,7 +72,7 @@ def inherited_license(base_model: str) -> dict[str, str]:
         ValueError: the card states a licence that the Hub does not know.
     """
     folder = Path(base_model)
-    return license_terms(_folder_card(folder) if folder.is_dir() else _hub_card(base_model), base_model)
+    return license_terms(card_head(folder / "README.md") if folder.is_dir() else _hub_card(base_model), base_model)
 
 
 def license_terms(head: Mapping[str, Any], model: str) -> dict[str, str]:
@@ -95,11 +95,6 @@ def license_terms(head: Mapping[str, Any], model: str) -> dict[str, str]:
         link = f"https://huggingface.co/{model}/blob/main/{quote(link)}" if names_repository(model) else ""
     more = {"license_name": name if len(name) <= LONGEST_NAME else "", "license_link": link if is_link(link) else ""}
     return {"license": str(found), **{key: value for key, value in more.items() if value}}
-
-
-def _folder_card(folder: Path) -> Mapping[str, Any]:
-    card = folder / "README.md"
-    return card_head(card) if card.exists() else {}
 
 
 def _hub_card(repo_id: str) -> Mapping[str, Any]:

@@ -15,14 +15,14 @@ from transformers import CLIPVisionModelWithProjection, PreTrainedModel
 
 from fare_hf.attacks import ThreatModel
 from fare_hf.encoders import load_complete
+from fare_hf.evaluation import RobustnessReport
 from fare_hf.evaluation.report.plots import draw_summary
 from fare_hf.files.documents import read_object
 from fare_hf.files.folders import check_new_folder, whole_folder
 from fare_hf.hub.base_model import base_name, inherited_license, is_hub_id
 from fare_hf.hub.card.regenerate import KEPT, RECORD, content_of, record_of, report_without_paths
-from fare_hf.hub.card.render import PLOT, CardContent, ReportLike, render_card
+from fare_hf.hub.card.render import PLOT, CardContent, render_card
 from fare_hf.hub.contents import VOCABULARIES
-from fare_hf.hub.licenses import check_license
 from fare_hf.hub.local_paths import without_local_paths
 from fare_hf.hub.text_encoder import save_tokenizer, whole_clip
 from fare_hf.pretrained.configuration import check_configuration, check_image_processor, load_image_processor
@@ -44,7 +44,7 @@ def save_robust_encoder(
     base_model: str,
     threat_model: ThreatModel,
     training: Mapping[str, Any] | None = None,
-    report: ReportLike | None = None,
+    report: RobustnessReport | None = None,
     report_model: str | None = None,
     license: str | None = None,
     license_name: str | None = None,
@@ -101,8 +101,10 @@ def save_robust_encoder(
     if class_name not in CLASSES:
         raise TypeError(f"{class_name} cannot be published as a robust encoder: pass one of {', '.join(CLASSES)}.")
     base = base_name(base_model)
-    _check_datasets(datasets)
-    terms = _terms(base_model, license, license_name, license_link)
+    if wrong := [name for name in datasets if not is_hub_id(name)]:
+        raise ValueError(f"datasets has {wrong[0]!r}, no name that a data set on the Hub can have: leave it out.")
+    given = {"license": license, "license_name": license_name, "license_link": license_link} if license else {}
+    terms: dict[str, Any] = inherited_license(base_model) if license is None else given
     check_configuration(encoder.config, f"the encoder's {type(encoder.config).__name__}")
     images = _image_processor(processor)
     check_image_processor(images, f"the image processor {type(images).__name__}", encoder.config)
@@ -114,7 +116,6 @@ def save_robust_encoder(
         name=repo_id or folder.resolve().name,
         base_model=base,
         class_name=class_name,
-        projected=class_name == "CLIPVisionModelWithProjection",
         threat_model=threat_model,
         # As it is read back from fare_hf.json, so that the card can be rendered again to the letter.
         training=without_local_paths(json.loads(json.dumps(dict(training or {}), default=str))),
@@ -157,22 +158,6 @@ def _shorten_paths(path: Path) -> None:
     said = read_object(path)
     if (shortened := without_local_paths(said)) != said:
         path.write_text(json.dumps(shortened, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _check_datasets(names: Sequence[str]) -> None:
-    wrong = [name for name in names if not is_hub_id(name)]
-    if wrong:
-        raise ValueError(f"datasets has {wrong[0]!r}, no name that a data set on the Hub can have: leave it out.")
-
-
-def _terms(base_model: str, license: str | None, name: str | None, link: str | None) -> dict[str, str | None]:
-    """The licence as the card states it: given, or the base model's."""
-    if license is None:
-        return dict(inherited_license(base_model))
-    if not license:
-        return {}
-    check_license(license)
-    return {"license": license, "license_name": name, "license_link": link}
 
 
 def _default_vlm(config: Any) -> str:

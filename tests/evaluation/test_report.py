@@ -22,7 +22,7 @@ from fare_hf.evaluation import (
     fraction_interval,
     wilson_interval,
 )
-from fare_hf.evaluation.report.environment import mask_tokens
+from fare_hf.files.credentials import mask_secrets
 
 ROOT = Path(__file__).parents[2]
 ATTACK = {"name": "apgd-ce", "steps": 50, "restarts": 1, "seed": 0}
@@ -241,6 +241,6 @@ def test_environment_is_plain_and_keeps_no_token() -> None:
     found = environment("fare-hf evaluate --hub_token hf_abcdefghijklmnop --model x", seed=5)
     assert found["seed"] == 5 and found["versions"]["torch"] and found["machine"]["cores"] >= 1
     assert found["command"] == "fare-hf evaluate --hub_token *** --model x"
-    assert mask_tokens("--token=secret hf_0123456789") == "--token=*** ***"
+    assert mask_secrets("--token=secret hf_0123456789") == "--token=*** ***"
     assert "seed" not in environment() and environment()["command"]
     json.dumps(found, allow_nan=False)

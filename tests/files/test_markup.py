@@ -97,7 +97,6 @@ def test_any_name_gives_a_whole_card(name: str, base: str, vlm: str, training: d
         name=name,
         base_model=f"./{base}",
         class_name="CLIPVisionModelWithProjection",
-        projected=True,
         threat_model=FOUR,
         training={key: value for key, value in training.items() if key != "objective"},
         report=RobustnessReport(rows),

@@ -120,9 +120,9 @@ def test_the_command_line_publishes_a_whole_clip(
         "--max_steps 1 --per_device_train_batch_size 1 --attack_steps 1 --warmup_steps 0 --use_cpu --disable_tqdm true"
     )
     words += f" --model {clip_folder} --dataset {tmp_path / 'images'} --output_dir {tmp_path / 'run'}"
-    main([*words.split(), "--push_to_hub", "--hub_private_repo", "true", "--with_text_encoder", "--license", "mit"])
+    main([*words.split(), "--push_to_hub", "--hub_private_repo", "true", "--with_text_encoder", "--license", "odbl"])
     repo = hub.repos["me/run"]
-    assert "license: mit" in repo.tree()["README.md"].data.decode()
+    assert "license: odbl\n" in repo.tree()["README.md"].data.decode()
     assert repo.private and {"tokenizer.json", *FILES} <= set(repo.tree())
     assert repo.tree()["model.safetensors"].data == (tmp_path / "run" / "encoder" / "model.safetensors").read_bytes()
     said = capsys.readouterr()

@@ -17,7 +17,6 @@ from fare_hf.files.credentials import mask_secrets
 __all__ = ["environment"]
 
 PACKAGES = ("fare_hf", "torch", "transformers", "accelerate", "datasets", "huggingface_hub", "safetensors", "numpy")
-REDACTED = "***"
 
 
 def environment(command: str | None = None, seed: int | None = None) -> dict[str, Any]:
@@ -38,13 +37,8 @@ def environment(command: str | None = None, seed: int | None = None) -> dict[str
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
-    found["command"] = mask_tokens(_command_line() if command is None else command)
+    found["command"] = mask_secrets(_command_line() if command is None else command)
     return found if seed is None else found | {"seed": seed}
-
-
-def mask_tokens(command: str) -> str:
-    """Replace access tokens in a command line by `***`."""
-    return mask_secrets(re.sub(r"(--?\w*token[= ]+)\S+", rf"\1{REDACTED}", command, flags=re.IGNORECASE), REDACTED)
 
 
 def _command_line() -> str:

@@ -16,8 +16,7 @@ from fare_hf.evaluation import RobustnessReport
 from fare_hf.evaluation.report.plots import draw_summary
 from fare_hf.files.documents import read_object, read_text
 from fare_hf.files.folders import path_inside
-from fare_hf.hub.card.render import PLOT, CardContent, ReportLike, render_card
-from fare_hf.hub.licenses import check_license
+from fare_hf.hub.card.render import PLOT, CardContent, render_card
 from fare_hf.hub.local_paths import without_local_paths
 from fare_hf.hub.retry import Retries, bounded_waits
 from fare_hf.pretrained.validation import RECORD
@@ -51,7 +50,7 @@ def regenerate_card(
     source: str | os.PathLike[str],
     *,
     name: str | None = None,
-    report: ReportLike | None = None,
+    report: RobustnessReport | None = None,
     revision: str | None = None,
     **changes: Any,
 ) -> str:
@@ -73,10 +72,10 @@ def regenerate_card(
         folder, name = _fetched(str(source), revision), name or str(source)
     changes |= {} if name is None else {"name": name}
     changes |= {} if report is None else {"report": report, "plot": None}
-    return render_card(_changed(content_of(folder), changes))
+    return render_card(replace(content_of(folder), **changes))
 
 
-def rewrite_card(folder: str | os.PathLike[str], *, report: ReportLike | None = None, **changes: Any) -> Path:
+def rewrite_card(folder: str | os.PathLike[str], *, report: RobustnessReport | None = None, **changes: Any) -> Path:
     """Renders the card of a saved encoder again, in its folder, to be pushed.
 
     Args:
@@ -103,7 +102,7 @@ def rewrite_card(folder: str | os.PathLike[str], *, report: ReportLike | None = 
         files["report.json"] = report.to_json().encode()
     if plot is not None:
         files[PLOT] = plot
-    content = _changed(before, changes)
+    content = replace(before, **changes)
     files |= {RECORD: record_of(content).encode(), "README.md": render_card(content).encode()}
     _replace(folder, files)
     if content.plot is None:
@@ -122,22 +121,18 @@ def content_of(folder: Path) -> CardContent:
             f"'{folder}' has no readable {RECORD} and config.json ({_reason(error)}): save it again."
         ) from None
     _check_record(folder, record)
-    whole = architecture == "CLIPModel"
-    class_name = "CLIPVisionModelWithProjection" if whole else str(architecture)
+    whole, report = architecture == "CLIPModel", path_inside(folder, "report.json")
     return CardContent(
-        class_name=class_name,
-        projected=class_name == "CLIPVisionModelWithProjection",
+        class_name="CLIPVisionModelWithProjection" if whole else str(architecture),
         text_encoder=whole,
         threat_model=threat_model,
-        report=RobustnessReport.load(path_inside(folder, "report.json"))
-        if (folder / "report.json").exists()
-        else None,
+        report=RobustnessReport.load(report) if report.exists() else None,
         plot=PLOT if (folder / PLOT).exists() else None,
         **{name: record[name] for name in KEPT if name in record},
     )
 
 
-def report_without_paths(report: ReportLike) -> RobustnessReport:
+def report_without_paths(report: RobustnessReport) -> RobustnessReport:
     """The report as it is published: without the paths of this machine in names and in the command."""
     return RobustnessReport.from_dict(without_local_paths(json.loads(report.to_json())))
 
@@ -172,12 +167,6 @@ def card_under_name(folder: Path, name: str) -> str | None:
         return None
     rendered = regenerate_card(folder)
     return regenerate_card(folder, name=name) if rendered == read_text(folder / "README.md") else None
-
-
-def _changed(content: CardContent, changes: dict[str, Any]) -> CardContent:
-    if changes.get("license") is not None:
-        check_license(changes["license"])
-    return replace(content, **changes)
 
 
 def _fetched(repo_id: str, revision: str | None) -> Path:

@@ -6,19 +6,21 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from fare_hf.attacks import ThreatModel
+from fare_hf.evaluation import RobustnessReport
 from fare_hf.evaluation.report.rows import Row
 from fare_hf.evaluation.report.tables import markdown
 from fare_hf.files.credentials import find_secret, names_secret
 from fare_hf.files.markup import inline, is_link, literal
 from fare_hf.hub.base_model import is_hub_id
+from fare_hf.hub.licenses import check_license
 from fare_hf.objectives import OBJECTIVES, FareObjective
 
-__all__ = ["PLOT", "CardContent", "ReportLike", "render_card"]
+__all__ = ["PLOT", "CardContent", "render_card"]
 
 PLOT = "results.png"
 """The picture of the report, beside the card."""
@@ -52,16 +54,6 @@ NORMS = {
 }
 
 
-class ReportLike(Protocol):
-    """What a card needs of a `fare_hf.evaluation.RobustnessReport`."""
-
-    rows: list[Row]
-
-    def to_json(self) -> str:
-        """The whole report."""
-        ...
-
-
 @dataclass(frozen=True)
 class CardContent:
     """What a card is made of.
@@ -70,7 +62,6 @@ class CardContent:
         name: repository or folder, as the snippets load it.
         base_model: the encoder that was fine-tuned, as `base_name` gives it; a folder (`./clip`) is in no metadata.
         class_name: transformers class of the published encoder.
-        projected: whether it has the visual projection, which zero-shot classification needs.
         threat_model: what it was trained against.
         training: the recipe: every parameter and version that matters.
         report: measured figures, or None.
@@ -89,10 +80,9 @@ class CardContent:
     name: str
     base_model: str
     class_name: str
-    projected: bool
     threat_model: ThreatModel
     training: Mapping[str, Any] = field(default_factory=dict)
-    report: ReportLike | None = None
+    report: RobustnessReport | None = None
     report_model: str | None = None
     license: str | None = None
     license_name: str | None = None
@@ -103,14 +93,19 @@ class CardContent:
     plot: str | None = None
     architecture: Mapping[str, Any] | None = None
 
+    @property
+    def projected(self) -> bool:
+        """Whether it has the visual projection, which zero-shot classification needs."""
+        return self.class_name == "CLIPVisionModelWithProjection"
+
 
 def render_card(content: CardContent) -> str:
     """Fill the template.
 
     Raises:
         ValueError: the recipe holds a secret, or names an objective that is none of `OBJECTIVES` without saying what
-            it is; a `report_model` that the report does not measure; a class that is not published, a link that is
-            none of the web, a name that is longer than any repository's.
+            it is; an unknown licence; a `report_model` that the report does not measure; a class that is not
+            published, a link that is none of the web, a name that is longer than any repository's.
     """
     _check_content(content)
     explanation, citation = _objective(content.training)
@@ -145,6 +140,8 @@ def render_card(content: CardContent) -> str:
 
 def _check_content(content: CardContent) -> None:
     """What goes into code as it is, into links, and into the head."""
+    if content.license:
+        check_license(content.license)
     if content.class_name not in CLASSES:
         raise ValueError(f"class_name {content.class_name!r} is not one of {', '.join(CLASSES)}: name one.")
     if content.license_link and not is_link(content.license_link):

@@ -22,41 +22,7 @@ __all__ = ["merge_card"]
 TAGS = ["robust-clip", "adversarial-robustness", "fare_hf", "merge"]
 LANGUAGE = re.compile("[a-z]{2,3}|code|multilingual")
 TASK = re.compile("[a-z]+(-[a-z]+){1,6}")
-
-BODY = """
-# {title}
-
-{vlm} with the robust vision encoder {encoder} in place of its own: small changes of an image no longer decide what the
-model says. Nothing was trained and the language model is untouched, bit for bit.
-
-## Use
-
-As {vlm}:
-
-```python
-from transformers import AutoProcessor, {vlm_class}
-
-model = {vlm_class}.from_pretrained({name})
-processor = AutoProcessor.from_pretrained({name})
-```
-
-## How it was made
-
-`fare-hf merge` of [fare_hf](https://pypi.org/project/fare_hf) replaced {tensors} tensors of the vision tower, in
-{files}. The cosine of old and new weights is {cosine:.3f}.{resolution}{left_out}
-
-## Parents
-
-- vision-language model: {vlm}
-- robust vision encoder: {encoder} (its card has the threat model, the training and the measured figures{trained_from})
-
-## Limits
-
-- Robust means: within the encoder's threat model, against changes of the image. Text that asks for harm, larger
-  changes and patches are outside.
-- Robustness costs some clean accuracy; compare both parents on your own data.
-- Licences and intended uses of both parents apply.
-"""
+TEMPLATE = Path(__file__).with_name("template.md")
 
 
 def merge_card(merge: Merge, vlm_class: str, parent: Mapping[str, Any], encoder_card: Path | None) -> str:
@@ -76,7 +42,7 @@ def merge_card(merge: Merge, vlm_class: str, parent: Mapping[str, Any], encoder_
     old, size = merge.resolution
     resolution = f" Images are read at {size} px in place of {old} px." if old != size else ""
     others = ", ".join(map(_file, merge.left_out))
-    text = BODY.format(
+    text = TEMPLATE.read_text(encoding="utf-8").format(
         title=inline(f"{vlm.rsplit('/', 1)[-1]} with {encoder.rsplit('/', 1)[-1]}"),
         vlm=_link(merge.vlm),
         encoder=_link(merge.encoder),
@@ -89,7 +55,7 @@ def merge_card(merge: Merge, vlm_class: str, parent: Mapping[str, Any], encoder_
         left_out=f" Left out, because they hold the old tower: {others}." if others else "",
         trained_from=_trained_from(encoder_card),
     )
-    return f"---\n{data.to_yaml()}\n---\n{text}"
+    return f"---\n{data.to_yaml()}\n---\n\n{text}"
 
 
 def _public(name: str) -> str:

@@ -20,7 +20,6 @@ from torch import Tensor
 from transformers import CLIPVisionModel, SiglipVisionModel
 
 from fare_hf.convert.checkpoints import find_file
-from fare_hf.files.documents import read_object
 from fare_hf.hub.merge.pickled import safetensors_of
 from fare_hf.hub.merge.shards import read_header, read_tensor
 from fare_hf.pretrained.configuration import read_configuration
@@ -34,9 +33,9 @@ __all__ = [
     "POSITIONS",
     "POSITION_IDS",
     "EncoderFiles",
-    "TowerNames",
     "check_encoder",
     "check_held",
+    "open_encoder",
     "opened_encoder",
     "tower_names",
     "weight_map_of",
@@ -56,19 +55,6 @@ KINDS = {
 LAYER = re.compile(r"encoder\.layers\.(\d+)\.")
 
 
-@dataclass(frozen=True)
-class TowerNames:
-    """Tensors of the towers in a published checkpoint.
-
-    Attributes:
-        files: file name -> names of the tower's tensors in it.
-        flat: name in the checkpoint -> name in a flat CLIP or SigLIP vision model.
-    """
-
-    files: dict[str, list[str]]
-    flat: dict[str, str]
-
-
 @dataclass
 class EncoderFiles:
     """The weights of an encoder, read one by one.
@@ -77,14 +63,12 @@ class EncoderFiles:
         source: as it was named.
         config: its vision configuration.
         places: flat name -> (file, name in it).
-        images: content of its preprocessor_config.json, or None.
         card: its model card, or None.
     """
 
     source: str
     config: Any
     places: dict[str, tuple[Path, str]]
-    images: dict[str, Any] | None
     card: Path | None = None
     _headers: dict[Path, tuple[dict[str, Any], int]] = field(default_factory=dict, repr=False)
 
@@ -105,8 +89,8 @@ class EncoderFiles:
         return tensor.to(dtype)
 
 
-def tower_names(weight_map: Mapping[str, str], family: Family, encoder: EncoderFiles) -> TowerNames:
-    """Find the towers' tensors by their names, with or without the levels that releases of transformers add.
+def tower_names(weight_map: Mapping[str, str], family: Family, encoder: EncoderFiles) -> dict[str, str]:
+    """The towers' tensors -> their names in a flat vision model, with or without the levels that releases add.
 
     Raises:
         ValueError: a tensor of the tower that the encoder does not have, or the other way round.
@@ -122,10 +106,7 @@ def tower_names(weight_map: Mapping[str, str], family: Family, encoder: EncoderF
     strange = [name for name in weight_map if name not in flat and _in_tower(name, family)]
     if strange:
         raise ValueError(f"the checkpoint has '{strange[0]}' in its vision tower, which no CLIP or SigLIP has.")
-    files: dict[str, list[str]] = {}
-    for name in flat:
-        files.setdefault(weight_map[name], []).append(name)
-    return TowerNames(files, flat)
+    return flat
 
 
 @contextmanager
@@ -141,32 +122,43 @@ def opened_encoder(
         base: for a bare file, the CLIP it was fine-tuned from.
 
     Raises:
-        ValueError: no weights there, an index that they do not fit, or another kind or architecture; a quantised
-            model.
+        ValueError: as `open_encoder`, another kind or architecture, a quantised model.
         TypeError: no known family.
         OSError: it cannot be read.
     """
     family = family_named(vlm.architectures or [type(vlm).__name__], vlm)
-    where = f"the encoder '{source}'"
     with (
         transformers_folder(source, vlm.vision_config, base=base, revision=revision) as (folder, at, _),
         tempfile.TemporaryDirectory(prefix="fare_hf-merge-") as unpickled,
     ):
-        config = read_configuration(folder, revision=at or "main")
-        check_recorded(config, recorded_architecture(folder, revision=at or "main"), where)
-        find = partial(find_file, folder, revision=at)
-        images = find("preprocessor_config.json")
         card = None if Path(source).is_file() else find_file(os.fspath(source), "README.md", revision)
-        if find(INDEX) is None and find(SINGLE) is None:
-            if safetensors_of(find, Path(unpickled)) is None:
-                raise ValueError(f"{where} has no {SINGLE} and no {PICKLE}: convert it first.")
-            find = partial(find_file, unpickled)
-        vision = getattr(config, "vision_config", config)
-        encoder = EncoderFiles(
-            str(source), vision, _places(find, where), read_object(images) if images else None, card
-        )
+        encoder = open_encoder(str(source), folder, at, card, Path(unpickled))
         _check_kinds(vlm, family, encoder)
         yield encoder
+
+
+def open_encoder(source: str, folder: str, revision: str | None, card: Path | None, unpickled: Path) -> EncoderFiles:
+    """Look at an encoder in the format of transformers, without reading its weights.
+
+    Args:
+        source: as the caller named it.
+        folder: where it lies, or its Hub name.
+        revision: of the latter.
+        card: its model card.
+        unpickled: an empty folder, for the safetensors of pickled weights.
+
+    Raises:
+        ValueError: no weights there, or an index that they do not fit.
+        OSError: it cannot be read.
+    """
+    where, find = f"the encoder '{source}'", partial(find_file, folder, revision=revision)
+    config = read_configuration(folder, revision=revision or "main")
+    check_recorded(config, recorded_architecture(folder, revision=revision or "main"), where)
+    if find(INDEX) is None and find(SINGLE) is None:
+        if safetensors_of(find, unpickled) is None:
+            raise ValueError(f"{where} has no {SINGLE} and no {PICKLE}: convert it first.")
+        find = partial(find_file, str(unpickled))
+    return EncoderFiles(source, getattr(config, "vision_config", config), _places(find, where), card)
 
 
 def _places(find: Callable[[str], Path | None], where: str) -> dict[str, tuple[Path, str]]:
@@ -227,21 +219,16 @@ def _check_kinds(config: Any, family: Family, encoder: EncoderFiles) -> None:
     """What can be said from the two configurations."""
     kind, other = config.vision_config.model_type, encoder.config.model_type
     tower = KINDS.get(kind)
-    for wrong, sentence in (
-        (
-            getattr(config, "quantization_config", None),
-            "the vision-language model is quantised: merge into the unquantised one, quantise afterwards.",
+    told = {
+        "the vision-language model is quantised: merge into the unquantised one, quantise afterwards.": getattr(
+            config, "quantization_config", None
         ),
-        (
-            tower not in family.tower_classes,
-            f"the vision tower is a {kind!r}: only {' or '.join(family.tower_classes)} is supported.",
-        ),
-        (
-            KINDS.get(other) != ENCODER_OF.get(str(tower)),
-            f"the encoder '{encoder.source}' is a {other!r}, the vision tower needs a {ENCODER_OF.get(str(tower))}: "
-            "pass an encoder of the tower's kind.",
-        ),
-    ):
+        f"the vision tower is a {kind!r}: only {' or '.join(family.tower_classes)} is supported.": tower
+        not in family.tower_classes,
+        f"the encoder '{encoder.source}' is a {other!r}, the vision tower needs a {ENCODER_OF.get(str(tower))}: pass "
+        "an encoder of the tower's kind.": KINDS.get(other) != ENCODER_OF.get(str(tower)),
+    }
+    for sentence, wrong in told.items():
         if wrong:
             raise ValueError(sentence)
     check_architecture(config, family, config.vision_config, encoder.config, encoder.source)
@@ -286,15 +273,19 @@ def check_held(folder: Path, files: Iterable[str], weight_map: Mapping[str, str]
 
 
 def _check_file(file: str, header: Mapping[str, Any], weight_map: Mapping[str, str], owner: str) -> None:
-    absent = [name for name, place in weight_map.items() if place == file and name not in header]
-    twice = [name for name in header if weight_map.get(name, file) != file]
-    if absent:
-        raise ValueError(f"{owner} has {absent[0]!r} in '{file}' by its {INDEX}, but not there: download both again.")
-    if twice:
-        raise ValueError(
-            f"{owner} has {twice[0]!r} in '{file}' and, by its {INDEX}, in '{weight_map[twice[0]]}': which of them "
-            "counts is not known; take one away."
-        )
+    told = [
+        f"has {name!r} in '{file}' by its {INDEX}, but not there: download both again."
+        for name, other in weight_map.items()
+        if other == file and name not in header
+    ]
+    told += [
+        f"has {name!r} in '{file}' and, by its {INDEX}, in '{weight_map[name]}': which of them counts is not known; "
+        "take one away."
+        for name in header
+        if weight_map.get(name, file) != file
+    ]
+    if told:
+        raise ValueError(f"{owner} {told[0]}")
 
 
 def _leaves(family: Family) -> list[str]:

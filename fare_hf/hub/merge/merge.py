@@ -128,8 +128,8 @@ def _in_safetensors(folder: Path, part: Path) -> Iterator[tuple[Path, tuple[str,
 
 def _copy_others(plan: MergePlan, folder: Path, part: Path, hard_links: bool) -> tuple[str, ...]:
     """The files that stay as they are; returns those that are linked."""
-    linked = tuple(name for name in plan.copied if hard_links and _link(folder / name, part / name))
-    for name in plan.copied:
+    linked = tuple(name for name in plan.result.copied if hard_links and _link(folder / name, part / name))
+    for name in plan.result.copied:
         if name not in linked:
             copy_file(folder / name, part / name)
     return linked

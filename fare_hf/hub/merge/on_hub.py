@@ -11,7 +11,7 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, CommitOperationCopy, RepoFile, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 
-from fare_hf.files.credentials import redact
+from fare_hf.files.credentials import mask_secrets
 from fare_hf.files.folders import relative_name
 from fare_hf.hub.merge.inputs import check_encoder, check_held, opened_encoder
 from fare_hf.hub.merge.plan import PROCESSORS, Merge, MergePlan, plan_merge, vlm_config
@@ -51,7 +51,7 @@ def merge_on_hub(
     except (HfHubHTTPError, ConnectionError, TimeoutError) as error:
         told = f"the merge into '{target.repo_id}' failed ({error}): nothing was committed; run it again."
     # Raised outside the handler: the original error holds the request, and with it the token.
-    raise PushError(redact(told, target.token))
+    raise PushError(mask_secrets(told, target.token))
 
 
 def _merge(
@@ -75,8 +75,8 @@ def _merge(
         with opened_encoder(encoder, config, encoder_revision, base) as files:
             plan = plan_merge(source.repo_id, folder, list(tree), files)
             check_encoder(files)
-            _download(source, list(plan.names.files), commit, folder)
-            check_held(folder, plan.names.files, plan.weight_map, plan.family)
+            _download(source, plan.tower_files, commit, folder)
+            check_held(folder, plan.tower_files, plan.weight_map, plan.family)
             done = write_changed(plan, folder, part, target.repo_id)
         target.create(private)
         return replace(done, commit=_commit(source, target, plan, commit, part, tree))
@@ -124,7 +124,7 @@ def _commit(
         # Made anew for each try: the client marks what it has copied already.
         copies = [
             CommitOperationCopy(name, name, src_revision=commit, src_repo_id=source.repo_id, src_repo_type="model")
-            for name in plan.copied
+            for name in plan.result.copied
         ]
         return target.api.create_commit(
             target.repo_id, [*adds, *copies], commit_message=COMMIT_MESSAGE, parent_commit=parent
@@ -137,7 +137,7 @@ def _commit(
     done = persist(send, target.retries, look)
     there = target.tree(done)
     wrong = [file.path for file in local if not file.is_same_as(there.get(file.path))]
-    wrong += [name for name in plan.copied if not _same(tree[name], there.get(name))]
+    wrong += [name for name in plan.result.copied if not _same(tree[name], there.get(name))]
     if wrong:
         raise PushError(f"'{wrong[0]}' of '{target.repo_id}' is not what was merged: delete it and merge again.")
     return done

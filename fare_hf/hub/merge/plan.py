@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 
 from fare_hf.files.documents import read_object
 from fare_hf.files.folders import relative_name
-from fare_hf.hub.merge.inputs import EncoderFiles, TowerNames, tower_names, weight_map_of
+from fare_hf.hub.merge.inputs import EncoderFiles, tower_names, weight_map_of
 from fare_hf.pretrained.configuration import read_configuration
 from fare_hf.pretrained.weight_files import INDEX, LARGEST_INDEX
 from fare_hf.vlm.families.table import Family, family_named
@@ -45,13 +46,13 @@ class Merge:
 
     vlm: str
     encoder: str
-    out: str
     rewritten: tuple[str, ...]
     copied: tuple[str, ...]
     left_out: tuple[str, ...]
     tensors: int
-    cosine: float
     resolution: tuple[int, int]
+    out: str = ""
+    cosine: float = math.nan
     commit: str | None = None
     linked: tuple[str, ...] = ()
     unpickled: tuple[str, ...] = ()
@@ -71,23 +72,28 @@ class Merge:
 
 @dataclass(frozen=True)
 class MergePlan:
-    """What is to be done, from small files alone; `processor` is what processor_config.json lacks, filled, or None."""
+    """What is to be done, from small files alone.
 
-    vlm: str
+    Attributes:
+        result: what will be said of it, without cosine, output and commit.
+        encoder, family, config: the new tower, and the family and configuration of the model.
+        weight_map: tensor -> file that holds it.
+        flat: the tower's tensors -> their names in a flat CLIP or SigLIP vision model.
+        processor: what processor_config.json lacks, filled, or None.
+    """
+
+    result: Merge
     encoder: EncoderFiles
     family: Family
     config: Any
     weight_map: Mapping[str, str]
-    names: TowerNames
-    rewritten: tuple[str, ...]
-    copied: tuple[str, ...]
-    left_out: tuple[str, ...]
+    flat: Mapping[str, str]
     processor: Mapping[str, Any] | None = None
 
     @property
-    def resolution(self) -> tuple[int, int]:
-        """Pixels a side, before and after."""
-        return int(self.config.vision_config.image_size), int(self.encoder.config.image_size)
+    def tower_files(self) -> list[str]:
+        """The files that hold the tower."""
+        return list(dict.fromkeys(self.weight_map[name] for name in self.flat))
 
 
 def plan_merge(vlm: str, folder: Path, files: list[str], encoder: EncoderFiles) -> MergePlan:
@@ -97,7 +103,7 @@ def plan_merge(vlm: str, folder: Path, files: list[str], encoder: EncoderFiles) 
         vlm: name of the model.
         folder: holds its configuration, and index or single file of weights.
         files: all its files.
-        encoder: the other parent, which `check_parents` has compared.
+        encoder: the other parent, as `opened_encoder` gives it.
 
     Raises:
         TypeError, ValueError: as `merge_vision_tower`.
@@ -105,20 +111,25 @@ def plan_merge(vlm: str, folder: Path, files: list[str], encoder: EncoderFiles) 
     config, family = vlm_config(folder)
     files = [relative_name(name, f"'{vlm}'") for name in files]
     weights = weight_map_of(folder, files)
-    names = tower_names(weights, family, encoder)
-    changed = [*names.files]
-    if config.vision_config.image_size != encoder.config.image_size:
-        changed += ["config.json", *(name for name in PROCESSORS if name in files)]
-        changed += [INDEX] if INDEX in files else []
+    flat = tower_names(weights, family, encoder)
+    old, size = int(config.vision_config.image_size), int(encoder.config.image_size)
+    changed = {weights[name] for name in flat}
+    changed |= set() if old == size else {"config.json", *({INDEX, *PROCESSORS} & set(files))}
     processor = _completed(vlm, folder, files, config)
-    changed += [COUNTING] if processor is not None and COUNTING not in changed else []
-    kept = set(weights.values())
-    others = [name for name in files if name not in changed and not name.startswith(NOT_COPIED)]
-    left_out = [name for name in others if name.endswith(WEIGHTS) and name not in kept]
-    left_out += [name for name in others if name.endswith(".index.json") and name != INDEX]
-    copied = [name for name in others if name not in left_out]
-    rewritten, whole, passed = (tuple(sorted(group)) for group in (changed, copied, left_out))
-    return MergePlan(vlm, encoder, family, config, weights, names, rewritten, whole, passed, processor)
+    changed |= set() if processor is None else {COUNTING}
+    others = [name for name in sorted(files) if name not in changed and not name.startswith(NOT_COPIED)]
+    kept = {INDEX, *weights.values()}
+    left_out = [name for name in others if name.endswith((*WEIGHTS, ".index.json")) and name not in kept]
+    result = Merge(
+        vlm=vlm,
+        encoder=encoder.source,
+        rewritten=tuple(sorted(changed)),
+        copied=tuple(name for name in others if name not in left_out),
+        left_out=tuple(left_out),
+        tensors=len(flat),
+        resolution=(old, size),
+    )
+    return MergePlan(result, encoder, family, config, weights, flat, processor)
 
 
 def _completed(vlm: str, folder: Path, files: list[str], config: Any) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -61,24 +61,14 @@ def write_changed(plan: MergePlan, folder: Path, part: Path, repo_id: str = "") 
         What was done.
     """
     cosine = WeightCosine()
-    for name in (*plan.rewritten, *plan.copied):
+    for name in (*plan.result.rewritten, *plan.result.copied):
         (part / name).parent.mkdir(parents=True, exist_ok=True)
-    grown = sum(_rewrite_weights(plan, file, folder, part, cosine) for file in plan.names.files)
-    for name in set(plan.rewritten) - set(plan.names.files):
+    grown = sum(_rewrite_weights(plan, file, folder, part, cosine) for file in plan.tower_files)
+    for name in set(plan.result.rewritten) - set(plan.tower_files):
         content = _new_content(plan, name, folder, grown)
         (part / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    _warn_of_strangers(plan, *cosine.lowest)
-    merge = Merge(
-        vlm=plan.vlm,
-        encoder=plan.encoder.source,
-        out=repo_id,
-        rewritten=plan.rewritten,
-        copied=plan.copied,
-        left_out=plan.left_out,
-        tensors=len(plan.names.flat),
-        cosine=cosine.value(),
-        resolution=plan.resolution,
-    )
+    _warn_of_strangers(plan.result, *cosine.lowest)
+    merge = replace(plan.result, cosine=cosine.value(), out=repo_id)
     card = merge_card(merge, plan.family.vlm_class, card_head(folder / "README.md"), plan.encoder.card)
     (part / "README.md").write_text(card, encoding="utf-8")
     return merge
@@ -90,7 +80,7 @@ def _new_content(plan: MergePlan, name: str, folder: Path, grown: int) -> Mappin
         content = dict(plan.processor)
     else:
         content = read_object(folder / name, LARGEST_INDEX)
-    old, size = plan.resolution
+    old, size = plan.result.resolution
     if name == "config.json":
         return scaled_config(content, plan.config, old, size)
     if name == INDEX:
@@ -101,10 +91,10 @@ def _new_content(plan: MergePlan, name: str, folder: Path, grown: int) -> Mappin
     return content if size == old else scaled_processor(content, old, size)
 
 
-def _warn_of_strangers(plan: MergePlan, least: float, name: str) -> None:
+def _warn_of_strangers(merge: Merge, least: float, name: str) -> None:
     if not least >= MINIMUM_WEIGHT_COSINE:
         warnings.warn(
-            f"the weights of '{plan.encoder.source}' and of the tower of '{plan.vlm}' have cosine {least:.2f} only in "
+            f"the weights of '{merge.encoder}' and of the tower of '{merge.vlm}' have cosine {least:.2f} only in "
             f"'{name}': the encoder seems to be fine-tuned from another CLIP, or its weights are mixed up; the "
             "language model may not understand it.",
             UserWarning,
@@ -116,18 +106,21 @@ def _rewrite_weights(plan: MergePlan, file: str, folder: Path, part: Path, cosin
     """One file with the tower's new values; returns by how many bytes it has grown."""
     source, vision = folder / file, plan.encoder.config
     header, begin = read_header(source)
-    positions = (plan.resolution[1] // int(vision.patch_size)) ** 2 + int(vision.model_type == "clip_vision_model")
+    old, size = plan.result.resolution
+    positions = (size // int(vision.patch_size)) ** 2 + int(vision.model_type == "clip_vision_model")
     new: dict[str, Callable[[], torch.Tensor]] = {}
     shapes: dict[str, list[int]] = {}
-    for name in plan.names.files[file]:
-        flat, dtype = plan.names.flat[name], header[name]["dtype"]
+    for name, flat in plan.flat.items():
+        if plan.weight_map[name] != file:
+            continue
+        dtype = header[name]["dtype"]
         if dtype not in DTYPES:
             raise ValueError(f"the vision tower's '{name}' is quantised ({dtype}): merge the original model.")
         new[name] = partial(_new_value, plan, source, header, begin, name, cosine)
         if flat == POSITION_IDS:
             new[name] = torch.arange(positions).unsqueeze(0).clone
             shapes[name] = [1, positions]
-        elif flat == POSITIONS and plan.resolution[0] != plan.resolution[1]:
+        elif flat == POSITIONS and old != size:
             shapes[name] = [positions, header[name]["shape"][-1]]
     return rewrite(source, part / file, new, shapes)
 
@@ -135,7 +128,7 @@ def _rewrite_weights(plan: MergePlan, file: str, folder: Path, part: Path, cosin
 def _new_value(
     plan: MergePlan, source: Path, header: Mapping[str, Any], begin: int, name: str, cosine: WeightCosine
 ) -> torch.Tensor:
-    flat = plan.names.flat[name]
+    flat = plan.flat[name]
     new = plan.encoder.tensor(flat, DTYPES[header[name]["dtype"]])
     if list(new.shape) == header[name]["shape"]:
         cosine.add(flat, read_tensor(source, header, begin, name), new)

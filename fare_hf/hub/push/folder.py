@@ -14,7 +14,7 @@ import torch
 from huggingface_hub import ModelCardData, RepoFile
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from safetensors import SafetensorError, safe_open
-from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel, CLIPVisionModelWithProjection
+from transformers import CLIPModel, CLIPVisionModel, CLIPVisionModelWithProjection
 
 from fare_hf.encoders import load_complete
 from fare_hf.files.documents import front_matter, read_text
@@ -24,7 +24,7 @@ from fare_hf.hub.card.render import PLOT
 from fare_hf.hub.contents import check_contents
 from fare_hf.hub.licenses import check_license
 from fare_hf.pretrained.configuration import configuration_from, load_image_processor, read_json_object
-from fare_hf.pretrained.validation import check_answers, check_recorded, recorded_architecture
+from fare_hf.pretrained.validation import ARCHITECTURE, check_answers, check_recorded, recorded_architecture
 
 __all__ = [
     "LocalFile",
@@ -48,16 +48,7 @@ OTHERS = re.compile(
     r"merges\.txt|added_tokens\.json"
 )
 CLASSES: dict[str, Any] = {cls.__name__: cls for cls in (CLIPModel, CLIPVisionModel, CLIPVisionModelWithProjection)}
-SHAPE = (
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "patch_size",
-    "image_size",
-    "hidden_act",
-    "projection_dim",
-)
+SHAPE = (*(name for name in ARCHITECTURE if name != "layer_norm_eps"), "projection_dim")
 
 
 @dataclass(frozen=True)
@@ -104,18 +95,18 @@ def read_folder(folder: Path, repo_id: str, token: str | None = None) -> list[Lo
     """
     if not folder.is_dir():
         raise ValueError(f"'{folder}' is no folder: name one that save_robust_encoder or a training has written.")
-    names = files_in(folder)
-    _check_names(folder, names)
+    names, where = files_in(folder), f"'{folder}'"
+    _check_names(where, names)
     shapes = _check_weights(folder, [name for name in names if WEIGHTS.fullmatch(name)])
-    config = read_json_object(folder / "config.json")
-    vision_shape(config, f"'{folder}'")
-    check_complete(shapes, config, f"'{folder}'")
-    _check_parts(folder, config)
-    files = [LocalFile(name, folder / name) for name in names]
+    values = read_json_object(folder / "config.json")
+    config = _configuration(values, where)
+    _check_complete(shapes, values, where)
+    _check_processor(folder, config)
+    check_recorded(config, recorded_architecture(str(folder)), where)
     card = card_under_name(folder, repo_id)
-    if card is not None:
-        files = [LocalFile(f.path, f.source, card.encode()) if f.path == "README.md" else f for f in files]
-    _check_card(folder)
+    edited = {} if card is None else {"README.md": card.encode()}
+    files = [LocalFile(name, folder / name, edited.get(name)) for name in names]
+    _check_card(folder / "README.md")
     for file in files:
         check_contents(file.path, file.source, file.content, token)
     return files
@@ -143,44 +134,9 @@ def vision_shape(config: dict[str, Any], where: str) -> dict[str, Any]:
     Raises:
         ValueError: not the configuration of a CLIP or of its vision encoder.
     """
-    kind = config.get("model_type")
-    if kind not in ("clip", "clip_vision_model"):
-        raise ValueError(f"{where} holds a model of type {kind!r}, not a CLIP vision encoder: name another.")
-    try:
-        made = configuration_from(copy.deepcopy(config), "it")
-    except ValueError as error:
-        raise ValueError(f"{where} has a config.json that no CLIP can have ({error}): name another.") from None
+    made = _configuration(config, where)
     vision: Any = getattr(made, "vision_config", made)
     return {name: getattr(vision, name) for name in SHAPE}
-
-
-def check_complete(shapes: dict[str, tuple[int, ...]], config: dict[str, Any], where: str) -> None:
-    """The class that the configuration names has all its weights: else it would load with random ones.
-
-    Args:
-        shapes: of the stored tensors, by their prefixed names.
-        config: content of `config.json`.
-        where: for the message.
-
-    Raises:
-        ValueError: no class that is published, a tensor that is missing, or of another shape.
-    """
-    name = (config.get("architectures") or ["none"])[0]
-    if name not in CLASSES:
-        raise ValueError(f"{where} has the architecture {name!r} in config.json, not one of {', '.join(CLASSES)}.")
-    cls = CLASSES[name]
-    kind: Any = CLIPConfig if cls is CLIPModel else CLIPVisionConfig
-    with torch.device("meta"):
-        expected = cls(kind.from_dict(config)).state_dict()
-    for key, tensor in expected.items():
-        key = key if cls is not CLIPVisionModel or key.startswith("vision_model.") else f"vision_model.{key}"
-        if key not in shapes:
-            raise ValueError(f"{where} lacks the weights {key!r} of {name}: save the encoder again.")
-        if shapes[key] != tuple(tensor.shape):
-            raise ValueError(
-                f"{where} has {key!r} of shape {shapes[key]} and a config.json that asks for {tuple(tensor.shape)}: "
-                "save the encoder again."
-            )
 
 
 def check_repo_id(repo_id: str) -> None:
@@ -197,18 +153,33 @@ def check_reference(name: str | None, what: str) -> None:
         raise ValueError(f"{what} {name!r} is not valid: use letters, digits, '-', '_' and '.'.")
 
 
-def _check_names(folder: Path, names: list[str]) -> None:
-    strange = [name for name in names if not WEIGHTS.fullmatch(name) and not OTHERS.fullmatch(name)]
-    if strange:
-        raise ValueError(
-            f"'{folder}' holds {strange[0]!r} ({len(strange)} such), which is not published (no pickles, optimizer "
-            "states or logs): push a folder of save_robust_encoder, such as the <output_dir>/encoder of a training."
-        )
-    if not any(WEIGHTS.fullmatch(name) for name in names):
-        raise ValueError(f"'{folder}' has no weights: it needs model.safetensors.")
-    for name, what in NEEDED.items():
-        if name not in names:
-            raise ValueError(f"'{folder}' lacks {name}, {what}: save the encoder with save_robust_encoder.")
+def _configuration(values: dict[str, Any], where: str) -> Any:
+    """What transformers makes of a config.json."""
+    kind = values.get("model_type")
+    if kind not in ("clip", "clip_vision_model"):
+        raise ValueError(f"{where} holds a model of type {kind!r}, not a CLIP vision encoder: name another.")
+    try:
+        return configuration_from(copy.deepcopy(values), "it")
+    except ValueError as error:
+        raise ValueError(f"{where} has a config.json that no CLIP can have ({error}): name another.") from None
+
+
+def _check_names(where: str, names: list[str]) -> None:
+    weights = [name for name in names if WEIGHTS.fullmatch(name)]
+    strange = [name for name in names if name not in weights and not OTHERS.fullmatch(name)]
+    told = [
+        f"holds {name!r} ({len(strange)} such), which is not published (no pickles, optimizer states or logs): push a "
+        "folder of save_robust_encoder, such as the <output_dir>/encoder of a training."
+        for name in strange
+    ]
+    told += [] if weights else ["has no weights: it needs model.safetensors."]
+    told += [
+        f"lacks {name}, {what}: save the encoder with save_robust_encoder."
+        for name, what in NEEDED.items()
+        if name not in names
+    ]
+    if told:
+        raise ValueError(f"{where} {told[0]}")
 
 
 def _check_weights(folder: Path, names: list[str]) -> dict[str, tuple[int, ...]]:
@@ -222,31 +193,48 @@ def _check_weights(folder: Path, names: list[str]) -> dict[str, tuple[int, ...]]
             raise ValueError(f"'{folder / name}' is not readable as safetensors ({error}): save it again.") from None
     index = folder / "model.safetensors.index.json"
     named = read_json_object(index)["weight_map"].keys() if index.exists() else found.keys()
-    if len(names) > 1 and not index.exists() or named != found.keys():
-        raise ValueError(f"'{folder}' has shards that do not fit its index: save the encoder again.")
-    if not any(name.startswith("vision_model.") for name in found):
-        raise ValueError(f"'{folder}' holds no weights named vision_model.*: save it with save_robust_encoder.")
-    return found
+    told = "has shards that do not fit its index: save the encoder again."
+    if named == found.keys() and (len(names) == 1 or index.exists()):
+        told = "holds no weights named vision_model.*: save it with save_robust_encoder."
+        if any(name.startswith("vision_model.") for name in found):
+            return found
+    raise ValueError(f"'{folder}' {told}")
 
 
-def _check_parts(folder: Path, config: dict[str, Any]) -> None:
-    """The image processor, and what was recorded when the encoder was saved, fit the configuration."""
+def _check_complete(shapes: dict[str, tuple[int, ...]], values: dict[str, Any], where: str) -> None:
+    """The class that the configuration names has all its weights: else it would load with random ones."""
+    name = (values.get("architectures") or ["none"])[0]
+    if name not in CLASSES:
+        raise ValueError(f"{where} has the architecture {name!r} in config.json, not one of {', '.join(CLASSES)}.")
+    cls = CLASSES[name]
+    with torch.device("meta"):
+        made = cls(cls.config_class.from_dict(values)).state_dict()
+    flat = cls is CLIPVisionModel
+    wanted = {
+        f"vision_model.{key}" if flat and not key.startswith("vision_model.") else key: tuple(tensor.shape)
+        for key, tensor in made.items()
+    }
+    for key, shape in wanted.items():
+        if shapes.get(key) != shape:
+            told = f"has {key!r} of shape {shapes.get(key)} and a config.json that asks for {shape}"
+            told = told if key in shapes else f"lacks the weights {key!r} of {name}"
+            raise ValueError(f"{where} {told}: save the encoder again.")
+
+
+def _check_processor(folder: Path, config: Any) -> None:
     path = folder / "preprocessor_config.json"
     missing = [name for name in ("image_mean", "image_std") if not read_json_object(path).get(name)]
     if missing:  # its class would take others in silence
         raise ValueError(f"'{path}' is of no image processor, as it lacks {missing[0]}: save the encoder again.")
-    made = configuration_from(copy.deepcopy(config), f"'{folder / 'config.json'}'")
-    load_image_processor(str(folder), made)
-    check_recorded(made, recorded_architecture(str(folder)), f"'{folder}'")
+    load_image_processor(str(folder), config)
 
 
-def _check_card(folder: Path) -> None:
-    where = f"'{folder / 'README.md'}'"
+def _check_card(card: Path) -> None:
     try:
-        head = front_matter(read_text(folder / "README.md"), where)
+        head = front_matter(read_text(card), f"'{card}'")
         ModelCardData(**{str(name): value for name, value in head.items()}, ignore_metadata_errors=False)
     except Exception as error:  # of any kind that a strange head raises in the client
         told = " ".join(str(error).split())
-        raise ValueError(f"{where} has metadata that cannot be read ({told}): mend it.") from None
+        raise ValueError(f"'{card}' has metadata that cannot be read ({told}): mend it.") from None
     if head.get("license") is not None:
         check_license(str(head["license"]))

@@ -7,14 +7,14 @@ import shlex
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from huggingface_hub.errors import RepositoryNotFoundError
 from transformers import PreTrainedModel
 
-from fare_hf.files.credentials import redact
+from fare_hf.files.credentials import mask_secrets
 from fare_hf.files.documents import read_object
 from fare_hf.hub.push.folder import LocalFile, check_loads, check_reference, check_repo_id, read_folder, vision_shape
 from fare_hf.hub.push.remote import Moved, Remote, State
@@ -24,6 +24,7 @@ from fare_hf.hub.save import copy_with_text_encoder, save_robust_encoder
 __all__ = ["Publication", "PushError", "check_access", "push_robust_encoder"]
 
 COMMIT_MESSAGE = "Publish robust encoder"
+T = TypeVar("T")
 
 
 class PushError(OSError):
@@ -54,28 +55,6 @@ class Publication:
         tag = f", tag {self.tag}" if self.tag else ""
         commit = f"{self.revision}{tag}, commit {self.commit[:12]}"
         return f"{self.url} ({commit}): {len(self.files)} files, equal by the Hub's hashes"
-
-
-@dataclass(frozen=True)
-class _Order:
-    """What was asked for."""
-
-    folder: Path
-    private: bool | None = None
-    revision: str = "main"
-    create_pr: bool = False
-    tag: str | None = None
-    commit_message: str = COMMIT_MESSAGE
-
-    def command(self, repo_id: str) -> str:
-        """The same as a command line; it never holds a token."""
-        words = ["fare-hf", "push", str(self.folder), repo_id]
-        words += [] if self.private is None else ["--private" if self.private else "--no-private"]
-        words += [] if self.revision == "main" else ["--revision", self.revision]
-        words += ["--create_pr"] if self.create_pr else []
-        words += ["--tag", self.tag] if self.tag else []
-        words += [] if self.commit_message == COMMIT_MESSAGE else ["--commit_message", self.commit_message]
-        return shlex.join(words)
 
 
 def push_robust_encoder(
@@ -123,16 +102,16 @@ def push_robust_encoder(
     if create_pr and tag:
         raise ValueError(f"tag {tag!r} cannot be put on a pull request: tag after it is merged.")
     folder, temporary = _folder(source, text_encoder, {"repo_id": repo_id, **save})
-    order = _Order(folder, private, revision, create_pr, tag, commit_message)
-    job = _Push(order, Remote(repo_id, token, endpoint, retries))
-    failure = job.attempt(job.run)
-    if temporary and not isinstance(failure, PushError):
-        shutil.rmtree(temporary, ignore_errors=True)
-    if failure is not None:
-        # Raised outside the handler: the original error holds the request, and with it the token.
-        raise failure
-    assert job.result is not None
-    return job.result
+    push = _Push(Remote(repo_id, token, endpoint, retries), folder, private, revision, create_pr, tag, commit_message)
+    kept = None
+    try:
+        return push.attempt(push.run)
+    except PushError:
+        kept = temporary  # the command to go on names it
+        raise
+    finally:
+        if temporary != kept:
+            shutil.rmtree(str(temporary), ignore_errors=True)
 
 
 def check_access(
@@ -145,11 +124,9 @@ def check_access(
         PushError: the Hub does not answer.
     """
     check_repo_id(repo_id)
-    job = _Push(_Order(Path()), Remote(repo_id, token, endpoint, retries))
-    failure = job.attempt(job.check_account)
-    if failure is not None:
-        raise failure
-    return job.remote.repo_id
+    push = _Push(Remote(repo_id, token, endpoint, retries), Path())
+    push.attempt(push.check_account)
+    return push.remote.repo_id
 
 
 def _folder(
@@ -177,58 +154,74 @@ def _folder(
     return target, temporary
 
 
+@dataclass
 class _Push:
-    """One push; `stage`, `sending` and `result` say how far it came."""
+    """One push, as it was asked for; `stage` and `sending` say how far it came."""
 
-    def __init__(self, order: _Order, remote: Remote) -> None:
-        self.order, self.remote = order, remote
-        self.stage, self.sending = f"reading '{order.folder}'", False
-        self.files: list[LocalFile] = []
-        self.result: Publication | None = None
+    remote: Remote
+    folder: Path
+    private: bool | None = None
+    revision: str = "main"
+    create_pr: bool = False
+    tag: str | None = None
+    commit_message: str = COMMIT_MESSAGE
+    stage: str = ""
+    sending: bool = False
+    files: list[LocalFile] = field(default_factory=list)
 
-    def attempt(self, run: Callable[[], None]) -> ValueError | PushError | None:
-        """Calls `run`; returns what it raised as one clear error, without a trace of the request (the token)."""
+    def command(self) -> str:
+        """The same as a command line; it never holds a token."""
+        words = ["fare-hf", "push", str(self.folder), self.remote.repo_id]
+        words += [] if self.private is None else ["--private" if self.private else "--no-private"]
+        words += [] if self.revision == "main" else ["--revision", self.revision]
+        words += ["--create_pr"] if self.create_pr else []
+        words += ["--tag", self.tag] if self.tag else []
+        words += [] if self.commit_message == COMMIT_MESSAGE else ["--commit_message", self.commit_message]
+        return shlex.join(words)
+
+    def attempt(self, step: Callable[[], T]) -> T:
+        """Calls a step; what it raises becomes one clear error, without a trace of the request (the token)."""
         try:
-            run()
+            return step()
         except Exception as error:
-            if type(error) is ValueError and not self.sending:
-                return ValueError(redact(str(error), self.remote.token))
-            return PushError(redact(_story(self, error), self.remote.token))
-        return None
+            refused = type(error) is ValueError and not self.sending
+            told = mask_secrets(str(error) if refused else _story(self, error), self.remote.token)
+        # Raised outside the handler: the original error holds the request.
+        raise ValueError(told) if refused else PushError(told)
 
-    def run(self) -> None:
+    def run(self) -> Publication:
         """Checks the folder, the account and the repository; then sends, and compares."""
-        order, remote = self.order, self.remote
-        named = remote.repo_id
-        self.files = read_folder(order.folder, named, remote.token)
-        check_loads(order.folder)
+        remote, named = self.remote, self.remote.repo_id
+        self.stage = f"reading '{self.folder}'"
+        self.files = read_folder(self.folder, named, remote.token)
+        check_loads(self.folder)
         self.check_account()
         if remote.repo_id != named:
-            self.files = read_folder(order.folder, remote.repo_id, remote.token)
+            self.files = read_folder(self.folder, remote.repo_id, remote.token)
         self.stage = "looking at the repository"
         state = remote.state()
         self._check_state(state)
         self.stage, self.sending = "creating the repository", True
         if state is None:
-            remote.create(order.private)
-            state = remote.state() or State(bool(order.private))
-        if order.revision not in state.branches:
-            self.stage = f"creating the branch '{order.revision}'"
-            remote.create_branch(order.revision)
-        self._send()
+            remote.create(self.private)
+            state = remote.state() or State(bool(self.private))
+        if self.revision not in state.branches:
+            self.stage = f"creating the branch '{self.revision}'"
+            remote.create_branch(self.revision)
+        return self._send()
 
-    def _send(self) -> None:
+    def _send(self) -> Publication:
         """Uploads and commits what differs, compares, tags."""
-        order, remote = self.order, self.remote
-        parent = remote.head(order.revision)
+        remote = self.remote
+        parent = remote.head(self.revision)
         operations = remote.changes(self.files, remote.tree(parent))
-        reference, url, commit = order.revision, f"{remote.api.endpoint}/{remote.repo_id}", parent
+        reference, url, commit = self.revision, f"{remote.api.endpoint}/{remote.repo_id}", parent
         if operations:
             self.stage = "uploading"
-            remote.upload(operations, order.revision, order.create_pr)
+            remote.upload(operations, self.revision, self.create_pr)
             self.stage = "committing"
-            details = (operations, self.files, order.revision, parent, order.commit_message)
-            if order.create_pr:
+            details = (operations, self.files, self.revision, parent, self.commit_message)
+            if self.create_pr:
                 reference, url = remote.open_pull_request(*details)
                 commit = remote.head(reference)
             else:
@@ -236,11 +229,11 @@ class _Push:
             self.stage = "comparing what was published"
             if different := remote.missing(self.files, commit):
                 raise OSError(f"{', '.join(different)} of commit {commit} has other hashes than here")
-        if order.tag:
-            self.stage = f"tagging commit {commit[:12]} as '{order.tag}'"
-            remote.create_tag(order.tag, commit)
+        if self.tag:
+            self.stage = f"tagging commit {commit[:12]} as '{self.tag}'"
+            remote.create_tag(self.tag, commit)
         names = tuple(file.path for file in self.files)
-        self.result = Publication(remote.repo_id, reference, commit, names, url, order.tag)
+        return Publication(remote.repo_id, reference, commit, names, url, self.tag)
 
     def check_account(self) -> None:
         """The token is known, and may write where it shall; a name without namespace gets the account's."""
@@ -253,7 +246,7 @@ class _Push:
         if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
             raise ValueError(f"the access token of {name!r} may only read: make one with the right to write.")
         spaces = {name} | {org["name"] for org in account.get("orgs", []) if org.get("roleInOrg") != "read"}
-        if remote.repo_id.split("/")[0] not in spaces and not self.order.create_pr:
+        if remote.repo_id.split("/")[0] not in spaces and not self.create_pr:
             raise ValueError(
                 f"the account {name!r} has no right to write to {remote.repo_id!r}: publish under one of "
                 f"{sorted(spaces)}, or open a pull request (create_pr)."
@@ -261,76 +254,73 @@ class _Push:
 
     def _check_state(self, state: State | None) -> None:
         """What exists already is the same kind of thing, and the Hub takes the card, unless it has it already."""
-        order, remote = self.order, self.remote
-        card = next(file for file in self.files if file.path == "README.md")
-        if state is None and order.create_pr:
+        remote, card = self.remote, next(file for file in self.files if file.path == "README.md")
+        if state is not None:
+            self._check_references(state)
+        elif self.create_pr:
             raise ValueError(
                 f"there is no repository {remote.repo_id!r} to open a pull request in: leave out create_pr."
             )
-        if state is not None:
-            _check_references(order, remote.repo_id, state)
-            seen = order.revision if order.revision in state.branches else "main"
-            self._check_architecture(seen)
-            if order.tag in state.tags and remote.missing(self.files, state.tags[str(order.tag)]):
-                raise ValueError(
-                    f"tag {order.tag!r} of {remote.repo_id!r} is on other files already: give another tag."
-                )
+        seen = self.revision if state is None or self.revision in state.branches else "main"
         if state is None or remote.missing([card], seen):
             self.stage = "asking whether the card is valid"
             remote.check_card((card.content or card.source.read_bytes()).decode("utf-8"))
+
+    def _check_references(self, state: State) -> None:
+        """Visibility, branch, tag and architecture of a repository that exists."""
+        repo_id, branch = self.remote.repo_id, self.revision in state.branches
+        if self.private not in (None, state.private):
+            now, wanted = ("private", "public") if state.private else ("public", "private")
+            raise ValueError(f"{repo_id!r} is {now} already: make it {wanted} on its page, or leave out private.")
+        if self.revision in state.tags or (self.create_pr and not branch):
+            raise ValueError(f"revision {self.revision!r} of {repo_id!r} is no branch: name a branch.")
+        self._check_architecture(self.revision if branch else "main")
+        if self.tag in state.tags and self.remote.missing(self.files, state.tags[str(self.tag)]):
+            raise ValueError(f"tag {self.tag!r} of {repo_id!r} is on other files already: give another tag.")
 
     def _check_architecture(self, revision: str) -> None:
         """An encoder never replaces one of another shape."""
         config = self.remote.read_json("config.json", revision)
         if config is None:
             return
-        local = next(file for file in self.files if file.path == "config.json")
-        mine = vision_shape(read_object(local.source), f"'{self.order.folder}'")
+        mine = vision_shape(read_object(self.folder / "config.json"), f"'{self.folder}'")
         theirs = vision_shape(config, f"{self.remote.repo_id!r} on the Hub")
-        for name, value in mine.items():
-            if theirs[name] != value:
-                raise ValueError(
-                    f"{self.remote.repo_id!r} holds an encoder with {name} {theirs[name]!r}, this one has {value!r}: "
-                    "publish it under another name."
-                )
+        different = [name for name, value in mine.items() if theirs[name] != value]
+        if different:
+            name = different[0]
+            raise ValueError(
+                f"{self.remote.repo_id!r} holds an encoder with {name} {theirs[name]!r}, this one has {mine[name]!r}: "
+                "publish it under another name."
+            )
 
 
-def _check_references(order: _Order, repo_id: str, state: State) -> None:
-    if order.private not in (None, state.private):
-        now, wanted = ("private", "public") if state.private else ("public", "private")
-        raise ValueError(f"{repo_id!r} is {now} already: make it {wanted} on its page, or leave out private.")
-    if order.revision in state.tags or (order.create_pr and order.revision not in state.branches):
-        raise ValueError(f"revision {order.revision!r} of {repo_id!r} is no branch: name a branch.")
-
-
-def _story(job: _Push, error: Exception) -> str:
+def _story(push: _Push, error: Exception) -> str:
     """What happened, what is on the Hub, what is not, and the command to go on."""
-    start = f"publishing to '{job.remote.repo_id}' stopped while {job.stage}: {_cause(error)}"
-    command = f" To go on: {job.order.command(job.remote.repo_id)}" if job.files else ""
-    if not job.sending:
+    start = f"publishing to '{push.remote.repo_id}' stopped while {push.stage}: {_cause(error)}"
+    command = f" To go on: {push.command()}" if push.files else ""
+    if not push.sending:
         return f"{start}. Nothing was sent.{command}"
-    there, missing = _look(job)
+    there, missing = _look(push)
     return f"{start}. On the Hub: {there}. Not on the Hub: {missing}.{command}"
 
 
-def _look(job: _Push) -> tuple[str, str]:
+def _look(push: _Push) -> tuple[str, str]:
     """One last look, which does not insist."""
-    remote, order = job.remote, job.order
+    remote = push.remote
     remote.retries = Retries(tries=1)
-    everything = ", ".join(f"{file.path} ({file.size} bytes)" for file in job.files)
+    there = ""
+    everything = ", ".join(f"{file.path} ({file.size} bytes)" for file in push.files)
     try:
         remote.head("main")
-    except RepositoryNotFoundError:
-        return "nothing", everything
-    except Exception:
-        return "unknown, as it does not answer", f"perhaps {everything}"
-    try:
-        missing = remote.missing(job.files, order.revision)
-    except Exception:
-        return "the repository", f"perhaps {everything}"
-    there = [file.path for file in job.files if file.path not in missing]
-    tag = [f"the tag {order.tag}"] if order.tag and "tagging" in job.stage else []
-    return "the repository with " + (", ".join(there) or "none of these files"), ", ".join(missing + tag) or "nothing"
+        there = "the repository"
+        missing = remote.missing(push.files, push.revision)
+    except Exception as error:
+        if not there and isinstance(error, RepositoryNotFoundError):
+            return "nothing", everything
+        return there or "unknown, as it does not answer", f"perhaps {everything}"
+    names = [file.path for file in push.files if file.path not in missing]
+    tag = [f"the tag {push.tag}"] if push.tag and "tagging" in push.stage else []
+    return f"{there} with {', '.join(names) or 'none of these files'}", ", ".join(missing + tag) or "nothing"
 
 
 def _cause(error: Exception) -> str:

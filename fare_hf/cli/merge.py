@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fare_hf.cli.console import refuse_given, refuse_of_the_hub
-
 __all__ = ["GOING_ON", "PURPOSE", "add_options", "run"]
 
 PURPOSE = "the same without loading the language model; on the Hub, without moving it"
@@ -34,14 +32,6 @@ def run(args: argparse.Namespace) -> None:
 
     if is_in_lab(args.vlm):
         raise ValueError(f"{args.vlm} is stored without its tower, and a merge works on files: use fare-hf swap.")
-    if not args.push_to_hub:
-        refuse_given(
-            args, ["private", "hub_model_id"], "is of a new repository: give it with --push_to_hub, or leave it out."
-        )
-    elif args.hard_links:
-        raise ValueError("--hard_links is of files here: with --push_to_hub leave it out.")
-    refuse_of_the_hub(args, "revision", args.vlm)
-    refuse_of_the_hub(args, "encoder_revision", args.encoder)
     if args.base is not None and not Path(args.encoder, "open_clip_config.json").exists():
         if Path(args.encoder, "config.json").exists():
             raise ValueError(f"--base is for weights of open_clip, and {args.encoder!r} says its own: leave it out.")

@@ -177,7 +177,7 @@ def _check_names(node: yaml.Node) -> None:
     names = [key.value for key, _ in pairs if isinstance(key, yaml.ScalarNode) and not key.tag.endswith(":merge")]
     twice = next((name for number, name in enumerate(names) if name in names[:number]), None)
     if twice is not None:
-        raise ValueError(f"it has {twice!r} twice in one place")
+        raise ValueError(f"it has {twice!r} twice in one mapping")
 
 
 def _unfolded(node: yaml.Node, known: dict[int, int], depth: int = 0) -> int:

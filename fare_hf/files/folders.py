@@ -1,4 +1,4 @@
-"""Paths that lead nowhere, and folders that are written once: into a new place, whole or not at all."""
+"""Paths that lead nowhere, folders of strangers, and folders that are written once: new, whole or not at all."""
 
 from __future__ import annotations
 

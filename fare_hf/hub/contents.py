@@ -38,7 +38,7 @@ def check_contents(name: str, path: Path, content: bytes | None, token: str | No
     Args:
         name: in the repository.
         path: of the file.
-        content: in its place, or None.
+        content: instead of the file's, or None.
         token: of the account, which may be in no file either.
 
     Raises:

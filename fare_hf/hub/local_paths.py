@@ -55,6 +55,6 @@ def _last(path: str) -> str:
 
 def _own() -> re.Pattern[str]:
     """Paths below the user's home and the working folder, where these are deep enough to say something."""
-    places = {os.path.expanduser("~"), os.getcwd()}
-    deep = [re.escape(place) for place in sorted(places, key=len, reverse=True) if len(Path(place).parts) > 2]
+    folders = {os.path.expanduser("~"), os.getcwd()}
+    deep = [re.escape(folder) for folder in sorted(folders, key=len, reverse=True) if len(Path(folder).parts) > 2]
     return re.compile(rf"(?:{'|'.join(deep)})(?:/{END}*|(?![\w-]))" if deep else r"(?!)")

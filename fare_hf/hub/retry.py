@@ -119,17 +119,13 @@ def bounded_waits(retries: Retries) -> Iterator[None]:
 
 def is_transient(error: BaseException) -> bool:
     """Whether trying again may help: the network, a busy or failing server; never a refusal."""
-    if any(isinstance(link, TooLongAsked) for link in _chain(error)):
+    chain, status = list(_chain(error)), status_of(error)
+    if any(isinstance(link, (TooLongAsked, OfflineModeIsEnabled)) for link in chain):
         return False
-    status = status_of(error)
     if status is not None:
         return status in TRANSIENT_STATUS
     # HTTPError: of the HTTP library that the client uses; one with an answer has a status.
-    kinds = (HTTPError, ConnectionError, TimeoutError, json.JSONDecodeError)
-    chain = list(_chain(error))
-    if any(isinstance(link, OfflineModeIsEnabled) for link in chain):
-        return False
-    return any(isinstance(link, kinds) for link in chain)
+    return any(isinstance(link, (HTTPError, ConnectionError, TimeoutError, json.JSONDecodeError)) for link in chain)
 
 
 def status_of(error: BaseException) -> int | None:

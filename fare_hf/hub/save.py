@@ -136,18 +136,18 @@ def save_robust_encoder(
     check_answers(model, f"the {type(model).__name__}")
     config = _config(model, type(model).__name__)
 
-    with whole_folder(folder) as place:  # nobody ever sees, or publishes, half of it
-        save_torch_state_dict(weights, place, max_shard_size=max_shard_size)
-        for part in (config, images):
-            part.save_pretrained(place)
+    with whole_folder(folder) as part:  # nobody ever sees, or publishes, half of it
+        save_torch_state_dict(weights, part, max_shard_size=max_shard_size)
+        config.save_pretrained(part)
+        images.save_pretrained(part)
         if tokenizer is not None:
-            save_tokenizer(tokenizer, place)
-        for path in place.glob("*.json"):
+            save_tokenizer(tokenizer, part)
+        for path in part.glob("*.json"):
             _shorten_paths(path)
         for name, text in texts.items():
-            (place / name).write_text(text, encoding="utf-8")
+            (part / name).write_text(text, encoding="utf-8")
         if plot is not None:
-            (place / PLOT).write_bytes(plot)
+            (part / PLOT).write_bytes(plot)
     return folder
 
 

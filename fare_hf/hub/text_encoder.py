@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import CLIPConfig, CLIPModel, PreTrainedModel
+from transformers import CLIPModel, PreTrainedModel
 
 from fare_hf.convert.checkpoints import names_repository
 from fare_hf.encoders import load_complete
@@ -43,7 +43,11 @@ def whole_clip(encoder: PreTrainedModel, original: str) -> tuple[CLIPModel, Any]
         if name not in own or own[name].shape != tensor.shape:
             raise ValueError(f"{original!r} has no {name!r} of the encoder's shape: name the CLIP it was made from.")
     clip.load_state_dict({**own, **weights})
-    clip.config = _whole_config(clip.config, encoder.config)
+    vision: Any = copy.deepcopy(encoder.config)
+    # Written by Trainer, of the vision class alone, and where the encoder lay on this machine.
+    vision.__dict__.pop("use_cache", None)
+    vision.architectures, vision._name_or_path = None, ""
+    clip.config.vision_config = vision
     return clip.eval(), tokenizer
 
 
@@ -67,15 +71,3 @@ def _load(original: str, dtype: torch.dtype) -> tuple[CLIPModel, Any]:
         first = str(error).strip().splitlines()[0]
         raise ValueError(f"{original!r} is no CLIP with a tokenizer ({first}): name the original.") from None
     return clip, tokenizer
-
-
-def _whole_config(whole: CLIPConfig, vision: Any) -> CLIPConfig:
-    """The whole CLIP's configuration with the encoder's own vision part."""
-    whole = copy.deepcopy(whole)
-    part = copy.deepcopy(vision)
-    # Written by Trainer, of the vision class alone, and where the encoder lay on this machine.
-    part.__dict__.pop("use_cache", None)
-    part.architectures = None
-    part._name_or_path = ""
-    whole.vision_config = part
-    return whole

@@ -1,8 +1,8 @@
 """What becomes of attacks by foreign files, all tried: the checks behind the table of `fare_hf/hub/ATTACKS.md`.
 
-`python tests/trust_table.py` tries all of them and writes the page; `test_trust_boundaries.py` compares the page with
-what it finds. Each attack plants something in a folder of its own, with a secret and a trap beside it, and runs the
-function or the command line that a user would run on it.
+`PYTHONPATH=tests python tests/helpers/trust_table.py` tries all of them and writes the page;
+`test_trust_boundaries.py` compares the page with what it finds. Each attack plants something in a folder of its own,
+with a secret and a trap beside it, and runs the function or the command line that a user would run on it.
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ INTRO = """# Attacks by foreign files, and what became of them
 Each row was tried: a repository, data set, index, card, suite or saved state of a stranger that attacks whoever opens
 it, and the function or command line of `fare_hf` that opens it. In all of them the outcome was one sentence; nothing
 outside of the folder was read (a secret beside it is in no output and no file), written (every other file is as
-before, to the byte) or run (a trap that leaves a mark left none). `python tests/trust_table.py` writes this page, and
-a test compares it. [SECURITY.md](../../SECURITY.md) says what is promised.
+before, to the byte) or run (a trap that leaves a mark left none). `PYTHONPATH=tests python
+tests/helpers/trust_table.py` writes this page, and a test compares it. [SECURITY.md](../../SECURITY.md) says what is
+promised.
 
 | attack | outcome |
 |---|---|

@@ -223,6 +223,7 @@ def test_suite_files_that_are_none(text: str, sentence: str, tmp_path: Path) -> 
 ATTACK = ["attack", "lab:llava", "--dataset", "lab:digits", "--output_dir", "r"]
 CONVERT = ["convert", ".", "--to", "open_clip", "--output_dir", "r"]
 MERGE = ["merge", "v", "e", "--output_dir", "r"]
+MERGE_HERE = ["merge", "v", ".", "--output_dir", "r"]
 HUB_MERGE = ["merge", "v", "e", "--push_to_hub", "--hub_model_id", "a/b"]
 OPTIONS: list[tuple[list[str], str]] = [
     *(
@@ -241,24 +242,15 @@ OPTIONS: list[tuple[list[str], str]] = [
     ([*ATTACK, "--split", "test"], "--split is not for lab:digits"),
     ([*ATTACK, "--dataset_config", "x"], "--dataset_config is not for lab"),
     ([*ATTACK, "--victims", "A=x", "A=y"], "--victims names A twice"),
-    (
-        ["merge", "v", "e", "--output_dir", "r", "--private"],
-        "--private is of a new repository: give it with --push_to_hub",
-    ),
-    ([*MERGE, "--no-private"], "--private is of a new repository"),
-    (
-        ["merge", "v", "e", "--hub_model_id", "a/b"],
-        "--hub_model_id is of a new repository: give it with --push_to_hub",
-    ),
-    (["merge", "v", "e"], "a merge needs a place: give output_dir, or push_to_hub and hub_model_id"),
+    ([*MERGE, "--private"], "private is of a new repository: give it with push_to_hub"),
+    ([*MERGE, "--no-private"], "private is of a new repository"),
+    ([*MERGE, "--hub_model_id", "a/b"], "hub_model_id is of a new repository: give it with push_to_hub"),
+    (["merge", "v", "e"], "a merge needs an output: give output_dir, or push_to_hub and hub_model_id"),
     (["merge", "v", "e", "--push_to_hub"], "push_to_hub needs hub_model_id"),
     ([*HUB_MERGE, "--output_dir", "r"], "output_dir is of a merge into a folder: with push_to_hub leave it out"),
-    ([*HUB_MERGE, "--hard_links"], "--hard_links is of files here"),
-    (["merge", ".", "e", "--output_dir", "r", "--revision", "x"], "--revision is of a repository, and '.' lies here"),
-    (
-        ["merge", "v", ".", "--output_dir", "r", "--encoder_revision", "x"],
-        "--encoder_revision is of a repository, and '.' lies here",
-    ),
+    ([*HUB_MERGE, "--hard_links"], "hard_links is for a merge into a folder"),
+    (["merge", ".", "e", "--output_dir", "r", "--revision", "x"], "revision is of a repository, and '.' lies here"),
+    ([*MERGE_HERE, "--encoder_revision", "x"], "encoder_revision is of a repository, and '.' lies here"),
     (
         ["merge", "v", "encoder", "--output_dir", "r", "--base", "x"],
         "--base is for weights of open_clip, and 'encoder' says its own",

@@ -62,13 +62,13 @@ class EncoderFiles:
     Attributes:
         source: as it was named.
         config: its vision configuration.
-        places: flat name -> (file, name in it).
+        locations: flat name -> (file, name in it).
         card: its model card, or None.
     """
 
     source: str
     config: Any
-    places: dict[str, tuple[Path, str]]
+    locations: dict[str, tuple[Path, str]]
     card: Path | None = None
     _headers: dict[Path, tuple[dict[str, Any], int]] = field(default_factory=dict, repr=False)
 
@@ -80,7 +80,7 @@ class EncoderFiles:
         """
         if _TRIM is not None:
             _TRIM(0)
-        file, name = self.places[flat]
+        file, name = self.locations[flat]
         if file not in self._headers:
             self._headers[file] = read_header(file)
         # Read, not mapped: the pages of a mapped file would count as memory of this process.
@@ -158,14 +158,14 @@ def open_encoder(source: str, folder: str, revision: str | None, card: Path | No
         if safetensors_of(find, unpickled) is None:
             raise ValueError(f"{where} has no {SINGLE} and no {PICKLE}: convert it first.")
         find = partial(find_file, str(unpickled))
-    return EncoderFiles(source, getattr(config, "vision_config", config), _places(find, where), card)
+    return EncoderFiles(source, getattr(config, "vision_config", config), _locations(find, where), card)
 
 
-def _places(find: Callable[[str], Path | None], where: str) -> dict[str, tuple[Path, str]]:
+def _locations(find: Callable[[str], Path | None], where: str) -> dict[str, tuple[Path, str]]:
     """Flat name -> where the tensor lies."""
     index = find(INDEX)
     listed = read_index(index) if index is not None else {}
-    places: dict[str, tuple[Path, str]] = {}
+    locations: dict[str, tuple[Path, str]] = {}
     for name in sorted(set(listed.values())) or [SINGLE]:
         path = find(name)
         if path is None:
@@ -173,8 +173,8 @@ def _places(find: Callable[[str], Path | None], where: str) -> dict[str, tuple[P
         header, _ = read_header(path)
         _check_file(name, header, listed or dict.fromkeys(header, name), where)
         tower = [key for key in header if not key.startswith(("text_model.", "__metadata__"))]
-        places |= {key.removeprefix("vision_model."): (path, key) for key in tower}
-    return places
+        locations |= {key.removeprefix("vision_model."): (path, key) for key in tower}
+    return locations
 
 
 def check_encoder(encoder: EncoderFiles) -> None:
@@ -185,7 +185,7 @@ def check_encoder(encoder: EncoderFiles) -> None:
     """
     with init_empty_weights():
         module = TOWERS[encoder.config.model_type](encoder.config)
-    missing = sorted(name for name in module.state_dict() if _flat(name) not in encoder.places)
+    missing = sorted(name for name in module.state_dict() if _flat(name) not in encoder.locations)
     kept = [name for name in missing if not _flat(name).startswith("head.")]
     if kept:
         raise ValueError(
@@ -209,10 +209,10 @@ class _OneByOne(Mapping[str, Tensor]):
         return self.encoder.tensor(_flat(name), torch.float32)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.encoder.places)
+        return iter(self.encoder.locations)
 
     def __len__(self) -> int:
-        return len(self.encoder.places)
+        return len(self.encoder.locations)
 
 
 def _check_kinds(config: Any, family: Family, encoder: EncoderFiles) -> None:
@@ -298,14 +298,14 @@ def _in_tower(name: str, family: Family) -> bool:
 
 def _check_complete(tower: set[str], encoder: EncoderFiles) -> None:
     """Each tensor of the tower has one in the encoder; and the encoder none of those blocks that the tower lacks."""
-    missing = sorted(name for name in tower if name != POSITION_IDS and name not in encoder.places)
+    missing = sorted(name for name in tower if name != POSITION_IDS and name not in encoder.locations)
     if missing:
         raise ValueError(
             f"the encoder '{encoder.source}' has no weights for '{missing[0]}' of the vision tower: pass an encoder "
             "with all its parts."
         )
     layers = 1 + max((int(match[1]) for name in tower if (match := LAYER.match(name))), default=-1)
-    for name in sorted(encoder.places):
+    for name in sorted(encoder.locations):
         layer = LAYER.match(name)
         wanted = int(layer[1]) < layers if layer else name.startswith(("embeddings.", "pre_", "post_"))
         if wanted and name not in tower and name != POSITION_IDS:

@@ -72,34 +72,24 @@ def merge_vision_tower(
         TypeError: not a known family.
         ValueError: parents that do not fit, an encoder whose weights or answers are not finite, weights that are
             quantised, or pickled beside code, files or links that leave their folder, an index that its files do not
-            fit, an `output_dir` that is not empty, neither of folder and repository or both. Nothing is left behind.
+            fit, an `output_dir` that is not empty, neither of folder and repository or
+            both, a revision of what lies here. Nothing is left behind.
         OSError: something cannot be read or written.
 
     Example:
         >>> merge_vision_tower("llava-hf/llava-1.5-7b-hf", "fare4/encoder", "robust-llava")  # doctest: +SKIP
     """
-    for wrong, sentence in (
-        (push_to_hub and not hub_model_id, "push_to_hub needs hub_model_id, the name of the new repository: give it."),
-        (push_to_hub and output_dir, "output_dir is of a merge into a folder: with push_to_hub leave it out."),
-        (push_to_hub and hard_links, "hard_links is for a merge into a folder: on the Hub nothing is linked, "
-         "leave it out."),
-        (not push_to_hub and hub_model_id, "hub_model_id is of a new repository: give it with push_to_hub."),
-        (not push_to_hub and private is not None, "private is of a new repository: give it with push_to_hub."),
-        (not push_to_hub and not output_dir, "a merge needs a place: give output_dir, or push_to_hub and "
-         "hub_model_id."),
-    ):  # fmt: skip
-        if wrong:
-            raise ValueError(sentence)
+    _check_output(output_dir, push_to_hub, hub_model_id, hard_links, private)
+    _check_revision("revision", revision, vlm)
+    _check_revision("encoder_revision", encoder_revision, encoder)
     if push_to_hub:
         source, target = (Remote(str(name), token, endpoint, None) for name in (vlm, hub_model_id))
         return merge_on_hub(source, target, encoder, private, revision, encoder_revision, base)
-    target_folder = Path(str(output_dir))
+    target_folder, folder = Path(str(output_dir)), Path(vlm)
     check_new_folder(target_folder)
-    folder = Path(vlm)
     if not folder.is_dir():
-        folder = Path(
-            snapshot_download(str(vlm), revision=revision, token=token, endpoint=endpoint or constants.ENDPOINT)
-        )
+        found = snapshot_download(str(vlm), revision=revision, token=token, endpoint=endpoint or constants.ENDPOINT)
+        folder = Path(found)
     config, _ = vlm_config(folder)
     with (
         opened_encoder(encoder, config, encoder_revision, base) as files,
@@ -113,6 +103,30 @@ def merge_vision_tower(
         # The copy that was made for the safetensors goes away: what is linked to it is nobody else's.
         linked = _copy_others(plan, parent, part, hard_links or bool(unpickled))
     return replace(done, out=str(output_dir), linked=() if unpickled else linked, unpickled=unpickled)
+
+
+def _check_output(
+    output_dir: object, push_to_hub: bool, hub_model_id: str | None, hard_links: bool, private: bool | None
+) -> None:
+    """Either a folder or a repository, and the options of that one alone."""
+    on_hub = {
+        "push_to_hub needs hub_model_id, the name of the new repository: give it.": not hub_model_id,
+        "output_dir is of a merge into a folder: with push_to_hub leave it out.": output_dir,
+        "hard_links is for a merge into a folder: on the Hub nothing is linked, leave it out.": hard_links,
+    }
+    here = {
+        "hub_model_id is of a new repository: give it with push_to_hub.": hub_model_id,
+        "private is of a new repository: give it with push_to_hub.": private is not None,
+        "a merge needs an output: give output_dir, or push_to_hub and hub_model_id.": not output_dir,
+    }
+    for sentence, wrong in (on_hub if push_to_hub else here).items():
+        if wrong:
+            raise ValueError(sentence)
+
+
+def _check_revision(option: str, revision: str | None, parent: object) -> None:
+    if revision and Path(str(parent)).exists():
+        raise ValueError(f"{option} is of a repository, and {str(parent)!r} lies here: leave it out.")
 
 
 @contextmanager

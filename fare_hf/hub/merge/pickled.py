@@ -54,13 +54,13 @@ def safetensors_of(find: Callable[[str], Path | None], folder: Path) -> dict[str
     return written
 
 
-def with_safetensors(folder: Path, files: list[str], place: Path) -> dict[str, Path]:
+def with_safetensors(folder: Path, files: list[str], copy: Path) -> dict[str, Path]:
     """A copy of a model's folder, with safetensors for its pickled weights.
 
     Args:
         folder: the model.
         files: its files, all inside.
-        place: the empty folder for the copy.
+        copy: the empty folder for it.
 
     Returns:
         As `safetensors_of`.
@@ -68,9 +68,9 @@ def with_safetensors(folder: Path, files: list[str], place: Path) -> dict[str, P
     Raises:
         ValueError: as `safetensors_of`.
     """
-    found = safetensors_of(lambda name: folder / name if name in files else None, place) or {}
+    found = safetensors_of(lambda name: folder / name if name in files else None, copy) or {}
     replaced = {path.relative_to(folder).as_posix() for path in found.values()} | {PICKLE_INDEX}
     for name in sorted(set(files) - replaced):
-        (place / name).parent.mkdir(parents=True, exist_ok=True)
-        copy_file(folder / name, place / name)
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        copy_file(folder / name, copy / name)
     return found

@@ -65,8 +65,7 @@ def run(args: argparse.Namespace) -> None:
     vlm, processor, prompt = _model(args)
     for target in targets:  # before any attack: each has tokens, and room in an answer
         target_loss(vlm, processor, prompt, target, args.max_new_tokens)
-    pixels = _pixels(args, processor)
-    dataset = Path(args.dataset).name
+    pixels, dataset = _pixels(args, processor), Path(args.dataset).name
     options: dict[str, Any] = {"prompt": prompt, "model": Path(args.encoder or args.vlm).name}
     options |= {name: getattr(args, name) for name in COUNTS if name != "samples"}
     rows: list[Any] = []
@@ -86,59 +85,45 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _model(args: argparse.Namespace) -> tuple[Any, Any, str]:
-    """The model with its tower, its processor, and the prompt."""
+    """The model with its tower, its processor, and the prompt; refuses what the lab does not read."""
     from fare_hf.evaluation.vlm.sets import chat_prompt
     from fare_hf.lab.captions import chat
-    from fare_hf.lab.names import encoder_path, is_in_lab, load_vlm_and_processor
+    from fare_hf.lab.names import TEST_SETS, encoder_path, is_in_lab, lab_name, load_vlm_and_processor
     from fare_hf.pretrained.loading import load_processor, vlm_configuration
     from fare_hf.vlm import swap_vision_tower
 
     if is_in_lab(args.vlm):
-        why = f"is for other models than {args.vlm}, whose prompt is its own: leave it out."
-        refuse_given(args, ["template"], why)
+        refuse_given(args, ["template"], f"is for other models than {args.vlm}, which has its own: leave it out.")
         prompt = chat(args.question)
     else:
         vlm_configuration(args.vlm)
         prompt = chat_prompt(load_processor(args.vlm), args.question, args.template)
-    _check_dataset(args)
-    vlm, processor = load_vlm_and_processor(args.vlm)
-    if args.encoder is not None:
-        print(swap_vision_tower(vlm, encoder_path(args.encoder), processor))
-    return vlm, processor, prompt
-
-
-def _check_dataset(args: argparse.Namespace) -> None:
-    """Refuses what the lab's sets do not have."""
-    from fare_hf.lab import TEST_SETS
-    from fare_hf.lab.names import is_in_lab, lab_name
-
     if is_in_lab(args.dataset):
         lab_name(args.dataset, TEST_SETS, "--dataset ")
-        why = f"is not for {args.dataset}, which has one split: leave it out."
-        refuse_given(args, ["split", "dataset_config"], why)
+        refuse_given(args, ["split", "dataset_config"], f"is not for {args.dataset}, of one split: leave it out.")
+    encoder = args.encoder and encoder_path(args.encoder)
+    vlm, processor = load_vlm_and_processor(args.vlm)
+    if encoder is not None:
+        print(swap_vision_tower(vlm, encoder, processor))
+    return vlm, processor, prompt
 
 
 def _pixels(args: argparse.Namespace, processor: Any) -> Any:
     """The first images, in 8 bit as files hold them, at the tower's resolution."""
     import torch
 
-    from fare_hf.data.columns import find_columns
-    from fare_hf.data.opening import load_images
-    from fare_hf.data.pixel_datasets import PixelDataset
+    from fare_hf.data.pixel_datasets import load_pixels
     from fare_hf.data.pixels import quantize
-    from fare_hf.lab import TEST_SETS
     from fare_hf.lab.measure import part
-    from fare_hf.lab.names import is_in_lab, lab_name
+    from fare_hf.lab.names import is_in_lab
 
     if is_in_lab(args.dataset):
-        return quantize(part(lab_name(args.dataset, TEST_SETS), args.samples).pixels)
-    split = args.split or "train"
-    dataset = load_images(args.dataset, split, config=args.dataset_config, report=print)
-    column, _ = find_columns(dataset, None, name=args.dataset)
-    data = PixelDataset(dataset.select(range(min(args.samples, len(dataset)))), processor.image_processor, column)
+        return quantize(part(args.dataset, args.samples).pixels)
+    split, options = args.split or "train", {"config": args.dataset_config, "report": print}
+    data: Any = load_pixels(args.dataset, split, processor.image_processor, labels=False, **options)
     if not len(data):
         raise ValueError(f"{args.dataset!r} holds no image in the split {split!r}: give at least one.")
-    return quantize(torch.stack([data[index]["pixel_values"] for index in range(len(data))]))
+    return quantize(torch.stack([data[index]["pixel_values"] for index in range(min(args.samples, len(data)))]))
 
 
 def _transfer(

@@ -9,14 +9,16 @@ import re
 import select
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, NoReturn
 
 from fare_hf.numerals import parse_count
 
 __all__ = [
     "NEGATIVE_NUMBER",
+    "Parser",
     "hide_notices",
     "named_values",
     "natural",
@@ -50,24 +52,30 @@ NEGATIVE_NUMBER = re.compile(r"^-\.?\d")
 """For argparse, which before Python 3.14 takes the `-4/255` of `--eps -4/255` for an option."""
 
 
-class Without(logging.Filter):
-    """Drops records that hold certain words."""
+class Parser(argparse.ArgumentParser):
+    """Takes `-4/255` for a number, to be refused as one; a mistake is one sentence, without the usage."""
 
-    def __init__(self, words: str) -> None:
-        super().__init__()
-        self.words = words
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._negative_number_matcher = NEGATIVE_NUMBER
 
-    def filter(self, record: logging.LogRecord) -> bool:
-        """False for a record with the words."""
-        return self.words not in record.getMessage()
+    def error(self, message: str) -> NoReturn:
+        """Ends the program."""
+        program = self.prog.removeprefix("python -m ")
+        self.exit(2, f"{program}: error: {message}; `{self.prog} --help` shows the options.\n")
+
+
+def _without(words: str) -> Callable[[logging.LogRecord], bool]:
+    return lambda record: words not in record.getMessage()
+
+
+FILTERS = {name: _without(words) for name, words in NOTICES.items()}
 
 
 def hide_notices() -> None:
     """Hides `NOTICES`, and the warning that a CPU has no pinned memory, in this process; for command lines."""
-    for name, words in NOTICES.items():
-        logger = logging.getLogger(name)
-        if not any(isinstance(found, Without) for found in logger.filters):
-            logger.addFilter(Without(words))
+    for name, passes in FILTERS.items():
+        logging.getLogger(name).addFilter(passes)  # once, however often this is called
     warnings.filterwarnings("ignore", message=".*'pin_memory' argument is set as true but no accelerator")
 
 

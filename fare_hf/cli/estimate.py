@@ -13,7 +13,6 @@ from collections.abc import Sequence
 
 from fare_hf.cli.console import hide_notices, one_sentence
 from fare_hf.cli.recipe_files import expand_config
-from fare_hf.cli.training_arguments import FareScriptArguments
 from fare_hf.cli.training_options import build_parser
 from fare_hf.encoders.flops import ASSUMED_MFU
 from fare_hf.training.estimate import GPUS, Estimate, estimate
@@ -42,7 +41,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "fare-hf estimate")
     """The command line: the options of a training, `--gpus`, `--mfu` and `--num_processes`."""
     hide_notices()
     words = [*(sys.argv[1:] if arguments is None else arguments), "--use_cpu"]  # nothing runs on a device here
-    parser = build_parser(FareScriptArguments, prog, __doc__, everything="--help_all" in words)
+    parser = build_parser(prog, __doc__, everything="--help_all" in words)
     for action in parser._actions:
         action.required = action.dest == "model"
     parser.set_defaults(dataset="none", output_dir="none")

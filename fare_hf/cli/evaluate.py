@@ -98,8 +98,8 @@ def run_on_the_lab(args: argparse.Namespace) -> None:
     from fare_hf.encoders import load_encoder
     from fare_hf.evaluation import RobustnessReport, environment
     from fare_hf.files.folders import check_new_folder, locked_folder
-    from fare_hf.lab import TEST_SETS, load_clip, measure
-    from fare_hf.lab.names import encoder_path, lab_name
+    from fare_hf.lab import load_clip, measure
+    from fare_hf.lab.names import TEST_SETS, encoder_path, lab_name
 
     check_new_folder(args.output_dir)
     names = [lab_name(name, TEST_SETS, "--dataset ") for name in args.dataset]

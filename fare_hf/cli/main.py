@@ -6,15 +6,13 @@ A command is a file here, named as the command is, with `PURPOSE`, `GOING_ON` (t
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any, NoReturn
 
 from fare_hf import __version__
 from fare_hf.cli import attack, card, convert, evaluate, merge, push, quickstart, swap
-from fare_hf.cli.console import NEGATIVE_NUMBER, hide_notices, one_sentence
+from fare_hf.cli.console import Parser, hide_notices, one_sentence
 
 __all__ = ["COMMANDS", "build_parser", "main"]
 
@@ -27,18 +25,6 @@ OF_A_TRAINING = {
     "estimate": "operations, memory and hours of a training",
 }
 """Commands that take the options of the Trainer, and parse them themselves: their files have a `main`."""
-
-
-class Command(argparse.ArgumentParser):
-    """Takes `-4/255` for a number, to be refused as one; a mistake is one sentence."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self._negative_number_matcher = NEGATIVE_NUMBER
-
-    def error(self, message: str) -> NoReturn:
-        """One sentence, without the usage."""
-        self.exit(2, f"{self.prog}: error: {message}; `{self.prog} --help` shows the options.\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -57,9 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             command.run(args)
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The parser of all commands but those `OF_A_TRAINING`."""
-    parser = Command(prog="fare-hf", description="Adversarially robust CLIP vision encoders (FARE).")
+    parser = Parser(prog="fare-hf", description="Adversarially robust CLIP vision encoders (FARE).")
     parser.add_argument("--version", action="version", version=f"fare_hf {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     for name, purpose in OF_A_TRAINING.items():

@@ -30,8 +30,8 @@ from fare_hf.encoders import check_encoder_type, load_encoder
 from fare_hf.hub.base_model import base_name, inherited_license
 from fare_hf.hub.retry import Retries, bounded_waits
 from fare_hf.hub.text_encoder import whole_clip
-from fare_hf.lab import TEST_SETS, TRAINING_SETS, load_test_samples, load_training_set
-from fare_hf.lab.names import is_in_lab, lab_name
+from fare_hf.lab import load_test_samples, load_training_set
+from fare_hf.lab.names import is_in_lab
 from fare_hf.objectives import OBJECTIVES, TecoaObjective
 from fare_hf.pretrained.configuration import load_image_processor
 from fare_hf.training import FareConfig, FareTrainer
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m fare_hf.
     """The command line: errors in what was asked are one sentence, without a traceback."""
     hide_notices()
     words = list(sys.argv[1:] if arguments is None else arguments)
-    parser = build_parser(FareScriptArguments, prog, __doc__, everything="--help_all" in words)
+    parser = build_parser(prog, __doc__, everything="--help_all" in words)
     config = None
     with one_sentence("fare_hf.train"):
         try:
@@ -105,8 +105,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m fare_hf.
 def _load_data(script: FareScriptArguments, config: FareConfig) -> tuple[Any, Any, Any]:
     """The training set, the evaluation set or None, both as pixels, and the image processor."""
     if is_in_lab(script.dataset):
-        lab_set = load_training_set(lab_name(script.dataset, TRAINING_SETS))
-        test = load_test_samples(lab_name(script.eval_split, TEST_SETS)) if script.eval_split else None
+        lab_set = load_training_set(script.dataset)
+        test = load_test_samples(script.eval_split) if script.eval_split else None
         return lab_set, test, lab_set.processor
     processor = _load_processor(script.image_processor or script.model)
     both: dict[str, Any] = {"shuffle_buffer": script.shuffle_buffer, "config": script.dataset_config}

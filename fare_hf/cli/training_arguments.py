@@ -9,8 +9,7 @@ from transformers import IntervalStrategy
 
 from fare_hf.data.opening import check_folder
 from fare_hf.hub.licenses import check_license
-from fare_hf.lab import TEST_SETS, TRAINING_SETS
-from fare_hf.lab.names import encoder_path, is_in_lab, lab_name
+from fare_hf.lab.names import TEST_SETS, TRAINING_SETS, encoder_path, is_in_lab, lab_name
 from fare_hf.objectives import OBJECTIVES
 from fare_hf.training.config import FareConfig
 from fare_hf.training.logging.measurements import MEASURED

@@ -4,11 +4,11 @@ demand."""
 from __future__ import annotations
 
 import argparse
-from typing import Any, NoReturn
 
 from transformers import HfArgumentParser
 
-from fare_hf.cli.console import NEGATIVE_NUMBER
+from fare_hf.cli.console import Parser
+from fare_hf.cli.training_arguments import FareScriptArguments
 from fare_hf.training.config import CHEAPER, FareConfig
 
 __all__ = ["OptionParser", "build_parser"]
@@ -49,16 +49,8 @@ TRAINING = {
 OUTPUT = "Folder for checkpoints, the recipe and the encoder; must be empty or absent."
 
 
-class OptionParser(HfArgumentParser):
-    """A mistake is one sentence, without the usage of two hundred options."""
-
-    def __init__(self, types: Any, **options: Any) -> None:
-        super().__init__(types, formatter_class=Formatter, **options)
-        self._negative_number_matcher = NEGATIVE_NUMBER
-
-    def error(self, message: str) -> NoReturn:
-        """Ends the program."""
-        self.exit(2, f"{self.prog.removeprefix('python -m ')}: error: {message}; --help shows the options.\n")
+class OptionParser(Parser, HfArgumentParser):
+    """The options of dataclasses."""
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -75,16 +67,17 @@ class Formatter(argparse.ArgumentDefaultsHelpFormatter):
         return f"{name} {{{','.join(map(str, action.choices))}}}" if action.choices else f"{name} {_kind(action)}"
 
 
-def build_parser(script: type, prog: str, description: str | None, everything: bool) -> OptionParser:
-    """The parser of `(script, FareConfig)`.
+def build_parser(prog: str, description: str | None, everything: bool) -> OptionParser:
+    """The parser of `(FareScriptArguments, FareConfig)`.
 
     Args:
-        script: dataclass of what a script wants to know besides `FareConfig`.
         prog, description: of the help.
         everything: whether the help shows every option of `TrainingArguments` too.
     """
     usage = f"{prog} --model MODEL --dataset DATASET --output_dir FOLDER [options]"
-    parser = OptionParser((script, FareConfig), prog=prog, usage=usage, description=description)
+    parser = OptionParser(
+        (FareScriptArguments, FareConfig), prog=prog, usage=usage, description=description, formatter_class=Formatter
+    )
     # Without a default: the dataclasses take every other option, and a value left over would be one object more.
     files = "YAML files of these options; the command line wins"
     parser.add_argument("--config", nargs="+", default=argparse.SUPPRESS, help=files)
@@ -93,7 +86,11 @@ def build_parser(script: type, prog: str, description: str | None, everything: b
     actions["output_dir"].help = OUTPUT
     for name, text in TRAINING.items():
         actions[name].help = text or actions[name].help
-    _group(parser, "model and data", [actions[name] for name in ("config", *script.__annotations__, "output_dir")])
+    _group(
+        parser,
+        "model and data",
+        [actions[name] for name in ("config", *FareScriptArguments.__annotations__, "output_dir")],
+    )
     _group(parser, "attack", [actions[name] for name in ATTACK])
     _group(parser, "cheaper, off by default", [actions[name] for name in CHEAPER])
     _group(parser, "objective", [actions[name] for name in OBJECTIVE])

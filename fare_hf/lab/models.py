@@ -15,10 +15,11 @@ from transformers import (
 )
 
 from fare_hf.encoders import load_encoder
+from fare_hf.lab.names import ENCODERS, lab_name
+
+__all__ = ["MODELS", "encoder_folder", "load_clip", "load_llava"]
 
 MODELS = Path(__file__).parent / "models"
-ENCODERS = ("fare-2", "fare-4", "tecoa-2", "tecoa-4")
-"""Robust encoders that come with the lab, by objective and eps x 255."""
 TOWER = "model.vision_tower."
 LANGUAGE = "language.safetensors"
 
@@ -29,9 +30,7 @@ def encoder_folder(name: str) -> Path:
     Raises:
         ValueError: if there is no such encoder.
     """
-    if name not in ("clip", *ENCODERS):
-        raise ValueError(f"the lab has no encoder {name!r}: use clip or one of {', '.join(ENCODERS)}.")
-    return MODELS / name
+    return MODELS / lab_name(name, ("clip", *ENCODERS))
 
 
 def load_clip() -> tuple[CLIPModel, CLIPTokenizer]:

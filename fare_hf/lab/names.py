@@ -1,23 +1,33 @@
-"""`lab:NAME`: what the embedded lab calls its models and sets, wherever a command or a suite asks for one.
-
-Models are `lab:clip`, `lab:fare-2`, `lab:fare-4`, `lab:tecoa-2`, `lab:tecoa-4` and `lab:llava`; sets are
-`lab:drawings` to train on, `lab:twemoji`, `lab:openmoji`, `lab:fxemoji`, `lab:fashion` and `lab:digits` to evaluate
-on, and `lab:captions`, `lab:yes-no` and `lab:pope` to ask `lab:llava` about.
-"""
+"""`lab:NAME`: what the embedded lab calls its models and sets, wherever a command or a suite asks for one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from fare_hf.lab.models import ENCODERS, encoder_folder, load_llava
-from fare_hf.lab.questions import QUESTION_SETS
 from fare_hf.pretrained.loading import load_processor, load_vlm
 
-__all__ = ["LLAVA", "TEXT_SETS", "encoder_path", "is_in_lab", "lab_name", "load_vlm_and_processor"]
+__all__ = [
+    "ENCODERS",
+    "LLAVA",
+    "QUESTION_SETS",
+    "TEST_SETS",
+    "TEXT_SETS",
+    "TRAINING_SETS",
+    "encoder_path",
+    "is_in_lab",
+    "lab_name",
+    "load_vlm_and_processor",
+]
 
 PREFIX = "lab:"
 LLAVA = "lab:llava"
+ENCODERS = ("fare-2", "fare-4", "tecoa-2", "tecoa-4")
+"""Robust encoders, by objective and eps x 255; the original is `clip`."""
+TRAINING_SETS = ("drawings",)
+TEST_SETS = ("twemoji", "openmoji", "fxemoji", "fashion", "digits")
+"""`twemoji` is the main set, `openmoji` a far style, `fxemoji` for choices; no training sees the like of the last two."""
+QUESTION_SETS = ("yes-no", "pope")
 TEXT_SETS = ("captions", *QUESTION_SETS)
 """What the lab's LLaVA is asked about."""
 
@@ -28,7 +38,7 @@ def is_in_lab(name: str) -> bool:
 
 
 def lab_name(name: str, known: Sequence[str], what: str = "") -> str:
-    """The name without `lab:`, by which the functions of `fare_hf.lab` know it.
+    """The name without `lab:`.
 
     Args:
         name: with or without `lab:`.
@@ -53,7 +63,9 @@ def encoder_path(name: str) -> str:
     Raises:
         ValueError: the lab has no such encoder.
     """
-    return str(encoder_folder(lab_name(name, ("clip", *ENCODERS)))) if is_in_lab(name) else name
+    from fare_hf.lab.models import encoder_folder
+
+    return str(encoder_folder(name)) if is_in_lab(name) else name
 
 
 def load_vlm_and_processor(name: str) -> tuple[Any, Any]:
@@ -63,6 +75,8 @@ def load_vlm_and_processor(name: str) -> tuple[Any, Any]:
         ValueError, OSError: the lab has no such model, or as `load_vlm` and `load_processor`.
     """
     if is_in_lab(name):
+        from fare_hf.lab.models import load_llava
+
         lab_name(name, [LLAVA.removeprefix(PREFIX)])
         return load_llava()
     processor = load_processor(name)  # first: it is small

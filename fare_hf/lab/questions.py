@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from fare_hf.lab import captions, scenes
 from fare_hf.lab.drawings import TEST_STYLES, VALIDATION_STYLE, drawings, main_concepts, stack_pixels
+from fare_hf.lab.names import QUESTION_SETS, lab_name
 
-QUESTION_SETS = ("yes-no", "pope")
 STYLES = (TEST_STYLES[0], VALIDATION_STYLE)
 SPLITS = ("random", "popular", "adversarial")
 """POPE's three ways to choose what is not there (Li et al., EMNLP 2023, arXiv 2305.10355)."""
@@ -69,10 +69,7 @@ def load_question_set(name: str, style: str = STYLES[0]) -> QuestionSet:
     Raises:
         ValueError: if there is no such set, or no such style.
     """
-    if name not in QUESTION_SETS:
-        raise ValueError(f"the lab has no questions {name!r}: use one of {', '.join(QUESTION_SETS)}.")
-    if style not in STYLES:
-        raise ValueError(f"the lab asks about no drawings of {style!r}: use one of {', '.join(STYLES)}.")
+    name, style = lab_name(name, QUESTION_SETS), lab_name(style, STYLES)
     rng = np.random.default_rng((_SEEDS[name], STYLES.index(style)))
     return _about_drawings(style, rng) if name == "yes-no" else _about_scenes(style, rng)
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from fare_hf.lab.models import ENCODERS, encoder_folder
+from fare_hf.lab.models import encoder_folder
+from fare_hf.lab.names import ENCODERS, lab_name
 
 COMMON: dict[str, str] = {
     "dataset": "lab:drawings",
@@ -49,9 +50,7 @@ def recipe(name: str, max_steps: int = LONG_STEPS, learning_rate: str | None = N
     Raises:
         ValueError: if there is no such encoder.
     """
-    if name not in ENCODERS:
-        raise ValueError(f"the lab has no robust encoder {name!r}: use one of {', '.join(ENCODERS)}.")
-    objective, radius = name.split("-")
+    objective, radius = lab_name(name, ENCODERS).split("-")
     eps = f"{radius}/255"
     options = COMMON | {"model": str(encoder_folder("clip")), "eps": eps, "attack_step_size": STEP_SIZES[eps]}
     options |= {"max_steps": str(max_steps), "learning_rate": learning_rate or LEARNING_RATES[objective]}

@@ -13,23 +13,12 @@ from torch.utils.data import Dataset
 
 from fare_hf.lab import captions, scenes
 from fare_hf.lab.concepts import DIGIT_CLASSES, FASHION_CLASSES, ZERO_SHOT_CONCEPTS
-from fare_hf.lab.drawings import (
-    TEST_STYLES,
-    TRAIN_STYLES,
-    VALIDATION_STYLE,
-    all_concepts,
-    drawings,
-    grey_images,
-    stack_pixels,
-)
+from fare_hf.lab.drawings import TRAIN_STYLES, all_concepts, drawings, grey_images, stack_pixels
+from fare_hf.lab.names import TEST_SETS, TRAINING_SETS, lab_name
 
 if TYPE_CHECKING:
     from transformers import CLIPImageProcessor
 
-TEST_SETS = (*TEST_STYLES, VALIDATION_STYLE, "fashion", "digits")
-"""`twemoji` is the main set, `openmoji` a far style, `fxemoji` is for choices; fine-tuning never sees
-anything like the last two."""
-TRAINING_SETS = ("drawings",)
 VIEWS = 5
 """Images made of each drawing of a test style."""
 GREY_CONTRAST = 0.35
@@ -123,8 +112,7 @@ def load_training_set(name: str = "drawings", **options: Any) -> DrawingsForTrai
     Raises:
         ValueError: if there is no such set.
     """
-    if name not in TRAINING_SETS:
-        raise ValueError(f"the lab has no training set {name!r}: use one of {', '.join(TRAINING_SETS)}.")
+    lab_name(name, TRAINING_SETS)
     return DrawingsForTraining(**options)
 
 
@@ -134,8 +122,7 @@ def load_test_set(name: str) -> TestSet:
     Raises:
         ValueError: if there is no such set.
     """
-    if name not in TEST_SETS:
-        raise ValueError(f"the lab has no test set {name!r}: use one of {', '.join(TEST_SETS)}.")
+    name = lab_name(name, TEST_SETS)
     classes = {"fashion": FASHION_CLASSES, "digits": DIGIT_CLASSES}.get(name, ZERO_SHOT_CONCEPTS)
     images, concepts = _images(name)
     labels = torch.tensor([classes.index(concept) for concept in concepts])

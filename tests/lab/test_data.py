@@ -99,9 +99,9 @@ def test_training_labels_name_what_is_drawn() -> None:
 
 
 def test_unknown_sets_are_named() -> None:
-    with pytest.raises(ValueError, match="no test set 'imagenet'.*twemoji"):
+    with pytest.raises(ValueError, match="'imagenet' is not in the lab.*twemoji"):
         load_test_set("imagenet")
-    with pytest.raises(ValueError, match="no training set 'scenes'.*drawings"):
+    with pytest.raises(ValueError, match="'scenes' is not in the lab.*drawings"):
         load_training_set("scenes")
 
 

@@ -83,7 +83,7 @@ def test_no_shipped_file_names_a_folder_of_the_machine_that_made_it() -> None:
 
 
 def test_unknown_encoders_are_named() -> None:
-    with pytest.raises(ValueError, match="no encoder 'fare-8'.*fare-4"):
+    with pytest.raises(ValueError, match="'fare-8' is not in the lab.*fare-4"):
         encoder_folder("fare-8")
 
 

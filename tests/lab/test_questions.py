@@ -7,7 +7,8 @@ import torch
 
 from fare_hf.lab import questions
 from fare_hf.lab.drawings import main_concepts
-from fare_hf.lab.questions import QUESTION_SETS, SPLITS, load_question_set
+from fare_hf.lab.names import QUESTION_SETS
+from fare_hf.lab.questions import SPLITS, load_question_set
 
 
 def concept_of(prompt: str) -> str:

@@ -26,7 +26,7 @@ ENCODERS = ("fare-2", "fare-4", "tecoa-2", "tecoa-4")
 """Robust encoders, by objective and eps x 255; the original is `clip`."""
 TRAINING_SETS = ("drawings",)
 TEST_SETS = ("twemoji", "openmoji", "fxemoji", "fashion", "digits")
-"""`twemoji` is the main set, `openmoji` a far style, `fxemoji` for choices; no training sees the like of the last two."""
+"""`twemoji` is the main set, `openmoji` a far style, `fxemoji` for choices, training sees none like the others."""
 QUESTION_SETS = ("yes-no", "pope")
 TEXT_SETS = ("captions", *QUESTION_SETS)
 """What the lab's LLaVA is asked about."""

@@ -97,16 +97,10 @@ class Row:
             ValueError: a missing or unknown field, a threat model that is written otherwise than `to_dict` does, and
                 as for a `Row`.
         """
-        if not isinstance(content, Mapping):
-            raise ValueError(f"the row is {content!r}: a row has the fields {list(REQUIRED)}.")
-        missing = [name for name in REQUIRED if name not in content]
-        unknown = [name for name in content if name not in FIELDS]
-        if missing or unknown:
-            known = f"a row has the fields {list(REQUIRED)}."
-            raise ValueError(f"the row lacks {missing} and has unknown {unknown}: {known}")
-        if empty := [name for name in content if content[name] is None and name not in REQUIRED]:
-            raise ValueError(f"the row has {empty[0]} None: give its value, or leave it out.")
-        return cls(**{**content, "threat_model": _threat_model(content["threat_model"])})
+        if fault := next(_faults_of_content(content), None):
+            raise ValueError(f"the row {fault}")
+        threat = content["threat_model"]
+        return cls(**{**content, "threat_model": None if threat is None else ThreatModel.from_dict(threat)})
 
 
 FIELDS = tuple(field.name for field in fields(Row))
@@ -144,18 +138,26 @@ def read_rows(content: Any) -> list[Row]:
     return rows
 
 
-def _threat_model(written: Any) -> ThreatModel | None:
-    """It must be written the one way in which reports write it (radii such as 1/256 were decimals once)."""
-    if written is None:
-        return None
-    try:
-        threat_model = ThreatModel.from_dict(written)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"the row has threat_model {written!r}: {error}") from None
-    expected = threat_model.to_dict()
-    if dict(written) not in (expected, expected | {"eps": repr(threat_model.eps)}):
-        raise ValueError(f"the row writes its threat_model as {written!r}: write it as {expected!r}.")
-    return threat_model
+def _faults_of_content(content: Any) -> Iterator[str]:
+    """What is wrong with the shape of a written row; each fault supposes that there is none before it."""
+    if not isinstance(content, Mapping):
+        yield f"is {content!r}: a row has the fields {list(REQUIRED)}."
+    missing = [name for name in REQUIRED if name not in content]
+    unknown = [name for name in content if name not in FIELDS]
+    if missing or unknown:
+        yield f"lacks {missing} and has unknown {unknown}: a row has the fields {list(REQUIRED)}."
+    for name in content:
+        if content[name] is None and name not in REQUIRED:
+            yield f"has {name} None: give its value, or leave it out."
+    written = content["threat_model"]
+    if written is not None:
+        try:
+            threat = ThreatModel.from_dict(written)
+        except (TypeError, ValueError) as error:
+            yield f"has threat_model {written!r}: {error}"
+        expected = threat.to_dict()  # radii such as 1/256 were decimals once
+        if dict(written) not in (expected, expected | {"eps": repr(threat.eps)}):
+            yield f"writes its threat_model as {written!r}: write it as {expected!r}."
 
 
 def _faults(row: Row) -> Iterator[str]:

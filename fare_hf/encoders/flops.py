@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from fare_hf.pretrained.encoder_families import class_tokens_of, family_of_type
+
 __all__ = ["ASSUMED_MFU", "Flops", "count_flops", "peak_flops", "peak_of"]
 
 ASSUMED_MFU = 0.4
@@ -103,11 +105,11 @@ def count_flops(config: Any, embedding: str = "projected", layer: int = -2) -> F
         raise ValueError(f"layer={layer} is outside the {depth + 1} hidden states; give one of them, such as -2.")
     layers = layer % (depth + 1) if embedding == "tokens" else depth
     patches = (config.image_size // config.patch_size) ** 2
-    siglip = config.model_type.startswith("siglip")
-    tokens = patches if siglip else patches + 1
+    family = family_of_type(config.model_type)
+    tokens = patches + class_tokens_of(config)
     linear = layers * tokens * (8 * width**2 + _mlp(config))
     attention = layers * 4 * tokens**2 * width
-    if siglip and embedding == "pooled":  # one learned query reads all tokens
+    if family and family.attention_pooling and embedding == "pooled":  # one learned query reads all tokens
         linear += 4 * tokens * width**2 + 4 * width**2 + _mlp(config)
         attention += 4 * tokens * width
     if embedding == "projected":

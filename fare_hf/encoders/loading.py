@@ -5,29 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import (
-    CLIPVisionModel,
-    CLIPVisionModelWithProjection,
-    Dinov2Model,
-    PreTrainedModel,
-    SiglipVisionModel,
-)
+from transformers import PreTrainedModel
 
 from fare_hf.encoders.embedding import check_embedding
 from fare_hf.pretrained.configuration import check_room, read_configuration
+from fare_hf.pretrained.encoder_families import encoder_types, family_of_type
 from fare_hf.pretrained.loading import check_found, load_with_findings
 from fare_hf.pretrained.validation import check_answers, check_recorded, check_weights, recorded_architecture
 
 __all__ = ["check_encoder_type", "load_complete", "load_encoder"]
-
-# model_type of the configuration -> (class for `pooled` and `tokens`, class for `projected`)
-ENCODER_CLASSES: dict[str, tuple[type[PreTrainedModel], type[PreTrainedModel] | None]] = {
-    "clip": (CLIPVisionModel, CLIPVisionModelWithProjection),
-    "clip_vision_model": (CLIPVisionModel, CLIPVisionModelWithProjection),
-    "dinov2": (Dinov2Model, None),
-    "siglip": (SiglipVisionModel, None),
-    "siglip_vision_model": (SiglipVisionModel, None),
-}
 
 
 def load_encoder(name_or_path: str, embedding: str = "projected", **kwargs: Any) -> PreTrainedModel:
@@ -66,14 +52,13 @@ def _encoder_class(name_or_path: str, embedding: str, **kwargs: Any) -> type[Pre
         ) from error
     except ValueError as error:
         raise ValueError(f"{name_or_path!r} is not a vision encoder or CLIP: {error}") from error
-    model_type = config.model_type
-    if model_type not in ENCODER_CLASSES:
+    model_type, family = config.model_type, family_of_type(config.model_type)
+    if family is None:
         raise ValueError(
             f"{name_or_path!r} is a {model_type!r} model, not a vision encoder or CLIP; "
-            f"give one of the types {', '.join(sorted(ENCODER_CLASSES))}."
+            f"give one of the types {', '.join(encoder_types())}."
         )
-    plain, projecting = ENCODER_CLASSES[model_type]
-    cls = projecting if embedding == "projected" else plain
+    cls = family.projecting if embedding == "projected" else family.plain
     if cls is None:
         raise ValueError(
             f"{name_or_path!r} is a {model_type!r} model without a projection; use embedding='pooled' or 'tokens'."

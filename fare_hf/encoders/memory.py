@@ -27,6 +27,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from fare_hf.pretrained.encoder_families import class_tokens_of
+
 __all__ = ["Memory", "block_bytes", "count_memory", "count_parameters", "token_count"]
 
 
@@ -95,7 +97,7 @@ def count_parameters(config: Any) -> int:
 
 def token_count(config: Any) -> int:
     """Tokens of an image, the class token included where there is one."""
-    return (config.image_size // config.patch_size) ** 2 + (not config.model_type.startswith("siglip"))
+    return (config.image_size // config.patch_size) ** 2 + class_tokens_of(config)
 
 
 def _inner(config: Any) -> int:

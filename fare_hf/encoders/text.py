@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import CLIPModel, CLIPTextModelWithProjection, PreTrainedModel
+from transformers import PreTrainedModel
 
 from fare_hf.encoders.loading import load_complete
 from fare_hf.encoders.modes import frozen
 from fare_hf.pretrained.configuration import read_configuration
+from fare_hf.pretrained.encoder_families import family_of_text
 from fare_hf.pretrained.loading import load_tokenizer
 from fare_hf.pretrained.validation import check_tokens
 
@@ -73,11 +74,12 @@ def text_class_embeddings(
         ValueError: as `text_classifier`, or a repository without a text encoder.
     """
     model_type = read_configuration(name_or_path).model_type
-    if model_type not in ("clip", "clip_text_model"):
+    family = family_of_text(model_type)
+    if family is None or family.text_class is None:
         raise ValueError(
             f"{name_or_path!r} is a {model_type!r} model without a CLIP text encoder; give a CLIP repository."
         )
-    model = load_complete(CLIPTextModelWithProjection, name_or_path)
+    model = load_complete(family.text_class, name_or_path)
     return text_classifier(model, load_tokenizer(name_or_path), class_names, templates)
 
 
@@ -88,9 +90,10 @@ def logit_scale_of(name_or_path: str) -> float:
         ValueError: not a whole CLIP, so that no scale was kept.
     """
     model_type = read_configuration(name_or_path).model_type
-    if model_type != "clip":
+    family = family_of_text(model_type)
+    if family is None or family.whole_class is None or model_type != family.whole:
         raise ValueError(f"{name_or_path!r} is a {model_type!r} model, which has no logit scale; give --logit_scale.")
-    clip: Any = load_complete(CLIPModel, name_or_path)
+    clip: Any = load_complete(family.whole_class, name_or_path)
     return min(100.0, clip.logit_scale.exp().item())
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import save_torch_state_dict
-from transformers import CLIPVisionModelWithProjection, PreTrainedModel
+from transformers import PreTrainedModel
 
 from fare_hf.attacks import ThreatModel
 from fare_hf.encoders import load_complete
@@ -26,11 +26,11 @@ from fare_hf.hub.contents import VOCABULARIES
 from fare_hf.hub.local_paths import without_local_paths
 from fare_hf.hub.text_encoder import save_tokenizer, whole_clip
 from fare_hf.pretrained.configuration import check_configuration, check_image_processor, load_image_processor
+from fare_hf.pretrained.encoder_families import PUBLISHED
 from fare_hf.pretrained.validation import architecture_of, check_answers
 
 __all__ = ["copy_with_text_encoder", "save_robust_encoder"]
 
-CLASSES = ("CLIPVisionModel", "CLIPVisionModelWithProjection")
 TAKEN_OVER = ("threat_model", "report", *(name for name in KEPT if name not in ("name", "architecture")))
 PREFIX = "vision_model."
 PREFIXED = (PREFIX, "visual_projection.", "text_model.", "text_projection.", "logit_scale")
@@ -98,8 +98,8 @@ def save_robust_encoder(
     folder = Path(folder)
     check_new_folder(folder)
     class_name = type(encoder).__name__
-    if class_name not in CLASSES:
-        raise TypeError(f"{class_name} cannot be published as a robust encoder: pass one of {', '.join(CLASSES)}.")
+    if class_name not in PUBLISHED:
+        raise TypeError(f"{class_name} cannot be published as a robust encoder: pass one of {', '.join(PUBLISHED)}.")
     base = base_name(base_model)
     if wrong := [name for name in datasets if not is_hub_id(name)]:
         raise ValueError(f"datasets has {wrong[0]!r}, no name that a data set on the Hub can have: leave it out.")
@@ -213,10 +213,11 @@ def copy_with_text_encoder(source: Path, folder: Path, original: str) -> Path:
         ValueError: as `save_robust_encoder`, or the source has no `fare_hf.json`, or no projection.
     """
     content = content_of(source)
-    if not content.projected:
+    projecting = PUBLISHED[content.class_name].projecting
+    if not content.projected or projecting is None:
         raise ValueError(f"'{source}' has no projection, which a text encoder needs: publish it without one.")
     return save_robust_encoder(
-        load_complete(CLIPVisionModelWithProjection, str(source), dtype="auto"),
+        load_complete(projecting, str(source), dtype="auto"),
         folder,
         processor=load_image_processor(str(source)),
         text_encoder=original or content.base_model,

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import CLIPModel, PreTrainedModel
+from transformers import PreTrainedModel
 
 from fare_hf.convert.checkpoints import names_repository
 from fare_hf.encoders import load_complete
 from fare_hf.files.documents import read_object
+from fare_hf.pretrained.encoder_families import PUBLISHED
 from fare_hf.pretrained.loading import load_tokenizer
 
 __all__ = ["save_tokenizer", "whole_clip"]
@@ -23,7 +24,7 @@ LOADING = ("is_local", "local_files_only", "name_or_path")
 NAMES = {"TokenizersBackend": "PreTrainedTokenizerFast"}
 
 
-def whole_clip(encoder: PreTrainedModel, original: str) -> tuple[CLIPModel, Any]:
+def whole_clip(encoder: PreTrainedModel, original: str) -> tuple[Any, Any]:
     """The original CLIP with the robust vision encoder, in the encoder's dtype, and its tokenizer.
 
     Args:
@@ -33,11 +34,11 @@ def whole_clip(encoder: PreTrainedModel, original: str) -> tuple[CLIPModel, Any]
     Raises:
         ValueError: the encoder has no projection, or the original no text encoder, tokenizer, or another shape.
     """
-    if type(encoder).__name__ != "CLIPVisionModelWithProjection":
-        raise ValueError(
-            f"{type(encoder).__name__} has no projection, which a text encoder needs: publish it without one."
-        )
-    clip, tokenizer = _load(original, next(encoder.parameters()).dtype)
+    class_name = type(encoder).__name__
+    family = PUBLISHED.get(class_name)
+    if family is None or not family.projects(class_name):
+        raise ValueError(f"{class_name} has no projection, which a text encoder needs: publish it without one.")
+    clip, tokenizer = _load(family.whole_class, original, next(encoder.parameters()).dtype)
     weights, own = encoder.state_dict(), clip.state_dict()
     for name, tensor in weights.items():
         if name not in own or own[name].shape != tensor.shape:
@@ -61,11 +62,11 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def _load(original: str, dtype: torch.dtype) -> tuple[CLIPModel, Any]:
+def _load(cls: Any, original: str, dtype: torch.dtype) -> tuple[Any, Any]:
     if not Path(original).is_dir() and not names_repository(original):
         raise ValueError(f"{original!r} is no folder here and no name of a repository: name the original CLIP.")
     try:
-        clip: Any = load_complete(CLIPModel, original, dtype=dtype)
+        clip: Any = load_complete(cls, original, dtype=dtype)
         tokenizer = load_tokenizer(original)
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]

@@ -14,11 +14,11 @@ from transformers.utils import cached_file
 
 from fare_hf.files.documents import read_object
 from fare_hf.files.folders import check_links
+from fare_hf.pretrained.encoder_families import TEXT_TYPES, TOWER_TYPES, family_of_type
 from fare_hf.pretrained.foreign_code import OwnCodeError, own_code_refused
 from fare_hf.pretrained.original_llava import refuse_original_llava
 
 __all__ = [
-    "TOWERS",
     "check_configuration",
     "check_image_processor",
     "check_room",
@@ -55,11 +55,8 @@ MOST_PARAMETERS = 25_000_000_000
 SHARES = ("attention_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "dropout")
 NUMBERS = ("layer_norm_eps", "initializer_range", "initializer_factor", "logit_scale_init_value", "layerscale_value")
 IMPLEMENTATIONS = ("attn_implementation", "_attn_implementation", "experts_implementation")
-TOWERS = ("clip_text_model", "clip_vision_model", "dinov2", "siglip_text_model", "siglip_vision_model")
 SMALLEST_SCALE, SMALLEST_DEVIATION, LARGEST_CHANNEL = 1e-6, 1e-4, 1e4
 """Of means and deviations, which are below 1 in nearly all models, and below 256 in the others."""
-PAIRS = ("dinov2",)
-"""Types whose images and patches may have two sides of their own."""
 
 
 def read_configuration(name_or_path: str, **options: Any) -> Any:
@@ -138,7 +135,7 @@ def check_values(values: Mapping[str, Any], where: str) -> None:
             if section.get(field) is not None:
                 _check_size(f"{where} has {place}{field}", section[field], most, field)
         _check_words(f"{where} has {place}", section)
-        if section.get("model_type") in TOWERS:
+        if section.get("model_type") in (*TOWER_TYPES, *TEXT_TYPES):
             _check_heads(f"{where} has {place}", section.get("hidden_size", 0), section.get("num_attention_heads", 1))
         for field in (*NUMBERS, *SHARES):
             _check_number(f"{where} has {place}{field}", section.get(field), share=field in SHARES)
@@ -158,7 +155,8 @@ def check_configuration(config: Any, where: str) -> None:
     vision = getattr(config, "vision_config", config)
     if isinstance(vision, dict):
         raise ValueError(f"{where} has a vision_config, which a {config.model_type!r} model has not: mend it.")
-    whole = str(config.model_type) in ("clip", "siglip")
+    family = family_of_type(config.model_type)
+    whole = family is not None and config.model_type == family.whole
     for place, part in (("vision_config.", vision), ("text_config.", getattr(config, "text_config", None))):
         if part is not None and (whole or part is vision):
             _check_part(f"{where} has {place if part is not config else ''}", part)
@@ -178,7 +176,7 @@ def check_room(config: Any, name_or_path: str) -> None:
     """
     folder = Path(name_or_path)
     files = [path for path in folder.glob("*") if path.name.endswith((".safetensors", ".bin"))]
-    parts = [part for part in (getattr(config, "vision_config", config),) if str(part.model_type) in TOWERS]
+    parts = [part for part in (getattr(config, "vision_config", config),) if part.model_type in TOWER_TYPES]
     wanted, there = sum(map(count_largest, parts)), sum(path.stat().st_size for path in files)
     if files and wanted > there:
         raise ValueError(
@@ -247,9 +245,14 @@ def check_image_processor(processor: Any, where: str, config: Any | None = None)
         raise ValueError(f"{where} has rescale_factor {factor}, which makes one colour of all: set it to 1/255.")
     if factor is not None and not SMALLEST_SCALE <= factor <= LARGEST_CHANNEL:
         raise ValueError(f"{where} has rescale_factor {factor}, which leaves nothing of an image: set it to 1/255.")
-    fixed = str(getattr(vision, "model_type", "")).startswith(("clip", "siglip"))
+    family = family_of_type(getattr(vision, "model_type", None))
     made = made_size(processor)
-    if fixed and made is not None and made != (vision.image_size, vision.image_size):
+    if (
+        family is not None
+        and not family.any_size
+        and made is not None
+        and made != (vision.image_size, vision.image_size)
+    ):
         raise ValueError(
             f"{where} makes images of {made[0]} x {made[1]} pixels, and the encoder has image_size "
             f"{vision.image_size}: take the encoder's own image processor."
@@ -284,11 +287,12 @@ def count_largest(part: Any) -> int:
 def _check_part(begin: str, part: Any) -> None:
     """One tower; `begin` is "FILE has [SECTION.]"."""
     kind = str(part.model_type)
-    if kind not in TOWERS:
+    if kind not in (*TOWER_TYPES, *TEXT_TYPES):
         return
+    family = family_of_type(kind)
     for field in ("image_size", "patch_size"):
         value = getattr(part, field, None)
-        if isinstance(value, (list, tuple)) and kind not in PAIRS:
+        if isinstance(value, (list, tuple)) and not (family and family.any_size):
             raise ValueError(f"{begin}{field} {_shown(value)}: a {kind!r} model needs one whole number.")
     _check_heads(begin, part.hidden_size, part.num_attention_heads)
     if hasattr(part, "patch_size") and min(_pair(part.image_size)) < max(_pair(part.patch_size)):

@@ -14,7 +14,8 @@ from transformers import CLIPVisionConfig
 from fare_hf.encoders.flops import Flops, count_flops, peak_of
 from fare_hf.encoders.memory import Memory, count_memory, count_parameters
 from fare_hf.objectives import OBJECTIVES
-from fare_hf.pretrained.configuration import TOWERS, read_configuration
+from fare_hf.pretrained.configuration import read_configuration
+from fare_hf.pretrained.encoder_families import TOWER_TYPES
 from fare_hf.training.batches import share_of_batch
 from fare_hf.training.config import FareConfig
 from fare_hf.training.schedules import attack_of, training_flops
@@ -132,6 +133,6 @@ def encoder_config(name: str) -> Any:
             f"{', '.join(SHAPES)}."
         ) from error
     vision = getattr(config, "vision_config", config)
-    if vision.model_type not in TOWERS:
+    if vision.model_type not in TOWER_TYPES:
         raise ValueError(f"{name!r} is a {config.model_type!r} model, not a vision encoder or CLIP: name one.")
     return vision

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import CLIPVisionModel, CLIPVisionModelWithProjection, SchedulerType
+from transformers import SchedulerType
 from transformers.training_args import OptimizerNames
 
 from fare_hf.evaluation import environment
@@ -16,6 +16,7 @@ from fare_hf.files.folders import check_new_folder, whole_folder
 from fare_hf.hub import Publication, check_access, push_robust_encoder, save_robust_encoder
 from fare_hf.hub.base_model import base_name, inherited_license, is_hub_id
 from fare_hf.objectives import OBJECTIVES, Objective
+from fare_hf.pretrained.encoder_families import PUBLISHED
 from fare_hf.training.config import CHEAPER
 from fare_hf.training.objective_facts import objective_facts
 from fare_hf.training.sharding import whole_encoder
@@ -68,7 +69,7 @@ def _texts(trainer: FareTrainer) -> dict[str, Any]:
 def can_publish(trainer: FareTrainer) -> bool:
     """Whether the encoder is one that `save_robust_encoder` takes."""
     encoder = trainer.accelerator.unwrap_model(trainer.model)
-    return isinstance(encoder, (CLIPVisionModel, CLIPVisionModelWithProjection))
+    return any(cls.__name__ in PUBLISHED for cls in type(encoder).__mro__)
 
 
 def save_encoder(trainer: FareTrainer, folder: str | os.PathLike[str], **changes: Any) -> None:

@@ -24,6 +24,7 @@ from fare_hf.encoders.flops import count_flops
 from fare_hf.encoders.precision import attack_mode, cast_for_good
 from fare_hf.hub import Publication
 from fare_hf.objectives import OBJECTIVES, Objective, TecoaObjective
+from fare_hf.pretrained.encoder_families import family_of_type
 from fare_hf.training.attack import EVALUATION, BatchAttack
 from fare_hf.training.checkpointing.checkpoints import CheckpointTrainer
 from fare_hf.training.checkpointing.identity import run_identity
@@ -106,7 +107,8 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
         _check_texts(args, objective, validation)
         _check_measured(args, eval_dataset, validation)
         if train_dataset is not None and "data_collator" not in kwargs:  # which may take other samples
-            check_samples(train_dataset, None if model.config.model_type == "dinov2" else model.config.image_size)
+            family = family_of_type(model.config.model_type)
+            check_samples(train_dataset, None if family and family.any_size else model.config.image_size)
         reference = freeze(copy.deepcopy(model) if original is None else original)
         _choose_trained(model, args)
         freeze_unused(model, args.embedding)

@@ -6,6 +6,8 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from fare_hf.pretrained.encoder_families import class_tokens_of
+
 __all__ = ["complete_processor", "completed_file", "missing_fields"]
 
 CLASS_TOKEN = "num_additional_image_tokens"
@@ -59,7 +61,7 @@ def missing_fields(config: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     values = {
         "patch_size": vision.patch_size,
         "vision_feature_select_strategy": getattr(config, "vision_feature_select_strategy", None),
-        CLASS_TOKEN: int(vision.model_type == "clip_vision_model"),
+        CLASS_TOKEN: class_tokens_of(vision, 0),
         "num_image_tokens": (int(vision.image_size) // int(vision.patch_size)) ** 2,
     }
     absent = [name for name, value in given.items() if value is None or (name == CLASS_TOKEN and value == 0)]

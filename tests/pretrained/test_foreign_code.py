@@ -19,7 +19,7 @@ import fare_hf
 from fare_hf import robust_pipeline
 from fare_hf.cli import main as cli
 from fare_hf.encoders import load_encoder
-from fare_hf.encoders.loading import ENCODER_CLASSES
+from fare_hf.pretrained.encoder_families import ENCODER_FAMILIES
 from fare_hf.pretrained.foreign_code import own_code_refused
 
 PACKAGE = Path(fare_hf.__file__).parent
@@ -144,7 +144,7 @@ def _opening_calls(path: Path) -> Iterator[tuple[int, str, ast.Call]]:
 
 
 def test_concrete_classes_are_those_of_transformers() -> None:
-    for classes in ENCODER_CLASSES.values():
+    for classes in (family.classes for family in ENCODER_FAMILIES):
         for cls in filter(None, classes):
             assert cls.__module__.startswith("transformers.models.") and "auto" not in cls.__module__
 

@@ -15,11 +15,11 @@ from helpers.tiny_clip import tiny_clip_config
 from helpers.tiny_parts import siglip_encoder
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import CLIPModel, CLIPVisionModelWithProjection
+from transformers import AutoConfig, CLIPModel, CLIPVisionModelWithProjection, LlavaConfig, LlavaOnevisionConfig
 
 from fare_hf.cli import main as cli
 from fare_hf.encoders import load_encoder
-from fare_hf.hub.merge.inputs import EncoderFiles, check_encoder, open_encoder
+from fare_hf.hub.merge.inputs import check_encoder, opened_encoder
 from fare_hf.hub.push.folder import check_loads, read_folder
 from fare_hf.pretrained.validation import check_answers, check_model, check_weights, is_finite
 
@@ -35,9 +35,14 @@ def rewrite(folder: Path, change: Callable[[dict[str, Tensor]], None]) -> Path:
     return folder
 
 
-def opened(folder: Path) -> EncoderFiles:
-    """The encoder as a merge looks at it."""
-    return open_encoder("it", str(folder), None, None, folder / "room")
+def check(folder: Path) -> None:
+    """The encoder as a merge looks at it, for a model whose tower it fits."""
+    vision = AutoConfig.from_pretrained(folder)
+    kind = LlavaConfig if vision.model_type.startswith("clip") else LlavaOnevisionConfig
+    vlm = kind(vision_config=getattr(vision, "vision_config", vision).to_dict())
+    vlm.architectures = [kind.__name__.replace("Config", "ForConditionalGeneration")]
+    with opened_encoder(folder, vlm, None, None) as encoder:
+        check_encoder(encoder)
 
 
 def edit(folder: Path, **changes: Any) -> Path:
@@ -99,21 +104,21 @@ def test_weights_that_are_no_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("kind", [kind for kind in NONSENSE if kind != "constant"])  # a tower has no projection
 def test_a_merge_asks_for_answers_module_by_module(tmp_path: Path, kind: str) -> None:
     folder = save(tmp_path / "fare4")
-    check_encoder(opened(folder))
+    check(folder)
     with pytest.raises(ValueError, match="NaN or infinity"):
-        check_encoder(opened(rewrite(folder, NONSENSE[kind][0])))
+        check(rewrite(folder, NONSENSE[kind][0]))
 
 
 @pytest.mark.parametrize("head", [True, False])
 def test_a_merge_asks_a_siglip_too(tmp_path: Path, head: bool) -> None:
     siglip_encoder(vision_use_head=head).save_pretrained(tmp_path)
-    check_encoder(opened(tmp_path))
+    check(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     name = next(name for name in weights if name.endswith("encoder.layers.0.mlp.fc1.weight"))
     weights[name][0, 0] = NAN
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match="NaN or infinity"):
-        check_encoder(opened(tmp_path))
+        check(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +131,7 @@ def test_what_no_weight_shows_is_held_to_what_was_saved(tmp_path: Path, field: s
     for run in (
         lambda: load_encoder(str(folder)),
         lambda: read_folder(folder, "me/x"),
-        lambda: opened(folder),
+        lambda: check(folder),
     ):
         with pytest.raises(ValueError, match=f"has {field} .* in its config.json and was saved with"):
             run()

@@ -19,6 +19,7 @@ from fare_hf.files.folders import path_inside
 from fare_hf.hub.card.render import PLOT, CardContent, render_card
 from fare_hf.hub.local_paths import without_local_paths
 from fare_hf.hub.retry import Retries, bounded_waits
+from fare_hf.pretrained.encoder_families import PUBLISHED_WHOLE
 from fare_hf.pretrained.validation import RECORD
 
 __all__ = [
@@ -121,10 +122,10 @@ def content_of(folder: Path) -> CardContent:
             f"'{folder}' has no readable {RECORD} and config.json ({_reason(error)}): save it again."
         ) from None
     _check_record(folder, record)
-    whole, report = architecture == "CLIPModel", path_inside(folder, "report.json")
+    whole, report = PUBLISHED_WHOLE.get(str(architecture)), path_inside(folder, "report.json")
     return CardContent(
-        class_name="CLIPVisionModelWithProjection" if whole else str(architecture),
-        text_encoder=whole,
+        class_name=whole.projecting.__name__ if whole and whole.projecting else str(architecture),
+        text_encoder=whole is not None,
         threat_model=threat_model,
         report=RobustnessReport.load(report) if report.exists() else None,
         plot=PLOT if (folder / PLOT).exists() else None,

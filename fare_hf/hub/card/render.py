@@ -19,13 +19,13 @@ from fare_hf.files.markup import inline, is_link, literal
 from fare_hf.hub.base_model import is_hub_id
 from fare_hf.hub.licenses import check_license
 from fare_hf.objectives import OBJECTIVES, FareObjective
+from fare_hf.pretrained.encoder_families import PUBLISHED
 
 __all__ = ["PLOT", "CardContent", "render_card"]
 
 PLOT = "results.png"
 """The picture of the report, beside the card."""
 TEMPLATE = Path(__file__).with_name("template.md")
-CLASSES = ("CLIPVisionModel", "CLIPVisionModelWithProjection")
 LONGEST_NAME = 300
 BREAKS = dict.fromkeys(map(ord, "\x85\u2028\u2029"), " ")  # PyYAML writes these as it does not read them
 TAGS = ["robust-clip", "adversarial-robustness", "clip", "fare_hf"]
@@ -96,7 +96,7 @@ class CardContent:
     @property
     def projected(self) -> bool:
         """Whether it has the visual projection, which zero-shot classification needs."""
-        return self.class_name == "CLIPVisionModelWithProjection"
+        return self.class_name in PUBLISHED and PUBLISHED[self.class_name].projects(self.class_name)
 
 
 def render_card(content: CardContent) -> str:
@@ -142,8 +142,8 @@ def _check_content(content: CardContent) -> None:
     """What goes into code as it is, into links, and into the head."""
     if content.license:
         check_license(content.license)
-    if content.class_name not in CLASSES:
-        raise ValueError(f"class_name {content.class_name!r} is not one of {', '.join(CLASSES)}: name one.")
+    if content.class_name not in PUBLISHED:
+        raise ValueError(f"class_name {content.class_name!r} is not one of {', '.join(PUBLISHED)}: name one.")
     if content.license_link and not is_link(content.license_link):
         raise ValueError(
             f"license_link {content.license_link[:200]!r} is no http(s) address: give one, or leave it out."

@@ -17,12 +17,12 @@ import torch
 from accelerate import init_empty_weights
 from accelerate.hooks import attach_align_device_hook
 from torch import Tensor
-from transformers import CLIPVisionModel, SiglipVisionModel
 
 from fare_hf.convert.checkpoints import find_file
 from fare_hf.hub.merge.pickled import safetensors_of
 from fare_hf.hub.merge.shards import read_header, read_tensor
 from fare_hf.pretrained.configuration import read_configuration
+from fare_hf.pretrained.encoder_families import ENCODER_FAMILIES, family_of_type
 from fare_hf.pretrained.validation import check_answers, check_recorded, recorded_architecture
 from fare_hf.pretrained.weight_files import INDEX, PICKLE, SINGLE, read_index
 from fare_hf.vlm.families.table import ENCODER_OF, Family, family_named
@@ -43,13 +43,11 @@ __all__ = [
 
 PARTS = r"(?:vision_model\.)?((?:embeddings|encoder|pre_layrnorm|post_layernorm|head)\..+)"
 POSITIONS, POSITION_IDS = "embeddings.position_embedding.weight", "embeddings.position_ids"
-TOWERS: dict[str, Any] = {"clip_vision_model": CLIPVisionModel, "siglip_vision_model": SiglipVisionModel}
 POOLING = ["SiglipMultiheadAttentionPoolingHead"]  # reads the weights of its parts without calling them
 # Of glibc, which keeps the blocks that torch frees and seldom fills them again: a merge would take twice as much.
 _TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
 KINDS = {
-    "clip_vision_model": "CLIPVisionModel",
-    "siglip_vision_model": "SiglipVisionModel",
+    **{family.tower: family.plain.__name__ for family in ENCODER_FAMILIES},
     "idefics_vision": "IdeficsVisionTransformer",
 }
 LAYER = re.compile(r"encoder\.layers\.(\d+)\.")
@@ -183,8 +181,10 @@ def check_encoder(encoder: EncoderFiles) -> None:
     Raises:
         ValueError: it does not; a weight that its class needs is not there, or not finite.
     """
+    family = family_of_type(encoder.config.model_type)
+    assert family is not None  # of a tower's kind
     with init_empty_weights():
-        module = TOWERS[encoder.config.model_type](encoder.config)
+        module: Any = family.plain(encoder.config)
     missing = sorted(name for name in module.state_dict() if _flat(name) not in encoder.locations)
     kept = [name for name in missing if not _flat(name).startswith("head.")]
     if kept:

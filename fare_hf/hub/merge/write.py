@@ -19,6 +19,7 @@ from fare_hf.hub.merge.card import merge_card
 from fare_hf.hub.merge.inputs import POSITION_IDS, POSITIONS
 from fare_hf.hub.merge.plan import COUNTING, Merge, MergePlan
 from fare_hf.hub.merge.shards import DTYPES, read_header, read_tensor, rewrite
+from fare_hf.pretrained.encoder_families import class_tokens_of
 from fare_hf.pretrained.weight_files import INDEX, LARGEST_INDEX
 from fare_hf.vlm.swap.checks import MINIMUM_WEIGHT_COSINE, weight_cosine
 from fare_hf.vlm.swap.resolution import scaled_config, scaled_processor
@@ -107,7 +108,7 @@ def _rewrite_weights(plan: MergePlan, file: str, folder: Path, part: Path, cosin
     source, vision = folder / file, plan.encoder.config
     header, begin = read_header(source)
     old, size = plan.result.resolution
-    positions = (size // int(vision.patch_size)) ** 2 + int(vision.model_type == "clip_vision_model")
+    positions = (size // int(vision.patch_size)) ** 2 + class_tokens_of(vision, 0)
     new: dict[str, Callable[[], torch.Tensor]] = {}
     shapes: dict[str, list[int]] = {}
     for name, flat in plan.flat.items():

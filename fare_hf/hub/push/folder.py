@@ -14,7 +14,6 @@ import torch
 from huggingface_hub import ModelCardData, RepoFile
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from safetensors import SafetensorError, safe_open
-from transformers import CLIPModel, CLIPVisionModel, CLIPVisionModelWithProjection
 
 from fare_hf.encoders import load_complete
 from fare_hf.files.documents import front_matter, read_text
@@ -24,6 +23,7 @@ from fare_hf.hub.card.render import PLOT
 from fare_hf.hub.contents import check_contents
 from fare_hf.hub.licenses import check_license
 from fare_hf.pretrained.configuration import configuration_from, load_image_processor, read_json_object
+from fare_hf.pretrained.encoder_families import PUBLISHED, PUBLISHED_WHOLE, family_of_type
 from fare_hf.pretrained.validation import ARCHITECTURE, check_answers, check_recorded, recorded_architecture
 
 __all__ = [
@@ -47,7 +47,8 @@ OTHERS = re.compile(
     r"model\.safetensors\.index\.json|tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|vocab\.json|"
     r"merges\.txt|added_tokens\.json"
 )
-CLASSES: dict[str, Any] = {cls.__name__: cls for cls in (CLIPModel, CLIPVisionModel, CLIPVisionModelWithProjection)}
+CLASSES: dict[str, Any] = {name: family.whole_class for name, family in PUBLISHED_WHOLE.items()}
+CLASSES |= {cls.__name__: cls for family in PUBLISHED.values() for cls in family.classes}
 SHAPE = (*(name for name in ARCHITECTURE if name != "layer_norm_eps"), "projection_dim")
 
 
@@ -156,7 +157,8 @@ def check_reference(name: str | None, what: str) -> None:
 def _configuration(values: dict[str, Any], where: str) -> Any:
     """What transformers makes of a config.json."""
     kind = values.get("model_type")
-    if kind not in ("clip", "clip_vision_model"):
+    family = family_of_type(kind)
+    if family is None or not family.published:
         raise ValueError(f"{where} holds a model of type {kind!r}, not a CLIP vision encoder: name another.")
     try:
         return configuration_from(copy.deepcopy(values), "it")
@@ -209,7 +211,7 @@ def _check_complete(shapes: dict[str, tuple[int, ...]], values: dict[str, Any], 
     cls = CLASSES[name]
     with torch.device("meta"):
         made = cls(cls.config_class.from_dict(values)).state_dict()
-    flat = cls is CLIPVisionModel
+    flat = name in PUBLISHED and cls is PUBLISHED[name].plain
     wanted = {
         f"vision_model.{key}" if flat and not key.startswith("vision_model.") else key: tuple(tensor.shape)
         for key, tensor in made.items()

@@ -15,15 +15,16 @@ from transformers import CLIPVisionConfig, PreTrainedModel
 
 from fare_hf.convert import convert_from_open_clip
 from fare_hf.convert.checkpoints import OPEN_CLIP_CONFIG, WEIGHT_ENDINGS, find_file, read_state
-from fare_hf.encoders.loading import ENCODER_CLASSES, load_encoder
+from fare_hf.encoders import load_encoder
 from fare_hf.files.documents import front_matter, read_object, read_text
 from fare_hf.pretrained.configuration import load_image_processor
+from fare_hf.pretrained.encoder_families import TEXT_TYPES, encoder_types
 from fare_hf.vlm.families.table import unwrapped
 
 __all__ = ["Encoder", "base_model_of", "read_encoder", "transformers_folder"]
 
 MODULES = ("CLIPVisionModel", "SiglipVisionModel")
-TEXT_TYPES = ("clip_text_model", "siglip_text_model", "bert", "t5", "xlm-roberta")
+OTHER_TEXTS = ("bert", "t5", "xlm-roberta")
 
 
 @dataclass(frozen=True)
@@ -123,9 +124,9 @@ def _is_transformers(source: str, revision: str | None) -> bool:
     """
     config = find_file(source, "config.json", revision)
     kind = read_object(config).get("model_type") if config else None
-    if kind in TEXT_TYPES:
+    if kind in (*TEXT_TYPES, *OTHER_TEXTS):
         raise ValueError(f"'{source}' is a text encoder ({kind}): give a vision encoder or a whole CLIP.")
-    if kind in ENCODER_CLASSES:
+    if kind in encoder_types():
         _check_folder(Path(source))
         return True
     if find_file(source, OPEN_CLIP_CONFIG, revision) is not None:
@@ -134,7 +135,7 @@ def _is_transformers(source: str, revision: str | None) -> bool:
         raise ValueError(f"'{source}' holds neither a config.json nor an {OPEN_CLIP_CONFIG}: name an encoder.")
     raise ValueError(
         f"'{source}' is a {kind!r} model, not a vision encoder or CLIP; give one of the types "
-        f"{', '.join(sorted(ENCODER_CLASSES))}."
+        f"{', '.join(encoder_types())}."
     )
 
 

@@ -1,0 +1,125 @@
+"""The families of vision encoders that can be made robust: a row each, and nothing else knows a family by its name.
+
+Beside the row, a family that open_clip has too needs its names there (`fare_hf.convert`), and one that vision-language
+models see through needs its towers in the rows of those (`fare_hf.vlm.families`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import (
+    CLIPModel,
+    CLIPTextModelWithProjection,
+    CLIPVisionModel,
+    CLIPVisionModelWithProjection,
+    Dinov2Model,
+    PreTrainedModel,
+    SiglipVisionModel,
+)
+
+__all__ = [
+    "ENCODER_FAMILIES",
+    "PUBLISHED",
+    "PUBLISHED_WHOLE",
+    "TEXT_TYPES",
+    "TOWER_TYPES",
+    "EncoderFamily",
+    "class_tokens_of",
+    "encoder_types",
+    "family_of_text",
+    "family_of_type",
+]
+
+
+@dataclass(frozen=True)
+class EncoderFamily:
+    """What differs between families.
+
+    Attributes:
+        tower: `model_type` of the vision part's configuration.
+        plain: class of the vision part, for the embeddings `pooled` and `tokens`.
+        whole: `model_type` of the model with both parts; None where there is none.
+        text: `model_type` of the text part; None where there is none.
+        projecting: class of the vision part with its projection, for `projected`; None where there is none.
+        text_class: class of the text part whose embeddings are compared with projected ones.
+        whole_class: class of both parts, of which a robust encoder can be published with its text encoder.
+        class_tokens: tokens before those of the patches.
+        attention_pooling: whether one learned query makes the pooled output.
+        any_size: whether it takes images of other sizes than its configuration's, of two sides too.
+        published: whether `save_robust_encoder` makes a card for it.
+    """
+
+    tower: str
+    plain: type[PreTrainedModel]
+    whole: str | None = None
+    text: str | None = None
+    projecting: type[PreTrainedModel] | None = None
+    text_class: type[PreTrainedModel] | None = None
+    whole_class: type[PreTrainedModel] | None = None
+    class_tokens: int = 1
+    attention_pooling: bool = False
+    any_size: bool = False
+    published: bool = False
+
+    @property
+    def classes(self) -> tuple[type[PreTrainedModel], ...]:
+        """Of the vision part: plain, and with its projection."""
+        return (self.plain, self.projecting) if self.projecting else (self.plain,)
+
+    def projects(self, class_name: str) -> bool:
+        """Whether a class of this family, by its name, is the one with the projection."""
+        return self.projecting is not None and class_name == self.projecting.__name__
+
+
+ENCODER_FAMILIES = (
+    EncoderFamily(
+        "clip_vision_model",
+        CLIPVisionModel,
+        whole="clip",
+        text="clip_text_model",
+        projecting=CLIPVisionModelWithProjection,
+        text_class=CLIPTextModelWithProjection,
+        whole_class=CLIPModel,
+        published=True,
+    ),
+    EncoderFamily("dinov2", Dinov2Model, any_size=True),
+    EncoderFamily(
+        "siglip_vision_model",
+        SiglipVisionModel,
+        whole="siglip",
+        text="siglip_text_model",
+        class_tokens=0,
+        attention_pooling=True,
+    ),
+)
+
+TOWER_TYPES = tuple(family.tower for family in ENCODER_FAMILIES)
+TEXT_TYPES = tuple(family.text for family in ENCODER_FAMILIES if family.text)
+PUBLISHED = {cls.__name__: family for family in ENCODER_FAMILIES if family.published for cls in family.classes}
+"""Classes that `save_robust_encoder` takes, by name."""
+PUBLISHED_WHOLE = {f.whole_class.__name__: f for f in ENCODER_FAMILIES if f.published and f.whole_class}
+"""Classes that a robust encoder is published as beside its text encoder, by name."""
+
+
+def encoder_types() -> list[str]:
+    """Every `model_type` that a vision encoder can be loaded from, sorted."""
+    return sorted({*TOWER_TYPES, *(family.whole for family in ENCODER_FAMILIES if family.whole)})
+
+
+def family_of_type(model_type: object) -> EncoderFamily | None:
+    """The family of a `model_type`, of the vision part or the whole; None of any other."""
+    return next((family for family in ENCODER_FAMILIES if model_type in (family.tower, family.whole)), None)
+
+
+def family_of_text(model_type: object) -> EncoderFamily | None:
+    """The family whose text part a `model_type` holds, alone or in the whole; None where no images are compared."""
+    fitting = (family for family in ENCODER_FAMILIES if family.text_class)
+    return next((family for family in fitting if model_type in (family.text, family.whole)), None)
+
+
+def class_tokens_of(config: Any, otherwise: int = 1) -> int:
+    """Tokens before those of the patches in a vision part; `otherwise` in one of no family here."""
+    family = family_of_type(config.model_type)
+    return family.class_tokens if family else otherwise

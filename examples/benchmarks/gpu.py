@@ -102,7 +102,7 @@ STEPS = (
         "vlm",
         "APGD through a LLaVA of 7B in bf16, fp32 pixels, by batch size",
         "vlm_7b.py",
-        "--batch_sizes 1 8 32 --steps 3",
+        "--batch_sizes 1 8 16 32 --steps 3",
         "--tiny --batch_sizes 1 2 --steps 2 --rounds 1",
         90,
     ),

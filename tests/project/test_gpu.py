@@ -39,7 +39,8 @@ def test_a_training_is_the_same_twice(device: str, clip_folder: Path, tmp_path: 
         trainer.train()
         assert trainer.model.device.type == device
         logs.append([line["loss"] for line in trainer.state.log_history if "loss" in line])
-    assert len(logs[0]) == 4 and logs[0] == logs[1]
+    assert len(logs[0]) == 4
+    assert logs[0] == (logs[1] if device == "cpu" else pytest.approx(logs[1], rel=1e-3))
 
 
 @pytest.mark.parametrize("device", DEVICES)

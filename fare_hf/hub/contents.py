@@ -47,17 +47,11 @@ def check_contents(name: str, path: Path, content: bytes | None, token: str | No
     """
     for text in _texts(name, path, content):
         kind = find_secret(text) or ("your access token" if token and token in text else None)
-        if kind:
-            raise ValueError(
-                f"{name!r} holds what looks like {kind}: remove it before you publish, and revoke it where others had "
-                "access."
-            )
         found = None if name in VOCABULARIES else find_local_path(text)
-        if found:
-            raise ValueError(
-                f"{name!r} holds the path {found[:200]!r} of this machine, which tells others nothing and says where "
-                "you work: replace it by a name."
-            )
+        if kind or found:
+            told = f"what looks like {kind}: remove it before you publish, and revoke it where others had access."
+            lies = f"the path {str(found)[:200]!r} of this machine, which tells others nothing and says where you work"
+            raise ValueError(f"{name!r} holds {told if kind else f'{lies}: replace it by a name.'}")
 
 
 def _texts(name: str, path: Path, content: bytes | None) -> Iterator[str]:

@@ -18,7 +18,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load, save_file
 
 from fare_hf.cli import main as cli
-from fare_hf.hub import regenerate_card
+from fare_hf.hub import PushError, regenerate_card
 
 both = pytest.mark.parametrize("storage", ["lfs", "xet"], indirect=True)
 
@@ -162,11 +162,16 @@ def test_checkpoints_of_a_run_are_revisions(hub: LoopbackHub, tmp_path: Path) ->
 def test_a_pull_request_to_somebody_elses(hub: LoopbackHub, tmp_path: Path) -> None:
     hub.create("you/fare4")
     folder = save(tmp_path / "fare4")
-    found = push(hub, folder, "you/fare4", create_pr=True)
+    found = push(hub, folder, "you/fare4", create_pr=True, commit_message="With FARE")
     repo = hub.repos["you/fare4"]
+    assert [title for _, title in repo.pulls.values()] == ["With FARE"]
     assert found.revision == "refs/pr/1" and found.url.endswith("/you/fare4/discussions/1")
     assert set(repo.tree("refs/pr/1")) >= FILES and set(repo.tree()) == {".gitattributes"}
-    assert push(hub, folder, "you/fare4", create_pr=True).url == found.url and len(repo.pulls) == 1
+    again = push(hub, folder, "you/fare4", create_pr=True, commit_message="With FARE")
+    assert again.url == found.url and len(repo.pulls) == 1
+    hub.fail("GET .*/tree/", times=99, status=403)
+    with pytest.raises(PushError, match=r"fare-hf push \S+ me/fare4 --private --commit_message 'With FARE'$"):
+        push(hub, folder, private=True, commit_message="With FARE")
 
 
 def test_an_encoder_is_saved_and_pushed(hub: LoopbackHub, tmp_path: Path) -> None:

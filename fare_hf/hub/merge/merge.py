@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from huggingface_hub import constants, snapshot_download
@@ -82,9 +83,10 @@ def merge_vision_tower(
     _check_output(output_dir, push_to_hub, hub_model_id, hard_links, private)
     _check_revision("revision", revision, vlm)
     _check_revision("encoder_revision", encoder_revision, encoder)
+    opened = partial(opened_encoder, encoder, revision=encoder_revision, base=base)
     if push_to_hub:
         source, target = (Remote(str(name), token, endpoint, None) for name in (vlm, hub_model_id))
-        return merge_on_hub(source, target, encoder, private, revision, encoder_revision, base)
+        return merge_on_hub(source, target, opened, private, revision)
     target_folder, folder = Path(str(output_dir)), Path(vlm)
     check_new_folder(target_folder)
     if not folder.is_dir():
@@ -92,7 +94,7 @@ def merge_vision_tower(
         folder = Path(found)
     config, _ = vlm_config(folder)
     with (
-        opened_encoder(encoder, config, encoder_revision, base) as files,
+        opened(config) as files,
         whole_folder(target_folder) as part,
         _in_safetensors(folder, part) as (parent, unpickled),
     ):

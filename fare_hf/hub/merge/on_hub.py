@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationCopy, RepoFile, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 
 from fare_hf.files.credentials import mask_secrets
 from fare_hf.files.folders import relative_name
-from fare_hf.hub.merge.inputs import check_encoder, check_held, opened_encoder
+from fare_hf.hub.merge.inputs import EncoderFiles, check_encoder, check_held
 from fare_hf.hub.merge.plan import PROCESSORS, Merge, MergePlan, plan_merge, vlm_config
 from fare_hf.hub.merge.write import write_changed
 from fare_hf.hub.push.folder import LocalFile, check_repo_id
@@ -24,19 +26,16 @@ from fare_hf.pretrained.weight_files import INDEX, LARGEST_INDEX, PICKLE, PICKLE
 
 __all__ = ["merge_on_hub"]
 
+OpenedEncoder = Callable[[Any], AbstractContextManager[EncoderFiles]]
+"""For the configuration of a vision-language model, the encoder that is to take its tower's place."""
+
 COMMIT_MESSAGE = "Merge robust vision encoder"
 SMALL = ("config.json", INDEX, *PROCESSORS, "README.md")
 """What a merge reads of the model besides the files that hold its tower."""
 
 
 def merge_on_hub(
-    source: Remote,
-    target: Remote,
-    encoder: str | os.PathLike[str],
-    private: bool | None,
-    revision: str | None,
-    encoder_revision: str | None,
-    base: str | os.PathLike[str] | None,
+    source: Remote, target: Remote, opened: OpenedEncoder, private: bool | None, revision: str | None
 ) -> Merge:
     """`merge_vision_tower(..., push_to_hub=True)`; one commit, so that nothing half-merged is ever on the Hub.
 
@@ -47,22 +46,14 @@ def merge_on_hub(
     check_repo_id(target.repo_id)
     target.check_token()
     try:
-        return _merge(source, target, encoder, private, revision, encoder_revision, base)
+        return _merge(source, target, opened, private, revision)
     except (HfHubHTTPError, ConnectionError, TimeoutError) as error:
         told = f"the merge into '{target.repo_id}' failed ({error}): nothing was committed; run it again."
     # Raised outside the handler: the original error holds the request, and with it the token.
     raise PushError(mask_secrets(told, target.token))
 
 
-def _merge(
-    source: Remote,
-    target: Remote,
-    encoder: str | os.PathLike[str],
-    private: bool | None,
-    revision: str | None,
-    encoder_revision: str | None,
-    base: str | os.PathLike[str] | None,
-) -> Merge:
+def _merge(source: Remote, target: Remote, opened: OpenedEncoder, private: bool | None, revision: str | None) -> Merge:
     commit = source.head(revision or "main")
     tree = source.tree(commit)
     _check_source(source.repo_id, tree)
@@ -72,7 +63,7 @@ def _merge(
         names = [*SMALL, SINGLE] if INDEX not in tree else SMALL
         _download(source, [name for name in names if name in tree], commit, folder)
         config, _ = vlm_config(folder)
-        with opened_encoder(encoder, config, encoder_revision, base) as files:
+        with opened(config) as files:
             plan = plan_merge(source.repo_id, folder, list(tree), files)
             check_encoder(files)
             _download(source, plan.tower_files, commit, folder)

@@ -9,17 +9,18 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, get_args, get_type_hints
 
+from fare_hf.attacks import ThreatModel
 from fare_hf.evaluation.report.rows import Row
 from fare_hf.files.folders import is_missing_path
 from fare_hf.lab.names import encoder_path, is_in_lab
 from fare_hf.numerals import whole_number
 
 __all__ = [
+    "Attacked",
     "Count",
     "Flag",
     "Job",
     "Names",
-    "Radii",
     "Says",
     "Severities",
     "Subject",
@@ -28,7 +29,7 @@ __all__ = [
     "Texts",
     "one_of",
     "read_job",
-    "require_place",
+    "require_path",
 ]
 
 Check = Callable[[str, str, Any], None]
@@ -182,6 +183,33 @@ class Job:
         raise NotImplementedError
 
 
+@dataclass(frozen=True, kw_only=True)
+class Attacked(Job):
+    """With an attack for each radius.
+
+    Attributes:
+        norm: "linf" or "l2".
+        eps: radii, such as [2/255, 4/255].
+        steps: of each run of APGD.
+    """
+
+    norm: Annotated[Text, Says.OF_AN_ATTACK] = "linf"
+    eps: Radii = None
+    steps: Annotated[Count, Says.OF_AN_ATTACK] = None
+
+    def threats(self) -> list[ThreatModel]:
+        """One for each radius."""
+        return [ThreatModel(self.norm, eps) for eps in self.eps or []]
+
+    def check(self, where: str) -> None:
+        try:
+            balls = self.threats() or [ThreatModel(self.norm, 0)]
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{where}: {error}") from None
+        if len(set(balls)) < len(balls):
+            raise ValueError(f"{where} has eps {self.eps!r}, one of them twice: give each once.")
+
+
 def _said(hint: Any) -> list[Any]:
     """The extras of a type and of its parts."""
     own = getattr(hint, "__metadata__", ())
@@ -249,7 +277,7 @@ def _require_read(where: str, job: Job, own: Collection[str], every: Collection[
         raise ValueError(f"{where} has {name!r}: {hint} it reads {', '.join(read)}.")
 
 
-def require_place(what: str, name_or_path: str) -> None:
+def require_path(what: str, name_or_path: str) -> None:
     """Refuse a path that leads nowhere, and a model that the lab has not."""
     encoder_path(name_or_path)
     if is_missing_path(name_or_path):

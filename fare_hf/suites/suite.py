@@ -29,11 +29,13 @@ from fare_hf.evaluation.resume import digest, write_text
 from fare_hf.files.documents import read_object, read_yaml
 from fare_hf.files.folders import locked_folder
 from fare_hf.lab.names import encoder_path
-from fare_hf.suites.jobs import KINDS
-from fare_hf.suites.settings import Job, Subject, read_job, require_place
+from fare_hf.suites.encoder_jobs import Corruptions, Drift, Transfer, ZeroShot
+from fare_hf.suites.settings import Job, Subject, read_job, require_path
+from fare_hf.suites.vlm_jobs import Targeted, Vlm
 
-__all__ = ["Suite", "load_suite", "read_suite", "run_suite", "shipped_suites"]
+__all__ = ["KINDS", "Suite", "load_suite", "read_suite", "run_suite", "shipped_suites"]
 
+KINDS: dict[str, type[Job]] = {kind.kind: kind for kind in (ZeroShot, Drift, Corruptions, Vlm, Targeted, Transfer)}
 SHIPPED = Path(__file__).parent
 SEAL = "sha256"
 FIELDS = {"name", "description", "models", "defaults", "jobs"}
@@ -105,7 +107,7 @@ def read_suite(
     name, defaults = content["name"], content.get("defaults") or {}
     chosen = dict(models or content["models"])
     for model, name_or_path in chosen.items():
-        require_place(f"the model {model!r}", name_or_path)
+        require_path(f"the model {model!r}", name_or_path)
     jobs = []
     for number, own in enumerate(content["jobs"]):
         told = {key: value for key, value in (defaults | own).items() if models is None or key != "models"}

@@ -60,7 +60,7 @@ def results(doc, answers):
 def test_nothing_but_the_plugin_imports_lmms_eval() -> None:
     users = [path.name for path in (ROOT / "fare_hf").rglob("*.py") if "lmms_eval" in path.read_text()]
     assert users == ["lmms_eval.py"]
-    code = "import sys, fare_hf.cli, fare_hf.suites.jobs, fare_hf.evaluation; print('lmms_eval' in sys.modules)"
+    code = "import sys, fare_hf.cli, fare_hf.suites, fare_hf.evaluation; print('lmms_eval' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "False"
 

@@ -12,10 +12,9 @@ import pytest
 
 from fare_hf.attacks import ThreatModel
 from fare_hf.cli import main as cli
-from fare_hf.suites import jobs as suites
-from fare_hf.suites.jobs import KINDS
+from fare_hf.suites import encoder_jobs, vlm_jobs
 from fare_hf.suites.settings import Job, Says, Subject, read_job
-from fare_hf.suites.suite import load_suite, read_suite
+from fare_hf.suites.suite import KINDS, load_suite, read_suite
 
 VALUES: dict[str, Any] = {
     **{"samples": 4, "seed": 1, "models": ["A"], "norm": "linf", "eps": ["4/255"], "attack": "apgd-ce", "steps": 2},
@@ -33,7 +32,7 @@ CASES = [(kind, lab) for kind in KINDS for lab in (True, False)]
 @pytest.fixture(autouse=True)
 def corruptions_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their library is an extra."""
-    monkeypatch.setattr("fare_hf.suites.jobs.check_corruptions", lambda names, severities: None)
+    monkeypatch.setattr("fare_hf.suites.encoder_jobs.check_corruptions", lambda names, severities: None)
 
 
 def job_of(kind: str, lab: bool) -> dict[str, Any]:
@@ -92,13 +91,11 @@ def test_what_a_kind_reads_is_what_it_runs_with(kind: str, lab: bool, tmp_path: 
 
     job = read_job("job", told, [], {"A": "lab:clip"}, {kind: Noted})
     answers = _Anything()
-    names = [name for name, _ in inspect.getmembers(suites, callable) if _is_work(name)]
     with pytest.MonkeyPatch.context() as patch:
-        for name in names:
-            patch.setattr(suites, name, answers)
-        for module in ("measure", "json"):
-            patch.setattr(suites, module, answers)
-        patch.setattr(suites.Images, "whole", lambda self: (answers, answers))
+        for module in (encoder_jobs, vlm_jobs):
+            for name in [name for name, _ in inspect.getmembers(module) if _is_work(name)]:
+                patch.setattr(module, name, answers)
+        patch.setattr(encoder_jobs.Images, "whole", lambda self: (answers, answers))
         asked.clear()
         job.run(Subject("A", "a", {"A": "a"}, tmp_path, tmp_path))
     read = set(asked)
@@ -106,9 +103,9 @@ def test_what_a_kind_reads_is_what_it_runs_with(kind: str, lab: bool, tmp_path: 
 
 
 def _is_work(name: str) -> bool:
-    """Functions of jobs.py that load or measure; those that only pick settings stay what they are."""
+    """Functions that load or measure; those that only pick settings stay what they are."""
     work = ("evaluate_", "load_", "check_", "clean_", "swap_", "chat_", "text_", "logits_", "part")
-    return name.startswith(work) or name in ("_clip", "_normalization", "_image_processor")
+    return name.startswith(work) or name in ("_clip", "_normalization", "_image_processor", "measure", "json")
 
 
 class _Anything:

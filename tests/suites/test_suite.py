@@ -23,8 +23,7 @@ from fare_hf.data.pixels import to_pil
 from fare_hf.evaluation import Row
 from fare_hf.evaluation.report.plots import paired_bars, radius_curves
 from fare_hf.evaluation.vlm.metrics import VqaAccuracy
-from fare_hf.suites.jobs import Attacked
-from fare_hf.suites.settings import Subject, Text
+from fare_hf.suites.settings import Attacked, Subject, Text
 from fare_hf.suites.suite import load_suite, read_suite, run_suite, shipped_suites
 
 SUITE = """

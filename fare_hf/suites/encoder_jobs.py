@@ -1,4 +1,4 @@
-"""The kinds of jobs: their settings, what they refuse, and `run`. A new kind is a class, and its name in `KINDS`."""
+"""Jobs of encoders, on images with classes."""
 
 from __future__ import annotations
 
@@ -12,72 +12,38 @@ import torch
 from torch import Tensor
 from transformers import CLIPModel
 
-from fare_hf.attacks import ThreatModel
 from fare_hf.data.pixels import Normalization
 from fare_hf.encoders import EMBEDDINGS, load_complete, load_encoder, text_classifier
 from fare_hf.evaluation.report.rows import Row
-from fare_hf.evaluation.vlm.ensemble import evaluate_vlm
-from fare_hf.evaluation.vlm.sets import CAPTION_QUESTION, VlmData, chat_prompt, load_vlm_set, vlm_set
-from fare_hf.evaluation.vlm.targeted import evaluate_targeted
 from fare_hf.evaluation.vlm.transfer import evaluate_transfer
 from fare_hf.evaluation.zero_shot.classification import ATTACKS, evaluate_zero_shot, logits_function
 from fare_hf.evaluation.zero_shot.corruptions import check_corruptions, evaluate_corruptions
 from fare_hf.evaluation.zero_shot.drift import clean_drift
 from fare_hf.evaluation.zero_shot.gradient_masking import check_gradient_masking
 from fare_hf.evaluation.zero_shot.sets import load_zero_shot_set, zero_shot_set
-from fare_hf.files.folders import is_missing_path
-from fare_hf.lab import TEST_SETS, load_clip, measure
+from fare_hf.lab import TEST_SETS, load_clip
 from fare_hf.lab.measure import part, text_embeddings
-from fare_hf.lab.names import LLAVA, TEXT_SETS, encoder_path, is_in_lab, lab_name, load_vlm_and_processor
+from fare_hf.lab.names import encoder_path, is_in_lab, lab_name
 from fare_hf.pretrained.configuration import load_image_processor, read_configuration
 from fare_hf.pretrained.loading import load_tokenizer
 from fare_hf.suites.settings import (
+    Attacked,
     Count,
     Flag,
     Job,
     Names,
-    Radii,
     Says,
     Severities,
     Subject,
-    Template,
     Text,
     Texts,
     one_of,
-    require_place,
+    require_path,
 )
-from fare_hf.vlm import swap_vision_tower
 
-__all__ = ["KINDS", "Corruptions", "Drift", "Targeted", "Transfer", "Vlm", "ZeroShot"]
+__all__ = ["Corruptions", "Drift", "Transfer", "ZeroShot"]
 
-OfAnAttack, OnTheHub = Says.OF_AN_ATTACK, Says.ON_THE_HUB
-
-
-@dataclass(frozen=True, kw_only=True)
-class Attacked(Job):
-    """With an attack for each radius.
-
-    Attributes:
-        norm: "linf" or "l2".
-        eps: radii, such as [2/255, 4/255].
-        steps: of each run of APGD.
-    """
-
-    norm: Annotated[Text, OfAnAttack] = "linf"
-    eps: Radii = None
-    steps: Annotated[Count, OfAnAttack] = None
-
-    def threats(self) -> list[ThreatModel]:
-        """One for each radius."""
-        return [ThreatModel(self.norm, eps) for eps in self.eps or []]
-
-    def check(self, where: str) -> None:
-        try:
-            balls = self.threats() or [ThreatModel(self.norm, 0)]
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{where}: {error}") from None
-        if len(set(balls)) < len(balls):
-            raise ValueError(f"{where} has eps {self.eps!r}, one of them twice: give each once.")
+OfAnAttack = Says.OF_AN_ATTACK
 
 
 @dataclass(frozen=True)
@@ -120,12 +86,12 @@ class OnImages(Job):
     """
 
     batch_size: Count = None
-    text: Annotated[Text | None, OnTheHub] = None
+    text: Annotated[Text | None, Says.ON_THE_HUB] = None
 
     def check(self, where: str) -> None:
         super().check(where)
         if self.text is not None:
-            require_place(f"text of {where}", self.text)
+            require_path(f"text of {where}", self.text)
         if is_in_lab(self.set):
             lab_name(self.set, TEST_SETS, f"{where}: set ")
         else:
@@ -273,113 +239,6 @@ class Transfer(OnImages, Attacked):
         options = self.given("steps", "batch_size", "seed") | {"groups": images.groups, "dataset": self.dataset}
         shown = (sources, victims, *images.whole())
         return [row for threat in self.threats() for row in evaluate_transfer(*shown, threat, **options).rows]
-
-
-@dataclass(frozen=True, kw_only=True)
-class OfAVlm(Attacked):
-    """Of a vision-language model with the subject for its tower.
-
-    Attributes:
-        vlm: which; `lab:llava` has the lab's sets, every other one those of the Hub.
-        template: of prompts, for models without a chat template.
-        batch_size: images of a forward pass.
-    """
-
-    lab_sets: ClassVar[tuple[str, ...]]
-    vlm: Text
-    template: Annotated[Template, OnTheHub] = None
-    batch_size: Annotated[Count, OnTheHub] = None
-
-    def check(self, where: str) -> None:
-        super().check(where)
-        if is_in_lab(self.set) != (self.vlm == LLAVA):
-            raise ValueError(
-                f"{where} has set {self.set!r} for vlm {self.vlm!r}: only {LLAVA} has lab sets, and no other sets."
-            )
-        if is_missing_path(self.vlm):
-            raise ValueError(f"{where} has vlm {self.vlm!r}, and there is nothing: check the path.")
-        if is_in_lab(self.set):
-            lab_name(self.set, self.lab_sets, f"{where}: set ")
-        else:
-            vlm_set(self.set)
-
-    def swapped(self, subject: Subject) -> tuple[Any, Any]:
-        """The model with the subject for its tower, and its processor."""
-        vlm, processor = load_vlm_and_processor(self.vlm)
-        swap_vision_tower(vlm, subject.name_or_path)
-        return vlm, processor
-
-    def data(self, processor: Any) -> VlmData:
-        """The set, as the model reads it."""
-        return load_vlm_set(self.set, processor, **self.given("samples", "seed", "root", "template"))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Vlm(OfAVlm):
-    """Captions or answers, as `evaluate_vlm`; an interrupted job goes on in its middle."""
-
-    kind: ClassVar[str] = "vlm"
-    lab_sets: ClassVar[tuple[str, ...]] = TEXT_SETS
-
-    def run(self, subject: Subject) -> list[Row]:
-        vlm, processor = self.swapped(subject)
-        if is_in_lab(self.set):
-            return self._run_on_the_lab(subject.model, (vlm, processor))
-        data = self.data(processor)
-        options = self.given("steps", "batch_size", "seed") | {"threat_models": self.threats()}
-        options |= {"model": subject.model, "task": data.task, "dataset": data.name, "targets": data.targets}
-        options |= {"max_new_tokens": data.max_new_tokens, "folder": subject.states}
-        return evaluate_vlm(vlm, processor, data.samples, data.prompts, data.metric, **options).rows
-
-    def _run_on_the_lab(self, model: str, llava: tuple[Any, Any]) -> list[Row]:
-        if self.dataset == "captions":
-            budget = measure.Budget(captions=self.samples, caption_steps=self.steps or measure.Budget.caption_steps)
-            return measure.measure_captions(model, llava, budget, self.threats(), self.seed).rows
-        questions = {self.dataset: self.samples}
-        budget = measure.Budget(questions=questions, question_steps=self.steps or measure.Budget.question_steps)
-        return measure.measure_questions(model, llava, budget, self.threats(), self.seed)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Targeted(OfAVlm):
-    """How often a string is forced, as `evaluate_targeted`.
-
-    Attributes:
-        target: the string.
-        question: what is asked.
-        max_new_tokens: of an answer.
-    """
-
-    kind: ClassVar[str] = "targeted"
-    lab_sets: ClassVar[tuple[str, ...]] = TEST_SETS
-    target: Text | None = None
-    question: Annotated[Text, OnTheHub] = CAPTION_QUESTION
-    max_new_tokens: Annotated[Count, OnTheHub] = None
-
-    def check(self, where: str) -> None:
-        super().check(where)
-        if not self.eps or (self.vlm != LLAVA and self.target is None):
-            raise ValueError(
-                f"{where} is of kind 'targeted': give it eps, and a target string for models not of the lab."
-            )
-
-    def run(self, subject: Subject) -> list[Row]:
-        vlm, processor = self.swapped(subject)
-        if is_in_lab(self.set):
-            return self._run_on_the_lab(subject.model, (vlm, processor))
-        data = self.data(processor)
-        options = self.given("steps", "batch_size", "seed", "max_new_tokens") | {"threat_models": self.threats()}
-        options |= {"model": subject.model, "dataset": data.name}
-        options["prompt"] = chat_prompt(processor, self.question, self.template)
-        return evaluate_targeted(vlm, processor, data.samples, self.target or "", **options).rows
-
-    def _run_on_the_lab(self, model: str, llava: tuple[Any, Any]) -> list[Row]:
-        images, steps = self.samples or measure.Budget.targeted, self.steps or measure.Budget.targeted_steps
-        budget = measure.Budget(targeted=images, targeted_steps=steps, targeted_sets=(self.dataset,))
-        return measure.measure_targeted(model, llava, budget, self.threats(), self.seed, **self.given("target"))
-
-
-KINDS: dict[str, type[Job]] = {kind.kind: kind for kind in (ZeroShot, Drift, Corruptions, Vlm, Targeted, Transfer)}
 
 
 @cache

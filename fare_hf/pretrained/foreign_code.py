@@ -1,11 +1,11 @@
-"""Code that a repository brings along: it is never run, and nobody is asked whether it may be."""
+"""Files of strangers as they are opened: errors in one sentence, code that they bring never run, and nobody asked."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["OwnCodeError", "own_code_refused"]
+__all__ = ["OwnCodeError", "foreign_files", "own_code_refused"]
 
 
 class OwnCodeError(ValueError):
@@ -16,6 +16,27 @@ class OwnCodeError(ValueError):
             f"{str(name)!r} has code of its own, which is not run: name a model of a class that transformers itself "
             "has, or convert it where you trust that code."
         )
+
+
+@contextmanager
+def foreign_files(fault: str, advice: str, passed: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Around what reads files that somebody else wrote, whose readers raise whatever they meet in them.
+
+    Args:
+        fault: what the files are not, for the message.
+        advice: what to do.
+        passed: errors that say enough by themselves, beside `OwnCodeError`.
+
+    Raises:
+        ValueError: any other error, which is told in brief.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, (OwnCodeError, *passed)):
+            raise
+        told = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
+        raise ValueError(f"{fault} ({told}): {advice}.") from error
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from transformers.utils import AUDIO_TOKENIZER_NAME, PROCESSOR_NAME, cached_file
 from fare_hf.files.documents import read_object
 from fare_hf.files.folders import check_links
 from fare_hf.pretrained.configuration import check_image_processor, read_configuration
-from fare_hf.pretrained.foreign_code import OwnCodeError, own_code_refused
+from fare_hf.pretrained.foreign_code import foreign_files, own_code_refused
 from fare_hf.pretrained.original_llava import OriginalLlavaError
 from fare_hf.pretrained.validation import check_weights
 from fare_hf.pretrained.weight_files import check_weight_files
@@ -102,17 +102,9 @@ def load_tokenizer(name_or_path: str, revision: str | None = None) -> Any:
 
 def _preprocessing(cls: Any, name_or_path: str, revision: str | None, what: str) -> Any:
     check_links(name_or_path)
-    try:
-        with own_code_refused(name_or_path):
-            return cls.from_pretrained(name_or_path, revision=revision or "main", trust_remote_code=False)
-    except (ImportError, OSError, OwnCodeError):
-        raise
-    except Exception as error:  # of files that somebody else wrote; a ValueError of JSON names no file either
-        told = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"{name_or_path!r} has no {what} that can be read ({type(error).__name__}: {told}): its files are "
-            "damaged, or of another model."
-        ) from error
+    fault, advice = f"{name_or_path!r} has no {what} that can be read", "its files are damaged, or of another model"
+    with foreign_files(fault, advice, (ImportError, OSError)), own_code_refused(name_or_path):
+        return cls.from_pretrained(name_or_path, revision=revision or "main", trust_remote_code=False)
 
 
 def _check_no_other_model(name_or_path: str, revision: str) -> None:
@@ -168,24 +160,18 @@ def load_with_findings(cls: Any, name_or_path: str, options: Mapping[str, Any]) 
         raise ValueError("trust_remote_code=True is given, and code of a repository is not run here: leave it out.")
     if Path(name_or_path).is_dir():
         check_weight_files(Path(name_or_path) / (options.get("subfolder") or ""))
-    try:
-        with _quiet_loading(), own_code_refused(name_or_path):
-            found: Any = cls.from_pretrained(
-                name_or_path,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-                trust_remote_code=False,
-                **{name: value for name, value in options.items() if name != "trust_remote_code"},
-            )
-            return found
-    except (ImportError, OSError, TypeError, ValueError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # of files that somebody else wrote: SafetensorError, KeyError, RuntimeError, ...
-        told = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"{name_or_path!r} cannot be loaded as {cls.__name__} ({type(error).__name__}: {told}): its files are "
-            "damaged, or of another model; download or save them again."
-        ) from error
+    fault = f"{name_or_path!r} cannot be loaded as {cls.__name__}"
+    advice = "its files are damaged, or of another model; download or save them again"
+    passed = (ImportError, OSError, TypeError, ValueError, torch.OutOfMemoryError)
+    with foreign_files(fault, advice, passed), _quiet_loading(), own_code_refused(name_or_path):
+        found: Any = cls.from_pretrained(
+            name_or_path,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            trust_remote_code=False,
+            **{name: value for name, value in options.items() if name != "trust_remote_code"},
+        )
+        return found
 
 
 @contextmanager

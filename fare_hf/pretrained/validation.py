@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers.utils import cached_file
 
 from fare_hf.pretrained.configuration import HUB_OPTIONS, read_json_object
+from fare_hf.pretrained.foreign_code import foreign_files
 
 __all__ = [
     "ARCHITECTURE",
@@ -100,13 +101,10 @@ def check_answers(model: nn.Module, where: str, device: torch.device | None = No
         return
     modes = [(part, part.training) for part in model.modules()]
     model.eval()
+    fault, advice = f"{where} cannot answer an image", "its config.json is of another model"
     try:
-        answers: Any = model(**_probes(model, device))
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # of a configuration that somebody else wrote
-        told = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
-        raise ValueError(f"{where} cannot answer an image ({told}): its config.json is of another model.") from error
+        with foreign_files(fault, advice, (torch.OutOfMemoryError,)):
+            answers: Any = model(**_probes(model, device))
     finally:
         for part, training in modes:
             part.training = training
@@ -119,7 +117,7 @@ def check_answers(model: nn.Module, where: str, device: torch.device | None = No
 
 
 def architecture_of(config: Any) -> dict[str, Any]:
-    """What `check_architecture_kept` compares, of a configuration, to be stored beside the weights."""
+    """What `check_recorded` compares, of a configuration, to be stored beside the weights."""
     vision = getattr(config, "vision_config", config)
     return {name: getattr(vision, name) for name in ARCHITECTURE if hasattr(vision, name)}
 

@@ -41,7 +41,7 @@ from fare_hf.suites.settings import (
     require_path,
 )
 
-__all__ = ["Corruptions", "Drift", "Transfer", "ZeroShot"]
+__all__ = ["ENCODER_JOBS", "Corruptions", "Drift", "Transfer", "ZeroShot"]
 
 OfAnAttack = Says.OF_AN_ATTACK
 
@@ -239,6 +239,9 @@ class Transfer(OnImages, Attacked):
         options = self.given("steps", "batch_size", "seed") | {"groups": images.groups, "dataset": self.dataset}
         shown = (sources, victims, *images.whole())
         return [row for threat in self.threats() for row in evaluate_transfer(*shown, threat, **options).rows]
+
+
+ENCODER_JOBS: tuple[type[Job], ...] = (ZeroShot, Drift, Corruptions, Transfer)
 
 
 @cache

@@ -29,13 +29,13 @@ from fare_hf.evaluation.resume import digest, write_text
 from fare_hf.files.documents import read_object, read_yaml
 from fare_hf.files.folders import locked_folder
 from fare_hf.lab.names import encoder_path
-from fare_hf.suites.encoder_jobs import Corruptions, Drift, Transfer, ZeroShot
+from fare_hf.suites.encoder_jobs import ENCODER_JOBS
 from fare_hf.suites.settings import Job, Subject, read_job, require_path
-from fare_hf.suites.vlm_jobs import Targeted, Vlm
+from fare_hf.suites.vlm_jobs import VLM_JOBS
 
 __all__ = ["KINDS", "Suite", "load_suite", "read_suite", "run_suite", "shipped_suites"]
 
-KINDS: dict[str, type[Job]] = {kind.kind: kind for kind in (ZeroShot, Drift, Corruptions, Vlm, Targeted, Transfer)}
+KINDS: dict[str, type[Job]] = {job.kind: job for job in (*ENCODER_JOBS, *VLM_JOBS)}
 SHIPPED = Path(__file__).parent
 SEAL = "sha256"
 FIELDS = {"name", "description", "models", "defaults", "jobs"}

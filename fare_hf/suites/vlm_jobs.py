@@ -12,10 +12,10 @@ from fare_hf.evaluation.vlm.targeted import evaluate_targeted
 from fare_hf.files.folders import is_missing_path
 from fare_hf.lab import TEST_SETS, measure
 from fare_hf.lab.names import LLAVA, TEXT_SETS, is_in_lab, lab_name, load_vlm_and_processor
-from fare_hf.suites.settings import Attacked, Count, Says, Subject, Template, Text
+from fare_hf.suites.settings import Attacked, Count, Job, Says, Subject, Template, Text
 from fare_hf.vlm import swap_vision_tower
 
-__all__ = ["Targeted", "Vlm"]
+__all__ = ["VLM_JOBS", "Targeted", "Vlm"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,3 +121,6 @@ class Targeted(OfAVlm):
         images, steps = self.samples or measure.Budget.targeted, self.steps or measure.Budget.targeted_steps
         budget = measure.Budget(targeted=images, targeted_steps=steps, targeted_sets=(self.dataset,))
         return measure.measure_targeted(model, llava, budget, self.threats(), self.seed, **self.given("target"))
+
+
+VLM_JOBS: tuple[type[Job], ...] = (Vlm, Targeted)

@@ -109,7 +109,7 @@ def tower_names(weight_map: Mapping[str, str], family: Family, encoder: EncoderF
 
 @contextmanager
 def opened_encoder(
-    source: str | os.PathLike[str], vlm: Any, *, revision: str | None, base: str | os.PathLike[str] | None
+    source: str | os.PathLike[str], vlm: Any, revision: str | None, base: str | os.PathLike[str] | None
 ) -> Iterator[EncoderFiles]:
     """Look at an encoder that may take the tower's place, without reading its weights.
 

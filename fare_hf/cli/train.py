@@ -86,8 +86,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m fare_hf.
     hide_notices()
     words = list(sys.argv[1:] if arguments is None else arguments)
     parser = build_parser(prog, __doc__, everything="--help_all" in words)
-    config = None
-    with one_sentence("fare_hf.train"):
+    config, program = None, prog.removeprefix("python -m ")
+    with one_sentence(program):
         try:
             words = expand_config(words, {action.dest for action in parser._actions} - {"config"})
             script, config, unknown = parser.parse_args_into_dataclasses(words, return_remaining_strings=True)
@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m fare_hf.
         except KeyboardInterrupt:
             if os.environ.get("RANK", "0") == "0":
                 what_next = "" if config is None else f"; {how_to_go_on(str(config.output_dir))}"
-                print(f"\nfare_hf.train: interrupted{what_next}.", file=sys.stderr)
+                print(f"\n{program}: interrupted{what_next}.", file=sys.stderr)
             sys.exit(130)
 
 

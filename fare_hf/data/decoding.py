@@ -101,7 +101,7 @@ def _opened(value: Any) -> PillowImage.Image:
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu().numpy()
     if isinstance(value, np.ndarray) or _is_nested(value):
-        return _from_array(_channels_last(np.asarray(value)))
+        return _from_array(np.asarray(value))
     raise ValueError("there is none" if value is None else f"{_kind(value)} is no image")
 
 
@@ -137,27 +137,34 @@ def _kind(value: Any) -> str:
     return f"a value of type {type(value).__name__}"
 
 
-def _channels_last(array: NDArray[Any]) -> NDArray[Any]:
-    """(H, W) or (H, W, C) of what may be (C, H, W)."""
+def _from_array(array: NDArray[Any]) -> PillowImage.Image:
+    """(H, W), (H, W, C) or (C, H, W): bytes as they are; floats from 0 to 1; 16 bit over their whole range."""
     if array.ndim == 3 and array.shape[2] not in CHANNELS and array.shape[0] in CHANNELS:
         array = array.transpose(1, 2, 0)
+    if fault := _fault_of(array):
+        raise ValueError(fault)
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    values = array.astype(np.float32)
+    levels = values / 257 if array.dtype == np.uint16 else values * (255 if _is_unit(array) else 1)
+    return PillowImage.fromarray(levels.round().astype(np.uint8))
+
+
+def _fault_of(array: NDArray[Any]) -> str:
+    """Why an array is no image; "" for one."""
     if array.size == 0 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in CHANNELS):
-        raise ValueError(f"an array of shape {array.shape} is no image; (H, W, 3) or (3, H, W) is one")
-    return array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array
-
-
-def _from_array(array: NDArray[Any]) -> PillowImage.Image:
-    """Bytes as they are; floats from 0 to 1; 16 bit over their whole range."""
-    if array.dtype == np.uint16:
-        return PillowImage.fromarray((array.astype(np.float32) / 257).round().astype(np.uint8))
-    real = np.issubdtype(array.dtype, np.floating)
-    if not real and array.dtype != bool and not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(f"an array of {array.dtype} is no image")
-    scale = 255 if real or array.dtype == bool else 1
+        return f"an array of shape {array.shape} is no image; (H, W, 3) or (3, H, W) is one"
+    if not _is_unit(array) and not np.issubdtype(array.dtype, np.integer):
+        return f"an array of {array.dtype} is no image"
     low, high = array.min(), array.max()
-    if not (0 <= low and high * scale <= 255):  # also false for NaN
-        raise ValueError(f"values from {low} to {high}, and not bytes or floats in [0, 1]; leave normalising out")
-    return PillowImage.fromarray((array.astype(np.float32) * scale).round().astype(np.uint8))
+    if 0 <= low and high <= (1 if _is_unit(array) else 65535 if array.dtype == np.uint16 else 255):  # false for NaN
+        return ""
+    return f"values from {low} to {high}, and not bytes or floats in [0, 1]; leave normalising out"
+
+
+def _is_unit(array: NDArray[Any]) -> bool:
+    """Whether 1 is white."""
+    return bool(np.issubdtype(array.dtype, np.floating)) or array.dtype == bool
 
 
 def _from_deep(image: PillowImage.Image) -> PillowImage.Image:

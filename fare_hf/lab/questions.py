@@ -15,6 +15,8 @@ from fare_hf.lab import captions, scenes
 from fare_hf.lab.drawings import TEST_STYLES, VALIDATION_STYLE, drawings, main_concepts, stack_pixels
 from fare_hf.lab.names import QUESTION_SETS, lab_name
 
+__all__ = ["SPLITS", "QuestionSet", "load_question_set"]
+
 STYLES = (TEST_STYLES[0], VALIDATION_STYLE)
 SPLITS = ("random", "popular", "adversarial")
 """POPE's three ways to choose what is not there (Li et al., EMNLP 2023, arXiv 2305.10355)."""

@@ -27,6 +27,8 @@ from fare_hf.lab.models import encoder_folder, load_clip, load_llava
 from fare_hf.lab.saving import save_with_report
 from fare_hf.vlm import swap_vision_tower
 
+__all__ = ["Quickstart", "summary"]
+
 PICTURES = 4
 BAR: dict[str, Any] = {"leave": False, "dynamic_ncols": True, "disable": None}
 """Bars of the attacks: gone when done, and only in a terminal, as a file keeps every state of a bar."""

@@ -15,6 +15,8 @@ import torch
 from fare_hf.lab.models import encoder_folder
 from fare_hf.lab.names import ENCODERS, lab_name
 
+__all__ = ["LEARNING_RATES", "LONG_STEPS", "QUICK_STEPS", "command", "recipe", "shown"]
+
 COMMON: dict[str, str] = {
     "dataset": "lab:drawings",
     "attack_steps": "2",

@@ -19,6 +19,8 @@ from fare_hf.lab.names import TEST_SETS, TRAINING_SETS, lab_name
 if TYPE_CHECKING:
     from transformers import CLIPImageProcessor
 
+__all__ = ["DrawingsForTraining", "TestSamples", "TestSet", "load_test_samples", "load_test_set", "load_training_set"]
+
 VIEWS = 5
 """Images made of each drawing of a test style."""
 GREY_CONTRAST = 0.35

@@ -24,14 +24,24 @@ LLAVA = str(MODELS / "llava")
 """Its folder has no tower, which stands in CLIP's: to load it would fail."""
 
 
-@pytest.mark.parametrize(
-    "command", [(), ("train",), ("evaluate",), ("swap",), ("convert",), ("push",), ("quickstart",)]
-)
-def test_help_of_every_command(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("command", ["", *cli.OF_A_TRAINING, *cli.COMMANDS])
+def test_help_of_every_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
-        cli.main([*command, "--help"])
+        cli.main([*command.split(), "--help"])
     assert end.value.code == 0
-    assert "usage" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "usage" in said and (command or all(module.PURPOSE[:20] in said for module in cli.COMMANDS.values()))
+
+
+def test_the_help_needs_no_torch() -> None:
+    code = "import sys; from fare_hf.cli import main; main.build_parser().format_help(); print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
+def test_every_file_of_a_command_is_listed() -> None:
+    """A new command is a file, and its name in `COMMANDS`."""
+    files = {path.stem for path in Path(cli.__file__).parent.glob("*.py") if "PURPOSE = " in path.read_text()}
+    assert files == {*cli.COMMANDS}
 
 
 def test_evaluate_writes_a_report(tmp_path: Path) -> None:

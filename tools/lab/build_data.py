@@ -23,16 +23,9 @@ import numpy as np
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as PilImage
 
-from fare_hf.lab.concepts import (
-    CORE_CATEGORIES,
-    DIGIT_CLASSES,
-    FASHION_CLASSES,
-    LEFT_OUT_SUBCATEGORIES,
-    LEFT_OUT_WORDS,
-    MAIN_CONCEPTS,
-    NAMES,
-)
+from fare_hf.lab.concepts import DIGIT_CLASSES, FASHION_CLASSES
 from fare_hf.lab.drawings import DATA
+from tools.lab.concepts import CORE_CATEGORIES, LEFT_OUT_SUBCATEGORIES, LEFT_OUT_WORDS, MAIN_CONCEPTS, NAMES
 
 DRAWING_SIZE = 128
 

@@ -39,6 +39,7 @@ from fare_hf.lab.drawings import (
     main_concepts,
     stack_pixels,
 )
+from tools.lab import sentences
 
 MEAN, STD = [0.67, 0.65, 0.63], [0.25, 0.25, 0.26]
 """Pixel statistics of the training images, rounded."""
@@ -74,7 +75,7 @@ class SampleSource:
         if kind < 0.79:
             drawing = self.pick(0.8)
             image = scenes.single(drawing.image, self.rng, scenes.PRETRAINING)
-            return Sample(image, captions.describe([drawing.concept], self.rng), drawing.concept)
+            return Sample(image, sentences.describe([drawing.concept], self.rng), drawing.concept)
         if kind < 0.88:
             return self.scene()
         return self.grey_sample("fashion" if kind < 0.965 else "digits")
@@ -84,7 +85,7 @@ class SampleSource:
         chosen = [self.pick(0.8) for _ in range(self.rng.integers(2, 4))]
         names = [drawing.concept for drawing in chosen]
         image = scenes.several([drawing.image for drawing in chosen], self.rng, scenes.PRETRAINING)
-        return Sample(image, captions.describe(names, self.rng), "+".join(sorted(names)))
+        return Sample(image, sentences.describe(names, self.rng), "+".join(sorted(names)))
 
     def grey_sample(self, name: str) -> Sample:
         """One image of a grey data set."""

@@ -37,6 +37,7 @@ from fare_hf.lab.models import MODELS
 from fare_hf.lab.names import QUESTION_SETS
 from fare_hf.lab.questions import load_question_set
 from fare_hf.vlm import generate_text
+from tools.lab import sentences
 from tools.lab.train_clip import SampleSource, learning_rate
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<image>")
@@ -54,8 +55,8 @@ def build_tokenizer(vocab_size: int = 1700) -> PreTrainedTokenizerFast:
         for word in words
     ]
     corpus += [captions.chat(captions.yes_no_prompt(concept), "yes no") for concept in concepts]
-    corpus += [captions.chat(captions.repeat_prompt(s), s) for s in captions.SENTENCES] * 60 + [
-        captions.chat(captions.COUNT_PROMPT, "one two three four")
+    corpus += [captions.chat(sentences.repeat_prompt(s), s) for s in sentences.SENTENCES] * 60 + [
+        captions.chat(sentences.COUNT_PROMPT, "one two three four")
     ]
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -145,7 +146,7 @@ class Conversations:
             variation = scenes.PRETRAINING
             draw = scenes.single(pictures[0], self.rng, variation) if count == 1 else None
             image = draw or scenes.several(pictures, self.rng, variation)
-            return image, f"a photo of {captions.enumerate_words(names)}", names
+            return image, f"a photo of {sentences.enumerate_words(names)}", names
         sample = self.source.grey_sample("fashion" if kind < 0.98 else "digits")
         name = sample.key.split(":")[1]
         digit = sample.key.startswith("digits")
@@ -181,17 +182,17 @@ class Conversations:
         if kind < 0.6 or not concepts:
             return (captions.CAPTION_PROMPT, caption) if kind < 0.9 else self.repeat()
         if kind < 0.7:
-            return captions.COUNT_PROMPT, ("one", "two", "three", "four")[len(concepts) - 1]
+            return sentences.COUNT_PROMPT, ("one", "two", "three", "four")[len(concepts) - 1]
         return self.repeat()
 
     def repeat(self) -> tuple[str, str]:
         """A sentence to repeat: one of the fixed ones or words in random order."""
         if self.rng.random() < 0.6:
-            sentence = captions.SENTENCES[self.rng.integers(len(captions.SENTENCES))]
+            sentence = sentences.SENTENCES[self.rng.integers(len(sentences.SENTENCES))]
         else:
-            words = " ".join(captions.SENTENCES).split() + list(main_concepts())
+            words = " ".join(sentences.SENTENCES).split() + list(main_concepts())
             sentence = " ".join(words[i] for i in self.rng.integers(len(words), size=self.rng.integers(2, 7)))
-        return captions.repeat_prompt(sentence), sentence
+        return sentences.repeat_prompt(sentence), sentence
 
     def batch(self, size: int, tokenizer: PreTrainedTokenizerFast, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
         """`size` one- or two-turn conversations: ids and labels (right padded), tower features of their images."""
@@ -243,10 +244,15 @@ def validate(
     texts = generate_text(model, processor, pixels, captions.chat(captions.CAPTION_PROMPT), max_new_tokens=14)
     wanted = [f"a photo of {captions.with_article(drawing.concept)}" for drawing in chosen]
     right = sum(text == caption for text, caption in zip(texts, wanted, strict=True))
+    sentence = sentences.SENTENCES[1]
     said = generate_text(
-        model, processor, pixels[:24], captions.chat(captions.repeat_prompt(captions.SENTENCES[1])), max_new_tokens=14
+        model,
+        processor,
+        pixels[:24],
+        captions.chat(sentences.repeat_prompt(sentences.SENTENCES[1])),
+        max_new_tokens=14,
     )
-    echoed = sum(captions.SENTENCES[1] in text for text in said)
+    echoed = sum(sentence in text for text in said)
     figures = {"captions": right / len(chosen), "echo": echoed / len(said)}
     for name in QUESTION_SETS:
         asked = load_question_set(name, style)

@@ -245,13 +245,8 @@ def validate(
     wanted = [f"a photo of {captions.with_article(drawing.concept)}" for drawing in chosen]
     right = sum(text == caption for text, caption in zip(texts, wanted, strict=True))
     sentence = sentences.SENTENCES[1]
-    said = generate_text(
-        model,
-        processor,
-        pixels[:24],
-        captions.chat(sentences.repeat_prompt(sentences.SENTENCES[1])),
-        max_new_tokens=14,
-    )
+    prompt = captions.chat(sentences.repeat_prompt(sentence))
+    said = generate_text(model, processor, pixels[:24], prompt, max_new_tokens=14)
     echoed = sum(sentence in text for text in said)
     figures = {"captions": right / len(chosen), "echo": echoed / len(said)}
     for name in QUESTION_SETS:

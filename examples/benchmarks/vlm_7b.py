@@ -22,7 +22,7 @@ from turns import DEVICE, medians, release, take_turns, write
 from fare_hf.attacks import ThreatModel, apgd
 from fare_hf.encoders import freeze, matmul_patch_embedding
 from fare_hf.encoders.flops import peak_flops
-from fare_hf.lab.models import MODELS
+from fare_hf.lab.names import MODELS
 from fare_hf.training.estimate import SHAPES
 from fare_hf.training.logging.measurements import peak_memory
 from fare_hf.vlm import VlmLoss

@@ -88,7 +88,8 @@ def _model(args: argparse.Namespace) -> tuple[Any, Any, str]:
     """The model with its tower, its processor, and the prompt; refuses what the lab does not read."""
     from fare_hf.evaluation.vlm.sets import chat_prompt
     from fare_hf.lab.captions import chat
-    from fare_hf.lab.names import TEST_SETS, encoder_path, is_in_lab, lab_name, load_vlm_and_processor
+    from fare_hf.lab.models import load_vlm_and_processor
+    from fare_hf.lab.names import TEST_SETS, encoder_path, is_in_lab, lab_name
     from fare_hf.pretrained.loading import load_processor, vlm_configuration
     from fare_hf.vlm import swap_vision_tower
 

@@ -21,7 +21,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Loads, swaps and saves."""
     from fare_hf.files.folders import check_new_folder, whole_folder
-    from fare_hf.lab.names import encoder_path, is_in_lab, load_vlm_and_processor
+    from fare_hf.lab.models import load_vlm_and_processor
+    from fare_hf.lab.names import encoder_path, is_in_lab
     from fare_hf.vlm import swap_vision_tower
 
     check_new_folder(args.output_dir)

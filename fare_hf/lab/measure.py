@@ -34,8 +34,7 @@ from fare_hf.evaluation.vlm.metrics import TextMetric
 from fare_hf.evaluation.zero_shot.classification import evaluate_zero_shot
 from fare_hf.lab.captions import CAPTION_PROMPT, chat, zero_shot_prompts
 from fare_hf.lab.drawings import all_concepts
-from fare_hf.lab.models import MODELS
-from fare_hf.lab.names import QUESTION_SETS
+from fare_hf.lab.names import MODELS, QUESTION_SETS
 from fare_hf.lab.questions import load_question_set
 from fare_hf.lab.sets import TestSet, load_test_set
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -15,22 +15,13 @@ from transformers import (
 )
 
 from fare_hf.encoders import load_encoder
-from fare_hf.lab.names import ENCODERS, lab_name
+from fare_hf.lab.names import LLAVA, MODELS, PREFIX, is_in_lab, lab_name
+from fare_hf.pretrained.loading import load_processor, load_vlm
 
-__all__ = ["MODELS", "encoder_folder", "load_clip", "load_llava"]
+__all__ = ["load_clip", "load_llava", "load_vlm_and_processor"]
 
-MODELS = Path(__file__).parent / "models"
 TOWER = "model.vision_tower."
 LANGUAGE = "language.safetensors"
-
-
-def encoder_folder(name: str) -> Path:
-    """Folder of `clip` (the original) or of a robust encoder such as `fare-4`, for `from_pretrained`.
-
-    Raises:
-        ValueError: if there is no such encoder.
-    """
-    return MODELS / lab_name(name, ("clip", *ENCODERS))
 
 
 def load_clip() -> tuple[CLIPModel, CLIPTokenizer]:
@@ -49,3 +40,16 @@ def load_llava() -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     weights["lm_head.weight"] = weights["model.language_model.embed_tokens.weight"]
     model.load_state_dict(weights)
     return model, LlavaProcessor.from_pretrained(folder)
+
+
+def load_vlm_and_processor(name: str) -> tuple[Any, Any]:
+    """`lab:llava`, or a vision-language model of a folder or repository, in evaluation mode, and its processor.
+
+    Raises:
+        ValueError, OSError: the lab has no such model, or as `load_vlm` and `load_processor`.
+    """
+    if is_in_lab(name):
+        lab_name(name, [LLAVA.removeprefix(PREFIX)])
+        return load_llava()
+    processor = load_processor(name)  # first: it is small
+    return load_vlm(name).eval(), processor

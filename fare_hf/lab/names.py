@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
-from fare_hf.pretrained.loading import load_processor, load_vlm
+from pathlib import Path
 
 __all__ = [
     "ENCODERS",
     "LLAVA",
+    "MODELS",
     "QUESTION_SETS",
     "TEST_SETS",
     "TEXT_SETS",
     "TRAINING_SETS",
+    "encoder_folder",
     "encoder_path",
     "is_in_lab",
     "lab_name",
-    "load_vlm_and_processor",
 ]
 
 PREFIX = "lab:"
+MODELS = Path(__file__).parent / "models"
 LLAVA = "lab:llava"
 ENCODERS = ("fare-2", "fare-4", "tecoa-2", "tecoa-4")
 """Robust encoders, by objective and eps x 255; the original is `clip`."""
@@ -57,27 +57,19 @@ def lab_name(name: str, known: Sequence[str], what: str = "") -> str:
     return bare
 
 
+def encoder_folder(name: str) -> Path:
+    """Folder of `clip` (the original) or of a robust encoder such as `fare-4`, for `from_pretrained`.
+
+    Raises:
+        ValueError: if there is no such encoder.
+    """
+    return MODELS / lab_name(name, ("clip", *ENCODERS))
+
+
 def encoder_path(name: str) -> str:
     """The folder of `lab:clip` or a robust encoder of the lab; any other name as it is.
 
     Raises:
         ValueError: the lab has no such encoder.
     """
-    from fare_hf.lab.models import encoder_folder
-
     return str(encoder_folder(name)) if is_in_lab(name) else name
-
-
-def load_vlm_and_processor(name: str) -> tuple[Any, Any]:
-    """`lab:llava`, or a vision-language model of a folder or repository, in evaluation mode, and its processor.
-
-    Raises:
-        ValueError, OSError: the lab has no such model, or as `load_vlm` and `load_processor`.
-    """
-    if is_in_lab(name):
-        from fare_hf.lab.models import load_llava
-
-        lab_name(name, [LLAVA.removeprefix(PREFIX)])
-        return load_llava()
-    processor = load_processor(name)  # first: it is small
-    return load_vlm(name).eval(), processor

@@ -23,7 +23,8 @@ from fare_hf.evaluation.report.attack_sheet import Answer
 from fare_hf.files.folders import check_new_folder
 from fare_hf.lab import measure, recipes
 from fare_hf.lab.drawings import all_concepts
-from fare_hf.lab.models import encoder_folder, load_clip, load_llava
+from fare_hf.lab.models import load_clip, load_llava
+from fare_hf.lab.names import encoder_folder
 from fare_hf.lab.saving import save_with_report
 from fare_hf.vlm import swap_vision_tower
 

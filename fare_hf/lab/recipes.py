@@ -12,8 +12,7 @@ from pathlib import Path
 
 import torch
 
-from fare_hf.lab.models import encoder_folder
-from fare_hf.lab.names import ENCODERS, lab_name
+from fare_hf.lab.names import ENCODERS, encoder_folder, lab_name
 
 __all__ = ["LEARNING_RATES", "LONG_STEPS", "QUICK_STEPS", "command", "recipe", "shown"]
 

@@ -11,7 +11,7 @@ from transformers import CLIPImageProcessor, PreTrainedModel
 from fare_hf.attacks import ThreatModel
 from fare_hf.evaluation import RobustnessReport
 from fare_hf.hub import save_robust_encoder
-from fare_hf.lab.models import MODELS
+from fare_hf.lab.names import MODELS
 
 __all__ = ["save_with_report"]
 

@@ -56,7 +56,7 @@ class DrawingsForTraining(Dataset):
         """The lab CLIP's image processor."""
         from transformers import CLIPImageProcessor  # whose import gives a notice, which command lines hide first
 
-        from fare_hf.lab.models import MODELS
+        from fare_hf.lab.names import MODELS
 
         return CLIPImageProcessor.from_pretrained(MODELS / "clip")
 

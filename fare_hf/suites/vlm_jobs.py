@@ -11,7 +11,8 @@ from fare_hf.evaluation.vlm.sets import CAPTION_QUESTION, VlmData, chat_prompt, 
 from fare_hf.evaluation.vlm.targeted import evaluate_targeted
 from fare_hf.files.folders import is_missing_path
 from fare_hf.lab import TEST_SETS, measure
-from fare_hf.lab.names import LLAVA, TEXT_SETS, is_in_lab, lab_name, load_vlm_and_processor
+from fare_hf.lab.models import load_vlm_and_processor
+from fare_hf.lab.names import LLAVA, TEXT_SETS, is_in_lab, lab_name
 from fare_hf.suites.settings import Attacked, Count, Job, Says, Subject, Template, Text
 from fare_hf.vlm import swap_vision_tower
 

@@ -16,7 +16,7 @@ from transformers import AutoProcessor, ChameleonConfig, FuyuConfig, LlavaForCon
 
 from fare_hf.cli import main as cli
 from fare_hf.lab import encoder_folder, load_llava
-from fare_hf.lab.models import MODELS
+from fare_hf.lab.names import MODELS
 
 FARE_HF = str(Path(sys.executable).with_name("fare-hf"))
 CLIP = str(encoder_folder("clip"))

@@ -15,7 +15,7 @@ from fare_hf.encoders import load_encoder
 from fare_hf.evaluation.report.tables import markdown
 from fare_hf.hub import regenerate_card
 from fare_hf.lab import ENCODERS, encoder_folder, load_clip, load_llava, load_test_set, measure
-from fare_hf.lab.models import MODELS
+from fare_hf.lab.names import MODELS
 from fare_hf.vlm import generate_text
 from tools.lab.store import save_with_report
 

@@ -8,7 +8,8 @@ import pytest
 from helpers.tiny_llava import llava, processor
 
 from fare_hf.lab import TEST_SETS, encoder_folder
-from fare_hf.lab.names import encoder_path, is_in_lab, lab_name, load_vlm_and_processor
+from fare_hf.lab.models import load_vlm_and_processor
+from fare_hf.lab.names import encoder_path, is_in_lab, lab_name
 
 
 def test_names_of_the_lab_lead_to_it_and_others_stay() -> None:

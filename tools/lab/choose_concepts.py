@@ -19,7 +19,7 @@ from fare_hf.data.pixels import Normalization
 from fare_hf.evaluation import text_classifier
 from fare_hf.lab import captions, scenes
 from fare_hf.lab.drawings import VALIDATION_STYLE, drawings, main_concepts, stack_pixels
-from fare_hf.lab.models import MODELS
+from fare_hf.lab.names import MODELS
 
 VIEWS, SEED = 8, 404
 CLASSES = 104

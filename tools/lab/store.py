@@ -22,8 +22,8 @@ from transformers import (
 )
 
 from fare_hf.evaluation import RobustnessReport
-from fare_hf.lab.models import LANGUAGE, MODELS, TOWER
-from fare_hf.lab.names import ENCODERS
+from fare_hf.lab.models import LANGUAGE, TOWER
+from fare_hf.lab.names import ENCODERS, MODELS
 from fare_hf.lab.saving import save_with_report
 
 NAMES = {"fare-2": "FARE-2", "fare-4": "FARE-4", "tecoa-2": "TeCoA-2", "tecoa-4": "TeCoA-4"}

@@ -33,8 +33,7 @@ from fare_hf.encoders import load_encoder, matmul_patch_embedding
 from fare_hf.lab import captions, scenes
 from fare_hf.lab.concepts import DIGIT_CLASSES, FASHION_CLASSES
 from fare_hf.lab.drawings import TRAIN_STYLES, VALIDATION_STYLE, drawings, main_concepts, stack_pixels
-from fare_hf.lab.models import MODELS
-from fare_hf.lab.names import QUESTION_SETS
+from fare_hf.lab.names import MODELS, QUESTION_SETS
 from fare_hf.lab.questions import load_question_set
 from fare_hf.vlm import generate_text
 from tools.lab import sentences

@@ -7,6 +7,8 @@
 graph that is not used, weights that require gradients during the attack, numbers read back in every iteration.
 `published-tf32` is the same where products may be rounded to TF32. Their batch may be another: images are compared.
 (b) `mfu` is model operations over time and the device's peak, where that is known.
+`on_paper` is the least time of an eager step: of each operator what its multiplications or its bytes take, at the
+device's peak and at the rate of a copy that is measured.
 (c) `bare` is the step of `fare_hf` without the Trainer, and never compiled. The arms take turns in one process, so
 that load from outside falls on all of them; the medians are compared. Weights are random: they do not matter to the
 time.
@@ -30,14 +32,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import TrainerCallback
-from turns import DEVICE, arguments, medians, now, random_clip, write
+from transformers import CLIPVisionModelWithProjection, TrainerCallback
+from turns import DEVICE, arguments, medians, now, random_clip, take_turns, write
 
 from fare_hf import FareConfig, FareTrainer
 from fare_hf.data.pixels import Normalization
 from fare_hf.encoders import embed, freeze, matmul_patch_embedding
 from fare_hf.encoders.flops import count_flops, peak_flops
 from fare_hf.encoders.precision import attack_mode, cast_for_good
+from fare_hf.encoders.roofline import step_costs
 from fare_hf.objectives import FareObjective
 from fare_hf.training.attack import BatchAttack
 from fare_hf.training.logging.measurements import peak_memory
@@ -173,7 +176,21 @@ def summary(args: argparse.Namespace, shape: Any, seconds: dict[str, list[float]
         found["trainer_overhead"] = round(statistics.median(own / other for own, other in pairs) - 1, 4)
     own = {name: rate for name, rate in rates.items() if "published" not in name}
     found["mfu"] = None if peak is None else {name: round(flops * rate / peak, 4) for name, rate in own.items()}
-    return found | {"peak_memory_gib": round(peak_memory(DEVICE) / 2**30, 2), "seconds": seconds}
+    found["peak_memory_gib"] = round(peak_memory(DEVICE) / 2**30, 2)
+    return found | {"on_paper": on_paper(args, shape), "seconds": seconds}
+
+
+def on_paper(args: argparse.Namespace, shape: Any) -> dict[str, Any]:
+    """Operations and bytes of a step, operator by operator, and the least time in which this device can do them."""
+    costs = step_costs(lambda: CLIPVisionModelWithProjection(shape), args.batch_size, half=not args.fp32)
+    flops, moved = costs.step(args.attack_steps)
+    peak, found = peak_flops(DEVICE), {"tera_flop": round(flops / 1e12, 3), "giga_byte": round(moved / 1e9, 3)}
+    if peak is None:
+        return found
+    copied = torch.empty(2**30, dtype=torch.uint8, device=DEVICE)
+    copies = medians(take_turns({"copy": copied.clone}, 5))["copy"]
+    rate = 2 * copied.numel() / copies
+    return found | {"tera_byte_per_second": rate / 1e12, "seconds": costs.seconds(args.attack_steps, peak, rate)}
 
 
 def main() -> None:

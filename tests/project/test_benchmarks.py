@@ -50,8 +50,9 @@ def test_step_compares_three_arms(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         "bare": 1,
         "trainer": 1,
     }
-    # Two rounds: target, attack, unused clean forward, update; without the unused one; and one to find what is read.
-    assert calls == {"forwards": 2 * (4 + 3 + 3) + 1, "updates": 2 * 3}
+    # Two rounds: target, attack, unused clean forward, update; without the unused one; one to find what is read; and
+    # the three phases on paper, which compute nothing.
+    assert calls == {"forwards": 2 * (4 + 3 + 3) + 1 + 3, "updates": 2 * 3}
 
 
 def test_cheaper_spends_the_same_operations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from fare_hf.cli.train import main
+from fare_hf.cli.console import one_sentence
 
 __all__ = ["main"]
+
+
+def main() -> None:
+    """As `fare_hf.cli.train.main`; Ctrl-C while libraries are imported is one sentence too."""
+    with one_sentence("fare_hf.train"):
+        from fare_hf.cli.train import main
+
+        main()
+
 
 if __name__ == "__main__":
     main()

@@ -33,7 +33,7 @@ from fare_hf.encoders import load_encoder
 from fare_hf.encoders.flops import count_flops
 from fare_hf.evaluation import environment
 from fare_hf.lab import encoder_folder, load_clip, load_training_set, measure
-from fare_hf.training.schedules import attack_steps_at
+from fare_hf.training.attack import attack_steps_at
 from fare_hf.training.trainable import trained_share
 
 FEW: dict[str, Any] = {"attack_steps": 2, "attack_step_size": "3/255"}

@@ -32,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     hide_notices()  # before anything is imported that gives them
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words and words[0] in OF_A_TRAINING:
-        import_module(f"fare_hf.cli.{words[0]}").main(words[1:], prog=f"fare-hf {words[0]}")
+        with one_sentence(f"fare-hf {words[0]}"):  # Ctrl-C while it is imported
+            import_module(f"fare_hf.cli.{words[0]}").main(words[1:], prog=f"fare-hf {words[0]}")
         return
     args = build_parser().parse_args(words)
     command = COMMANDS[args.command]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fare_hf.files.documents import read_yaml
+from fare_hf.training.trainer_options import REMOVED
 
 __all__ = ["expand_config"]
 
@@ -52,6 +53,8 @@ def _words(file: str, known: Collection[str]) -> list[str]:
     if not isinstance(options, dict):
         raise ValueError(f"--config {file!r} holds no options; write lines such as `eps: 4/255`.")
     for name in options:
+        if name in REMOVED:
+            raise ValueError(f"--config {file!r} has {name!r}, {REMOVED[name]}")
         if name not in known:
             near = difflib.get_close_matches(str(name), known, 1)
             hint = f"did you mean {near[0]}?" if near else "--help_all shows the options."

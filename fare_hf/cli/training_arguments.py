@@ -11,18 +11,14 @@ from fare_hf.data.opening import check_folder
 from fare_hf.hub.licenses import check_license
 from fare_hf.lab.names import TEST_SETS, TRAINING_SETS, encoder_path, is_in_lab, lab_name
 from fare_hf.objectives import OBJECTIVES
-from fare_hf.training.config import FareConfig
+from fare_hf.training.config import FareConfig, options_in
 from fare_hf.training.logging.measurements import MEASURED
 
 __all__ = ["FareScriptArguments", "check_arguments"]
 
 EVALUATION = (
-    "eval_split",
-    "eval_images",
-    "eval_attack_steps",
-    "eval_steps",
-    "eval_delay",
-    "per_device_eval_batch_size",
+    *("eval_split", "eval_steps", "eval_delay", "per_device_eval_batch_size"),
+    *options_in("evaluation"),
 )
 PUBLICATION = ("hub_model_id", "hub_strategy", "hub_revision", "hub_private_repo", "hub_always_push")
 DATA = (

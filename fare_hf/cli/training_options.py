@@ -9,43 +9,34 @@ from transformers import HfArgumentParser
 
 from fare_hf.cli.console import Parser
 from fare_hf.cli.training_arguments import FareScriptArguments
-from fare_hf.training.config import CHEAPER, FareConfig
+from fare_hf.training.config import FareConfig, options_in
 
 __all__ = ["OptionParser", "build_parser"]
 
-ATTACK = ("eps", "norm", "attack_steps", "attack_step_size")
-OBJECTIVE = ("objective", "embedding", "class_names", "templates", "logit_scale")
-TRAINING = {
-    "max_steps": None,
-    "num_train_epochs": "Passes over the images, if --max_steps is -1.",
-    "per_device_train_batch_size": None,
-    "global_batch_size": None,
-    "gradient_accumulation_steps": "Batches for an update.",
-    "learning_rate": None,
-    "lr_scheduler_type": None,
-    "warmup_steps": None,
-    "weight_decay": None,
-    "max_grad_norm": None,
-    "bf16": "Mixed precision; weights and pixels stay in fp32.",
-    "dataloader_num_workers": None,
-    "seed": "Of the order of the images and of the random starts.",
-    "logging_steps": None,
-    "eval_strategy": "When to evaluate on --eval_split.",
-    "eval_steps": "Steps between two evaluations.",
-    "eval_images": None,
-    "eval_attack_steps": None,
-    "load_best_model_at_end": "Keep the best checkpoint, by --metric_for_best_model, and end with it.",
-    "metric_for_best_model": "robust_accuracy, loss (robust too), or clean_accuracy.",
-    "per_device_eval_batch_size": "Images a process takes at a time in an evaluation.",
-    "save_strategy": "When to write a checkpoint.",
-    "save_steps": "Steps between two checkpoints.",
-    "save_total_limit": None,
-    "resume_from_checkpoint": "Go on from `latest`, or from the folder of a checkpoint.",
-    "push_to_hub": "Publish the encoder.",
-    "hub_model_id": "Repository to publish to; by default the name of --output_dir in your account.",
-    "hub_strategy": None,
+OF_THE_TRAINER = {
+    "training": {
+        "num_train_epochs": "Passes over the images, if --max_steps is -1.",
+        "gradient_accumulation_steps": "Batches for an update.",
+        "bf16": "Mixed precision; weights and pixels stay in fp32.",
+        "seed": "Of the order of the images and of the random starts.",
+    },
+    "evaluation": {
+        "eval_strategy": "When to evaluate on --eval_split.",
+        "eval_steps": "Steps between two evaluations.",
+        "load_best_model_at_end": "Keep the best checkpoint, by --metric_for_best_model, and end with it.",
+        "metric_for_best_model": "robust_accuracy, loss (robust too), or clean_accuracy.",
+        "per_device_eval_batch_size": "Images a process takes at a time in an evaluation.",
+    },
+    "saving": {
+        "save_strategy": "When to write a checkpoint.",
+        "save_steps": "Steps between two checkpoints.",
+        "resume_from_checkpoint": "Go on from `latest`, or from the folder of a checkpoint.",
+        "push_to_hub": "Publish the encoder.",
+        "hub_model_id": "Repository to publish to; by default the name of --output_dir in your account.",
+    },
 }
-"""Options of the Trainer that `--help` shows, with what it says of them (None: what `FareConfig` says)."""
+"""Options of the Trainer that `--help` shows beside those that `FareConfig` declares, with what it says of them."""
+TITLES = {"cheaper": "cheaper, off by default"}
 OUTPUT = "Folder for checkpoints, the recipe and the encoder; must be empty or absent."
 
 
@@ -84,17 +75,13 @@ def build_parser(prog: str, description: str | None, everything: bool) -> Option
     parser.add_argument("--help_all", action="help", help="show every option of the Trainer of transformers too")
     actions = {action.dest: action for action in parser._actions}
     actions["output_dir"].help = OUTPUT
-    for name, text in TRAINING.items():
-        actions[name].help = text or actions[name].help
-    _group(
-        parser,
-        "model and data",
-        [actions[name] for name in ("config", *FareScriptArguments.__annotations__, "output_dir")],
-    )
-    _group(parser, "attack", [actions[name] for name in ATTACK])
-    _group(parser, "cheaper, off by default", [actions[name] for name in CHEAPER])
-    _group(parser, "objective", [actions[name] for name in OBJECTIVE])
-    _group(parser, "training", [actions[name] for name in TRAINING])
+    shown = ("config", *FareScriptArguments.__annotations__, "output_dir")
+    _group(parser, "model and data", [actions[name] for name in shown])
+    for group in ("attack", "cheaper", "objective", "training", "evaluation", "saving"):
+        texts = OF_THE_TRAINER.get(group, {})
+        for name, text in texts.items():
+            actions[name].help = text
+        _group(parser, TITLES.get(group, group), [actions[name] for name in (*options_in(group), *texts)])
     for action in parser._optionals._group_actions:
         if action.dest not in ("help", "help_all") and not everything:
             action.help = argparse.SUPPRESS

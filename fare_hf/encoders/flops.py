@@ -14,7 +14,7 @@ import torch
 
 from fare_hf.pretrained.encoder_families import class_tokens_of, family_of_type
 
-__all__ = ["ASSUMED_MFU", "Flops", "count_flops", "peak_flops", "peak_of"]
+__all__ = ["ASSUMED_MFU", "Flops", "count_flops", "peak_flops", "peak_of", "uses_tf32"]
 
 ASSUMED_MFU = 0.4
 """Share of its peak that a GPU is assumed to reach, where hours are foretold."""
@@ -117,11 +117,24 @@ def count_flops(config: Any, embedding: str = "projected", layer: int = -2) -> F
     return Flops(patches * 2 * config.num_channels * config.patch_size**2 * width, linear, attention)
 
 
-def peak_flops(device: torch.device) -> float | None:
-    """What a CUDA device computes at most in half precision, in FLOP/s; None for a CPU or a device not in `PEAKS`."""
+def peak_flops(device: torch.device, half: bool = True) -> float | None:
+    """What a CUDA device computes at most, in FLOP/s; None for a CPU or a device not in `PEAKS`.
+
+    Args:
+        device: where it computes.
+        half: in half precision; else in fp32, or where it is allowed in TF32, at half of the peak in half precision.
+    """
     if device.type != "cuda":
         return None
-    return peak_of(torch.cuda.get_device_name(device))
+    name = torch.cuda.get_device_name(device)
+    peak, tf32 = peak_of(name, half), not half and uses_tf32(device)
+    return peak if peak is None or not tf32 else max(peak, (peak_of(name) or 0) / 2)
+
+
+def uses_tf32(device: torch.device) -> bool:
+    """Whether fp32 matrix products are rounded to TF32: it was allowed, and the device has it."""
+    allowed = device.type == "cuda" and torch.get_float32_matmul_precision() != "highest"
+    return allowed and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def peak_of(name: str, half: bool = True) -> float | None:

@@ -10,20 +10,52 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fare_hf.attacks import pgd
+from fare_hf.attacks import parse_step_size, pgd
 from fare_hf.data.batches import sample_generator
 from fare_hf.data.pixels import Normalization
 from fare_hf.encoders import make_embed
 from fare_hf.encoders.precision import attack_mode
 from fare_hf.objectives import Objective
 from fare_hf.training.config import FareConfig
-from fare_hf.training.failures import NonFiniteError, blame, in_range
-from fare_hf.training.schedules import AttackSteps, attack_steps_at
+from fare_hf.training.non_finite import NonFiniteError, blame, in_range
 
-__all__ = ["EVALUATION", "Attacked", "BatchAttack"]
+__all__ = ["EVALUATION", "AttackSteps", "Attacked", "BatchAttack", "attack_of", "attack_steps_at"]
 
 # Stands for the step in the seeds of an evaluation, so that its random starts are the same after any step.
 EVALUATION = -1
+LONGEST = 1.25
+"""Longest step of a short attack, in radii: what Wong et al. 2020 (arXiv 2001.03994) take for single steps."""
+
+
+@dataclass(frozen=True)
+class AttackSteps:
+    """`count` gradient steps of length `size`, in the threat model's norm."""
+
+    count: int
+    size: float
+
+
+def attack_steps_at(args: FareConfig, progress: float) -> AttackSteps:
+    """The attack of a moment of the training.
+
+    With `attack_steps_start` the number of steps grows in equal parts of the training from that to `attack_steps`
+    (curriculum adversarial training, Cai et al. 2018, arXiv 1805.04807). Shorter attacks take longer steps, so that
+    the path is as long as the whole attack's, up to `LONGEST` radii a step.
+
+    Args:
+        args: the configuration.
+        progress: share of the training that is done, in [0, 1].
+    """
+    last = args.attack_steps
+    first = last if args.attack_steps_start is None else args.attack_steps_start
+    return attack_of(args, min(last, first + int(progress * (last - first + 1))))
+
+
+def attack_of(args: FareConfig, count: int) -> AttackSteps:
+    """`count` steps on a path as long as that of `attack_steps`, but no step longer than `LONGEST` radii."""
+    size = parse_step_size(args.attack_step_size, args.threat_model, "attack_step_size")
+    longest = max(size, LONGEST * args.threat_model.eps)
+    return AttackSteps(count, min(size * args.attack_steps / count, longest))
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,12 @@ from fare_hf.encoders.memory import Memory, count_memory, count_parameters
 from fare_hf.objectives import OBJECTIVES
 from fare_hf.pretrained.configuration import read_configuration
 from fare_hf.pretrained.encoder_families import TOWER_TYPES
+from fare_hf.training.attack import attack_of, attack_steps_at
 from fare_hf.training.batches import share_of_batch
 from fare_hf.training.config import FareConfig
-from fare_hf.training.schedules import attack_of, training_flops
 from fare_hf.training.trainable import check_blocks
 
-__all__ = ["GPUS", "SHAPES", "Estimate", "encoder_config", "estimate"]
+__all__ = ["GPUS", "SHAPES", "Estimate", "encoder_config", "estimate", "training_flops"]
 
 GPUS = ("H100", "A100", "L40S", "RTX 4090")
 _BASE = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
@@ -104,6 +104,19 @@ def estimate(model: str, args: FareConfig, processes: int = 1) -> Estimate:
     spent = evaluation_flops(flops, args)
     evaluation = None if spent is None else spent / total
     return Estimate(count_parameters(shape), batch * args.max_steps, total, evaluation, memory, processes, half)
+
+
+def training_flops(args: FareConfig, flops: Flops, last: int, *, clean_target: bool, trained: float) -> int:
+    """Operations of one image an update, over all updates of a training.
+
+    Args:
+        args: the configuration.
+        flops: of the encoder.
+        last: number of updates.
+        clean_target, trained: as for `Flops.step`.
+    """
+    counts = [attack_steps_at(args, step / last).count for step in range(last)]
+    return sum(flops.step(n, clean_target=clean_target, trained=trained) * counts.count(n) for n in set(counts))
 
 
 def evaluation_flops(flops: Flops, args: FareConfig) -> int | None:

@@ -146,7 +146,6 @@ def publish_checkpoint(trainer: FareTrainer, checkpoint: str, revision: str | No
 def _save_plain(encoder: Any, processor: Any, folder: Path) -> None:
     """Weights, configuration and image processor; the Trainer would add its pickled arguments."""
     check_new_folder(folder)
-    vars(encoder.config).pop("use_cache", None)  # which `Trainer.train` puts there
     with whole_folder(folder) as place:
         for part in (encoder, processor):
             part.save_pretrained(place)

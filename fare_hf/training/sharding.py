@@ -14,6 +14,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, StateDictTy
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.training_args import ParallelMode
 
+from fare_hf.training.checks import Faults, refuse
 from fare_hf.training.trainable import blocks_of
 
 if TYPE_CHECKING:
@@ -35,32 +36,31 @@ def check_sharding(args: TrainingArguments, environment: Mapping[str, str] = os.
     Raises:
         ValueError: FSDP where nothing would be sharded, the first version of it, or settings that lose weights.
     """
-    if not (args.fsdp or environment.get("ACCELERATE_USE_FSDP", "false").lower() == "true"):
-        return
-    if args.device.type in WHOLE or args.parallel_mode != ParallelMode.DISTRIBUTED:
-        kind = args.distributed_state.distributed_type.value if args.distributed_state else "NO"
-        raise ValueError(
-            f"fsdp asks for sharded weights, but accelerate runs {kind} on {args.device.type}, where nothing is "
-            "sharded; start it on GPUs with accelerate launch, or leave FSDP out."
-        )
+    if args.fsdp or environment.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        refuse(_faults_of_sharding(args, environment))
+
+
+def _faults_of_sharding(args: TrainingArguments, environment: Mapping[str, str]) -> Faults:
+    kind = args.distributed_state.distributed_type.value if args.distributed_state else "NO"
+    yield (
+        args.device.type in WHOLE or args.parallel_mode != ParallelMode.DISTRIBUTED,
+        f"fsdp asks for sharded weights, but accelerate runs {kind} on {args.device.type}, where nothing is sharded; "
+        "start it on GPUs with accelerate launch, or leave FSDP out.",
+    )
     given = args.fsdp_plugin_args or {}
     version = int(given.get("fsdp_version", environment.get("FSDP_VERSION", 1)))
-    if version != 2:
-        raise ValueError(f"fsdp_version={version} was never tried with gradients to the pixels; give fsdp_version: 2.")
-    _check_plugin(FullyShardedDataParallelPlugin(**given))
-
-
-def _check_plugin(plugin: FullyShardedDataParallelPlugin) -> None:
-    if plugin.cpu_ram_efficient_loading:
-        raise ValueError(
-            "fsdp_cpu_ram_efficient_loading=true loads no weights in the other processes, which need the original's; "
-            "give false."
-        )
-    if plugin.state_dict_type != StateDictType.FULL_STATE_DICT:
-        name = getattr(plugin.state_dict_type, "name", plugin.state_dict_type)
-        raise ValueError(
-            f"fsdp_state_dict_type={name} makes checkpoints without the encoder's weights; give FULL_STATE_DICT."
-        )
+    yield version != 2, f"fsdp_version={version} was never tried with gradients to the pixels; give fsdp_version: 2."
+    plugin = FullyShardedDataParallelPlugin(**given)
+    yield (
+        plugin.cpu_ram_efficient_loading,
+        "fsdp_cpu_ram_efficient_loading=true loads no weights in the other processes, which need the original's; give "
+        "false.",
+    )
+    name = getattr(plugin.state_dict_type, "name", plugin.state_dict_type)
+    yield (
+        plugin.state_dict_type != StateDictType.FULL_STATE_DICT,
+        f"fsdp_state_dict_type={name} makes checkpoints without the encoder's weights; give FULL_STATE_DICT.",
+    )
 
 
 def set_up_sharding(accelerator: Accelerator, encoder: PreTrainedModel) -> None:
@@ -77,12 +77,12 @@ def set_up_sharding(accelerator: Accelerator, encoder: PreTrainedModel) -> None:
     plugin: Any = accelerator.state.fsdp_plugin
     block = type(blocks_of(encoder)[1][0]).__name__
     wanted = plugin.transformer_cls_names_to_wrap or [block]
-    missing = sorted(set(wanted) - {type(part).__name__ for part in encoder.modules()})
-    if missing:
-        raise ValueError(
-            f"fsdp_transformer_layer_cls_to_wrap={','.join(wanted)}: the encoder holds no {missing[0]}; leave it out, "
-            f"or give {block}."
-        )
+    held = {type(part).__name__ for part in encoder.modules()}
+    given = f"fsdp_transformer_layer_cls_to_wrap={','.join(wanted)}"
+    refuse(
+        (name not in held, f"{given}: the encoder holds no {name}; leave it out, or give {block}.")
+        for name in sorted(wanted)
+    )
     plugin.transformer_cls_names_to_wrap = wanted
     plugin.mixed_precision_policy = MixedPrecisionPolicy()
     prepare_frozen(accelerator, encoder)

@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from accelerate.utils import DynamoBackend
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import IntervalStrategy, PreTrainedModel
@@ -25,17 +24,17 @@ from fare_hf.encoders.precision import attack_mode, cast_for_good
 from fare_hf.hub import Publication
 from fare_hf.objectives import OBJECTIVES, Objective, TecoaObjective
 from fare_hf.pretrained.encoder_families import family_of_type
-from fare_hf.training.attack import EVALUATION, BatchAttack
+from fare_hf.training.attack import EVALUATION, AttackSteps, BatchAttack, attack_of, attack_steps_at
 from fare_hf.training.checkpointing.checkpoints import CheckpointTrainer
 from fare_hf.training.checkpointing.identity import run_identity
-from fare_hf.training.config import TEMPLATES, FareConfig
-from fare_hf.training.failures import NonFiniteError, blame
-from fare_hf.training.finite import FiniteTrainer
-from fare_hf.training.logging.measurements import EpochCallback, Window, measured_names, summarise
+from fare_hf.training.checks import check_parts
+from fare_hf.training.compiling import compile_encoders
+from fare_hf.training.config import FareConfig
+from fare_hf.training.logging.measurements import EpochCallback, Window, summarise
+from fare_hf.training.logging.replaced_images import ReplacedImages
 from fare_hf.training.logging.start import SayAtStart
+from fare_hf.training.non_finite import FiniteTrainer, NonFiniteError, blame
 from fare_hf.training.publish import check_push, publish, publish_checkpoint
-from fare_hf.training.replaced import ReplacedImages
-from fare_hf.training.schedules import AttackSteps, attack_of, attack_steps_at
 from fare_hf.training.sharding import prepare_frozen, set_up_sharding
 from fare_hf.training.trainable import train_first_blocks, trained_share
 from fare_hf.training.trainer_options import check_trainer_options
@@ -103,14 +102,13 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
         **kwargs: Any,
     ) -> None:
         check_trainer_options(kwargs)
-        _check_set_up(model, args, processing_class, objective)
-        _check_texts(args, objective, validation)
-        _check_measured(args, eval_dataset, validation)
+        check_parts(args, model, eval_dataset, processing_class, objective, validation)
         if train_dataset is not None and "data_collator" not in kwargs:  # which may take other samples
             family = family_of_type(model.config.model_type)
             check_samples(train_dataset, None if family and family.any_size else model.config.image_size)
         reference = freeze(copy.deepcopy(model) if original is None else original)
-        _choose_trained(model, args)
+        if args.trained_blocks is not None:
+            train_first_blocks(model, args.trained_blocks)
         freeze_unused(model, args.embedding)
         self.objective: Objective = objective or OBJECTIVES[args.objective]()
         self.validation = validation if args.eval_attack_steps else None
@@ -124,10 +122,12 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
             processing_class=processing_class,
             **{"data_collator": collate_pixels, **kwargs},
         )
-        self._check_float8()
-        self.identity = run_identity(self.args, model, reference, self.objective, train_dataset, processing_class)
-        self._compile(self.model, reference)
-        if self.is_fsdp_enabled:
+        vars(model.config).pop("use_cache", None)  # which the Trainer puts there and no vision encoder has
+        sharded = self.is_fsdp_enabled
+        self.compiled_by = compile_encoders(self.args, self.accelerator, self.model, reference, sharded=sharded)
+        parts = (model, reference, self.objective, train_dataset, processing_class)
+        self.identity = run_identity(self.args, *parts, compiled_by=self.compiled_by)
+        if sharded:
             set_up_sharding(self.accelerator, self.model)
         dtype = HALF.get(self.accelerator.mixed_precision)
         # Under FSDP accelerate places nothing: it takes a module that it does not shard for sharded already.
@@ -135,15 +135,16 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
         self.add_callback(EpochCallback())
         self._replaced = ReplacedImages(str(args.output_dir), args.process_index)
         self.add_callback(self._replaced)
-        lower = torch.bfloat16 if self.args.attack_bf16 or self.args.attack_fp8 else None
+        lower = torch.bfloat16 if args.attack_bf16 or args.attack_fp8 else None
         # FSDP fixes requires_grad when it first gathers a parameter: frozen then, it would never be trained.
         light = partial(attack_mode, dtype=dtype or lower, float8=args.attack_fp8)
-        hold = evaluating if self.is_fsdp_enabled else light
+        hold = evaluating if sharded else light
         attack = partial(BatchAttack, self.args, normalization=self.normalization, hold=hold, autocast=lower)
         self._attack = attack(objective=self.objective)
         self._class_attack = None if self.validation is None else attack(objective=self.validation)
         self.flops, self.trained_share = count_flops(model.config, args.embedding), trained_share(model)
-        self._window = Window(self.args.device)
+        self.half = (dtype or lower) is not None
+        self._window = Window(self.args.device, self.half)
         self._evaluated: list[Tensor] = []
         self._began, self._evaluating = time.perf_counter(), 0.0
         self.callback_handler.callbacks.insert(0, SayAtStart(self))  # before the bar
@@ -261,40 +262,11 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """The Trainer uploads the checkpoint as it is; here its encoder goes to a branch, or to the run's branch."""
+        # Private: `push_to_hub=True` alone makes the Trainer upload, pickles included, and no public method is asked.
         if self.args.hub_strategy != HubStrategy.END:
             self.callback_handler.on_push_begin(self.args, self.state, self.control)
             own = self.args.hub_strategy == HubStrategy.ALL_CHECKPOINTS
             publish_checkpoint(self, checkpoint_folder, os.path.basename(checkpoint_folder) if own else None)
-
-    def _check_float8(self) -> None:
-        """What the configuration cannot see: accelerate may bring both."""
-        if not self.args.attack_fp8:
-            return
-        if self.is_fsdp_enabled or self._compiles():
-            other = "FSDP" if self.is_fsdp_enabled else "torch_compile"
-            raise ValueError(f"attack_fp8=True replaces layers in each attack, which {other} excludes; leave one out.")
-
-    def _compiles(self) -> bool:
-        return self.args.torch_compile or self.accelerator.state.dynamo_plugin.backend != DynamoBackend.NO
-
-    def _compile(self, *modules: nn.Module) -> None:
-        """Compiles in place, so that the attack, DDP and the update all call what was compiled.
-
-        accelerate would wrap the model for the update alone. Under FSDP it does what it needs itself.
-        """
-        plugin = self.accelerator.state.dynamo_plugin
-        if self._compiles():
-            self.compiled_by = self.args.torch_compile_backend or plugin.backend.value.lower()
-        if self.is_fsdp_enabled or self.compiled_by is None:
-            return
-        for name in ("use_regional_compilation", "dynamic", "fullgraph"):
-            if getattr(plugin, name):
-                raise ValueError(
-                    f"dynamo's {name} is not used: encoders are compiled whole, for one shape; give false."
-                )
-        for module in modules:
-            module.compile(backend=self.compiled_by, mode=self.args.torch_compile_mode or plugin.mode, dynamic=False)
-        plugin.backend = DynamoBackend.NO
 
     def _count(self, images: int, steps: AttackSteps) -> None:
         """Tells the window what a batch costs."""
@@ -340,57 +312,6 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
             stack.enter_context(matmul_patch_embedding(self.model))
             stack.enter_context(matmul_patch_embedding(self.original))
         return stack
-
-
-def _check_set_up(model: nn.Module, args: FareConfig, processing_class: Any, objective: Objective | None) -> None:
-    if args.n_gpu > 1:
-        raise ValueError(
-            f"{args.n_gpu} GPUs are visible to one process; use `accelerate launch`, or set CUDA_VISIBLE_DEVICES."
-        )
-    if not hasattr(model.config, "image_size"):
-        raise ValueError(f"the model is a {type(model).__name__}, no vision encoder; load it with load_encoder(name).")
-    if processing_class is None:
-        raise ValueError("processing_class is None; give the encoder's image processor, for its mean and std.")
-    kind = OBJECTIVES[args.objective]
-    if objective is None and kind.options:
-        raise ValueError(f"objective={kind.name!r} needs text embeddings; pass objective={kind.__name__}(...).")
-    if objective is not None and kind.options and not isinstance(objective, kind):
-        raise ValueError(
-            f"args.objective={kind.name!r} and objective={type(objective).__name__}(...) contradict each other; leave "
-            "the former out."
-        )
-    scale = getattr(objective, "logit_scale", None)
-    if args.logit_scale not in (None, scale):
-        raise ValueError(f"args.logit_scale={args.logit_scale} is not objective.logit_scale={scale}; leave it out.")
-    wrong = [(name, p.dtype) for name, p in model.named_parameters() if p.dtype != torch.float32]
-    if wrong:
-        raise ValueError(f"{wrong[0][0]!r} is {wrong[0][1]}; load the model with dtype=torch.float32, and set bf16.")
-
-
-def _check_texts(args: FareConfig, objective: Objective | None, validation: TecoaObjective | None) -> None:
-    """Names and sentences of classes that neither the objective nor an evaluation reads."""
-    read = validation is not None or "class_names" in getattr(objective or OBJECTIVES[args.objective], "options", ())
-    given = "class_names" if args.class_names else "templates" if tuple(args.templates) != TEMPLATES else None
-    if given and not read:
-        raise ValueError(f"{given}={getattr(args, given)!r} is not read by the objective; leave it out.")
-
-
-def _check_measured(args: FareConfig, eval_dataset: Any, validation: Any) -> None:
-    """`metric_for_best_model` is looked up after the first evaluation, hours later."""
-    metric, accuracies = args.metric_for_best_model, validation is not None and args.eval_attack_steps > 0
-    names = measured_names(eval_dataset, accuracies)
-    default, count = FareConfig.eval_images, len(eval_dataset) if hasattr(eval_dataset, "__len__") else 0
-    if args.eval_images not in (0, default) and count > args.eval_images and not isinstance(eval_dataset, dict):
-        raise ValueError(f"eval_images={args.eval_images} is not read here: eval_dataset has {count}; pass a Subset.")
-    if metric is not None and metric.removeprefix("eval_") not in names:
-        why = "" if accuracies else ", and the accuracies with validation= and eval_attack_steps"
-        raise ValueError(f"metric_for_best_model={metric!r} is not measured; give one of {', '.join(names)}{why}.")
-
-
-def _choose_trained(model: nn.Module, args: FareConfig) -> None:
-    """Freezes what the options leave out."""
-    if args.trained_blocks is not None:
-        train_first_blocks(model, args.trained_blocks)
 
 
 def _cosine(embeddings: Tensor, original: Tensor) -> Tensor:

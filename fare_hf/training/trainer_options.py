@@ -11,7 +11,18 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-__all__ = ["LOOKED_AT", "REFUSED", "TRAINER_REFUSED", "TRAINER_USED", "USED", "check_options", "check_trainer_options"]
+from fare_hf.training.checks import refuse
+
+__all__ = [
+    "LOOKED_AT",
+    "REFUSED",
+    "REMOVED",
+    "TRAINER_REFUSED",
+    "TRAINER_USED",
+    "USED",
+    "check_options",
+    "check_trainer_options",
+]
 
 _NO_METRICS = "is not read: evaluation measures losses, cosines and accuracies of its own; leave it out."
 _NO_TEXT = "has no meaning for images; leave it out."
@@ -79,6 +90,12 @@ TRAINER_REFUSED = {
 }
 """Arguments of `Trainer` that would be ignored, or be missing in what is recorded."""
 
+REMOVED = dict.fromkeys(
+    ("attack_warm_start", "lora_rank"),
+    "an option that was removed because it did not pay (examples/benchmarks/results/cheaper.md); leave it out.",
+)
+"""Options that `FareConfig` once had, for old recipes and checkpoints; those made without them are as any other."""
+
 
 def check_options(args: TrainingArguments) -> None:
     """Refuses options of the Trainer that would be ignored.
@@ -86,10 +103,13 @@ def check_options(args: TrainingArguments) -> None:
     Raises:
         ValueError: one has another value than its default; with what to do instead.
     """
-    for option in fields(TrainingArguments):
-        default = option.default if option.default_factory is MISSING else option.default_factory()
-        if option.name in REFUSED and (value := getattr(args, option.name)) != _DEFAULTS.get(option.name, default):
-            raise ValueError(f"{option.name}={value!r} {REFUSED[option.name]}")
+    defaults = {
+        option.name: option.default if option.default_factory is MISSING else option.default_factory()
+        for option in fields(TrainingArguments)
+    }
+    given = {name: getattr(args, name) for name in REFUSED}
+    changed = defaults | {"prediction_loss_only": True}  # by `FareConfig`
+    refuse((value != changed[name], f"{name}={value!r} {REFUSED[name]}") for name, value in given.items())
 
 
 def check_trainer_options(options: Mapping[str, Any]) -> None:
@@ -99,12 +119,6 @@ def check_trainer_options(options: Mapping[str, Any]) -> None:
         ValueError: one that would be ignored.
         TypeError: one that `Trainer` does not have.
     """
-    for name, value in options.items():
-        if name in TRAINER_REFUSED and value not in (None, (None, None)):
-            raise ValueError(f"{name}= {TRAINER_REFUSED[name]}")
-        if name not in TRAINER_USED and name not in TRAINER_REFUSED:
-            raise TypeError(f"FareTrainer has no argument {name!r}; it takes those of Trainer.")
-
-
-_DEFAULTS = {"prediction_loss_only": True}
-"""Defaults that `FareConfig` changes."""
+    if unknown := [name for name in options if name not in TRAINER_USED | set(TRAINER_REFUSED)]:
+        raise TypeError(f"FareTrainer has no argument {unknown[0]!r}; it takes those of Trainer.")
+    refuse((options.get(name) not in (None, (None, None)), f"{name}= {why}") for name, why in TRAINER_REFUSED.items())

@@ -106,6 +106,7 @@ def test_the_command_line_and_later_files_win(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("epz: 4/255", "has the option 'epz', which does not exist; did you mean eps?"),
+        ("lora_rank: 8", "has 'lora_rank', an option that was removed because it did not pay"),
         ("- eps", "holds no options"),
         ("a: [", "is not YAML"),
         (None, "cannot be read"),

@@ -25,7 +25,7 @@ from fare_hf.data.columns import find_columns
 from fare_hf.data.opening import load_images
 from fare_hf.data.pixel_datasets import PixelDataset, PixelStream
 from fare_hf.data.streaming import TrainingStream, split_rows, spread_samples
-from fare_hf.training.replaced import replaced_images
+from fare_hf.training.logging.replaced_images import replaced_images
 
 
 def jpeg(value: int) -> bytes:

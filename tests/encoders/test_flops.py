@@ -103,5 +103,17 @@ def test_devices_are_found_by_name(name: str, tera: float | None, monkeypatch: p
     assert peak_flops(torch.device("cuda", 0)) == (None if tera is None else tera * 1e12)
 
 
+@pytest.mark.parametrize(("precision", "tera"), [("highest", 19.5), ("high", 156.0)])
+def test_the_peak_in_fp32_is_not_that_of_half_precision(
+    precision: str, tera: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A utilisation over the peak in half precision would be 16 times too low on an A100."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100-SXM4-80GB")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: precision)
+    assert peak_flops(torch.device("cuda", 0), half=False) == tera * 1e12
+    assert peak_flops(torch.device("cuda", 0)) == 312e12
+
+
 def test_a_cpu_has_no_peak() -> None:
     assert peak_flops(torch.device("cpu")) is None

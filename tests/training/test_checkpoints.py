@@ -107,6 +107,10 @@ def test_the_manifest_is_written_before_the_state_and_after_all_else(
         ({"train_dataset": RandomPixels(40)}, "images 32 there and 40 here"),
         ({"embedding": "pooled"}, "embedding 'projected' there and 'pooled' here"),
         ({"bf16": True}, "precision 'no' there and 'bf16' here"),
+        (
+            {"torch_compile_backend": "eager", "dataloader_drop_last": True},
+            "compiled by 'nothing' there and 'eager' here",
+        ),
     ],
 )
 def test_a_checkpoint_of_another_recipe_is_refused_with_the_differences(
@@ -116,6 +120,29 @@ def test_a_checkpoint_of_another_recipe_is_refused_with_the_differences(
     with pytest.raises(ValueError, match="is of another run: .*") as caught:
         trainer.train(resume_from_checkpoint=str(finished / "checkpoint-2"))
     assert difference in str(caught.value)
+
+
+def test_a_checkpoint_of_a_run_with_tf32_is_of_another_run(
+    legacy_vision_folder: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fare_hf.training.checkpointing.identity.uses_tf32", lambda device: True)
+    trainer = tiny_trainer(str(legacy_vision_folder), str(tmp_path), **OPTIONS)
+    with pytest.raises(ValueError, match="is of another run: tf32 False there and True here;"):
+        trainer.train(resume_from_checkpoint=str(finished / "checkpoint-2"))
+
+
+@pytest.mark.parametrize(("name", "value"), [("lora_rank", 8), ("attack_warm_start", True)])
+def test_a_checkpoint_of_a_removed_option_is_refused_where_it_was_used(
+    name: str, value: Any, legacy_vision_folder: Path, finished: Path, tmp_path: Path
+) -> None:
+    older = Path(shutil.copytree(finished / "checkpoint-2", tmp_path / "checkpoint-2"))
+    trainer = tiny_trainer(str(legacy_vision_folder), str(tmp_path / "same"), **OPTIONS)
+    manifest = json.loads((older / MANIFEST).read_text())
+    (older / MANIFEST).write_text(json.dumps(manifest | {"run": manifest["run"] | {name: value}}))
+    with pytest.raises(ValueError, match=f"was trained with {name}={value!r}, an option that was removed"):
+        trainer.train(resume_from_checkpoint=str(older))
+    (older / MANIFEST).write_text(json.dumps(manifest | {"run": manifest["run"] | {name: None}}))
+    assert trainer.train(resume_from_checkpoint=str(older)).global_step == 4
 
 
 def test_a_checkpoint_from_before_an_option_is_of_a_run_without_it(

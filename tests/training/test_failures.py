@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import CLIPVisionModelWithProjection, TrainerCallback
 
 from fare_hf.objectives import FareObjective
-from fare_hf.training.finite import MOST_OVERFLOWS
+from fare_hf.training.non_finite import MOST_OVERFLOWS
 
 
 class BreakGradient(TrainerCallback):

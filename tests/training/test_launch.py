@@ -12,7 +12,7 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from helpers.paths import EXAMPLES
 
 from fare_hf.training import FareConfig
-from fare_hf.training.launch import check_launch
+from fare_hf.training.checks import check_launch
 
 CONFIGURATIONS = EXAMPLES / "accelerate"
 

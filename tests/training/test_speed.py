@@ -20,8 +20,8 @@ from fare_hf.encoders import embed, load_encoder, text_class_embeddings
 from fare_hf.lab import encoder_folder, load_training_set
 from fare_hf.objectives import FareObjective, TecoaObjective
 from fare_hf.training import FareConfig
+from fare_hf.training.attack import attack_steps_at
 from fare_hf.training.logging.measurements import Window
-from fare_hf.training.schedules import attack_steps_at
 from fare_hf.training.trainable import train_first_blocks
 
 
@@ -246,6 +246,21 @@ def test_a_line_of_the_log_divides_by_the_time(monkeypatch: pytest.MonkeyPatch) 
     measured = {"attack_gain": 1.0, "cosine_clean": 0.8, "cosine_adversarial": 0.4}
     assert line == pytest.approx({**measured, "images_per_second": 12, "mfu": 0.25, "memory_gib": line["memory_gib"]})
     assert 0.05 < line["memory_gib"] < 64  # torch alone takes as much
+
+
+@pytest.mark.parametrize(
+    ("options", "half"), [({}, False), ({"bf16": True}, True), ({"attack_bf16": True}, True)], ids=str
+)
+def test_a_utilisation_is_of_the_precision_that_is_multiplied_in(
+    options: dict[str, Any], half: bool, clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(
+        "fare_hf.training.logging.measurements.peak_flops", lambda device, half: asked.append(half) or 1e12
+    )
+    trainer = tiny_trainer(str(clip_folder), str(tmp_path), max_steps=1, logging_steps=1, **options)
+    trainer.train()
+    assert asked == [half] and any("mfu" in line for line in trainer.state.log_history)
 
 
 def test_images_of_all_processes_are_counted(

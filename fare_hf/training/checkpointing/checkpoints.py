@@ -34,8 +34,8 @@ class CheckpointTrainer(Trainer):
     model: Any
     identity: dict[str, Any]
     """What a checkpoint must agree with; see `run_identity`."""
-    _stream: TrainingStream | None = None
     _holds_folder = False
+    _passed_batches = 0
 
     @contextmanager
     def only_run(self) -> Iterator[None]:
@@ -99,19 +99,24 @@ class CheckpointTrainer(Trainer):
             self._restore(folder)
             self.state = TrainerState.load_from_json(str(Path(folder) / "trainer_state.json"))
             return TrainOutput(step, 0.0, {})
+        self._passed_batches = max(step, 0) * self.args.gradient_accumulation_steps
         return super().train(folder, None, ignore_keys_for_eval)
 
     def get_train_dataloader(self) -> DataLoader:
-        """A stream is divided among all readers: accelerate would have one process read and decode for all."""
+        """A stream is divided among all readers: accelerate would have one process read and decode for all.
+
+        What the Trainer is going to skip of it after a resume is not decoded.
+        """
         if not isinstance(self.train_dataset, PixelStream):
             return super().get_train_dataloader()
         args, process = self.args, (self.args.process_index, self.args.world_size)
         if self.is_world_process_zero():
             warn_of_uneven_shards(self.train_dataset.dataset, args.world_size * max(1, args.dataloader_num_workers))
         seed = args.seed if args.data_seed is None else args.data_seed
-        self._stream = TrainingStream(self.train_dataset, seed, *process, self._train_batch_size)
+        stream = TrainingStream(self.train_dataset, seed, *process, self._train_batch_size)
+        stream.passed_batches = self._passed_batches
         loader = DataLoader(
-            self._stream,
+            stream,
             self._train_batch_size,
             collate_fn=self.data_collator,
             num_workers=args.dataloader_num_workers,
@@ -124,23 +129,18 @@ class CheckpointTrainer(Trainer):
             loader, args.device, num_processes=1, process_index=0, put_on_device=True, dispatch_batches=False
         )
 
-    def _init_training_state(self, *args: Any) -> tuple[int, int]:
-        """Tells a stream what the Trainer is going to skip, so that it is not decoded."""
-        epochs, batches = super()._init_training_state(*args)
-        if self._stream is not None:
-            self._stream.passed_batches = batches
-        return epochs, batches
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """The Trainer would write into what a kill left of the same checkpoint."""
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The Trainer would write a checkpoint into what a kill left of the same one."""
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-        if self.is_world_process_zero() and folder.is_dir():
-            shutil.rmtree(folder)
-        self.accelerator.wait_for_everyone()
-        super()._save_checkpoint(model, trial)
+        if self.is_in_train and Path(str(output_dir)) == folder:
+            if self.is_world_process_zero() and folder.is_dir():
+                shutil.rmtree(folder)
+            self.accelerator.wait_for_everyone()
+        super().save_model(output_dir, _internal_call)
 
     def _save_rng_state(self, output_dir: str) -> None:
         """The last that the Trainer writes before its state: it does not wait for the other processes' files."""
+        # Private: the list must be there before the state, and before older checkpoints go; `on_save` comes after.
         super()._save_rng_state(output_dir)
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
@@ -148,6 +148,7 @@ class CheckpointTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """The Trainer loads nothing into a `CLIPVisionModel` from `vision_model.*` names, with only a warning."""
+        # Private: the weights come between the Trainer's own preparations, and no public method reads them.
         if self._is_sharded():
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
@@ -155,15 +156,11 @@ class CheckpointTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         """As `_load_from_checkpoint`."""
+        # Private: before `on_train_end` the Trainer has loaded nothing and warned of it.
         if self._is_sharded():
             super()._load_best_model()
         else:
             self._restore(str(self.state.best_model_checkpoint))
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """`Trainer.train` puts `use_cache` into the configuration, which no vision encoder has."""
-        vars(self.accelerator.unwrap_model(self.model).config).pop("use_cache", None)
-        super()._save(output_dir, state_dict)
 
     def _restore(self, folder: str) -> None:
         """Every weight from a checkpoint, by name, or an error."""

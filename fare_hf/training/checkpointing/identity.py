@@ -10,27 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fare_hf.training.config import FareConfig
+from fare_hf.encoders.flops import uses_tf32
+from fare_hf.training.config import DECIDING, FareConfig
 from fare_hf.training.objective_facts import objective_facts
 
 __all__ = ["fingerprint", "image_backend", "option_defaults", "run_identity"]
 
-# What FareConfig declares and the weights do not depend on; the batch sizes count together.
-WITHOUT_INFLUENCE = {
-    "dataloader_num_workers",
-    "ddp_find_unused_parameters",
-    "eval_attack_steps",
-    "eval_images",
-    "global_batch_size",
-    "hub_strategy",
-    "logging_nan_inf_filter",
-    "logging_steps",
-    "per_device_train_batch_size",
-    "prediction_loss_only",
-    "remove_unused_columns",
-    "save_total_limit",
-}
-OWN = tuple(name for name in FareConfig.__annotations__ if name not in WITHOUT_INFLUENCE)
 OF_THE_TRAINER = (
     "adam_beta1",
     "adam_beta2",
@@ -44,7 +29,7 @@ OF_THE_TRAINER = (
     "seed",
     "train_sampling_strategy",
 )
-"""Fields of `TrainingArguments` that decide the weights; those of `FareConfig` all do, but for the above."""
+"""Fields of `TrainingArguments` that decide the weights; those of `FareConfig` say so themselves."""
 OF_NO_ARCHITECTURE = ("_name_or_path", "dtype", "torch_dtype", "transformers_version", "use_cache")
 OF_THE_PROCESSOR = ("do_resize", "size", "resample", "do_center_crop", "crop_size", "image_mean", "image_std")
 SAMPLES = 256
@@ -52,7 +37,14 @@ SAMPLES = 256
 
 
 def run_identity(
-    args: FareConfig, model: Any, original: nn.Module, objective: Any, train_dataset: Any, processor: Any
+    args: FareConfig,
+    model: Any,
+    original: nn.Module,
+    objective: Any,
+    train_dataset: Any,
+    processor: Any,
+    *,
+    compiled_by: str | None = None,
 ) -> dict[str, Any]:
     """What decides the weights, as JSON values by name.
 
@@ -63,14 +55,17 @@ def run_identity(
         objective: what is minimised, for its name and its texts.
         train_dataset: for its size and some of its images; the order of a stream also depends on who reads it.
         processor: for what it makes of an image.
+        compiled_by: backend of torch.compile, whose kernels round otherwise.
     """
-    identity: dict[str, Any] = {name: _plain(getattr(args, name)) for name in (*OWN, *OF_THE_TRAINER)}
+    identity: dict[str, Any] = {name: _plain(getattr(args, name)) for name in (*DECIDING, *OF_THE_TRAINER)}
     identity |= {f"model.{key}": _plain(value) for key, value in _architecture(model).items()}
     identity |= {
         "objective": objective_facts(objective)["objective"],
         "original": fingerprint(original),
         "texts": _texts(objective),
         "precision": args.mixed_precision,
+        "tf32": uses_tf32(args.device),
+        "compiled by": compiled_by or "nothing",
     }
     identity |= {f"processor.{key}": _plain(getattr(processor, key, None)) for key in OF_THE_PROCESSOR}
     identity["processor.backend"] = image_backend(processor)
@@ -95,7 +90,7 @@ def option_defaults() -> dict[str, Any]:
     return {
         option.name: _plain(option.default if option.default_factory is MISSING else option.default_factory())
         for option in fields(FareConfig)
-        if option.name in OWN
+        if option.name in DECIDING
     }
 
 

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from fare_hf.files.documents import read_object
 from fare_hf.files.folders import path_inside
+from fare_hf.training.trainer_options import REMOVED
 
 __all__ = ["MANIFEST", "check_run", "fault_of", "latest_checkpoint", "write_manifest"]
 
@@ -95,8 +96,10 @@ def check_run(folder: Path, run: Mapping[str, Any], defaults: Mapping[str, Any] 
     ours = json.loads(json.dumps(dict(run)))
     theirs = {name: value for name, value in (defaults or {}).items() if name in ours}
     theirs |= read_object(folder / MANIFEST)["run"]
-    # An option that is no more, and was not used, is no difference.
-    names = [name for name, value in theirs.items() if value != ours.get(name) and (name in ours or value)]
+    for name in REMOVED:
+        if value := theirs.pop(name, None):
+            raise ValueError(f"{str(folder)!r} was trained with {name}={value!r}, {REMOVED[name]}")
+    names = [name for name, value in theirs.items() if value != ours.get(name)]
     if names:
         listed = ", ".join(f"{name} {theirs.get(name)!r} there and {ours.get(name)!r} here" for name in names)
         raise ValueError(f"{str(folder)!r} is of another run: {listed}; give the same options, or a new output_dir.")

@@ -31,10 +31,11 @@ class Window:
 
     Args:
         device: where this process computes; its peak, if known, gives the model FLOP utilisation (MFU).
+        half: whether it multiplies in half precision, be it in the attack alone.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.peak = device, peak_flops(device)
+    def __init__(self, device: torch.device, half: bool = True) -> None:
+        self.device, self.peak = device, peak_flops(device, half)
         self.started: float | None = None
         self._reset()
 

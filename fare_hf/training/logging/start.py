@@ -14,12 +14,12 @@ import torch
 from accelerate.commands.config.config_args import default_config_file
 from transformers import SchedulerType, TrainerCallback
 
-from fare_hf.encoders.flops import ASSUMED_MFU, peak_of
+from fare_hf.encoders.flops import ASSUMED_MFU, peak_flops, uses_tf32
 from fare_hf.training.batches import RECIPE_BATCH
 from fare_hf.training.checkpointing.identity import image_backend
 from fare_hf.training.config import CHEAPER, FareConfig
+from fare_hf.training.estimate import training_flops
 from fare_hf.training.objective_facts import objective_facts
-from fare_hf.training.schedules import training_flops
 
 if TYPE_CHECKING:
     from fare_hf.training.trainer import FareTrainer
@@ -81,8 +81,7 @@ def _update(args: FareConfig) -> str:
 
 def _precision(trainer: FareTrainer) -> str:
     args, used = trainer.args, trainer.accelerator.mixed_precision
-    tf32 = args.device.type == "cuda" and torch.get_float32_matmul_precision() != "highest"
-    name = f"fp32{' with TF32' if tf32 else ''}" if used == "no" else used
+    name = f"fp32{' with TF32' if uses_tf32(args.device) else ''}" if used == "no" else used
     if args.bf16 or args.fp16:
         return f"{name} (option {'bf16' if args.bf16 else 'fp16'})"
     return f"{name} ({_launcher() if 'ACCELERATE_MIXED_PRECISION' in os.environ else 'default'})"
@@ -127,9 +126,7 @@ def _trained(model: torch.nn.Module) -> str:
 
 def _hours(trainer: FareTrainer) -> str:
     args = trainer.args
-    half = trainer.accelerator.mixed_precision != "no"
-    name = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else ""
-    if (peak := peak_of(name, half=half)) is None:
+    if (peak := peak_flops(args.device, half=trainer.half)) is None:
         return "not known before the first steps: no peak of this device is on record"
     last, target = trainer.state.max_steps, getattr(trainer.objective, "runs_original", True)
     each = training_flops(args, trainer.flops, last, clean_target=target, trained=trainer.trained_share)

@@ -1,0 +1,49 @@
+"""torch.compile, whether an option or accelerate's configuration asks for it."""
+
+from __future__ import annotations
+
+from accelerate import Accelerator
+from accelerate.utils import DynamoBackend
+from torch import nn
+
+from fare_hf.training.checks import refuse
+from fare_hf.training.config import FareConfig
+
+__all__ = ["compile_encoders"]
+
+UNUSED = ("use_regional_compilation", "dynamic", "fullgraph")
+"""Settings of accelerate's plugin."""
+
+
+def compile_encoders(args: FareConfig, accelerator: Accelerator, *encoders: nn.Module, sharded: bool) -> str | None:
+    """Compiles in place, so that the attack, DDP and the update all call what was compiled.
+
+    accelerate would wrap the model for the update alone. Under FSDP it does what it needs itself.
+
+    Args:
+        args: the configuration.
+        accelerator: of the run; it compiles nothing any more.
+        encoders: the trained one and the original.
+        sharded: whether FSDP compiles.
+
+    Returns:
+        The backend, with its mode where that is not the default; None where nothing is compiled.
+
+    Raises:
+        ValueError: settings that would be ignored, or an attack in 8 bits, which excludes it.
+    """
+    plugin = accelerator.state.dynamo_plugin
+    asked = args.torch_compile or plugin.backend != DynamoBackend.NO
+    other = "FSDP" if sharded else "torch_compile"
+    excluded = f"attack_fp8=True replaces layers in each attack, which {other} excludes; leave one out."
+    refuse([(args.attack_fp8 and (sharded or asked), excluded)])
+    if not asked:
+        return None
+    backend, mode = args.torch_compile_backend or plugin.backend.value.lower(), args.torch_compile_mode or plugin.mode
+    if not sharded:
+        why = "is not used: encoders are compiled whole, for one shape; give false."
+        refuse((getattr(plugin, name), f"dynamo's {name} {why}") for name in UNUSED)
+        for encoder in encoders:
+            encoder.compile(backend=backend, mode=mode, dynamic=False)
+        plugin.backend = DynamoBackend.NO
+    return backend if mode in (None, "default") else f"{backend}, mode {mode}"

@@ -35,7 +35,6 @@ __all__ = [
     "EncoderFiles",
     "check_encoder",
     "check_held",
-    "open_encoder",
     "opened_encoder",
     "tower_names",
     "weight_map_of",
@@ -120,7 +119,7 @@ def opened_encoder(
         base: for a bare file, the CLIP it was fine-tuned from.
 
     Raises:
-        ValueError: as `open_encoder`, another kind or architecture, a quantised model.
+        ValueError: no weights there, an index that they do not fit, another kind or architecture, a quantised model.
         TypeError: no known family.
         OSError: it cannot be read.
     """
@@ -130,25 +129,15 @@ def opened_encoder(
         tempfile.TemporaryDirectory(prefix="fare_hf-merge-") as unpickled,
     ):
         card = None if Path(source).is_file() else find_file(os.fspath(source), "README.md", revision)
-        encoder = open_encoder(str(source), folder, at, card, Path(unpickled))
+        encoder = _open_transformers(str(source), folder, at, card, Path(unpickled))
         _check_kinds(vlm, family, encoder)
         yield encoder
 
 
-def open_encoder(source: str, folder: str, revision: str | None, card: Path | None, unpickled: Path) -> EncoderFiles:
-    """Look at an encoder in the format of transformers, without reading its weights.
-
-    Args:
-        source: as the caller named it.
-        folder: where it lies, or its Hub name.
-        revision: of the latter.
-        card: its model card.
-        unpickled: an empty folder, for the safetensors of pickled weights.
-
-    Raises:
-        ValueError: no weights there, or an index that they do not fit.
-        OSError: it cannot be read.
-    """
+def _open_transformers(
+    source: str, folder: str, revision: str | None, card: Path | None, unpickled: Path
+) -> EncoderFiles:
+    """Of transformers' format; `unpickled` is an empty folder for the safetensors of pickled weights."""
     where, find = f"the encoder '{source}'", partial(find_file, folder, revision=revision)
     config = read_configuration(folder, revision=revision or "main")
     check_recorded(config, recorded_architecture(folder, revision=revision or "main"), where)

@@ -41,11 +41,12 @@ def check_swap(vlm: str, encoder: str) -> None:
     """Refuses by the two configurations alone what a swap would refuse after the model's gigabytes are loaded."""
     from fare_hf.pretrained.configuration import read_configuration
     from fare_hf.pretrained.loading import vlm_configuration
-    from fare_hf.vlm.families.table import family_named
+    from fare_hf.vlm.families.table import family_of_config
+    from fare_hf.vlm.families.towers import kind_typed
     from fare_hf.vlm.swap.checks import check_architecture
 
     config = vlm_configuration(vlm)
-    family = family_named(config.architectures or [type(config).__name__], config)
+    family = family_of_config(config)
     if Path(encoder).is_dir() and not (Path(encoder) / "config.json").is_file():
         return  # open_clip's
     try:
@@ -53,6 +54,6 @@ def check_swap(vlm: str, encoder: str) -> None:
     except OSError:
         return  # the swap itself says what it is
     given = getattr(given, "vision_config", given)
-    if given.model_type != config.vision_config.model_type:
+    if kind_typed(given.model_type) is None:
         return  # a text encoder, another kind of tower: the swap names it
     check_architecture(config, family, config.vision_config, given, encoder, vlm)

@@ -111,8 +111,8 @@ def convert_from_open_clip(
     checkpoint = read_checkpoint(source, revision)
     visual_only = visual_only or checkpoint.visual_only
     spec = _spec_of(checkpoint, None if base is None else os.fspath(base), activation, visual_only, revision)
-    state = _selected(checkpoint.state, visual_only)
-    state, dtype = _one_dtype(state)
+    selected = {n: t for n, t in checkpoint.state.items() if not visual_only or n.startswith("visual.")}
+    state, dtype = _one_dtype(selected)
     weights = from_open_clip(state, spec)
     assert spec.images is not None
     images = image_processor(spec.images, spec.vision.image_size)
@@ -246,10 +246,6 @@ def _tokenizer_name(spec: ClipSpec, source: str | None) -> str | None:
     if spec.text is None or source is None or spec.text.vocab_size == CLIP_VOCABULARY:
         return None
     return Path(source).name if Path(source).is_dir() else source
-
-
-def _selected(state: dict[str, Tensor], visual_only: bool) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in state.items() if not visual_only or name.startswith("visual.")}
 
 
 def _one_dtype(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], torch.dtype]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from fare_hf.convert.spec import ClipSpec, ImageSpec, TextSpec, VisionSpec
@@ -19,60 +20,36 @@ MOST, MOST_OF_ANY = {"layers": 1_000}, 1 << 24
 # What may stand in a configuration without changing what is computed at inference: any value, or these alone.
 ANY = object()
 NEUTRAL_MODEL: dict[str, Any] = {
-    "cast_dtype": ANY,
-    "custom_text": ANY,
-    "init_logit_scale": ANY,
-    "output_dict": ANY,
-    "init_logit_bias": None,
+    **dict.fromkeys(("cast_dtype", "custom_text", "init_logit_scale", "output_dict"), ANY),
+    **dict.fromkeys(("init_logit_bias", "act_kwargs"), None),
     "nonscalar_logit_scale": False,
-    "act_kwargs": None,
 }
 NEUTRAL_BLOCK: dict[str, Any] = {
-    "act_kwargs": None,
-    "block_type": None,
-    "ls_init_value": None,
-    "qk_norm": False,
-    "scale_attn": False,
-    "scale_attn_inner": False,
-    "scale_fc": False,
-    "scale_heads": False,
+    **dict.fromkeys(("act_kwargs", "block_type", "ls_init_value"), None),
+    **dict.fromkeys(("qk_norm", "scale_attn", "scale_attn_inner", "scale_fc", "scale_heads"), False),
     "scaled_cosine_attn": False,
     "output_tokens": ANY,
 }
-NEUTRAL_VISION: dict[str, Any] = NEUTRAL_BLOCK | {
-    "attentional_pool": False,
-    "attn_pooler_heads": ANY,
-    "attn_pooler_queries": ANY,
+TIMM_DETAILS = [f"timm_{name}" for name in ("model_pretrained", "pool", "proj", "proj_bias", "drop", "drop_path")]
+NEUTRAL_VISION: dict[str, Any] = {
+    **NEUTRAL_BLOCK,
     # Of the class token (any other pooling is refused) the last norm is the same before and after.
-    "final_ln_after_pool": ANY,
-    "no_ln_pre": False,
-    "patch_dropout": ANY,
+    **dict.fromkeys(("attn_pooler_heads", "attn_pooler_queries", "final_ln_after_pool", "patch_dropout"), ANY),
+    **dict.fromkeys(TIMM_DETAILS, ANY),
+    **dict.fromkeys(("attentional_pool", "no_ln_pre"), False),
     "pool_type": "tok",
     "pos_embed_type": "learnable",
     "timm_model_name": None,
-    "timm_model_pretrained": ANY,
-    "timm_pool": ANY,
-    "timm_proj": ANY,
-    "timm_proj_bias": ANY,
-    "timm_drop": ANY,
-    "timm_drop_path": ANY,
 }
 NO_CLIP = {"no_ln_pre": "normalises before the first block", "pool_type": "pools the class token of images"}
 """Fields of towers that no weights of a `CLIPVisionModel` can imitate -> what it always does."""
-NEUTRAL_TEXT: dict[str, Any] = NEUTRAL_BLOCK | {
-    "embed_cls": False,
-    "final_ln_after_pool": False,
+HF_DETAILS = [f"hf_{name}" for name in ("model_pretrained", "pooler_type", "proj_type", "tokenizer_name")]
+NEUTRAL_TEXT: dict[str, Any] = {
+    **NEUTRAL_BLOCK,
+    **dict.fromkeys((*HF_DETAILS, "pad_id", "tokenizer_kwargs", "tokenizer_mode"), ANY),
+    **dict.fromkeys(("embed_cls", "final_ln_after_pool", "no_causal_mask", "proj_bias"), False),
     "hf_model_name": None,
-    "hf_model_pretrained": ANY,
-    "hf_pooler_type": ANY,
-    "hf_proj_type": ANY,
-    "hf_tokenizer_name": ANY,
-    "no_causal_mask": False,
-    "pad_id": ANY,
-    "proj_bias": False,
     "proj_type": "linear",
-    "tokenizer_kwargs": ANY,
-    "tokenizer_mode": ANY,
 }
 
 
@@ -111,33 +88,24 @@ def write_open_clip_config(spec: ClipSpec, tokenizer: str | None = None) -> dict
     Args:
         tokenizer: Hub name of a tokenizer other than CLIP's own.
     """
-    vision = spec.vision
-    tower: dict[str, Any] = {
-        "image_size": vision.image_size,
-        "layers": vision.layers,
-        "width": vision.width,
-        "head_width": vision.width // vision.heads,
-        "patch_size": vision.patch_size,
+    vision, text, images = spec.vision, spec.text, spec.images
+    tower: dict[str, Any] = {name: getattr(vision, name) for name in ("image_size", "layers", "width", "patch_size")}
+    tower |= {"head_width": vision.width // vision.heads, **_common(vision)}
+    model: dict[str, Any] = {
+        "embed_dim": spec.embed_dim,
+        "quick_gelu": spec.activation == "quick_gelu",
+        "vision_cfg": tower,
     }
-    model: dict[str, Any] = {"embed_dim": spec.embed_dim, "quick_gelu": spec.activation == "quick_gelu"}
-    model["vision_cfg"] = tower | _common(vision)
-    if spec.text is not None:
-        text = spec.text
-        names = {"context_length": text.positions, "vocab_size": text.vocab_size, "width": text.width}
-        model["text_cfg"] = names | {"heads": text.heads, "layers": text.layers} | _common(text)
+    found: dict[str, Any] = {"model_cfg": model}
+    if text is not None:
+        names = {name: getattr(text, name) for name in ("vocab_size", "width", "heads", "layers")}
+        model["text_cfg"] = {"context_length": text.positions, **names, **_common(text)}
         if text.eos is not None:
             model["text_cfg"] |= {"pool_type": "eos", "eos_id": text.eos}
         if tokenizer is not None:
             model["text_cfg"]["hf_tokenizer_name"] = tokenizer
-    found: dict[str, Any] = {"model_cfg": model}
-    if spec.images is not None:
-        images = spec.images
-        found["preprocess_cfg"] = {
-            "mean": list(images.mean),
-            "std": list(images.std),
-            "interpolation": images.interpolation,
-            "resize_mode": images.resize_mode,
-        }
+    if images is not None:
+        found["preprocess_cfg"] = asdict(images) | {"mean": list(images.mean), "std": list(images.std)}
     return found
 
 
@@ -153,16 +121,11 @@ def _activation(model: Mapping[str, Any], where: str) -> tuple[str, str]:
 def _vision(tower: Mapping[str, Any], where: str) -> VisionSpec:
     read = ("image_size", "layers", "width", "head_width", "mlp_ratio", "patch_size", "norm_kwargs")
     _refuse(tower, dict.fromkeys(read, ANY), NEUTRAL_VISION, where)
-    width = _integer(tower, "width", where)
-    head_width = _integer(tower, "head_width", where, HEAD_WIDTH)
+    width, head = _integer(tower, "width", where), _integer(tower, "head_width", where, HEAD_WIDTH)
     return VisionSpec(
-        width=width,
-        layers=_integer(tower, "layers", where),
-        heads=_heads(width, width // head_width, head_width, where),
-        mlp_width=_mlp_width(tower, width, where),
+        **_blocks(tower, where, width, width // head, head),
         image_size=_integer(tower, "image_size", where),
         patch_size=_integer(tower, "patch_size", where),
-        eps=_eps(tower, where),
     )
 
 
@@ -174,18 +137,36 @@ def _text(tower: Mapping[str, Any], where: str) -> TextSpec:
         raise ValueError(
             f"{where}: pool_type {_shown(pool)} does not exist in transformers' CLIP; convert the visual only."
         )
-    width = _integer(tower, "width", where, 512)
-    heads = _integer(tower, "heads", where, 8)
+    width, heads = _integer(tower, "width", where, 512), _integer(tower, "heads", where, 8)
     return TextSpec(
-        width=width,
-        layers=_integer(tower, "layers", where, 12),
-        heads=_heads(width, heads, width // heads, where),
-        mlp_width=_mlp_width(tower, width, where),
+        **_blocks(tower, where, width, heads, width // heads, 12),
         positions=_integer(tower, "context_length", where, 77),
         vocab_size=_integer(tower, "vocab_size", where, 49408),
-        eps=_eps(tower, where),
         eos=_integer(tower, "eos_id", where, 2) if pool == "eos" else None,
     )
+
+
+def _blocks(
+    tower: Mapping[str, Any], where: str, width: int, heads: int, head: int, layers: int | None = None
+) -> dict[str, Any]:
+    """What the blocks of both towers are made of."""
+    ratio, norm = _number(tower.get("mlp_ratio", 4.0), "mlp_ratio", where), tower.get("norm_kwargs") or {}
+    wide, known = int(width * ratio), isinstance(norm, Mapping) and not set(norm) - {"eps"}
+    for wrong, sentence in (
+        (heads * head != width, f"{heads} heads of {head} do not make the width {width}: correct one of them."),
+        (not 1 <= wide <= MOST_OF_ANY, f"mlp_ratio is {ratio!r} of a width of {width}: no model is so wide."),
+        (not known, f"norm_kwargs {_shown(norm)} does not exist in transformers' CLIP; only eps does."),
+    ):
+        if wrong:
+            raise ValueError(f"{where}: {sentence}")
+    eps = _number(norm.get("eps", 1e-5), "eps of norm_kwargs", where)
+    return {
+        "width": width,
+        "layers": _integer(tower, "layers", where, layers),
+        "heads": heads,
+        "mlp_width": wide,
+        "eps": eps,
+    }
 
 
 def _images(content: Any, where: str) -> ImageSpec | None:
@@ -241,28 +222,6 @@ def _number(value: Any, name: str, where: str, positive: bool = True) -> float:
     if not right or (positive and value <= 0):
         raise ValueError(f"{where}: {name} is {_shown(value)}; it must be one {'positive ' * positive}number.")
     return float(value)
-
-
-def _mlp_width(tower: Mapping[str, Any], width: int, where: str) -> int:
-    wide = int(width * _number(tower.get("mlp_ratio", 4.0), "mlp_ratio", where))
-    if not 1 <= wide <= MOST_OF_ANY:
-        raise ValueError(f"{where}: mlp_ratio is {tower['mlp_ratio']!r} of a width of {width}: no model is so wide.")
-    return wide
-
-
-def _heads(width: int, heads: int, head_width: int, where: str) -> int:
-    if heads * head_width != width:
-        raise ValueError(f"{where}: {heads} heads of {head_width} do not make the width {width}: correct one of them.")
-    return heads
-
-
-def _eps(tower: Mapping[str, Any], where: str) -> float:
-    options = tower.get("norm_kwargs") or {}
-    if not isinstance(options, Mapping) or set(options) - {"eps"}:
-        raise ValueError(
-            f"{where}: norm_kwargs {_shown(options)} does not exist in transformers' CLIP; only eps does."
-        )
-    return _number(options.get("eps", 1e-5), "eps of norm_kwargs", where)
 
 
 def _shown(value: Any) -> str:

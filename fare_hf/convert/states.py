@@ -83,8 +83,20 @@ def _inner(path: Path) -> Mapping[str, Any]:
 
 def _checked(state: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     for name, value in state.items():
-        _check_tensor(name, value, path)
+        fault = _fault(name, value)
+        if fault:
+            raise ValueError(f"'{path}' holds {fault}")
     return {name: value.detach() for name, value in state.items()}
+
+
+def _fault(name: str, value: Any) -> str | None:
+    if not isinstance(value, Tensor):
+        return f"{type(value).__name__} under {name!r}, not a tensor: save the state dict of the vision tower alone."
+    if value.layout is not torch.strided or value.is_quantized or value.device.type != "cpu":
+        return f"a sparse, quantised or empty tensor under {name!r}: save the plain weights."
+    if value.untyped_storage().nbytes() < value.numel() * value.element_size():
+        return f"{tuple(value.shape)} values under {name!r} that repeat fewer stored ones: do not use it."
+    return None
 
 
 def _check_file(path: Path) -> None:
@@ -95,9 +107,9 @@ def _check_file(path: Path) -> None:
 def _load(path: Path) -> Any:
     """`torch.load` that never unpickles code; its long messages become one sentence."""
     mapped = zipfile.is_zipfile(path)
-    if mapped:
-        _check_archive(path)
     try:
+        if mapped:
+            _check_archive(path)
         with warnings.catch_warnings(), torch.serialization.safe_globals(NUMPY):
             warnings.simplefilter("ignore")  # of TorchScript archives: refused below
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
@@ -107,39 +119,29 @@ def _load(path: Path) -> Any:
             f"'{path}' holds code or objects besides tensors{f' ({found[1]})' if found else ''}, and is not loaded: "
             "where you trust it, save the model's state_dict() alone, or convert it to safetensors."
         ) from error
+    except _PackedError:
+        raise
     except Exception as error:  # whatever the unpickler meets in a damaged file
+        fault = "is not a readable checkpoint of torch: it may be cut off."
         if "TorchScript" in str(error):
-            raise ValueError(
-                f"'{path}' is a TorchScript archive, which holds code, and is not loaded: give the state dict of the "
-                "vision tower instead."
-            ) from error
-        raise ValueError(f"'{path}' is not a readable checkpoint of torch: it may be cut off.") from error
+            fault = (
+                "is a TorchScript archive, which holds code, and is not loaded: give the state dict of the vision "
+                "tower instead."
+            )
+        raise ValueError(f"'{path}' {fault}") from error
+
+
+class _PackedError(ValueError):
+    """An archive that torch did not write."""
 
 
 def _check_archive(path: Path) -> None:
     """torch stores its tensors as they are; what is packed could be a thousand times larger when it is unpacked."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            packed = [info.filename for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]
-            packed = [name for name in packed if "/code/" not in name]  # of a TorchScript archive, refused by torch
-    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
-        raise ValueError(f"'{path}' is not a readable checkpoint of torch: it may be cut off.") from error
+    with zipfile.ZipFile(path) as archive:
+        packed = [info.filename for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]
+    packed = [name for name in packed if "/code/" not in name]  # of a TorchScript archive, refused by torch
     if packed:
-        raise ValueError(f"'{path}' is compressed ({packed[0]!r}), which torch.save never does: do not use it.")
-
-
-def _check_tensor(name: str, value: Any, path: Path) -> None:
-    if not isinstance(value, Tensor):
-        raise ValueError(
-            f"'{path}' holds {type(value).__name__} under {name!r}, not a tensor: save the state dict of the vision "
-            "tower alone."
-        )
-    if value.layout is not torch.strided or value.is_quantized or value.device.type != "cpu":
-        raise ValueError(f"'{path}' holds a sparse, quantised or empty tensor under {name!r}: save the plain weights.")
-    if value.untyped_storage().nbytes() < value.numel() * value.element_size():
-        raise ValueError(
-            f"'{path}' holds {tuple(value.shape)} values under {name!r} that repeat fewer stored ones: do not use it."
-        )
+        raise _PackedError(f"'{path}' is compressed ({packed[0]!r}), which torch.save never does: do not use it.")
 
 
 def _unwrapped(state: Mapping[str, Any]) -> dict[str, Any]:

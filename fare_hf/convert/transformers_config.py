@@ -15,6 +15,16 @@ RESAMPLE = {"bilinear": 2, "bicubic": 3}
 CLIP_VOCABULARY = 49408
 ARGMAX_EOS = 2
 """The value that makes every release of transformers pool at the highest id of a sentence, as open_clip does."""
+BLOCKS = {
+    "width": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "mlp_width": "intermediate_size",
+    "eps": "layer_norm_eps",
+}
+VISION = BLOCKS | {"image_size": "image_size", "patch_size": "patch_size"}
+TEXT = BLOCKS | {"positions": "max_position_embeddings", "vocab_size": "vocab_size"}
+"""Fields of a `VisionSpec` or `TextSpec` -> of a configuration of transformers."""
 
 
 def read_transformers_config(config: Any, where: str, text: bool = True) -> ClipSpec:
@@ -25,49 +35,35 @@ def read_transformers_config(config: Any, where: str, text: bool = True) -> Clip
     """
     vision = getattr(config, "vision_config", config)
     tower = getattr(config, "text_config", None) if text else None
-    activation = vision.hidden_act
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"{where}: hidden_act is {activation!r}; open_clip has {' and '.join(ACTIVATIONS)} only.")
-    if tower is not None and tower.hidden_act != activation:
-        raise ValueError(
-            f"{where}: hidden_act is {activation!r} for images and {tower.hidden_act!r} for text; open_clip has one "
-            "for both, so convert the visual only."
-        )
-    if vision.num_channels != 3:
-        raise ValueError(f"{where}: num_channels is {vision.num_channels}; open_clip's ViT reads 3.")
+    activation, other = vision.hidden_act, tower.hidden_act if tower is not None else vision.hidden_act
+    shown = f"hidden_act is {activation!r}"
+    for wrong, sentence in (
+        (activation not in ACTIVATIONS, f"{shown}; open_clip has {' and '.join(ACTIVATIONS)} only."),
+        (
+            other != activation,
+            f"{shown} for images and {other!r} for text; open_clip has one for both, so convert the visual only.",
+        ),
+        (vision.num_channels != 3, f"num_channels is {vision.num_channels}; open_clip's ViT reads 3."),
+    ):
+        if wrong:
+            raise ValueError(f"{where}: {sentence}")
+    sides = {name: _square(getattr(vision, name), name, where) for name in ("image_size", "patch_size")}
     return ClipSpec(
         embed_dim=config.projection_dim,
         activation=activation,
         evidence=f"{where} has hidden_act {activation}",
-        vision=VisionSpec(
-            width=vision.hidden_size,
-            layers=vision.num_hidden_layers,
-            heads=vision.num_attention_heads,
-            mlp_width=vision.intermediate_size,
-            image_size=_square(vision.image_size, "image_size", where),
-            patch_size=_square(vision.patch_size, "patch_size", where),
-            eps=vision.layer_norm_eps,
-        ),
-        text=None if tower is None else _read_text(tower, where),
+        vision=VisionSpec(**_read(vision, VISION) | sides),
+        text=None if tower is None else TextSpec(**_read(tower, TEXT), eos=_read_eos(tower, where)),
     )
 
 
 def transformers_config(spec: ClipSpec, dtype: torch.dtype) -> CLIPConfig | CLIPVisionConfig:
     """`CLIPConfig`, or `CLIPVisionConfig` without a text tower."""
-    vision: dict[str, Any] = {
-        "hidden_size": spec.vision.width,
-        "intermediate_size": spec.vision.mlp_width,
-        "num_hidden_layers": spec.vision.layers,
-        "num_attention_heads": spec.vision.heads,
-        "image_size": spec.vision.image_size,
-        "patch_size": spec.vision.patch_size,
-        "layer_norm_eps": spec.vision.eps,
-        "hidden_act": spec.activation,
-        "projection_dim": spec.embed_dim,
-    }
+    common = {"hidden_act": spec.activation, "projection_dim": spec.embed_dim}
+    vision = _written(spec.vision, VISION) | common
     if spec.text is None:
         return CLIPVisionConfig(**vision, architectures=["CLIPVisionModelWithProjection"], dtype=dtype)
-    text = CLIPTextConfig(**_text_fields(spec.text, spec))
+    text = CLIPTextConfig(**_written(spec.text, TEXT) | common | _special_tokens(spec.text))
     options: dict[str, Any] = {"text_config": text.to_dict(), "vision_config": CLIPVisionConfig(**vision).to_dict()}
     return CLIPConfig(**options, projection_dim=spec.embed_dim, architectures=["CLIPModel"], dtype=dtype)
 
@@ -119,46 +115,30 @@ def read_image_processor(processor: Any, image_size: int, where: str) -> ImageSp
     return ImageSpec(tuple(processor.image_mean), tuple(processor.image_std), interpolation, mode)
 
 
-def _read_text(tower: Any, where: str) -> TextSpec:
+def _read(config: Any, names: dict[str, str]) -> dict[str, Any]:
+    return {own: getattr(config, name) for own, name in names.items()}
+
+
+def _written(spec: VisionSpec | TextSpec, names: dict[str, str]) -> dict[str, Any]:
+    return {name: getattr(spec, own) for own, name in names.items()}
+
+
+def _read_eos(tower: Any, where: str) -> int | None:
     eos = tower.eos_token_id
     if not isinstance(eos, int):
         raise ValueError(f"{where}: eos_token_id of the text tower is {eos!r}; it must be one integer.")
-    return TextSpec(
-        width=tower.hidden_size,
-        layers=tower.num_hidden_layers,
-        heads=tower.num_attention_heads,
-        mlp_width=tower.intermediate_size,
-        positions=tower.max_position_embeddings,
-        vocab_size=tower.vocab_size,
-        eps=tower.layer_norm_eps,
-        eos=None if eos in (ARGMAX_EOS, tower.vocab_size - 1) else eos,
-    )
+    return None if eos in (ARGMAX_EOS, tower.vocab_size - 1) else eos
 
 
-def _text_fields(text: TextSpec, spec: ClipSpec) -> dict[str, Any]:
+def _special_tokens(text: TextSpec) -> dict[str, int]:
     if text.eos == ARGMAX_EOS:
         raise ValueError(
             f"the text tower pools at eos_id {ARGMAX_EOS}, a number that transformers' CLIP reads as the highest id: "
             "convert the visual only."
         )
-    fields: dict[str, Any] = {
-        "hidden_size": text.width,
-        "intermediate_size": text.mlp_width,
-        "num_hidden_layers": text.layers,
-        "num_attention_heads": text.heads,
-        "max_position_embeddings": text.positions,
-        "vocab_size": text.vocab_size,
-        "layer_norm_eps": text.eps,
-        "hidden_act": spec.activation,
-        "projection_dim": spec.embed_dim,
-    }
     own = text.vocab_size == CLIP_VOCABULARY
-    ends = {"bos_token_id": CLIP_VOCABULARY - 2, "eos_token_id": CLIP_VOCABULARY - 1, "pad_token_id": 0}
-    if not own:
-        ends = {"bos_token_id": 0, "eos_token_id": ARGMAX_EOS, "pad_token_id": 0}
-    if text.eos is not None:
-        ends["eos_token_id"] = text.eos
-    return fields | ends
+    begin, end = (CLIP_VOCABULARY - 2, CLIP_VOCABULARY - 1) if own else (0, ARGMAX_EOS)
+    return {"bos_token_id": begin, "eos_token_id": end if text.eos is None else text.eos, "pad_token_id": 0}
 
 
 def _square(value: Any, name: str, where: str) -> int:

@@ -9,8 +9,7 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from fare_hf.encoders import frozen
-from fare_hf.vlm.families.table import tower_placement
-from fare_hf.vlm.geometry import image_inputs, image_settings
+from fare_hf.vlm.families.table import family_of, tower_placement
 from fare_hf.vlm.prompts import prompt_rows, start_device
 
 __all__ = ["generate_text"]
@@ -56,7 +55,8 @@ def generate_text(
         ValueError: pixels of another shape, another number of prompts than images, no image placeholder; a model that
             answers NaN.
     """
-    inputs = image_inputs(image_settings(processor), pixels)
+    family = family_of(vlm)
+    inputs = family.inputs(family.settings(processor), pixels)
     prompts = [prompt] * len(pixels) if isinstance(prompt, str) else list(prompt)
     if len(prompts) != len(pixels):
         raise ValueError(f"{len(prompts)} prompts for {len(pixels)} images: give one prompt, or one per image.")
@@ -72,7 +72,7 @@ def generate_text(
             input_ids=rows.ids,
             attention_mask=rows.mask,
             **rows.extras,
-            **{name: value.to(device, dtype if name == "pixel_values" else None) for name, value in inputs.items()},
+            **{name: value.to(device, dtype if value.is_floating_point() else None) for name, value in inputs.items()},
             max_new_tokens=max_new_tokens,
             do_sample=False,
             num_beams=1,

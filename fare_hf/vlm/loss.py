@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from fare_hf.vlm.families.table import family_of, tower_placement
-from fare_hf.vlm.geometry import image_inputs, image_settings
 from fare_hf.vlm.prefix import Prefix
 from fare_hf.vlm.prompts import Rows, prompt_rows, start_device
 
@@ -70,7 +69,7 @@ class VlmLoss:
         if not texts or len(prompts) != len(texts):
             raise ValueError(f"{len(prompts)} prompts for {len(texts)} texts: give one text (and prompt) per image.")
         self.vlm, self.processor = vlm, processor
-        self._tiled = family_of(vlm).any_resolution
+        self._family = family_of(vlm)
         self._prompts, self._answers = prompts, list(texts)
         self._prefix = Prefix(vlm)
         # The number of placeholders follows from the tower's resolution, which a swap may change, and from the image's
@@ -120,7 +119,7 @@ class VlmLoss:
 
     def _texts_for(self, size: tuple[int, int]) -> _Texts:
         """The texts for images of `size`, prepared on first use."""
-        size = size if self._tiled else self._usual
+        size = size if self._family.any_resolution else self._usual
         key = (self._usual[0], *size)
         if key not in self._texts:
             self._texts[key] = _prepare(self.vlm, self.processor, self._prompts, self._answers, size)
@@ -128,7 +127,7 @@ class VlmLoss:
 
     def _logits(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, L - first, V) that predict the labels (B, L - first) from the first answer token on."""
-        inputs = image_inputs(image_settings(self.processor), pixels)
+        inputs = self._family.inputs(self._family.settings(self.processor), pixels)
         if len(pixels) != len(self):
             raise ValueError(f"{len(pixels)} images for {len(self)} texts: give one image per text.")
         texts = self._texts_for((int(pixels.shape[-2]), int(pixels.shape[-1])))

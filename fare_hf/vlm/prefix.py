@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from fare_hf.encoders import evaluating
-from fare_hf.vlm.families.table import feature_token, towers_of
+from fare_hf.vlm.families.table import family_of, towers_of
 from fare_hf.vlm.prompts import Rows
 
 __all__ = ["Prefix"]
@@ -49,11 +49,10 @@ class Prefix:
 
     def _length(self, rows: Rows, processor: Any) -> int:
         """Columns that are the same in all rows, real, and before any image token."""
-        # The image attention of Idefics, whose language model wants an image at any time; the token types of
-        # PaliGemma and Gemma 3, which let tokens look ahead.
-        if rows.extras:
+        family = family_of(self.vlm)
+        if not family.keeps_prefix:
             return 0
-        image = processor.tokenizer.convert_tokens_to_ids(feature_token(processor))
+        image = processor.tokenizer.convert_tokens_to_ids(family.feature_token(processor))
         same = (rows.ids == rows.ids[:1]).all(0) & (rows.ids != image).all(0) & (rows.mask == 1).all(0)
         return int(same.long().cumprod(0).sum())
 

@@ -7,32 +7,26 @@ from collections.abc import Mapping
 from typing import Any
 
 from fare_hf.pretrained.encoder_families import class_tokens_of
+from fare_hf.vlm.families.family import Family
 
 __all__ = ["complete_processor", "completed_file", "missing_fields"]
 
 CLASS_TOKEN = "num_additional_image_tokens"
-COUNTS = ("patch_size", "vision_feature_select_strategy", CLASS_TOKEN)
-TAKES: dict[str, tuple[str, ...]] = {
-    "LlavaProcessor": COUNTS,
-    "LlavaNextProcessor": COUNTS,
-    "LlavaNextVideoProcessor": COUNTS,
-    "LlavaOnevisionProcessor": ("num_image_tokens", "vision_feature_select_strategy"),
-}
-"""Processors that count an image's tokens by fields without a default -> these fields."""
 
 
-def complete_processor(config: Any, processor: Any) -> dict[str, Any]:
+def complete_processor(family: Family, config: Any, processor: Any) -> dict[str, Any]:
     """Give a processor what it lacks to count the tokens of an image; said in a warning, and only once.
 
     Args:
-        config: of the vision-language model.
+        family: row of the vision-language model.
+        config: of the model.
         processor: its processor, changed in place.
 
     Returns:
         The fields that were filled, with their values.
     """
-    names = next((TAKES[base.__name__] for base in type(processor).__mro__ if base.__name__ in TAKES), ())
-    found = missing_fields(config, {name: getattr(processor, name, None) for name in names})
+    own = vars(processor)
+    found = missing_fields(config, {name: own[name] for name in family.counts if name in own})
     for name, value in found.items():
         setattr(processor, name, value)
     if found:
@@ -68,18 +62,19 @@ def missing_fields(config: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     return {name: values[name] for name in absent if values[name] not in (None, given[name])}
 
 
-def completed_file(config: Any, files: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
+def completed_file(family: Family, config: Any, files: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
     """The `processor_config.json` that a repository should have.
 
     Args:
-        config: of the vision-language model.
+        family: row of the vision-language model.
+        config: of the model.
         files: content of its `processor_config.json`, `preprocessor_config.json` and `tokenizer_config.json`, those
             that it has.
 
     Returns:
-        The content, or None where nothing is lacking, or the processor is of a class that counts by other fields.
+        The content, or None where nothing is lacking, or no file says what class the processor is of.
     """
     own = files.get("processor_config.json", {})
     kind = next((content["processor_class"] for content in files.values() if content.get("processor_class")), None)
-    found = missing_fields(config, {name: own.get(name) for name in TAKES.get(str(kind), ())})
-    return {**own, "processor_class": kind, **found} if found else None
+    found = missing_fields(config, {name: own.get(name) for name in family.counts})
+    return {**own, "processor_class": kind, **found} if found and kind else None

@@ -11,15 +11,13 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from fare_hf.vlm.families.table import tower_placement
+from fare_hf.vlm.families.family import join
+from fare_hf.vlm.families.table import family_of, tower_placement
 from fare_hf.vlm.processors import complete_processor
 from fare_hf.vlm.swap.checks import check_image_token
 
-__all__ = ["Rows", "image_token", "image_token_count", "join", "model_inputs", "pad", "prompt_rows", "start_device"]
+__all__ = ["Rows", "image_token_count", "model_inputs", "pad", "prompt_rows", "start_device"]
 
-IMAGE = "<image>"
-# What a processor makes of the picture, or what is no input; everything else it makes of the text.
-OF_IMAGE = ("pixel_values", "pixel_values_images", "image_sizes", "batch_num_images", "num_patches", "num_crops")
 NO_INPUTS = ("labels",)
 
 
@@ -51,11 +49,6 @@ class Rows:
         return Rows(self.ids[indices], self.mask[indices], extras, lengths)
 
 
-def image_token(processor: Any) -> str:
-    """The placeholder of an image in a prompt (`<image>` in most families, `<start_of_image>` in Gemma 3)."""
-    return getattr(processor, "image_token", None) or IMAGE
-
-
 def prompt_rows(
     vlm: PreTrainedModel,
     processor: Any,
@@ -71,9 +64,10 @@ def prompt_rows(
         ValueError: a prompt does not hold the placeholder exactly once; processor and model disagree on the image's
             token.
     """
-    check_image_token(vlm.config, processor)
-    complete_processor(vlm.config, processor)
-    token, picture = image_token(processor), Image.new("RGB", (size[1], size[0]))
+    family = family_of(vlm)
+    check_image_token(family, vlm.config, processor)
+    complete_processor(family, vlm.config, processor)
+    token, picture = family.image_token(processor), Image.new("RGB", (size[1], size[0]))
     found: dict[tuple[str, str | None], dict[str, Tensor]] = {}  # the same words are given to the processor once
     made = []
     for number, prompt in enumerate(prompts):
@@ -81,10 +75,10 @@ def prompt_rows(
         if (prompt if answer is None else join(prompt, answer)).count(token) != 1:
             raise ValueError(f"the prompt {prompt!r} must hold '{token}' exactly once, and its text must not.")
         if (prompt, answer) not in found:
-            found[prompt, answer] = _inputs(processor, prompt, picture, answer)
+            found[prompt, answer] = family.processor_inputs(processor, prompt, picture, answer)
         made.append(found[prompt, answer])
     ids, mask = pad([inputs["input_ids"][0].tolist() for inputs in made], _padding(processor), left=left)
-    known = (*OF_IMAGE, *NO_INPUTS, "input_ids", "attention_mask")
+    known = (*family.of_image, *NO_INPUTS, "input_ids", "attention_mask")
     names = [name for name in (made[0] if made else {}) if name not in known]
     extras = {name: _pad_rows([inputs[name][0] for inputs in made], ids.shape[1], left) for name in names}
     return Rows(ids, mask, extras, tuple(int(row) for row in mask.sum(1)))
@@ -93,7 +87,8 @@ def prompt_rows(
 def model_inputs(vlm: PreTrainedModel, processor: Any, picture: Image.Image) -> dict[str, Tensor]:
     """What the processor makes of one picture and nothing but its placeholder, where the model wants it."""
     device, (_, dtype) = start_device(vlm), tower_placement(vlm)
-    inputs = _inputs(processor, image_token(processor), picture)
+    family = family_of(vlm)
+    inputs = family.processor_inputs(processor, family.image_token(processor), picture)
     return {
         name: tensor.to(device, dtype) if tensor.is_floating_point() else tensor.to(device)
         for name, tensor in inputs.items()
@@ -115,11 +110,6 @@ def start_device(vlm: PreTrainedModel) -> torch.device:
     return torch.device(execution) if device.type == "meta" and execution is not None else device
 
 
-def join(prompt: str, text: str) -> str:
-    """Prompt and answer with one space between them unless one of them brings white space."""
-    return prompt + text if prompt[-1:].isspace() or text[:1].isspace() else f"{prompt} {text}"
-
-
 def pad(rows: Sequence[Sequence[int]], value: int, *, left: bool = False) -> tuple[Tensor, Tensor]:
     """Pad rows of ids to one (B, L) tensor; returns it with its attention mask (1 = real)."""
     width = max(len(row) for row in rows)
@@ -130,27 +120,6 @@ def pad(rows: Sequence[Sequence[int]], value: int, *, left: bool = False) -> tup
         ids[number, place] = torch.tensor(row, dtype=torch.long)
         mask[number, place] = 1
     return ids, mask
-
-
-def _inputs(processor: Any, prompt: str, picture: Image.Image, answer: str | None = None) -> dict[str, Tensor]:
-    """One prompt and one picture through the processor, with the answer behind the prompt."""
-    kind = type(processor).__name__
-    if "PaliGemma" in kind and answer is not None:  # it reads the prompt in both directions: the answer is marked
-        return _with_suffix(processor, prompt, picture, answer)
-    text = prompt if answer is None else join(prompt, answer)
-    if kind.startswith("Idefics"):  # a prompt is a list with the pictures in their places
-        before, after = text.split(image_token(processor))
-        parts = [part for part in (before, picture, after) if not isinstance(part, str) or part.strip()]
-        return dict(processor(text=[parts], return_tensors="pt"))
-    return dict(processor(images=picture, text=text, return_tensors="pt"))
-
-
-def _with_suffix(processor: Any, prompt: str, picture: Image.Image, answer: str) -> dict[str, Tensor]:
-    """PaliGemma's prompt and answer; the end of text that its processor adds is no part of the answer."""
-    if not answer:
-        return dict(processor(images=picture, text=prompt, return_tensors="pt"))
-    inputs = dict(processor(images=picture, text=prompt, suffix=answer, return_tensors="pt"))
-    return {name: value if name in OF_IMAGE else value[:, :-1] for name, value in inputs.items()}
 
 
 def _padding(processor: Any) -> int:

@@ -30,7 +30,7 @@ def test_there_and_back_at_full_depth(name: str, tmp_path: Path) -> None:
     """In a process of its own, for its peak of memory; ViT-L/14 also through the open_clip package."""
     place = tmp_path / name
     command = [sys.executable, str(TESTS / "helpers" / "full_depth.py"), name, str(place)]
-    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    paths = [str(ROOT), str(TESTS), os.environ.get("PYTHONPATH", "")]
     settings = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]

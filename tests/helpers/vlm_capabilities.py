@@ -1,6 +1,6 @@
 """What each family can do, each thing tried: the checks behind the table of `fare_hf/vlm/FAMILIES.md`.
 
-`python tests/vlm_capabilities.py` runs all of them and writes the table; `test_vlm_families.py` runs them as tests
+`PYTHONPATH=tests python tests/helpers/vlm_capabilities.py` writes the table; `test_families.py` runs them as tests
 and compares the table with what is possible.
 """
 
@@ -26,8 +26,8 @@ from fare_hf.data.pixels import to_pil
 from fare_hf.encoders import frozen
 from fare_hf.vlm import VlmLoss, robust_pipeline, swap_vision_tower, tower_of, towers_of
 from fare_hf.vlm.families import table as families
+from fare_hf.vlm.families.family import join
 from fare_hf.vlm.families.refused import REFUSED, reason_for
-from fare_hf.vlm.prompts import join
 
 DOCUMENT = ROOT / "fare_hf" / "vlm" / "FAMILIES.md"
 OTHER = 48

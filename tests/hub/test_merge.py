@@ -38,6 +38,7 @@ from fare_hf.hub.merge.shards import read_header
 from fare_hf.hub.push.push import PushError
 from fare_hf.hub.retry import Retries
 from fare_hf.vlm import swap_vision_tower
+from fare_hf.vlm.families.table import family_named
 from fare_hf.vlm.swap.resolution import scaled_processor
 
 pytestmark = [
@@ -156,10 +157,13 @@ def test_another_resolution_changes_configuration_and_processor(vlm: Path, tmp_p
 
 
 def test_files_of_processors_that_count_tokens_elsewhere() -> None:
+    family, llava = (family_named([f"{name}ForConditionalGeneration"]) for name in ("Cohere2Vision", "Llava"))
     cohere = {"image_processor_type": "Cohere2VisionImageProcessor", "size": {"height": 512, "width": 512}}
-    changed = scaled_processor({"image_processor": cohere, "processor_class": "Cohere2VisionProcessor"}, 512, 384)
+    changed = scaled_processor(
+        {"image_processor": cohere, "processor_class": "Cohere2VisionProcessor"}, family, 512, 384
+    )
     assert changed["image_processor"] == {**cohere, "size": {"height": 384, "width": 384}, "patch_size": 12}
-    assert scaled_processor({"num_image_tokens": 576, "patch_size": 16}, 384, 256) == {
+    assert scaled_processor({"num_image_tokens": 576, "patch_size": 16}, llava, 384, 256) == {
         "num_image_tokens": 256,
         "patch_size": 16,
     }

@@ -15,10 +15,10 @@ from transformers import LlavaImageProcessor
 
 from fare_hf.data.pixels import quantize, to_pil, unnormalized
 from fare_hf.vlm import VlmLoss, family_of, generate_text
-from fare_hf.vlm.families.table import FAMILIES
-from fare_hf.vlm.geometry import image_inputs, image_settings, processed_pixels
+from fare_hf.vlm.families.table import FAMILIES, Family, family_named
 
 pytestmark = pytest.mark.filterwarnings("ignore:clean images have embeddings")
+LLAVA = family_named(["LlavaForConditionalGeneration"])
 SHAPES = [(SIZE, SIZE), (50, 70), (96, 31), (20, 25)]
 
 
@@ -50,17 +50,18 @@ def test_every_family_is_tried() -> None:
 def test_geometry_is_the_processors(family: str, height: int, width: int) -> None:
     """Pixels before and after normalisation, tile by tile, against the processor itself."""
     pixels = quantize(images(1, height, width, seed=2))
-    _compare(image_settings(TINY[family].processor()), pixels)
+    row = family_of(TINY[family].model())
+    _compare(row, row.settings(TINY[family].processor()), pixels)
 
 
-def _compare(processor: Any, pixels: torch.Tensor) -> None:
+def _compare(row: Family, processor: Any, pixels: torch.Tensor) -> None:
     picture = to_pil(pixels)[0]
     plain = _values(unnormalized(processor), picture)
-    ours = processed_pixels(processor, pixels)
+    ours = row.processed(processor, pixels)
     assert ours.numel() == plain.numel() and ours.shape[-3:] == plain.shape[-3:]
     ours = ours.reshape(plain.shape)
     assert float((ours - plain).abs().max()) <= 1.5 / 255
-    whole = image_inputs(processor, pixels)
+    whole = row.inputs(processor, pixels)
     theirs = _values(processor, picture)
     found = whole["pixel_values"].reshape(theirs.shape)
     torch.testing.assert_close(found, theirs, rtol=0, atol=1.5 / 255 / min(processor.image_std))
@@ -82,19 +83,19 @@ def _values(processor: Any, picture: Any) -> torch.Tensor:
 @pytest.mark.parametrize(("height", "width"), SHAPES)
 def test_padding_to_a_square(height: int, width: int) -> None:
     options = {"size": {"shortest_edge": SIZE}, "crop_size": {"height": SIZE, "width": SIZE}}
-    _compare(LlavaImageProcessor(do_pad=True, **options), quantize(images(1, height, width)))
+    _compare(LLAVA, LlavaImageProcessor(do_pad=True, **options), quantize(images(1, height, width)))
 
 
 def test_a_crop_larger_than_the_image() -> None:
     square = {"height": 45, "width": 45}
-    _compare(LlavaImageProcessor(do_resize=False, crop_size=square), quantize(images(1, 30, 51)))
+    _compare(LLAVA, LlavaImageProcessor(do_resize=False, crop_size=square), quantize(images(1, 30, 51)))
 
 
 def test_unknown_filters_and_ranges_are_refused() -> None:
     with pytest.raises(ValueError, match="filter 1 of the LlavaImageProcessor"):
-        image_inputs(LlavaImageProcessor(resample=1), images(1))
+        LLAVA.inputs(LlavaImageProcessor(resample=1), images(1))
     with pytest.raises(ValueError, match="does not rescale bytes"):
-        image_inputs(LlavaImageProcessor(rescale_factor=1 / 127.5), images(1))
+        LLAVA.inputs(LlavaImageProcessor(rescale_factor=1 / 127.5), images(1))
 
 
 @pytest.mark.parametrize("family", ["Llava on SigLIP", "VideoLlava", "LlavaOnevision"])

@@ -19,7 +19,7 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration, LlavaNext
 
 from fare_hf.hub import merge_vision_tower
 from fare_hf.pretrained.configuration import configuration_from
-from fare_hf.vlm import VlmLoss, generate_text, robust_pipeline, swap_vision_tower
+from fare_hf.vlm import VlmLoss, family_of, generate_text, robust_pipeline, swap_vision_tower
 from fare_hf.vlm.processors import complete_processor, missing_fields
 
 pytestmark = pytest.mark.filterwarnings("ignore:clean images have embeddings", "ignore:'.*' has cosine")
@@ -70,10 +70,11 @@ def test_the_other_families_count_by_their_own_fields(family: str) -> None:
 
 @pytest.mark.parametrize("family", sorted(TINY))
 def test_complete_processors_stay_as_they_are(family: str) -> None:
+    model = TINY[family].model()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert complete_processor(TINY[family].model().config, TINY[family].processor()) == {}
-    assert missing_fields(TINY[family].model().config, {}) == {}
+        assert complete_processor(family_of(model), model.config, TINY[family].processor()) == {}
+    assert missing_fields(model.config, {}) == {}
 
 
 def older_folder(folder: Path, family: str = "Llava") -> Path:

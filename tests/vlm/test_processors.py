@@ -13,8 +13,9 @@ from helpers.vlm_capabilities import inputs_of, own_loss
 
 from fare_hf.data.pixels import quantize, to_pil
 from fare_hf.vlm import VlmLoss, generate_text, swap_vision_tower
-from fare_hf.vlm.geometry import image_inputs, image_settings
+from fare_hf.vlm.families.table import family_named
 
+GEMMA = family_named(["Gemma3ForConditionalGeneration"])
 OWN_WAYS = ("AyaVision", "PaliGemma", "Gemma3")
 SLOW = pytest.mark.slow
 BUT_ONE_SLOW = [pytest.param("AyaVision", marks=SLOW), "PaliGemma", pytest.param("Gemma3", marks=SLOW)]
@@ -89,7 +90,7 @@ def test_gemma3_close_ups_are_the_processors(height: int, width: int) -> None:
     processor = looking_closer()
     pixels = quantize(images(1, height, width, seed=2))
     theirs = np.asarray(processor.image_processor(to_pil(pixels)[0], return_tensors="pt", **CLOSE_UPS)["pixel_values"])
-    ours = image_inputs(image_settings(processor), pixels)["pixel_values"]
+    ours = GEMMA.inputs(GEMMA.settings(processor), pixels)["pixel_values"]
     assert ours.shape == theirs.shape
     torch.testing.assert_close(ours, torch.as_tensor(theirs), rtol=0, atol=2 * 1.5 / 255)
 

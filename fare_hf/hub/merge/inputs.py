@@ -22,10 +22,11 @@ from fare_hf.convert.checkpoints import find_file
 from fare_hf.hub.merge.pickled import safetensors_of
 from fare_hf.hub.merge.shards import read_header, read_tensor
 from fare_hf.pretrained.configuration import read_configuration
-from fare_hf.pretrained.encoder_families import ENCODER_FAMILIES, family_of_type
+from fare_hf.pretrained.encoder_families import family_of_type
 from fare_hf.pretrained.validation import check_answers, check_recorded, recorded_architecture
 from fare_hf.pretrained.weight_files import INDEX, PICKLE, SINGLE, read_index
-from fare_hf.vlm.families.table import ENCODER_OF, Family, family_named
+from fare_hf.vlm.families.table import Family, family_of_config
+from fare_hf.vlm.families.towers import kind_typed
 from fare_hf.vlm.swap.checks import check_architecture, check_weights
 from fare_hf.vlm.swap.encoder_files import transformers_folder
 
@@ -45,10 +46,6 @@ POSITIONS, POSITION_IDS = "embeddings.position_embedding.weight", "embeddings.po
 POOLING = ["SiglipMultiheadAttentionPoolingHead"]  # reads the weights of its parts without calling them
 # Of glibc, which keeps the blocks that torch frees and seldom fills them again: a merge would take twice as much.
 _TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
-KINDS = {
-    **{family.tower: family.plain.__name__ for family in ENCODER_FAMILIES},
-    "idefics_vision": "IdeficsVisionTransformer",
-}
 LAYER = re.compile(r"encoder\.layers\.(\d+)\.")
 
 
@@ -123,7 +120,7 @@ def opened_encoder(
         TypeError: no known family.
         OSError: it cannot be read.
     """
-    family = family_named(vlm.architectures or [type(vlm).__name__], vlm)
+    family = family_of_config(vlm)
     with (
         transformers_folder(source, vlm.vision_config, base=base, revision=revision) as (folder, at, _),
         tempfile.TemporaryDirectory(prefix="fare_hf-merge-") as unpickled,
@@ -206,20 +203,13 @@ class _OneByOne(Mapping[str, Tensor]):
 
 def _check_kinds(config: Any, family: Family, encoder: EncoderFiles) -> None:
     """What can be said from the two configurations."""
-    kind, other = config.vision_config.model_type, encoder.config.model_type
-    tower = KINDS.get(kind)
-    told = {
-        "the vision-language model is quantised: merge into the unquantised one, quantise afterwards.": getattr(
-            config, "quantization_config", None
-        ),
-        f"the vision tower is a {kind!r}: only {' or '.join(family.tower_classes)} is supported.": tower
-        not in family.tower_classes,
-        f"the encoder '{encoder.source}' is a {other!r}, the vision tower needs a {ENCODER_OF.get(str(tower))}: pass "
-        "an encoder of the tower's kind.": KINDS.get(other) != ENCODER_OF.get(str(tower)),
-    }
-    for sentence, wrong in told.items():
-        if wrong:
-            raise ValueError(sentence)
+    kind = config.vision_config.model_type
+    if getattr(config, "quantization_config", None):
+        raise ValueError(
+            "the vision-language model is quantised: merge into the unquantised one, quantise afterwards."
+        )
+    if kind_typed(kind) not in family.kinds:
+        raise ValueError(f"the vision tower is a {kind!r}: only {' or '.join(family.tower_classes)} is supported.")
     check_architecture(config, family, config.vision_config, encoder.config, encoder.source)
 
 

@@ -14,7 +14,7 @@ from fare_hf.files.folders import relative_name
 from fare_hf.hub.merge.inputs import EncoderFiles, tower_names, weight_map_of
 from fare_hf.pretrained.configuration import read_configuration
 from fare_hf.pretrained.weight_files import INDEX, LARGEST_INDEX
-from fare_hf.vlm.families.table import Family, family_named
+from fare_hf.vlm.families.table import Family, family_of_config
 from fare_hf.vlm.processors import completed_file
 
 __all__ = ["COUNTING", "PROCESSORS", "Merge", "MergePlan", "plan_merge", "vlm_config"]
@@ -115,7 +115,7 @@ def plan_merge(vlm: str, folder: Path, files: list[str], encoder: EncoderFiles) 
     old, size = int(config.vision_config.image_size), int(encoder.config.image_size)
     changed = {weights[name] for name in flat}
     changed |= set() if old == size else {"config.json", *({INDEX, *PROCESSORS} & set(files))}
-    processor = _completed(vlm, folder, files, config)
+    processor = _completed(vlm, folder, files, config, family)
     changed |= set() if processor is None else {COUNTING}
     others = [name for name in sorted(files) if name not in changed and not name.startswith(NOT_COPIED)]
     kept = {INDEX, *weights.values()}
@@ -132,11 +132,11 @@ def plan_merge(vlm: str, folder: Path, files: list[str], encoder: EncoderFiles) 
     return MergePlan(result, encoder, family, config, weights, flat, processor)
 
 
-def _completed(vlm: str, folder: Path, files: list[str], config: Any) -> dict[str, Any] | None:
+def _completed(vlm: str, folder: Path, files: list[str], config: Any, family: Family) -> dict[str, Any] | None:
     """What the processor of an older repository lacks to count an image's tokens, filled; and that is said."""
     sources = (COUNTING, "preprocessor_config.json", "tokenizer_config.json")
     names = [name for name in sources if name in files and (folder / name).is_file()]
-    found = completed_file(config, {name: read_object(folder / name, LARGEST_INDEX) for name in names})
+    found = completed_file(family, config, {name: read_object(folder / name, LARGEST_INDEX) for name in names})
     if found is not None:
         warnings.warn(
             f"the processor of '{vlm}' does not say how many tokens stand for an image: {COUNTING} is written with "
@@ -155,4 +155,4 @@ def vlm_config(folder: Path) -> tuple[Any, Family]:
         ValueError: a configuration that no model can have.
     """
     config = read_configuration(str(folder))
-    return config, family_named(config.architectures or [type(config).__name__], config)
+    return config, family_of_config(config)

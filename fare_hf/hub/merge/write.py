@@ -89,7 +89,7 @@ def _new_content(plan: MergePlan, name: str, folder: Path, grown: int) -> Mappin
         if isinstance(metadata, dict) and isinstance(metadata.get("total_size"), int):
             metadata["total_size"] += grown
         return content
-    return content if size == old else scaled_processor(content, old, size)
+    return content if size == old else scaled_processor(content, plan.family, old, size)
 
 
 def _warn_of_strangers(merge: Merge, least: float, name: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from fare_hf.vlm.families.towers import kind_typed
+
 __all__ = ["REFUSED", "reason_for"]
 
 QFORMER = "its tower is EVA-CLIP's ViT-g in a class of its own, read by a Q-Former that was trained on it"
@@ -53,7 +55,7 @@ def reason_for(names: Sequence[str], config: Any = None) -> str | None:
         if any(name.startswith(start) for name in names):
             return REFUSED[start]
     kind = getattr(getattr(config, "vision_config", None), "model_type", None)
-    if kind in ("clip_vision_model", "siglip_vision_model"):
+    if kind_typed(str(kind)):
         return f"its tower is a {kind!r}, but which features are read of it is not known here"
     if kind is not None:
         return f"its tower is a {kind!r}, no CLIPVisionModel and no SiglipVisionModel"

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate.utils import extract_model_from_parallel
 from transformers import PreTrainedModel
 
+from fare_hf.vlm.families.aya_vision import AyaVision, Cohere2Vision
+from fare_hf.vlm.families.deepseek_vl import DeepseekVL
+from fare_hf.vlm.families.family import COUNTS, Family
+from fare_hf.vlm.families.gemma3 import Gemma3
+from fare_hf.vlm.families.idefics import Idefics
+from fare_hf.vlm.families.llava_next import Granite4Vision, LlavaNext
+from fare_hf.vlm.families.paligemma import PaliGemma
 from fare_hf.vlm.families.refused import reason_for
+from fare_hf.vlm.families.towers import CLIP, IDEFICS, SIGLIP
 
 __all__ = [
-    "ENCODER_OF",
     "FAMILIES",
     "Family",
     "family_named",
     "family_of",
-    "feature_token",
-    "image_processor_of",
+    "family_of_config",
     "layers_read",
     "placement",
     "tower_of",
@@ -28,62 +33,32 @@ __all__ = [
     "unwrapped",
 ]
 
-ENCODER_OF: dict[str, str] = {
-    "CLIPVisionModel": "CLIPVisionModel",
-    "SiglipVisionModel": "SiglipVisionModel",
-    "IdeficsVisionTransformer": "CLIPVisionModel",
-}
-"""Class of a tower -> class of the encoders that fit it. Idefics has CLIP's vision model under a name of its own."""
-
-CLIP, SIGLIP = "CLIPVisionModel", "SiglipVisionModel"
-
-
-@dataclass(frozen=True)
-class Family:
-    """One family of vision-language models.
-
-    Attributes:
-        vlm_class: name of the transformers class.
-        towers: paths of the vision towers inside the model, as `torch.nn.Module.get_submodule` reads them; the first
-            is the one for images.
-        tower_classes: the classes that such a tower may have.
-        features: what is read of the tower: "layers" (the hidden states that the configuration names), "last" (the
-            last hidden state before the final norm) or "normed" (after it).
-        any_size: whether an encoder of another resolution fits (projector and processor count patches freely).
-        any_resolution: whether the processor may cut an image into tiles, so that its size decides how many
-            placeholders stand for it.
-    """
-
-    vlm_class: str
-    towers: tuple[str, ...]
-    tower_classes: tuple[str, ...] = (CLIP, SIGLIP)
-    features: str = "layers"
-    any_size: bool = True
-    any_resolution: bool = False
-
-    @property
-    def tower(self) -> str:
-        """Path of the tower for images."""
-        return self.towers[0]
-
-
-ONE = ("model.vision_tower",)
-
 FAMILIES: tuple[Family, ...] = (
-    Family("LlavaForConditionalGeneration", ONE),
-    Family("LlavaNextForConditionalGeneration", ONE, any_resolution=True),
-    Family("LlavaNextVideoForConditionalGeneration", ONE, any_resolution=True),
-    Family("VipLlavaForConditionalGeneration", ONE, (CLIP,)),
+    Family("LlavaForConditionalGeneration", counts=COUNTS),
+    LlavaNext("LlavaNextForConditionalGeneration", counts=COUNTS, any_resolution=True),
+    LlavaNext("LlavaNextVideoForConditionalGeneration", counts=COUNTS, any_resolution=True),
+    Family("VipLlavaForConditionalGeneration", kinds=(CLIP,), counts=COUNTS),
     Family("VideoLlavaForConditionalGeneration", ("model.image_tower", "model.video_tower"), (CLIP,)),
-    Family("LlavaOnevisionForConditionalGeneration", ONE, any_resolution=True),
-    Family("IdeficsForVisionText2Text", ("model.vision_model",), ("IdeficsVisionTransformer",), "last"),
-    Family("DeepseekVLForConditionalGeneration", ("model.vision_model",), (SIGLIP,), "normed"),
-    Family("AyaVisionForConditionalGeneration", ONE, (SIGLIP,), any_resolution=True),
-    Family("Cohere2VisionForConditionalGeneration", ONE, (SIGLIP,), "normed", any_resolution=True),
-    Family("PaliGemmaForConditionalGeneration", ONE, (SIGLIP,), "normed"),
+    LlavaNext(
+        "LlavaOnevisionForConditionalGeneration",
+        counts=("num_image_tokens", "vision_feature_select_strategy"),
+        any_resolution=True,
+    ),
+    Idefics("IdeficsForVisionText2Text", ("model.vision_model",), (IDEFICS,), "last", keeps_prefix=False),
+    DeepseekVL("DeepseekVLForConditionalGeneration", ("model.vision_model",), (SIGLIP,), "normed"),
+    AyaVision("AyaVisionForConditionalGeneration", kinds=(SIGLIP,), any_resolution=True),
+    Cohere2Vision("Cohere2VisionForConditionalGeneration", kinds=(SIGLIP,), features="normed", any_resolution=True),
+    PaliGemma("PaliGemmaForConditionalGeneration", kinds=(SIGLIP,), features="normed", keeps_prefix=False),
     # The projectors of these two pool the patches over windows that follow from their number when they are made.
-    Family("Gemma3ForConditionalGeneration", ONE, (SIGLIP,), "normed", any_size=False, any_resolution=True),
-    Family("Granite4VisionForConditionalGeneration", ONE, any_size=False, any_resolution=True),
+    Gemma3(
+        "Gemma3ForConditionalGeneration",
+        kinds=(SIGLIP,),
+        features="normed",
+        any_size=False,
+        any_resolution=True,
+        keeps_prefix=False,
+    ),
+    Granite4Vision("Granite4VisionForConditionalGeneration", any_size=False, any_resolution=True),
 )
 
 
@@ -118,6 +93,15 @@ def family_named(names: Sequence[str], config: Any = None) -> Family:
         raise TypeError(f"the tower of a {names[0]} cannot be swapped: {reason}.")
     known = ", ".join(family.vlm_class for family in FAMILIES)
     raise TypeError(f"{names[0]} is not a vision-language model that fare_hf knows: pass one of {known}.")
+
+
+def family_of_config(config: Any) -> Family:
+    """Return the row of the model that a configuration describes.
+
+    Raises:
+        TypeError: as `family_named`.
+    """
+    return family_named(config.architectures or [type(config).__name__], config)
 
 
 def tower_of(vlm: PreTrainedModel) -> PreTrainedModel:
@@ -176,7 +160,7 @@ def layers_read(config: Any, family: Family, layers: int) -> tuple[int, ...]:
     if family.features != "layers":
         return (layers,)
     found = []
-    for name, layer in _layers_named(config):
+    for name, layer in family.layers_named(config):
         index = layer if layer >= 0 else layers + 1 + layer
         if not 0 <= index <= layers:
             raise ValueError(
@@ -187,40 +171,6 @@ def layers_read(config: Any, family: Family, layers: int) -> tuple[int, ...]:
     if not found:
         raise ValueError("the configuration's vision_feature_layer is empty: name the layers that are read.")
     return tuple(found)
-
-
-def _layers_named(config: Any) -> list[tuple[str, int]]:
-    """Field and layer; Granite 4 pairs layers of the tower with layers of the language model, and reads one more."""
-    pairs = getattr(config, "deepstack_layer_map", None)
-    if pairs:
-        layers = [("deepstack_layer_map", layer) for layer, _ in pairs]
-        return [*layers, ("spatial_vision_layer", config.spatial_vision_layer)]
-    named = config.vision_feature_layer
-    return [("vision_feature_layer", layer) for layer in ([named] if isinstance(named, int) else named)]
-
-
-def image_processor_of(processor: Any) -> Any:
-    """The image processor inside a processor.
-
-    Raises:
-        TypeError: it has none.
-    """
-    images = getattr(processor, "image_processor", None)
-    if images is None:
-        raise TypeError(
-            f"{type(processor).__name__} is not the processor of a vision-language model: load it with "
-            "AutoProcessor.from_pretrained from the model's repository."
-        )
-    return images
-
-
-def feature_token(processor: Any) -> str:
-    """The token at whose places the language model reads an image: the placeholder, or what it is expanded to."""
-    if getattr(processor, "img_patch_token", None):  # AyaVision
-        return processor.img_patch_token
-    if getattr(processor, "boi_token", None):  # Gemma 3
-        return processor.tokenizer.image_token
-    return getattr(processor, "image_token", None) or "<image>"
 
 
 def _check_tower_class(vlm: Any, family: Family, path: str) -> None:

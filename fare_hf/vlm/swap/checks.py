@@ -13,7 +13,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from fare_hf.finite import check_finite
-from fare_hf.vlm.families.table import Family, feature_token, image_processor_of, layers_read
+from fare_hf.vlm.families.family import Family, image_processor_of
+from fare_hf.vlm.families.table import layers_read
+from fare_hf.vlm.families.towers import kind_typed
 
 __all__ = [
     "ARCHITECTURE_FIELDS",
@@ -48,7 +50,7 @@ PREFIX = "vision_model."
 # Of an encoder, never of the features that a language model reads.
 NOT_READ = ("visual_projection.", "head.", "embeddings.position_ids")
 QUANTISED = (
-    "the vision tower is quantised or sharded ('{}' is {}): load the model with the tower as it was saved "
+    " is quantised or sharded ('{}' is {}): load the model with the tower as it was saved "
     "(llm_int8_skip_modules=['model.vision_tower']), swap, and quantise or shard afterwards; or merge the encoder "
     "into the model's repository with merge_vision_tower, and load the result quantised."
 )
@@ -68,30 +70,39 @@ def check_architecture(config: Any, family: Family, tower: Any, new: Any, source
         vlm: name of the vision-language model, where it has one.
 
     Raises:
-        ValueError: the first field that differs, with both values; layers that are read and not there; another
-            resolution in a family that has one resolution only.
+        ValueError: another kind of encoder; the first field that differs, with both values; layers that are read and
+            not there; another resolution in a family that has one resolution only.
     """
-    place = f"the vision tower{f' of {vlm!r}' if vlm else ''} has"
-    for name in ARCHITECTURE_FIELDS:
-        old_value, new_value = getattr(tower, name), getattr(new, name)
-        if old_value != new_value:
-            raise ValueError(
-                f"the encoder '{source}' has {name} {new_value!r}, {place} {old_value!r}: pass an encoder of the "
-                "tower's architecture."
-            )
+    place = f"the vision tower{f' of {vlm!r}' if vlm else ''}"
+    wanted = _encoder_class(tower)
+    if _encoder_class(new) != wanted:
+        raise ValueError(
+            f"the encoder '{source}' is a {_encoder_class(new)}, {place} needs a {wanted}: pass an encoder of the "
+            "tower's kind."
+        )
+    differing = [name for name in ARCHITECTURE_FIELDS if getattr(tower, name) != getattr(new, name)]
     layers, found = tower.num_hidden_layers, new.num_hidden_layers
-    read = layers_read(config, family, layers)
+    read = ", ".join(map(str, sorted(layers_read(config, family, layers)))) if not differing else ""
     # SigLIP towers are published without the last block, which is not read; an encoder may bring it.
-    if found < layers or (found > layers and family.features != "layers"):
-        raise ValueError(
-            f"the encoder '{source}' has num_hidden_layers {found}, {place} {layers} (its layers "
-            f"{', '.join(map(str, sorted(read)))} are read): pass an encoder with as many layers."
-        )
-    if new.image_size != tower.image_size and not family.any_size:
-        raise ValueError(
-            f"the encoder '{source}' has image_size {new.image_size}, {place} {tower.image_size}, and a "
-            f"{family.vlm_class} reads a fixed number of patches: pass an encoder of the tower's resolution."
-        )
+    another_depth = found < layers or (found > layers and family.features != "layers")
+    if differing:
+        name, its, advice = differing[0], "", "of the tower's architecture"
+    elif another_depth:
+        name, its, advice = "num_hidden_layers", f" (its layers {read} are read)", "with as many layers"
+    elif new.image_size != tower.image_size and not family.any_size:
+        fixed = f", and a {family.vlm_class} reads a fixed number of patches"
+        name, its, advice = "image_size", fixed, "of the tower's resolution"
+    else:
+        return
+    raise ValueError(
+        f"the encoder '{source}' has {name} {getattr(new, name)!r}, {place} has {getattr(tower, name)!r}{its}: pass "
+        f"an encoder {advice}."
+    )
+
+
+def _encoder_class(config: Any) -> str:
+    kind = kind_typed(config.model_type)
+    return repr(config.model_type) if kind is None else kind.encoder.__name__
 
 
 def check_writable(towers: Mapping[str, nn.Module]) -> None:
@@ -102,21 +113,28 @@ def check_writable(towers: Mapping[str, nn.Module]) -> None:
     """
     for tower in towers.values():
         for name, parameter in tower.named_parameters():
-            if parameter.device.type == "meta":
-                raise ValueError(
-                    f"the vision tower's '{name}' is on the meta device (offloaded or not loaded): load the model "
-                    "without offloading the tower (a device_map that puts it on a device), then swap."
-                )
-            if not parameter.dtype.is_floating_point or parameter.dtype.itemsize < 2:
-                raise ValueError(QUANTISED.format(name, parameter.dtype))
-            kind = next((t for t in (type(parameter), type(parameter.data)) if t not in PLAIN), None)
-            if kind is not None:  # what a quantisation or a sharding puts in a weight's place
-                raise ValueError(QUANTISED.format(name, f"a {kind.__name__}"))
-            if not parameter.numel():
-                raise ValueError(
-                    f"the vision tower's '{name}' is empty in this process (partitioned by DeepSpeed or FSDP): swap "
-                    "before the model is partitioned."
-                )
+            fault = _fault(name, parameter)
+            if fault:
+                raise ValueError(f"the vision tower{fault}")
+
+
+def _fault(name: str, parameter: nn.Parameter) -> str | None:
+    if parameter.device.type == "meta":
+        return (
+            f"'s '{name}' is on the meta device (offloaded or not loaded): load the model without offloading the "
+            "tower (a device_map that puts it on a device), then swap."
+        )
+    if not parameter.dtype.is_floating_point or parameter.dtype.itemsize < 2:
+        return QUANTISED.format(name, parameter.dtype)
+    for kind in (type(parameter), type(parameter.data)):
+        if kind not in PLAIN:  # what a quantisation or a sharding puts in a weight's place
+            return QUANTISED.format(name, f"a {kind.__name__}")
+    if not parameter.numel():
+        return (
+            f"'s '{name}' is empty in this process (partitioned by DeepSpeed or FSDP): swap before the model is "
+            "partitioned."
+        )
+    return None
 
 
 def check_shared(vlm: nn.Module, towers: Mapping[str, nn.Module]) -> None:
@@ -190,11 +208,12 @@ def weight_cosine(new: torch.Tensor, old: torch.Tensor) -> float | None:
     return 1.0 if torch.equal(a, b) else float(F.cosine_similarity(a, b, dim=0))
 
 
-def check_processor(config: Any, processor: Any, tower: Any) -> None:
+def check_processor(family: Family, config: Any, processor: Any, tower: Any) -> None:
     """Tell a processor of another model from the model's own.
 
     Args:
-        config: of the vision-language model.
+        family: row of the vision-language model.
+        config: of the model.
         processor: the processor that was passed.
         tower: vision configuration of its tower.
 
@@ -202,13 +221,10 @@ def check_processor(config: Any, processor: Any, tower: Any) -> None:
         TypeError: no processor of a vision-language model.
         ValueError: the field in which it differs.
     """
-    images = image_processor_of(processor)
-    check_image_token(config, processor)
-    patch = tower.patch_size * getattr(config, "downsample_factor", 1)  # AyaVision joins patches to a token
-    if hasattr(images, "patch_size"):  # Cohere2Vision: tokens that a tile has on a side
-        patch = tower.image_size // patch
+    image_processor_of(processor)
+    check_image_token(family, config, processor)
     pairs = (
-        ("patch_size", patch),
+        ("patch_size", family.processor_patch(config, tower)),
         ("vision_feature_select_strategy", getattr(config, "vision_feature_select_strategy", None)),
     )
     for name, value in pairs:
@@ -219,13 +235,13 @@ def check_processor(config: Any, processor: Any, tower: Any) -> None:
             )
 
 
-def check_image_token(config: Any, processor: Any) -> None:
+def check_image_token(family: Family, config: Any, processor: Any) -> None:
     """Processor and model must agree on the token that stands for an image.
 
     Raises:
         ValueError: they do not.
     """
-    expected, token = getattr(config, "image_token_id", None), feature_token(processor)
+    expected, token = getattr(config, "image_token_id", None), family.feature_token(processor)
     index = processor.tokenizer.convert_tokens_to_ids(token)
     if expected is not None and index != expected:
         raise ValueError(

@@ -20,10 +20,10 @@ from fare_hf.files.documents import front_matter, read_object, read_text
 from fare_hf.pretrained.configuration import load_image_processor
 from fare_hf.pretrained.encoder_families import TEXT_TYPES, encoder_types
 from fare_hf.vlm.families.table import unwrapped
+from fare_hf.vlm.families.towers import ENCODERS
 
 __all__ = ["Encoder", "base_model_of", "read_encoder", "transformers_folder"]
 
-MODULES = ("CLIPVisionModel", "SiglipVisionModel")
 OTHER_TEXTS = ("bert", "t5", "xlm-roberta")
 
 
@@ -70,7 +70,7 @@ def read_encoder(
         return Encoder(_inner(encoder), type(encoder).__name__)
     with transformers_folder(encoder, tower_config, base=base, revision=revision) as (place, at, converted):
         module = load_encoder(place, "tokens", revision=at or "main")
-        if type(module).__name__ not in MODULES:
+        if not isinstance(module, ENCODERS):
             raise ValueError(f"'{encoder}' holds a {type(module).__name__}: give a CLIP or SigLIP vision encoder.")
         return Encoder(module, os.fspath(encoder), _images(place, at), _base_model(encoder, revision), converted)
 
@@ -146,7 +146,7 @@ def _inner(encoder: Any) -> PreTrainedModel:
     name = type(encoder).__name__
     if "Text" in name:
         raise TypeError(f"{name} is a text encoder: pass a vision encoder or a whole CLIP.")
-    if not isinstance(inner, PreTrainedModel) or type(inner).__name__ not in MODULES:
+    if not isinstance(inner, ENCODERS):
         raise TypeError(
             f"{name} is not a CLIP vision encoder: pass a folder, a Hub name, a CLIPVisionModel, a "
             "CLIPVisionModelWithProjection or a SiglipVisionModel."

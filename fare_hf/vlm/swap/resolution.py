@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from fare_hf.vlm.families.table import image_processor_of
+from fare_hf.vlm.families.family import Family, image_processor_of
 
 __all__ = ["Edits", "resize_configs", "resize_processor", "resize_tower", "scaled_config", "scaled_processor"]
 
+SQUARES, SIDES, PINPOINTS = ("size", "crop_size"), ("image_size", "img_size"), "image_grid_pinpoints"
+COUNTS = ("num_image_tokens", "image_seq_length")
 SIZES = ("shortest_edge", "longest_edge", "height", "width")
 
 
@@ -61,22 +63,16 @@ def resize_tower(tower: nn.Module, size: int, edits: Edits) -> None:
     edits.set(embeddings, "image_size", size)
 
 
-def resize_configs(vlm: Any, towers: Iterable[Any], size: int, edits: Edits) -> None:
+def resize_configs(vlm: Any, family: Family, towers: Iterable[Any], size: int, edits: Edits) -> None:
     """Write the resolution, and what follows from it, into every configuration that the model reads."""
-    owners = _unique([vlm.config, vlm.model.config])
-    visions = _unique([tower.config for tower in towers] + [owner.vision_config for owner in owners])
-    if hasattr(vlm.model, "image_size"):  # Idefics
-        edits.set(vlm.model, "image_size", size)
-        visions = _unique([*visions, vlm.model.vision_config])
     old = int(vlm.config.vision_config.image_size)
+    owners = _unique([vlm.config, vlm.model.config])
     for owner in owners:
         for name, value in _changes(owner.to_dict(), old, size).items():
-            if name != "vision_config":
-                edits.set(owner, name, value)
-        text = getattr(owner, "text_config", None)
-        if hasattr(text, "num_image_tokens"):  # PaliGemma
-            edits.set(text, "num_image_tokens", (size // int(owner.vision_config.patch_size)) ** 2)
-    for vision in visions:
+            edits.set(owner, name, value)
+    for owner, name, value in family.sized(vlm, size):
+        edits.set(owner, name, value)
+    for vision in _unique([tower.config for tower in towers] + [owner.vision_config for owner in owners]):
         edits.set(vision, "image_size", size)
 
 
@@ -94,55 +90,45 @@ def scaled_config(content: Mapping[str, Any], config: Any, old: int, size: int) 
     return whole
 
 
-def scaled_processor(content: Mapping[str, Any], old: int, size: int) -> dict[str, Any]:
+def scaled_processor(content: Mapping[str, Any], family: Family, old: int, size: int) -> dict[str, Any]:
     """The content of a `preprocessor_config.json` or `processor_config.json`, for the other resolution.
 
     Raises:
         ValueError: a size there is not the tower's.
     """
-    found = copy.deepcopy(dict(content))
-    for name, value in content.items():
-        if name in ("size", "crop_size") and isinstance(value, (dict, int)):
-            sizes = _scaled_size(value if isinstance(value, dict) else {"height": value}, old, size)
-            found[name] = sizes if isinstance(value, dict) else size
-        elif name == "image_grid_pinpoints" and value:
-            found[name] = _scaled_pinpoints(value, old, size)
-        elif name in ("image_size", "img_size") and value == old:
-            found[name] = size
-        elif name in ("num_image_tokens", "image_seq_length") and value:
-            found[name] = _scaled_patches(value, old, size)
-        elif name in ("image_processor", "video_processor") and isinstance(value, dict):
-            found[name] = scaled_processor(value, old, size)
-    if str(content.get("image_processor_type")).startswith("Cohere2Vision"):  # tokens of a tile on a side
-        found["patch_size"] = content.get("patch_size", 16) * size // old
+    found = {**copy.deepcopy(dict(content)), **_scaled(content, old, size)}
+    if content.get("image_processor_type"):
+        found |= family.scaled_fields(content, old, size)
+    for name in ("image_processor", "video_processor"):
+        if isinstance(content.get(name), dict):
+            found[name] = scaled_processor(content[name], family, old, size)
     return found
 
 
-def resize_processor(processor: Any, old: int, size: int, edits: Edits) -> None:
+def resize_processor(family: Family, processor: Any, old: int, size: int, edits: Edits) -> None:
     """Let a processor make images of `size` pixels instead of `old`, and as many placeholders as they have patches.
 
     Raises:
         ValueError: the processor makes neither.
     """
-    holders = [image_processor_of(processor), getattr(processor, "video_processor", None)]
-    for images in filter(None, holders):
-        for name in ("size", "crop_size"):
-            if getattr(images, name, None) is not None:
-                edits.set(images, name, _scaled_size(getattr(images, name), old, size))
-        pinpoints = getattr(images, "image_grid_pinpoints", None)
-        if pinpoints is not None:
-            edits.set(images, "image_grid_pinpoints", _scaled_pinpoints(pinpoints, old, size))
-        if isinstance(getattr(images, "image_size", None), int):  # Idefics
-            edits.set(images, "image_size", size)
-        if isinstance(getattr(images, "patch_size", None), int):  # Cohere2Vision: tokens of a tile on a side
-            for owner in (processor, images):
-                edits.set(owner, "patch_size", owner.patch_size * size // old)
-    counts = [(processor, "num_image_tokens"), (processor, "image_seq_length")]  # LLaVA-OneVision; PaliGemma
-    for owner, name in [*counts, (image_processor_of(processor), "image_seq_length")]:
-        if isinstance(getattr(owner, name, None), int):
-            edits.set(owner, name, _scaled_patches(getattr(owner, name), old, size))
-    if getattr(processor, "img_size", None) == old:  # AyaVision
-        edits.set(processor, "img_size", size)
+    for owner in (processor, image_processor_of(processor), getattr(processor, "video_processor", None)):
+        given = {name: getattr(owner, name, None) for name in (*SQUARES, *SIDES, *COUNTS, PINPOINTS, "patch_size")}
+        for name, value in (_scaled(given, old, size) | family.scaled_fields(given, old, size)).items():
+            if owner is not None:
+                edits.set(owner, name, value)
+
+
+def _scaled(given: Mapping[str, Any], old: int, size: int) -> dict[str, Any]:
+    """Fields of a processor, or of its image processor, that follow from the resolution, with their new values."""
+    found: dict[str, Any] = {name: size for name in SIDES if given.get(name) == old}
+    for name in SQUARES:
+        value = given.get(name)
+        if isinstance(value, int):
+            found[name] = _scaled_size({"height": value}, old, size)["height"]
+        elif value is not None:
+            found[name] = _scaled_size(value, old, size)
+    found |= {name: _scaled_patches(given[name], old, size) for name in COUNTS if isinstance(given.get(name), int)}
+    return found | ({PINPOINTS: _scaled_pinpoints(given[PINPOINTS], old, size)} if given.get(PINPOINTS) else {})
 
 
 def _changes(config: Mapping[str, Any], old: int, size: int) -> dict[str, Any]:
@@ -157,7 +143,7 @@ def _changes(config: Mapping[str, Any], old: int, size: int) -> dict[str, Any]:
                 found[name] = length // (before + extra) * (after + extra)
                 break
     if config.get("image_grid_pinpoints"):
-        found["image_grid_pinpoints"] = _scaled_pinpoints(config["image_grid_pinpoints"], old, size)
+        found[PINPOINTS] = _scaled_pinpoints(config[PINPOINTS], old, size)
     return found
 
 
@@ -185,8 +171,4 @@ def _scaled_patches(patches: int, old: int, size: int) -> int:
 
 
 def _unique(items: Iterable[Any]) -> list[Any]:
-    found: list[Any] = []
-    for item in items:
-        if not any(item is other for other in found):
-            found.append(item)
-    return found
+    return list({id(item): item for item in items}.values())

@@ -7,6 +7,8 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,16 +20,9 @@ from fare_hf.convert.checkpoints import names_repository
 from fare_hf.data.pixels import Normalization
 from fare_hf.encoders import load_encoder
 from fare_hf.finite import largest, smallest
-from fare_hf.vlm.families.table import (
-    ENCODER_OF,
-    Family,
-    family_of,
-    image_processor_of,
-    layers_read,
-    placement,
-    towers_of,
-    unwrapped,
-)
+from fare_hf.vlm.families.family import Family, image_processor_of
+from fare_hf.vlm.families.table import family_of, layers_read, placement, towers_of, unwrapped
+from fare_hf.vlm.families.towers import kind_of
 from fare_hf.vlm.processors import complete_processor
 from fare_hf.vlm.swap import checks, verify
 from fare_hf.vlm.swap.encoder_files import Encoder, read_encoder
@@ -36,7 +31,6 @@ from fare_hf.vlm.swap.resolution import resize_configs, resize_processor, resize
 
 __all__ = ["SwapReport", "swap_vision_tower"]
 
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 SLOW_FROM = 50_000_000
 """Weights of a tower from which a forward pass on a CPU is worth a line of progress: a ViT-B has 86 million."""
 
@@ -82,15 +76,30 @@ def swap_vision_tower(
         return _swap(vlm, encoder, processor, base, revision, minimum_cosine)
 
 
+@dataclass(frozen=True)
+class _Parts:
+    """What a swap brings together."""
+
+    vlm: Any
+    family: Family
+    towers: Mapping[str, Any]
+    new: Encoder
+    processor: Any
+
+    @property
+    def first(self) -> Any:
+        """The tower for images."""
+        return next(iter(self.towers.values()))
+
+
 def _swap(vlm: Any, encoder: Any, processor: Any, base: Any, revision: str | None, minimum: float) -> SwapReport:
     """One thread at a time; what is given is checked from the cheapest to the dearest, and written last."""
-    family = family_of(vlm)
-    vlm, towers = unwrapped(vlm), towers_of(vlm)
-    first = next(iter(towers.values()))
+    family, towers = family_of(vlm), towers_of(vlm)
     checks.check_writable(towers)
-    checks.check_shared(vlm, towers)
-    new = read_encoder(encoder, first.config, base=base, revision=revision)
-    _check_fit(vlm, family, towers, new, processor)
+    checks.check_shared(unwrapped(vlm), towers)
+    new = read_encoder(encoder, next(iter(towers.values())).config, base=base, revision=revision)
+    parts = _Parts(unwrapped(vlm), family, towers, new, processor)
+    _check_fit(parts)
     states = {path: _new_state(tower, new) for path, tower in towers.items()}
     old = {path: {n: t.detach().to("cpu", copy=True) for n, t in towers[path].state_dict().items()} for path in towers}
     changed = sum(_differs(tensor, old[path][name]) for path in states for name, tensor in states[path].items())
@@ -100,11 +109,11 @@ def _swap(vlm: Any, encoder: Any, processor: Any, base: Any, revision: str | Non
             UserWarning,
             stacklevel=3,
         )
-    with _progress(first, processor) as step:
-        report = _describe(vlm, family, towers, new, processor, step)
+    with _progress(parts.first, processor) as step:
+        report = _describe(parts, step)
         report.tensors, report.changed, report.old_states = sum(map(len, states.values())), changed, old
         _warn_of_origin(report, states, minimum)
-        _apply(vlm, report, states, new, processor, step)
+        _apply(parts, report, states, step)
     return report
 
 
@@ -121,21 +130,15 @@ def _progress(tower: nn.Module, processor: Any) -> Iterator[Callable[[str], None
         yield step
 
 
-def _check_fit(vlm: Any, family: Family, towers: Mapping[str, Any], new: Encoder, processor: Any) -> None:
+def _check_fit(parts: _Parts) -> None:
     """Everything that can be said before a forward pass."""
-    for tower in towers.values():
-        wanted = ENCODER_OF[type(tower).__name__]
-        if type(new.module).__name__ != wanted:
-            raise ValueError(
-                f"the encoder '{new.source}' is a {type(new.module).__name__}, the vision tower needs a {wanted}: "
-                "pass an encoder of the tower's kind."
-            )
-        checks.check_architecture(vlm.config, family, tower.config, new.module.config, new.source)
-    tower_config = next(iter(towers.values())).config
-    old, size = tower_config.image_size, new.module.config.image_size
+    config, new, processor = parts.vlm.config, parts.new, parts.processor
+    for tower in parts.towers.values():
+        checks.check_architecture(config, parts.family, tower.config, new.module.config, new.source)
+    old, size = parts.first.config.image_size, new.module.config.image_size
     if processor is not None:
-        complete_processor(vlm.config, processor)
-        checks.check_processor(vlm.config, processor, tower_config)
+        complete_processor(parts.family, config, processor)
+        checks.check_processor(parts.family, config, processor, parts.first.config)
         checks.check_normalization(processor, new.images, new.source)
     elif old != size:
         raise ValueError(
@@ -147,9 +150,8 @@ def _check_fit(vlm: Any, family: Family, towers: Mapping[str, Any], new: Encoder
 def _new_state(tower: nn.Module, new: Encoder) -> dict[str, torch.Tensor]:
     """The encoder's weights under the tower's names, checked."""
     state = checks.tower_state(new.module.state_dict(), tower.state_dict(), new.source)
-    _, dtype = placement(tower)
     for name, tensor in state.items():
-        checks.check_weights(name, tensor, dtype, new.source)
+        checks.check_weights(name, tensor, placement(tower)[1], new.source)
     return state
 
 
@@ -157,27 +159,36 @@ def _differs(tensor: torch.Tensor, old: torch.Tensor) -> bool:
     return tensor.shape != old.shape or not torch.equal(tensor.to("cpu", old.dtype), old)
 
 
-def _describe(
-    vlm: Any, family: Family, towers: Mapping[str, Any], new: Encoder, processor: Any, step: Callable[[str], None]
-) -> SwapReport:
+def _describe(parts: _Parts, step: Callable[[str], None]) -> SwapReport:
     """The report before anything is changed."""
-    first = next(iter(towers.values()))
-    layers, dtype = max(layers_read(vlm.config, family, first.config.num_hidden_layers)), verify.probe_dtype(first)
-    normalization, borrowed = _normalization(new, processor)
+    first, new = parts.first, parts.new
+    dtype = verify.probe_dtype(first)
+    layers = max(layers_read(parts.vlm.config, parts.family, first.config.num_hidden_layers))
+    normalization, borrowed = _normalization(new, parts.processor)
+    embed = partial(verify.clean_embeddings, normalization=normalization, layers=layers)
     step(f"clean images through the encoder, in {dtype}")
-    theirs = verify.clean_embeddings(verify.twin_of(new.module, first, dtype), normalization, layers)
-    base = _base_embeddings(new, first, normalization, layers, dtype)
+    theirs = embed(verify.twin_of(new.module, first, dtype))
+    base = _of_base_model(new, lambda base: embed(verify.twin_of(base, first, dtype)))
     step("clean images through the old tower")
-    ours = [verify.clean_embeddings(tower, normalization, layers, dtype) for tower in towers.values()]
-    cosine = smallest(verify.mean_cosine(embeddings, theirs) for embeddings in ours)
-    base_cosine = None if base is None else smallest(verify.mean_cosine(embeddings, base) for embeddings in ours)
-    sizes = (int(first.config.image_size), int(new.module.config.image_size))
-    report = SwapReport(
-        type(vlm).__name__, ", ".join(towers), new.source, new.converted, 0, 0, sizes, cosine, new.base_model,
-        base_cosine, towers=towers,
-    )  # fmt: skip
-    report.normalization = borrowed
-    return report
+    ours = [embed(tower, dtype=dtype) for tower in parts.towers.values()]
+
+    def cosine(others: torch.Tensor) -> float:
+        return smallest(verify.mean_cosine(embeddings, others) for embeddings in ours)
+
+    return SwapReport(
+        vlm_class=type(parts.vlm).__name__,
+        tower=", ".join(parts.towers),
+        source=new.source,
+        converted=new.converted,
+        tensors=0,
+        changed=0,
+        resolution=(int(first.config.image_size), int(new.module.config.image_size)),
+        cosine=cosine(theirs),
+        base_model=new.base_model,
+        base_cosine=None if base is None else cosine(base),
+        normalization=borrowed,
+        towers=parts.towers,
+    )
 
 
 def _warn_of_origin(report: SwapReport, states: Mapping[str, dict[str, torch.Tensor]], minimum: float) -> None:
@@ -206,18 +217,16 @@ def _warn_of_origin(report: SwapReport, states: Mapping[str, dict[str, torch.Ten
     )
 
 
-def _apply(
-    vlm: Any, report: SwapReport, states: Mapping[str, Any], new: Encoder, processor: Any, step: Callable[[str], None]
-) -> None:
+def _apply(parts: _Parts, report: SwapReport, states: Mapping[str, Any], step: Callable[[str], None]) -> None:
     """Write, verify, and put everything back where the proof fails."""
+    vlm, processor, first, module = parts.vlm, parts.processor, parts.first, parts.new.module
     before = None if processor is None else verify.image_tokens(vlm, processor)
-    first = next(iter(report.towers.values()))
     step(f"a probe image through encoder and tower, in {placement(first)[1]}")
-    expected = verify.probe_states(verify.twin_of(new.module, first), first, new.source)
+    expected = verify.probe_states(verify.twin_of(module, first), first, report.source)
     report.in_force()
     try:
-        _write(vlm, report, states, processor)
-        for tower in report.towers.values():
+        _write(parts, report, states)
+        for tower in parts.towers.values():
             _prove(tower, expected, report)
         if before is not None:
             step("an image through the whole model")
@@ -238,14 +247,14 @@ def _prove(tower: nn.Module, expected: Sequence[torch.Tensor], report: SwapRepor
         )
 
 
-def _write(vlm: Any, report: SwapReport, states: Mapping[str, Any], processor: Any) -> None:
+def _write(parts: _Parts, report: SwapReport, states: Mapping[str, Any]) -> None:
     old, size = report.resolution
     if size != old:
-        resize_processor(processor, old, size, report.edits)
-        for tower in report.towers.values():
+        resize_processor(parts.family, parts.processor, old, size, report.edits)
+        for tower in parts.towers.values():
             resize_tower(tower, size, report.edits)
-        resize_configs(vlm, report.towers.values(), size, report.edits)
-    for path, tower in report.towers.items():
+        resize_configs(parts.vlm, parts.family, parts.towers.values(), size, report.edits)
+    for path, tower in parts.towers.items():
         tower.load_state_dict(states[path], strict=True)
 
 
@@ -254,21 +263,17 @@ def _normalization(new: Encoder, processor: Any) -> tuple[Normalization, str | N
     images = new.images if processor is None else image_processor_of(processor)
     if images is not None:
         return Normalization.from_processor(images), None if new.images is not None else "by the model's own processor"
-    if type(new.module).__name__.startswith("Siglip"):
-        return Normalization([0.5] * 3, [0.5] * 3), "SigLIP's usually are"
-    return Normalization(CLIP_MEAN, CLIP_STD), "CLIP's usually are"
+    kind = kind_of(new.module)
+    return Normalization(kind.mean, kind.std), kind.usual
 
 
-def _base_embeddings(
-    new: Encoder, tower: nn.Module, normalization: Normalization, layers: int, dtype: torch.dtype
-) -> torch.Tensor | None:
+def _of_base_model(new: Encoder, embed: Callable[[Any], torch.Tensor]) -> torch.Tensor | None:
     """Clean embeddings of the base model that the card names, if it is on this machine: nothing is downloaded."""
     if new.base_model is None or not (os.path.isdir(new.base_model) or names_repository(new.base_model)):
         return None
     try:
         base = load_encoder(new.base_model, "tokens", local_files_only=True)
-        if type(base) is not type(new.module) or base.config.hidden_size != new.module.config.hidden_size:
-            return None
-        return verify.clean_embeddings(verify.twin_of(base, tower, dtype), normalization, layers)
+        same = type(base) is type(new.module) and base.config.hidden_size == new.module.config.hidden_size
+        return embed(base) if same else None
     except Exception:  # whatever is wrong with it: it is compared for information only
         return None

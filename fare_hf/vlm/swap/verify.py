@@ -18,6 +18,7 @@ from fare_hf.data.pixels import Normalization, resize, to_pil
 from fare_hf.encoders import evaluating, frozen
 from fare_hf.finite import largest, largest_difference
 from fare_hf.vlm.families.table import placement
+from fare_hf.vlm.families.towers import kind_of
 from fare_hf.vlm.prompts import image_token_count, model_inputs
 
 __all__ = [
@@ -133,7 +134,7 @@ def clean_embeddings(
     dtype = dtype or own
     pixels = normalization(probe_images(PROBES, int(config.image_size))).to(device, dtype)
     with evaluating(vision):
-        if hasattr(vision, "pre_layrnorm"):  # CLIP's spelling, and Idefics'
+        if kind_of(vision).pools_class_token:
             return _run(vision, pixels, dtype).pooler_output.float().cpu()
         hidden = _run(vision, pixels, dtype, output_hidden_states=True).hidden_states
     return hidden[layers].float().mean(1).cpu()
@@ -203,11 +204,11 @@ def _run(vision: nn.Module, pixels: Tensor, dtype: torch.dtype, **options: Any) 
 
 
 def _states(module: Any, tower: nn.Module) -> list[Tensor]:
-    """All hidden states of a probe image, and last what the model returns; of Idefics the pooled and the last one."""
+    """All hidden states of a probe image, if the tower shows them, and last what it returns."""
     device, dtype = placement(module)
     size = int(module.config.image_size)
     probe = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device, dtype)
-    if not isinstance(tower, PreTrainedModel):  # Idefics
+    if not kind_of(tower).shows_layers:
         output = module(pixel_values=probe)
         return [output.pooler_output, output.last_hidden_state]
     output = module(pixel_values=probe, output_hidden_states=True)

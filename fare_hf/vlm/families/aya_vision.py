@@ -1,0 +1,53 @@
+"""AyaVision and Cohere 2 Vision: an image stretched over a grid of tiles, and the whole after them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fare_hf.vlm.families.family import Family
+from fare_hf.vlm.geometry import resize
+
+__all__ = ["AyaVision", "Cohere2Vision"]
+
+
+class AyaVision(Family):
+    """Tiles row by row, then the whole, one after the other in the batch: (B * T, 3, S, S)."""
+
+    def processed(self, settings: Any, pixels: Tensor) -> Tensor:
+        if not settings.crop_to_patches or settings.max_patches <= 1:
+            return super().processed(settings, pixels)
+        # Imported where it is needed: its module asks for torchvision in some versions of transformers.
+        from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
+
+        tile = int(settings.size["height"]), int(settings.size["width"])
+        fewest, most = settings.min_patches, settings.max_patches
+        columns, rows = get_optimal_tiled_canvas(tuple(pixels.shape[-2:]), tile, fewest, most)
+        large = resize(pixels, (rows * tile[0], columns * tile[1]), settings)
+        parts = [part for row in large.split(tile[0], -2) for part in row.split(tile[1], -1)]
+        if len(parts) > 1:
+            parts.append(resize(pixels, tile, settings))
+        return torch.stack(parts, 1).flatten(0, 1)
+
+    def feature_token(self, processor: Any) -> str:
+        return str(processor.img_patch_token)
+
+    def processor_patch(self, config: Any, tower: Any) -> int:
+        """A side of the pixels that are joined to one token."""
+        return int(tower.patch_size * config.downsample_factor)
+
+
+class Cohere2Vision(AyaVision):
+    """The same, with the placeholder itself at each place, and a processor that counts the tokens of a tile."""
+
+    feature_token = Family.feature_token
+
+    def processor_patch(self, config: Any, tower: Any) -> int:
+        """Tokens that a tile has on a side."""
+        return int(tower.image_size // super().processor_patch(config, tower))
+
+    def scaled_fields(self, content: Mapping[str, Any], old: int, size: int) -> dict[str, Any]:
+        return {"patch_size": (content.get("patch_size") or 16) * size // old}

@@ -43,7 +43,7 @@ def check_swap(vlm: str, encoder: str) -> None:
     from fare_hf.pretrained.loading import vlm_configuration
     from fare_hf.vlm.families.table import family_of_config
     from fare_hf.vlm.families.towers import kind_typed
-    from fare_hf.vlm.swap.checks import check_architecture
+    from fare_hf.vlm.swap.compatibility import check_architecture
 
     config = vlm_configuration(vlm)
     family = family_of_config(config)

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from fare_hf.vlm.families.family import join
 from fare_hf.vlm.families.table import family_of, tower_placement
 from fare_hf.vlm.processors import complete_processor
-from fare_hf.vlm.swap.checks import check_image_token
+from fare_hf.vlm.swap.compatibility import check_image_token
 
 __all__ = ["Rows", "image_token_count", "model_inputs", "pad", "prompt_rows", "start_device"]
 

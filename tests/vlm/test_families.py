@@ -146,7 +146,7 @@ def test_answers_in_a_batch_are_those_one_by_one(family: str) -> None:
 
 
 def test_the_random_image_of_the_probe_is_like_a_photograph() -> None:
-    from fare_hf.vlm.swap.verify import probe_images
+    from fare_hf.vlm.swap.proof import probe_images
 
     small, large = probe_images(2, 32), probe_images(2, 224)
     assert 0 <= float(large.min()) and float(large.max()) <= 1 and small.shape == (2, 3, 32, 32)

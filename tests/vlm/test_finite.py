@@ -15,8 +15,8 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from fare_hf.encoders import load_encoder
 from fare_hf.vlm import VlmLoss, generate_text, swap_vision_tower, tower_of, towers_of
-from fare_hf.vlm.swap.checks import check_normalization, weight_cosine
-from fare_hf.vlm.swap.verify import mean_cosine, probe_states, tower_difference, twin_of
+from fare_hf.vlm.swap.compatibility import check_normalization, weight_cosine
+from fare_hf.vlm.swap.proof import mean_cosine, probe_states, tower_difference, twin_of
 
 NAN, INF = math.nan, math.inf
 quiet = pytest.mark.filterwarnings("ignore:clean images have embeddings", "ignore:'.*' has cosine")

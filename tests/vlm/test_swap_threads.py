@@ -13,7 +13,7 @@ from helpers.tiny_llava import encoder, llava, processor
 from helpers.tiny_vlms import TINY
 
 from fare_hf.vlm import SwapReport, swap_vision_tower, tower_of
-from fare_hf.vlm.swap import verify
+from fare_hf.vlm.swap import proof
 
 pytestmark = pytest.mark.filterwarnings("ignore:clean images have embeddings", "ignore:'.*' has cosine")
 
@@ -29,13 +29,13 @@ def same(vlm: Any, wanted: dict[str, torch.Tensor]) -> bool:
 def slow_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Between reading the old tower and writing the new one, and before the proof, others get their turn."""
     for name in ("clean_embeddings", "tower_difference"):
-        original = getattr(verify, name)
+        original = getattr(proof, name)
 
         def slowly(*args: Any, original: Any = original) -> Any:
             time.sleep(0.02)
             return original(*args)
 
-        monkeypatch.setattr(verify, name, slowly)
+        monkeypatch.setattr(proof, name, slowly)
 
 
 @pytest.mark.parametrize("family", ["Llava (1.5, BakLlava)", "VideoLlava"])
@@ -93,13 +93,13 @@ def test_one_report_that_two_threads_undo_is_undone_once(monkeypatch: pytest.Mon
 def test_swaps_of_two_models_do_not_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both stand in the middle of a swap at one time: one that waited would break the barrier."""
     both = threading.Barrier(2, timeout=30)
-    original = verify.tower_difference
+    original = proof.tower_difference
 
     def together(*args: Any) -> Any:
         both.wait()
         return original(*args)
 
-    monkeypatch.setattr(verify, "tower_difference", together)
+    monkeypatch.setattr(proof, "tower_difference", together)
     with ThreadPoolExecutor(2) as pool:
         reports = list(pool.map(lambda seed: swap_vision_tower(llava(seed), encoder()), (1, 2)))
     assert all(report.changed for report in reports)

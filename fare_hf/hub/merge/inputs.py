@@ -27,7 +27,7 @@ from fare_hf.pretrained.validation import check_answers, check_recorded, recorde
 from fare_hf.pretrained.weight_files import INDEX, PICKLE, SINGLE, read_index
 from fare_hf.vlm.families.table import Family, family_of_config
 from fare_hf.vlm.families.towers import kind_typed
-from fare_hf.vlm.swap.checks import check_architecture, check_weights
+from fare_hf.vlm.swap.compatibility import check_architecture, check_weights
 from fare_hf.vlm.swap.encoder_files import transformers_folder
 
 __all__ = [

@@ -21,7 +21,7 @@ from fare_hf.hub.merge.plan import COUNTING, Merge, MergePlan
 from fare_hf.hub.merge.shards import DTYPES, read_header, read_tensor, rewrite
 from fare_hf.pretrained.encoder_families import class_tokens_of
 from fare_hf.pretrained.weight_files import INDEX, LARGEST_INDEX
-from fare_hf.vlm.swap.checks import MINIMUM_WEIGHT_COSINE, weight_cosine
+from fare_hf.vlm.swap.compatibility import MINIMUM_WEIGHT_COSINE, weight_cosine
 from fare_hf.vlm.swap.resolution import scaled_config, scaled_processor
 
 __all__ = ["WeightCosine", "write_changed"]

@@ -13,7 +13,7 @@ from weakref import ReferenceType, WeakKeyDictionary, ref
 import torch
 from torch import nn
 
-from fare_hf.vlm.swap.checks import check_writable
+from fare_hf.vlm.swap.compatibility import check_writable
 from fare_hf.vlm.swap.resolution import Edits
 
 __all__ = ["SwapReport", "only_one"]

@@ -24,7 +24,7 @@ from fare_hf.vlm.families.family import Family, image_processor_of
 from fare_hf.vlm.families.table import family_of, layers_read, placement, towers_of, unwrapped
 from fare_hf.vlm.families.towers import kind_of
 from fare_hf.vlm.processors import complete_processor
-from fare_hf.vlm.swap import checks, verify
+from fare_hf.vlm.swap import compatibility, proof
 from fare_hf.vlm.swap.encoder_files import Encoder, read_encoder
 from fare_hf.vlm.swap.report import SwapReport, only_one
 from fare_hf.vlm.swap.resolution import resize_configs, resize_processor, resize_tower
@@ -42,7 +42,7 @@ def swap_vision_tower(
     *,
     base: str | os.PathLike[str] | None = None,
     revision: str | None = None,
-    minimum_cosine: float = verify.MINIMUM_COSINE,
+    minimum_cosine: float = proof.MINIMUM_COSINE,
 ) -> SwapReport:
     """Replace the weights of a vision-language model's tower by those of a robust encoder.
 
@@ -95,8 +95,8 @@ class _Parts:
 def _swap(vlm: Any, encoder: Any, processor: Any, base: Any, revision: str | None, minimum: float) -> SwapReport:
     """One thread at a time; what is given is checked from the cheapest to the dearest, and written last."""
     family, towers = family_of(vlm), towers_of(vlm)
-    checks.check_writable(towers)
-    checks.check_shared(unwrapped(vlm), towers)
+    compatibility.check_writable(towers)
+    compatibility.check_shared(unwrapped(vlm), towers)
     new = read_encoder(encoder, next(iter(towers.values())).config, base=base, revision=revision)
     parts = _Parts(unwrapped(vlm), family, towers, new, processor)
     _check_fit(parts)
@@ -134,12 +134,12 @@ def _check_fit(parts: _Parts) -> None:
     """Everything that can be said before a forward pass."""
     config, new, processor = parts.vlm.config, parts.new, parts.processor
     for tower in parts.towers.values():
-        checks.check_architecture(config, parts.family, tower.config, new.module.config, new.source)
+        compatibility.check_architecture(config, parts.family, tower.config, new.module.config, new.source)
     old, size = parts.first.config.image_size, new.module.config.image_size
     if processor is not None:
         complete_processor(parts.family, config, processor)
-        checks.check_processor(parts.family, config, processor, parts.first.config)
-        checks.check_normalization(processor, new.images, new.source)
+        compatibility.check_processor(parts.family, config, processor, parts.first.config)
+        compatibility.check_normalization(processor, new.images, new.source)
     elif old != size:
         raise ValueError(
             f"the encoder '{new.source}' has image_size {size}, the vision tower has {old}: pass processor=, whose "
@@ -149,9 +149,9 @@ def _check_fit(parts: _Parts) -> None:
 
 def _new_state(tower: nn.Module, new: Encoder) -> dict[str, torch.Tensor]:
     """The encoder's weights under the tower's names, checked."""
-    state = checks.tower_state(new.module.state_dict(), tower.state_dict(), new.source)
+    state = compatibility.tower_state(new.module.state_dict(), tower.state_dict(), new.source)
     for name, tensor in state.items():
-        checks.check_weights(name, tensor, placement(tower)[1], new.source)
+        compatibility.check_weights(name, tensor, placement(tower)[1], new.source)
     return state
 
 
@@ -162,18 +162,18 @@ def _differs(tensor: torch.Tensor, old: torch.Tensor) -> bool:
 def _describe(parts: _Parts, step: Callable[[str], None]) -> SwapReport:
     """The report before anything is changed."""
     first, new = parts.first, parts.new
-    dtype = verify.probe_dtype(first)
+    dtype = proof.probe_dtype(first)
     layers = max(layers_read(parts.vlm.config, parts.family, first.config.num_hidden_layers))
     normalization, borrowed = _normalization(new, parts.processor)
-    embed = partial(verify.clean_embeddings, normalization=normalization, layers=layers)
+    embed = partial(proof.clean_embeddings, normalization=normalization, layers=layers)
     step(f"clean images through the encoder, in {dtype}")
-    theirs = embed(verify.twin_of(new.module, first, dtype))
-    base = _of_base_model(new, lambda base: embed(verify.twin_of(base, first, dtype)))
+    theirs = embed(proof.twin_of(new.module, first, dtype))
+    base = _of_base_model(new, lambda base: embed(proof.twin_of(base, first, dtype)))
     step("clean images through the old tower")
     ours = [embed(tower, dtype=dtype) for tower in parts.towers.values()]
 
     def cosine(others: torch.Tensor) -> float:
-        return smallest(verify.mean_cosine(embeddings, others) for embeddings in ours)
+        return smallest(proof.mean_cosine(embeddings, others) for embeddings in ours)
 
     return SwapReport(
         vlm_class=type(parts.vlm).__name__,
@@ -197,7 +197,7 @@ def _warn_of_origin(report: SwapReport, states: Mapping[str, dict[str, torch.Ten
         (cosine, name)
         for path, state in states.items()
         for name, tensor in state.items()
-        if (cosine := checks.weight_cosine(tensor, report.old_states[path][name])) is not None
+        if (cosine := compatibility.weight_cosine(tensor, report.old_states[path][name])) is not None
     ]
     # NaN, of an old tower that held it, counts as the lowest.
     report.weight_cosine, matrix = min(found, key=lambda pair: (not math.isnan(pair[0]), pair[0]))
@@ -205,7 +205,7 @@ def _warn_of_origin(report: SwapReport, states: Mapping[str, dict[str, torch.Ten
     base = f" (base model {report.base_model})" if report.base_model else ""
     if not lowest >= minimum:
         reason = f"clean images have embeddings with cosine {lowest:.2f} only in the encoder '{report.source}'{base}"
-    elif not report.weight_cosine >= min(minimum, checks.MINIMUM_WEIGHT_COSINE):
+    elif not report.weight_cosine >= min(minimum, compatibility.MINIMUM_WEIGHT_COSINE):
         reason = f"'{matrix}' has cosine {report.weight_cosine:.2f} only in the encoder '{report.source}'{base}"
     else:
         return
@@ -220,9 +220,9 @@ def _warn_of_origin(report: SwapReport, states: Mapping[str, dict[str, torch.Ten
 def _apply(parts: _Parts, report: SwapReport, states: Mapping[str, Any], step: Callable[[str], None]) -> None:
     """Write, verify, and put everything back where the proof fails."""
     vlm, processor, first, module = parts.vlm, parts.processor, parts.first, parts.new.module
-    before = None if processor is None else verify.image_tokens(vlm, processor)
+    before = None if processor is None else proof.image_tokens(vlm, processor)
     step(f"a probe image through encoder and tower, in {placement(first)[1]}")
-    expected = verify.probe_states(verify.twin_of(module, first), first, report.source)
+    expected = proof.probe_states(proof.twin_of(module, first), first, report.source)
     report.in_force()
     try:
         _write(parts, report, states)
@@ -230,7 +230,7 @@ def _apply(parts: _Parts, report: SwapReport, states: Mapping[str, Any], step: C
             _prove(tower, expected, report)
         if before is not None:
             step("an image through the whole model")
-            report.image_tokens = (before, verify.forward_check(vlm, processor))
+            report.image_tokens = (before, proof.forward_check(vlm, processor))
     except BaseException:
         report.undo()
         raise
@@ -238,7 +238,7 @@ def _apply(parts: _Parts, report: SwapReport, states: Mapping[str, Any], step: C
 
 def _prove(tower: nn.Module, expected: Sequence[torch.Tensor], report: SwapReport) -> None:
     """The tower, in its own precision and with its own hooks, computes what the encoder computes."""
-    difference, allowed = verify.tower_difference(tower, expected)
+    difference, allowed = proof.tower_difference(tower, expected)
     report.probe_difference = largest([report.probe_difference, difference])
     if not difference <= allowed:
         raise RuntimeError(

@@ -10,7 +10,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from fare_hf.encoders import frozen
 from fare_hf.vlm.families.table import family_of, tower_placement
-from fare_hf.vlm.prompts import prompt_rows, start_device
+from fare_hf.vlm.prompts import padding_of, prompt_rows, start_device
 
 __all__ = ["generate_text"]
 
@@ -62,11 +62,9 @@ def generate_text(
         raise ValueError(f"{len(prompts)} prompts for {len(pixels)} images: give one prompt, or one per image.")
     if not prompts:
         return []
-    tokenizer = processor.tokenizer
     size = (int(pixels.shape[-2]), int(pixels.shape[-1]))
     device, (_, dtype) = start_device(vlm), tower_placement(vlm)
     rows = prompt_rows(vlm, processor, prompts, size, left=True).to(device)
-    padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     with frozen(vlm):
         tokens = cast(Any, vlm).generate(
             input_ids=rows.ids,
@@ -79,8 +77,8 @@ def generate_text(
             temperature=None,
             top_p=None,
             top_k=None,
-            pad_token_id=padding,
+            pad_token_id=padding_of(processor),
             logits_processor=LogitsProcessorList([_Finite(vlm.dtype)]),
         )
-    answers = tokenizer.batch_decode(tokens[:, rows.ids.shape[1] :], skip_special_tokens=True)
+    answers = processor.tokenizer.batch_decode(tokens[:, rows.ids.shape[1] :], skip_special_tokens=True)
     return [answer.strip() for answer in answers]

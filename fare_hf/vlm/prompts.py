@@ -16,7 +16,7 @@ from fare_hf.vlm.families.table import family_of, tower_placement
 from fare_hf.vlm.processors import complete_processor
 from fare_hf.vlm.swap.compatibility import check_image_token
 
-__all__ = ["Rows", "image_token_count", "model_inputs", "pad", "prompt_rows", "start_device"]
+__all__ = ["Rows", "image_token_count", "model_inputs", "padding_of", "prompt_rows", "start_device"]
 
 NO_INPUTS = ("labels",)
 
@@ -77,10 +77,14 @@ def prompt_rows(
         if (prompt, answer) not in found:
             found[prompt, answer] = family.processor_inputs(processor, prompt, picture, answer)
         made.append(found[prompt, answer])
-    ids, mask = pad([inputs["input_ids"][0].tolist() for inputs in made], _padding(processor), left=left)
+
+    def columns(name: str, padding: int = 0) -> Tensor:
+        return _padded([inputs[name][0] for inputs in made], padding, left)
+
+    ids = columns("input_ids", padding_of(processor))
+    mask = _padded([torch.ones_like(inputs["input_ids"][0]) for inputs in made], 0, left)
     known = (*family.of_image, *NO_INPUTS, "input_ids", "attention_mask")
-    names = [name for name in (made[0] if made else {}) if name not in known]
-    extras = {name: _pad_rows([inputs[name][0] for inputs in made], ids.shape[1], left) for name in names}
+    extras = {name: columns(name) for name in made[0] if name not in known}
     return Rows(ids, mask, extras, tuple(int(row) for row in mask.sum(1)))
 
 
@@ -110,26 +114,16 @@ def start_device(vlm: PreTrainedModel) -> torch.device:
     return torch.device(execution) if device.type == "meta" and execution is not None else device
 
 
-def pad(rows: Sequence[Sequence[int]], value: int, *, left: bool = False) -> tuple[Tensor, Tensor]:
-    """Pad rows of ids to one (B, L) tensor; returns it with its attention mask (1 = real)."""
-    width = max(len(row) for row in rows)
-    ids = torch.full((len(rows), width), value, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for number, row in enumerate(rows):
-        place = slice(width - len(row), width) if left else slice(0, len(row))
-        ids[number, place] = torch.tensor(row, dtype=torch.long)
-        mask[number, place] = 1
-    return ids, mask
-
-
-def _padding(processor: Any) -> int:
+def padding_of(processor: Any) -> int:
+    """The id that stands where a text is too short."""
     tokenizer = processor.tokenizer
     return (tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id) or 0
 
 
-def _pad_rows(rows: Sequence[Tensor], width: int, left: bool) -> Tensor:
-    """Rows (L_i, ...) to one (B, L, ...) tensor of zeros and them."""
-    padded = rows[0].new_zeros(len(rows), width, *rows[0].shape[1:])
+def _padded(rows: Sequence[Tensor], padding: int, left: bool) -> Tensor:
+    """Rows (L_i, ...) in one (B, L, ...) tensor."""
+    width = max(map(len, rows))
+    padded = rows[0].new_full((len(rows), width, *rows[0].shape[1:]), padding)
     for number, row in enumerate(rows):
         padded[number, slice(width - len(row), width) if left else slice(0, len(row))] = row
     return padded

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import math
+import re
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from helpers.paths import ROOT
 from helpers.tiny_llava import SIZE, llava
 from helpers.tiny_vlms import PROMPT, TINY, images
 from helpers.vlm_capabilities import CAPABILITIES, DOCUMENT, NotClaimed
@@ -43,6 +46,20 @@ def test_capability(family: str, capability: str) -> None:
 def test_every_family_is_tried() -> None:
     assert {type(tiny.model()).__name__ for tiny in TINY.values()} == {family.vlm_class for family in FAMILIES}
     assert len({family.vlm_class for family in FAMILIES}) == len(FAMILIES)
+
+
+@pytest.mark.parametrize("package", ["vlm", "hub/merge", "evaluation/vlm", "cli"])
+def test_only_the_families_know_a_family_by_its_name(package: str) -> None:
+    starts = re.compile("|".join(family.vlm_class.split("For")[0] for family in FAMILIES))
+    files = [file for file in (ROOT / "fare_hf" / package).rglob("*.py") if "families" not in file.parts]
+    assert files
+    for file in files:
+        tree = ast.parse(file.read_text())
+        told = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}  # docstrings
+        for node in ast.walk(tree):
+            words = [str(value) for _, value in ast.iter_fields(node) if isinstance(value, str)]
+            found = [word for word in words if starts.search(word) and id(node) not in told]
+            assert not found, f"{file} knows {found[0]}: ask its row in vlm/families"
 
 
 @pytest.mark.parametrize("family", TINY)

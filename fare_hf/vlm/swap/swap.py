@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -165,12 +164,15 @@ def _describe(parts: _Parts, step: Callable[[str], None]) -> SwapReport:
     dtype = proof.probe_dtype(first)
     layers = max(layers_read(parts.vlm.config, parts.family, first.config.num_hidden_layers))
     normalization, borrowed = _normalization(new, parts.processor)
-    embed = partial(proof.clean_embeddings, normalization=normalization, layers=layers)
+
+    def embed(vision: Any, dtype: torch.dtype | None = None) -> torch.Tensor:
+        return proof.clean_embeddings(vision, normalization, layers, dtype)
+
     step(f"clean images through the encoder, in {dtype}")
     theirs = embed(proof.twin_of(new.module, first, dtype))
     base = _of_base_model(new, lambda base: embed(proof.twin_of(base, first, dtype)))
     step("clean images through the old tower")
-    ours = [embed(tower, dtype=dtype) for tower in parts.towers.values()]
+    ours = [embed(tower, dtype) for tower in parts.towers.values()]
 
     def cosine(others: torch.Tensor) -> float:
         return smallest(proof.mean_cosine(embeddings, others) for embeddings in ours)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from accelerate.utils import FullyShardedDataParallelPlugin
 from torch import nn
+from torch.distributed.fsdp import StateDictType
 from transformers import IntervalStrategy, TrainingArguments
 from transformers.trainer_utils import HubStrategy, SaveStrategy
+from transformers.training_args import ParallelMode
 
 from fare_hf.attacks import parse_step_size
 from fare_hf.attacks.gradient import check_steps
@@ -21,10 +24,7 @@ from fare_hf.hub import check_repo_id
 from fare_hf.objectives import OBJECTIVES
 from fare_hf.training.logging.measurements import measured_names
 
-if TYPE_CHECKING:
-    from fare_hf.training.config import FareConfig
-
-__all__ = ["Faults", "check_config", "check_launch", "check_parts", "refuse"]
+__all__ = ["Faults", "check_config", "check_launch", "check_parts", "check_sharding", "refuse"]
 
 Faults = Iterable[tuple[object, str]]
 """Conditions, evaluated in order, and what is said where one holds."""
@@ -33,6 +33,8 @@ UNTRIED = {"ACCELERATE_USE_MEGATRON_LM": "Megatron-LM", "ACCELERATE_USE_PARALLEL
 """Ways to divide a model that accelerate would take from the environment, beside DeepSpeed."""
 TEMPLATES = ("This is a photo of a {}.",)
 """Sentences of class names where none are given."""
+WHOLE = {"cpu", "mps"}
+"""Devices on which accelerate leaves weights whole, whatever is asked for."""
 
 
 def refuse(faults: Faults) -> None:
@@ -82,7 +84,44 @@ def _faults_of_launch(use_cpu: bool, deepspeed: Any, environment: Mapping[str, s
     )
 
 
-def check_config(args: FareConfig) -> None:
+def check_sharding(args: TrainingArguments, environment: Mapping[str, str] = os.environ) -> None:
+    """Looks at the FSDP that the launcher or the arguments ask for, before any weights are fetched.
+
+    Args:
+        args: with `fsdp` and `fsdp_config`, and where the run computes.
+        environment: where the launcher left its settings.
+
+    Raises:
+        ValueError: FSDP where nothing would be sharded, the first version of it, or settings that lose weights.
+    """
+    if args.fsdp or environment.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        refuse(_faults_of_sharding(args, environment))
+
+
+def _faults_of_sharding(args: TrainingArguments, environment: Mapping[str, str]) -> Faults:
+    kind = args.distributed_state.distributed_type.value if args.distributed_state else "NO"
+    yield (
+        args.device.type in WHOLE or args.parallel_mode != ParallelMode.DISTRIBUTED,
+        f"fsdp asks for sharded weights, but accelerate runs {kind} on {args.device.type}, where nothing is sharded; "
+        "start it on GPUs with accelerate launch, or leave FSDP out.",
+    )
+    given = args.fsdp_plugin_args or {}
+    version = int(given.get("fsdp_version", environment.get("FSDP_VERSION", 1)))
+    yield version != 2, f"fsdp_version={version} was never tried with gradients to the pixels; give fsdp_version: 2."
+    plugin = FullyShardedDataParallelPlugin(**given)
+    yield (
+        plugin.cpu_ram_efficient_loading,
+        "fsdp_cpu_ram_efficient_loading=true loads no weights in the other processes, which need the original's; give "
+        "false.",
+    )
+    name = getattr(plugin.state_dict_type, "name", plugin.state_dict_type)
+    yield (
+        plugin.state_dict_type != StateDictType.FULL_STATE_DICT,
+        f"fsdp_state_dict_type={name} makes checkpoints without the encoder's weights; give FULL_STATE_DICT.",
+    )
+
+
+def check_config(args: Any) -> None:
     """Values of `FareConfig` that cannot work, would be ignored or would break the record of a run.
 
     Raises:
@@ -92,7 +131,7 @@ def check_config(args: FareConfig) -> None:
         refuse(table(args))
 
 
-def _attack(args: FareConfig) -> Faults:
+def _attack(args: Any) -> Faults:
     yield args.threat_model.eps == 0, "eps=0 leaves nothing to attack; give a radius such as 4/255."
     steps, size = args.attack_steps, args.attack_step_size
     none = isinstance(steps, int) and steps < 1
@@ -107,7 +146,7 @@ def _attack(args: FareConfig) -> Faults:
     )
 
 
-def _cheaper(args: FareConfig) -> Faults:
+def _cheaper(args: Any) -> Faults:
     start, half = args.attack_steps_start, args.bf16 or args.fp16
     yield (
         start is not None and not 1 <= start <= args.attack_steps,
@@ -126,7 +165,7 @@ def _cheaper(args: FareConfig) -> Faults:
     )
 
 
-def _counts(args: FareConfig) -> Faults:
+def _counts(args: Any) -> Faults:
     """Numbers that the Trainer would divide by, or take for something else."""
     given = {name: getattr(args, name) for name in ("trained_blocks", "global_batch_size")}
     given |= {name: getattr(args, name) for name in ("per_device_train_batch_size", "gradient_accumulation_steps")}
@@ -150,7 +189,7 @@ def _counts(args: FareConfig) -> Faults:
     )
 
 
-def _objective(args: FareConfig) -> Faults:
+def _objective(args: Any) -> Faults:
     """The objective is one of `OBJECTIVES`, works on the embedding, and reads what was given for it."""
     name, embedding, scale = args.objective, args.embedding, args.logit_scale
     yield embedding not in EMBEDDINGS, f"embedding={embedding!r} is not known; give one of {', '.join(EMBEDDINGS)}."
@@ -167,7 +206,7 @@ def _objective(args: FareConfig) -> Faults:
     yield unread, f"logit_scale={scale} is not read by objective={name!r}; leave it out."
 
 
-def _trainer(args: FareConfig) -> Faults:
+def _trainer(args: Any) -> Faults:
     """Settings of the Trainer that would break or hide something here."""
     checkpointing = args.activation_checkpointing_kwargs
     yield (
@@ -194,7 +233,7 @@ def _trainer(args: FareConfig) -> Faults:
     )
 
 
-def _publication(args: FareConfig) -> Faults:
+def _publication(args: Any) -> Faults:
     yield (
         args.push_to_hub and args.hub_strategy == HubStrategy.CHECKPOINT,
         "hub_strategy='checkpoint' would publish the optimizer's state; use 'end', 'every_save', or "
@@ -204,7 +243,7 @@ def _publication(args: FareConfig) -> Faults:
         check_repo_id(args.hub_model_id or Path(str(args.output_dir)).absolute().name)
 
 
-def _ignored(args: FareConfig) -> Faults:
+def _ignored(args: Any) -> Faults:
     """Values of options that are used otherwise."""
     never, metric = args.eval_strategy == IntervalStrategy.NO, args.metric_for_best_model
     yield never and args.do_eval, "do_eval=True asks for no evaluation by itself; give eval_strategy='steps'."
@@ -230,7 +269,7 @@ def _ignored(args: FareConfig) -> Faults:
 
 
 def check_parts(
-    args: FareConfig, model: nn.Module, eval_dataset: Any, processing_class: Any, objective: Any, validation: Any
+    args: Any, model: nn.Module, eval_dataset: Any, processing_class: Any, objective: Any, validation: Any
 ) -> None:
     """What `FareTrainer` is given that cannot work, or contradicts its configuration.
 
@@ -242,7 +281,7 @@ def check_parts(
     refuse(_faults_of_evaluation(args, eval_dataset, validation))
 
 
-def _faults_of_model(args: FareConfig, model: nn.Module, processing_class: Any) -> Faults:
+def _faults_of_model(args: Any, model: nn.Module, processing_class: Any) -> Faults:
     yield (
         args.n_gpu > 1,
         f"{args.n_gpu} GPUs are visible to one process; use `accelerate launch`, or set CUDA_VISIBLE_DEVICES.",
@@ -258,7 +297,7 @@ def _faults_of_model(args: FareConfig, model: nn.Module, processing_class: Any) 
         )
 
 
-def _faults_of_objective(args: FareConfig, objective: Any, validation: Any) -> Faults:
+def _faults_of_objective(args: Any, objective: Any, validation: Any) -> Faults:
     kind = OBJECTIVES[args.objective]
     yield (
         objective is None and kind.options,
@@ -280,7 +319,7 @@ def _faults_of_objective(args: FareConfig, objective: Any, validation: Any) -> F
         yield value and not read, f"{name}={value!r} is not read by the objective; leave it out."
 
 
-def _faults_of_evaluation(args: FareConfig, eval_dataset: Any, validation: Any) -> Faults:
+def _faults_of_evaluation(args: Any, eval_dataset: Any, validation: Any) -> Faults:
     """`metric_for_best_model` is looked up after the first evaluation, hours later."""
     metric, accuracies = args.metric_for_best_model, validation is not None and args.eval_attack_steps > 0
     count = 0 if isinstance(eval_dataset, dict) or not hasattr(eval_dataset, "__len__") else len(eval_dataset)

@@ -13,9 +13,8 @@ from fare_hf.attacks import ThreatModel
 from fare_hf.encoders import EMBEDDINGS
 from fare_hf.objectives import OBJECTIVES
 from fare_hf.training.batches import default_workers, divide_batch
-from fare_hf.training.checks import TEMPLATES, check_config, check_launch
+from fare_hf.training.checks import TEMPLATES, check_config, check_launch, check_sharding
 from fare_hf.training.logging.measurements import greater_is_better
-from fare_hf.training.sharding import check_sharding
 from fare_hf.training.trainer_options import check_options
 
 __all__ = ["CHEAPER", "DECIDING", "FareConfig", "options_in"]

@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import SchedulerType
 from transformers.training_args import OptimizerNames
@@ -19,17 +19,15 @@ from fare_hf.objectives import OBJECTIVES, Objective
 from fare_hf.pretrained.encoder_families import PUBLISHED
 from fare_hf.training.config import CHEAPER
 from fare_hf.training.objective_facts import objective_facts
+from fare_hf.training.run import TrainingRun
 from fare_hf.training.sharding import whole_encoder
-
-if TYPE_CHECKING:
-    from fare_hf.training.trainer import FareTrainer
 
 __all__ = ["can_publish", "check_push", "publish", "publish_checkpoint", "recipe", "save_encoder"]
 
 logger = logging.getLogger(__name__)
 
 
-def recipe(trainer: FareTrainer) -> dict[str, Any]:
+def recipe(trainer: TrainingRun) -> dict[str, Any]:
     """What the model card says of the training; `trainer.card["training"]` is part of it."""
     args = trainer.args
     optimizer = args.optim.value if isinstance(args.optim, OptimizerNames) else args.optim
@@ -56,7 +54,7 @@ def recipe(trainer: FareTrainer) -> dict[str, Any]:
     }
 
 
-def _texts(trainer: FareTrainer) -> dict[str, Any]:
+def _texts(trainer: TrainingRun) -> dict[str, Any]:
     """The objective's own settings, and the sentences that it was made from where the options of the run say them."""
     args, objective = trainer.args, trainer.objective
     found = objective.settings() if isinstance(objective, Objective) else {}
@@ -66,13 +64,13 @@ def _texts(trainer: FareTrainer) -> dict[str, Any]:
     return found
 
 
-def can_publish(trainer: FareTrainer) -> bool:
+def can_publish(trainer: TrainingRun) -> bool:
     """Whether the encoder is one that `save_robust_encoder` takes."""
     encoder = trainer.accelerator.unwrap_model(trainer.model)
     return any(cls.__name__ in PUBLISHED for cls in type(encoder).__mro__)
 
 
-def save_encoder(trainer: FareTrainer, folder: str | os.PathLike[str], **changes: Any) -> None:
+def save_encoder(trainer: TrainingRun, folder: str | os.PathLike[str], **changes: Any) -> None:
     """The trained encoder on the main process: `save_robust_encoder`, or without a card where that takes no such
     class. Every process calls this."""
     encoder = whole_encoder(trainer)
@@ -86,7 +84,7 @@ def save_encoder(trainer: FareTrainer, folder: str | os.PathLike[str], **changes
         trainer.accelerator.wait_for_everyone()
 
 
-def check_push(trainer: FareTrainer, token: str | None) -> str:
+def check_push(trainer: TrainingRun, token: str | None) -> str:
     """Before the first step: the name is valid, the token there, and it may write; returns the repository's name.
 
     Raises:
@@ -104,7 +102,7 @@ def check_push(trainer: FareTrainer, token: str | None) -> str:
 
 
 def publish(
-    trainer: FareTrainer,
+    trainer: TrainingRun,
     folder: str | os.PathLike[str] | None = None,
     *,
     commit_message: str | None = None,
@@ -129,7 +127,7 @@ def publish(
         trainer.accelerator.wait_for_everyone()
 
 
-def publish_checkpoint(trainer: FareTrainer, checkpoint: str, revision: str | None) -> None:
+def publish_checkpoint(trainer: TrainingRun, checkpoint: str, revision: str | None) -> None:
     """Publishes the encoder of a checkpoint; where that fails the training goes on, and `checkpoint/encoder` stays."""
     folder, encoder = Path(checkpoint) / "encoder", whole_encoder(trainer)
     try:
@@ -152,7 +150,7 @@ def _save_plain(encoder: Any, processor: Any, folder: Path) -> None:
 
 
 def _push_options(
-    trainer: FareTrainer,
+    trainer: TrainingRun,
     *,
     commit_message: str | None = None,
     token: str | None = None,
@@ -170,14 +168,14 @@ def _push_options(
     }
 
 
-def _options(trainer: FareTrainer, changes: dict[str, Any]) -> dict[str, Any]:
+def _options(trainer: TrainingRun, changes: dict[str, Any]) -> dict[str, Any]:
     """Arguments of `save_robust_encoder`."""
     _name_base(trainer)
     card = {**trainer.card, "processor": trainer.processing_class, "threat_model": trainer.args.threat_model}
     return {**card, "training": recipe(trainer), **changes}
 
 
-def _name_base(trainer: FareTrainer) -> None:
+def _name_base(trainer: TrainingRun) -> None:
     """The original and its licence for the card; once, while the folder it was loaded from is where it was."""
     origin = str(trainer.card.get("base_model") or _origin(trainer))
     if "license" not in trainer.card:
@@ -185,7 +183,7 @@ def _name_base(trainer: FareTrainer) -> None:
     trainer.card["base_model"] = base_name(origin)
 
 
-def _origin(trainer: FareTrainer) -> str:
+def _origin(trainer: TrainingRun) -> str:
     """Where the encoder was loaded from: repository, or folder, which may be gone; one made in memory has no name."""
     found = str(trainer.accelerator.unwrap_model(trainer.model).config._name_or_path or "unknown")
     known = Path(found).is_dir() or (is_hub_id(found) and found != "unknown")

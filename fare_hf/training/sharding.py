@@ -2,65 +2,19 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import FullyShardedDataParallelPlugin
 from torch import nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, StateDictType
-from transformers import PreTrainedModel, TrainingArguments
-from transformers.training_args import ParallelMode
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
+from transformers import PreTrainedModel
 
-from fare_hf.training.checks import Faults, refuse
+from fare_hf.training.checks import refuse
+from fare_hf.training.run import TrainingRun
 from fare_hf.training.trainable import blocks_of
 
-if TYPE_CHECKING:
-    from fare_hf.training.trainer import FareTrainer
-
-__all__ = ["check_sharding", "prepare_frozen", "set_up_sharding", "whole_encoder"]
-
-WHOLE = {"cpu", "mps"}
-"""Devices on which accelerate leaves weights whole, whatever is asked for."""
-
-
-def check_sharding(args: TrainingArguments, environment: Mapping[str, str] = os.environ) -> None:
-    """Looks at the FSDP that the launcher or the arguments ask for, before any weights are fetched.
-
-    Args:
-        args: with `fsdp` and `fsdp_config`, and where the run computes.
-        environment: where the launcher left its settings.
-
-    Raises:
-        ValueError: FSDP where nothing would be sharded, the first version of it, or settings that lose weights.
-    """
-    if args.fsdp or environment.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
-        refuse(_faults_of_sharding(args, environment))
-
-
-def _faults_of_sharding(args: TrainingArguments, environment: Mapping[str, str]) -> Faults:
-    kind = args.distributed_state.distributed_type.value if args.distributed_state else "NO"
-    yield (
-        args.device.type in WHOLE or args.parallel_mode != ParallelMode.DISTRIBUTED,
-        f"fsdp asks for sharded weights, but accelerate runs {kind} on {args.device.type}, where nothing is sharded; "
-        "start it on GPUs with accelerate launch, or leave FSDP out.",
-    )
-    given = args.fsdp_plugin_args or {}
-    version = int(given.get("fsdp_version", environment.get("FSDP_VERSION", 1)))
-    yield version != 2, f"fsdp_version={version} was never tried with gradients to the pixels; give fsdp_version: 2."
-    plugin = FullyShardedDataParallelPlugin(**given)
-    yield (
-        plugin.cpu_ram_efficient_loading,
-        "fsdp_cpu_ram_efficient_loading=true loads no weights in the other processes, which need the original's; give "
-        "false.",
-    )
-    name = getattr(plugin.state_dict_type, "name", plugin.state_dict_type)
-    yield (
-        plugin.state_dict_type != StateDictType.FULL_STATE_DICT,
-        f"fsdp_state_dict_type={name} makes checkpoints without the encoder's weights; give FULL_STATE_DICT.",
-    )
+__all__ = ["prepare_frozen", "set_up_sharding", "whole_encoder"]
 
 
 def set_up_sharding(accelerator: Accelerator, encoder: PreTrainedModel) -> None:
@@ -100,7 +54,7 @@ def prepare_frozen(accelerator: Accelerator, module: nn.Module) -> nn.Module:
     return prepared
 
 
-def whole_encoder(trainer: FareTrainer) -> Any:
+def whole_encoder(trainer: TrainingRun) -> Any:
     """The encoder with all of its weights, as a plain class of transformers.
 
     Under FSDP every process must call this: the shards are gathered in the main memory of the main process, into a

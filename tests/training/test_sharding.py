@@ -256,7 +256,7 @@ def test_settings_of_fsdp_that_lose_weights_are_refused(
     name: str, value: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As arguments and as a launcher hands them over; the ready configuration is not refused."""
-    monkeypatch.setattr("fare_hf.training.sharding.WHOLE", set())
+    monkeypatch.setattr("fare_hf.training.checks.WHOLE", set())
     monkeypatch.setattr(TrainingArguments, "parallel_mode", ParallelMode.DISTRIBUTED)
     monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "false")  # which accelerate writes
     with pytest.raises(ValueError, match=message):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate.commands.config.config_args import default_config_file
@@ -20,9 +20,7 @@ from fare_hf.training.checkpointing.identity import image_backend
 from fare_hf.training.config import CHEAPER, FareConfig
 from fare_hf.training.estimate import training_flops
 from fare_hf.training.objective_facts import objective_facts
-
-if TYPE_CHECKING:
-    from fare_hf.training.trainer import FareTrainer
+from fare_hf.training.run import TrainingRun
 
 __all__ = ["SayAtStart", "facts_of_run"]
 
@@ -34,7 +32,7 @@ class SayAtStart(TrainerCallback):
         trainer: that runs.
     """
 
-    def __init__(self, trainer: FareTrainer) -> None:
+    def __init__(self, trainer: TrainingRun) -> None:
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -44,7 +42,7 @@ class SayAtStart(TrainerCallback):
             print("This run:", *lines, sep="\n", flush=True)
 
 
-def facts_of_run(trainer: FareTrainer) -> dict[str, str]:
+def facts_of_run(trainer: TrainingRun) -> dict[str, str]:
     """Name -> one line, of a trainer that is about to make its first step."""
     args = trainer.args
     return {
@@ -63,7 +61,7 @@ def facts_of_run(trainer: FareTrainer) -> dict[str, str]:
     }
 
 
-def _device(trainer: FareTrainer) -> str:
+def _device(trainer: TrainingRun) -> str:
     device, count = trainer.args.device, trainer.args.world_size
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
     sharded = ", weights sharded (FSDP)" if trainer.is_fsdp_enabled else ""
@@ -79,7 +77,7 @@ def _update(args: FareConfig) -> str:
     return f"{images} images = {product} (processes x images at a time x batches), by {given}{paper}"
 
 
-def _precision(trainer: FareTrainer) -> str:
+def _precision(trainer: TrainingRun) -> str:
     args, used = trainer.args, trainer.accelerator.mixed_precision
     name = f"fp32{' with TF32' if uses_tf32(args.device) else ''}" if used == "no" else used
     if args.bf16 or args.fp16:
@@ -87,7 +85,7 @@ def _precision(trainer: FareTrainer) -> str:
     return f"{name} ({_launcher() if 'ACCELERATE_MIXED_PRECISION' in os.environ else 'default'})"
 
 
-def _compile(trainer: FareTrainer) -> str:
+def _compile(trainer: TrainingRun) -> str:
     if trainer.compiled_by is None:
         return "no"
     return f"{trainer.compiled_by} ({'option torch_compile' if trainer.args.torch_compile else _launcher()})"
@@ -99,7 +97,7 @@ def _launcher() -> str:
     return f"from accelerate launch, an option or its configuration{stale}"
 
 
-def _recipe(trainer: FareTrainer) -> str:
+def _recipe(trainer: TrainingRun) -> str:
     args = trainer.args
     cheaper = [f", {name}={value}" for name in CHEAPER if (value := getattr(args, name))]
     name, steps = (
@@ -109,7 +107,7 @@ def _recipe(trainer: FareTrainer) -> str:
     return f"{name}, {args.embedding} embedding, {args.threat_model}, PGD with {steps}{''.join(cheaper)}"
 
 
-def _steps(trainer: FareTrainer) -> str:
+def _steps(trainer: TrainingRun) -> str:
     args, last, first = trainer.args, trainer.state.max_steps, trainer.state.global_step
     warmup = args.get_warmup_steps(last)
     schedule = f"{SchedulerType(args.lr_scheduler_type).value}, warm-up {warmup}"
@@ -124,7 +122,7 @@ def _trained(model: torch.nn.Module) -> str:
     return f"{trained / 1e6:.4g} of {all_of_them / 1e6:.4g} M parameters"
 
 
-def _hours(trainer: FareTrainer) -> str:
+def _hours(trainer: TrainingRun) -> str:
     args = trainer.args
     if (peak := peak_flops(args.device, half=trainer.half)) is None:
         return "not known before the first steps: no peak of this device is on record"

@@ -4,7 +4,7 @@ accelerate shards for the kinds of devices that a list in `AcceleratorState.__in
 among them: `accelerate launch --config_file examples/accelerate/fsdp.yaml` with `--use_cpu` is DDP. PyTorch's FSDP2
 itself runs on CPUs. `shard_on_cpu` adds that one name to accelerate's list and changes nothing else: the plugin, the
 wrapping, the precision and the optimizer are accelerate's own, from the same file that GPUs use. fare_hf refuses FSDP
-on a CPU for that reason (`sharding.WHOLE`): there too one name changes.
+on a CPU for that reason (`checks.WHOLE`): there too one name changes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import accelerate.state
 from accelerate.state import AcceleratorState
 from torch.distributed.tensor import DTensor
 
-from fare_hf.training import FareTrainer, sharding
+from fare_hf.training import FareTrainer
 
 LAST = "DistributedType.MULTI_NEURON,\n"
 """The last name in accelerate's list."""
@@ -25,7 +25,7 @@ LAST = "DistributedType.MULTI_NEURON,\n"
 
 def shard_on_cpu() -> None:
     """Adds `MULTI_CPU` to the kinds of devices that accelerate shards on, in this process; again does nothing."""
-    if "cpu" not in sharding.WHOLE:
+    if "cpu" not in checks.WHOLE:
         return
     source = textwrap.dedent(inspect.getsource(AcceleratorState.__init__))
     assert source.count(LAST) == 1, "accelerate's list of devices that FSDP runs on is another"
@@ -33,7 +33,7 @@ def shard_on_cpu() -> None:
     found: dict[str, Any] = {}
     exec(code, vars(accelerate.state), found)
     AcceleratorState.__init__ = found["__init__"]  # type: ignore[method-assign]
-    sharding.WHOLE.discard("cpu")
+    checks.WHOLE.discard("cpu")
 
 
 def how_it_ran(trainer: FareTrainer) -> dict[str, Any]:

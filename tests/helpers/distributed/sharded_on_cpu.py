@@ -17,7 +17,7 @@ import accelerate.state
 from accelerate.state import AcceleratorState
 from torch.distributed.tensor import DTensor
 
-from fare_hf.training import FareTrainer
+from fare_hf.training import FareTrainer, checks
 
 LAST = "DistributedType.MULTI_NEURON,\n"
 """The last name in accelerate's list."""

@@ -73,7 +73,7 @@ def reference_accuracy(problem: Problem, threat_model: ThreatModel, effort: Mapp
     attacks = REFERENCE_ATTACKS[version]
     reference = AutoAttack(logits_of, attacks=attacks, version="custom", eps=threat_model.eps, norm=norm, seed=0)
     reference.apgd.n_iter = reference.apgd_targeted.n_iter = reference.fab.n_iter = effort["steps"]
-    reference.apgd_targeted.n_target_classes = reference.fab.n_target_classes = effort["targets"]
+    reference.apgd_targeted.n_target_classes = reference.fab.n_target_classes = effort["target_classes"]
     reference.apgd.n_restarts, reference.square.n_queries = 1, effort["queries"]
     points, _ = reference.run_standard_evaluation(pixels, labels, batch_size=128)
     with torch.no_grad():
@@ -125,11 +125,11 @@ def main() -> None:
     parser.add_argument("--samples", type=int, help="images (default: the main set's 520, and 1000 random ones)")
     parser.add_argument("--version", default="standard", choices=list(REFERENCE_ATTACKS))
     parser.add_argument("--steps", type=int, default=100, help="of APGD and FAB")
-    parser.add_argument("--targets", type=int, default=9, help="of targeted APGD and FAB-T")
+    parser.add_argument("--target_classes", type=int, default=9, help="of targeted APGD and FAB-T")
     parser.add_argument("--queries", type=int, default=5000, help="of Square")
     parser.add_argument("--output_dir", type=Path, help="where parity.json and parity.md go")
     args = parser.parse_args()
-    effort = {"steps": args.steps, "targets": args.targets, "queries": args.queries}
+    effort = {"steps": args.steps, "target_classes": args.target_classes, "queries": args.queries}
     content: dict[str, Any] = {"effort": effort, "environment": environment(), "lines": []}
     for name in args.models:
         with ExitStack() as stack:

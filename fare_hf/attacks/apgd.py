@@ -89,6 +89,8 @@ def apgd(
         check_start(start, pixels)
     if restarts > 1 and (save is not None or resume is not None):
         raise ValueError(f"restarts {restarts} with a saved state: save and resume runs one at a time.")
+    if resume is not None and not isinstance(resume, Mapping):
+        raise TypeError(f"resume {resume!r} is a {type(resume).__name__}: pass a state that save was given.")
     clean = pixels.detach().float()
     generator = generator or torch.Generator().manual_seed(0)
     best: ApgdResult | None = None

@@ -110,7 +110,7 @@ def autoattack(
     version: Version = "standard",
     steps: int = 100,
     restarts: int = 1,
-    targets: int = 9,
+    target_classes: int = 9,
     queries: int = 5000,
     batch_size: int = 250,
     generator: torch.Generator | None = None,
@@ -127,7 +127,7 @@ def autoattack(
         threat_model: what is allowed.
         version: "standard" or "paper".
         steps, restarts: of each run of APGD and FAB.
-        targets: wrong classes tried by each of the targeted attacks, at most K - 1.
+        target_classes: wrong classes tried by each of the targeted attacks, at most K - 1.
         queries: of Square.
         batch_size: images of a forward; survivors are packed again before each attack.
         generator: of all randomness; None is a fresh one with seed 0.
@@ -145,7 +145,7 @@ def autoattack(
     with torch.no_grad():
         logits = torch.cat([logits_of(part) for part in clean.split(batch_size)])
     labels = check_labels(labels.to(logits.device), len(clean), logits.shape[1])
-    stages, notes = class_stages(logits.shape[1], targets, version)
+    stages, notes = class_stages(logits.shape[1], target_classes, version)
     others = logits.scatter(1, labels[:, None], -torch.inf)
     success, found = predicted_classes(logits) != labels, clean.clone()
     accuracy = {"clean": (~success).double().mean().item()}
@@ -162,19 +162,21 @@ def autoattack(
     return AutoAttackResult(found, success, ensemble_name(stages), accuracy, notes)
 
 
-def class_stages(classes: int, targets: int = 9, version: Version = "paper") -> tuple[list[Stage], tuple[str, ...]]:
+def class_stages(
+    classes: int, target_classes: int = 9, version: Version = "paper"
+) -> tuple[list[Stage], tuple[str, ...]]:
     """The stages of a version for a number of classes, and what had to be left out.
 
     Raises:
-        ValueError: an unknown version, fewer than 2 classes, or targets below 1.
+        ValueError: an unknown version, fewer than 2 classes, or target_classes below 1.
     """
     if version not in VERSIONS:
         raise ValueError(f"version {version!r} is unknown: pass one of {', '.join(VERSIONS)}.")
     if classes < 2:
         raise ValueError(f"there are {classes} classes: an attack on a classifier needs at least 2.")
-    if targets < 1:
-        raise ValueError(f"targets {targets} must be at least 1.")
-    ranks, notes = range(1, min(targets, classes - 1) + 1), []
+    if target_classes < 1:
+        raise ValueError(f"target_classes {target_classes} must be at least 1.")
+    ranks, notes = range(1, min(target_classes, classes - 1) + 1), []
     stages = [Stage("apgd", "ce")]
     if classes == 2:
         notes.append("2 classes: no DLR (needs 3), no targeted DLR (needs 4)")
@@ -185,8 +187,8 @@ def class_stages(classes: int, targets: int = 9, version: Version = "paper") -> 
         stages += [Stage("apgd", "targeted-dlr", rank) for rank in ranks]
     if version == "standard":
         stages += [Stage("fab", "targeted-margin", rank) for rank in ranks] + [Stage("square", "margin")]
-    if len(ranks) < targets and any(stage.rank for stage in stages):
-        notes.append(f"{classes} classes: {len(ranks)} targets, not {targets}")
+    if len(ranks) < target_classes and any(stage.rank for stage in stages):
+        notes.append(f"{classes} classes: {len(ranks)} targets, not {target_classes}")
     return stages, tuple(notes)
 
 

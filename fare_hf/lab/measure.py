@@ -127,7 +127,11 @@ def measure_zero_shot(
     for dataset, count in budget.images.items():
         test = part(dataset, count)
         options = _options(name, dataset, test.groups, threat_models, seed)
-        options |= {"steps": budget.steps, "targets": budget.target_classes, "normalization": lab_normalization()}
+        options |= {
+            "steps": budget.steps,
+            "target_classes": budget.target_classes,
+            "normalization": lab_normalization(),
+        }
         rows += evaluate_zero_shot(encoder, text_embeddings(clip, test), test.pixels, test.labels, **options)
     return rows
 

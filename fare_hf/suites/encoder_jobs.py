@@ -144,8 +144,7 @@ class ZeroShot(OnImages, Attacked):
 
     def run(self, subject: Subject) -> list[Row]:
         images, encoder = self.images(subject), load_encoder(subject.name_or_path)
-        effort = self.given("steps", "restarts", "queries", "batch_size", "seed")
-        effort |= {"targets": self.target_classes} if self.target_classes else {}
+        effort = self.given("steps", "restarts", "target_classes", "queries", "batch_size", "seed")
         options = effort | self.given("attack", "stop_fooled") | self.row_names(subject)
         options |= {"groups": images.groups, "native": images.native, "threat_models": self.threats()}
         texts = images.texts(subject.name_or_path)

@@ -24,7 +24,7 @@ def lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> list[
 
 
 def test_robust_accuracy_is_never_higher_than_the_references(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ["--models", "dense", "--samples", "500", "--steps", "15", "--targets", "2", "--queries", "20"]
+    words = ["--models", "dense", "--samples", "500", "--steps", "15", "--target_classes", "2", "--queries", "20"]
     found = lines(tmp_path, monkeypatch, *words, "--eps", "4/255", "8/255")
     assert [line["threat_model"] for line in found] == ["linf 4/255", "linf 8/255"]
     assert all(line["within"] and line["attack"] == "apgd-ce+apgd-t2+fab-t2+square" for line in found)
@@ -34,7 +34,7 @@ def test_robust_accuracy_is_never_higher_than_the_references(tmp_path: Path, mon
 @pytest.mark.slow
 def test_lab_encoders_and_l2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["--models", "convolutions", "fare-4", "--norms", "linf", "l2", "--samples", "52", "--steps", "5"]
-    found = lines(tmp_path, monkeypatch, *words, "--targets", "1", "--queries", "10", "--version", "paper")
+    found = lines(tmp_path, monkeypatch, *words, "--target_classes", "1", "--queries", "10", "--version", "paper")
     assert len(found) == 12 and {line["attack"] for line in found} == {"apgd-ce+apgd-t1"}
 
 

@@ -41,7 +41,9 @@ ATTACKS: dict[str, Attack] = {
     "apgd, start": lambda ball, clean: apgd(LOSS, clean, ball, steps=5, start=1 - clean).pixels,
     "fab": lambda ball, clean: fab(MARGIN, clean, ball, steps=3, restarts=2).pixels,
     "square": lambda ball, clean: square(MARGIN, clean, ball, queries=5).pixels,
-    "autoattack": lambda ball, clean: autoattack(logits_of, clean, LABELS, ball, steps=3, queries=3, targets=2).pixels,
+    "autoattack": lambda ball, clean: (
+        autoattack(logits_of, clean, LABELS, ball, steps=3, queries=3, target_classes=2).pixels
+    ),
     "universal": lambda ball, clean: apply_universal(
         clean,
         universal_perturbation(

@@ -159,6 +159,8 @@ def test_a_resumed_run_ends_with_the_same_bits(stop: bool) -> None:
         apgd(loss, pixels, THREATS[0], steps=24, resume=states[0])
     with pytest.raises(ValueError, match="one at a time"):
         apgd(loss, pixels, THREATS[0], steps=23, restarts=2, resume=states[0])
+    with pytest.raises(TypeError, match="resume 3 is a int: pass a state"):
+        apgd(loss, pixels, THREATS[0], steps=23, resume=3)
 
 
 def test_targeted_pgd_and_apgd_reach_the_target() -> None:
@@ -202,7 +204,7 @@ def test_ensemble_leaves_nobody_unattacked_and_names_itself() -> None:
     labels = labels.clone()
     labels[:4] = (labels[:4] + 1) % 10
     threat = ThreatModel("linf", "2/255")
-    result = autoattack(net, pixels, labels, threat, steps=10, targets=2, queries=30, batch_size=32)
+    result = autoattack(net, pixels, labels, threat, steps=10, target_classes=2, queries=30, batch_size=32)
     assert result.name == "apgd-ce+apgd-t2+fab-t2+square"
     assert list(result.accuracy) == ["clean", "apgd-ce", "apgd-t1", "apgd-t2", "fab-t1", "fab-t2", "square"]
     values = list(result.accuracy.values())
@@ -210,7 +212,7 @@ def test_ensemble_leaves_nobody_unattacked_and_names_itself() -> None:
     threat.check(result.pixels, pixels)
     assert torch.equal(net(result.pixels).argmax(1) != labels, result.success)
     assert torch.equal(result.pixels[:4], pixels[:4])  # wrong already: not attacked
-    paper = autoattack(net, pixels, labels, threat, version="paper", steps=10, targets=2, batch_size=32)
+    paper = autoattack(net, pixels, labels, threat, version="paper", steps=10, target_classes=2, batch_size=32)
     assert paper.name == "apgd-ce+apgd-t2" and torch.equal(paper.success & result.success, paper.success)
 
 

@@ -142,6 +142,8 @@ def test_transfer_is_a_matrix_of_rows() -> None:
     RobustnessReport(found.rows)
     assert found.values == [[0.0, 1.0], [1.0, 1.0]] and found.rows[0].dataset == "noise made on A"
     assert found.to_markdown().splitlines()[2] == "| A | 0.0 | 100.0 |"
+    strange = transfer_matrix({"a|b`c": clean}, {"d|e": judges["B"]}, clean, threat, **names).to_markdown()
+    assert strange.splitlines()[0] == r"| made on | d\|e |" and r"| a\|b\`c | 100.0 |" in strange
     with pytest.raises(ValueError, match="leaves the threat model"):
         transfer_matrix({"A": 1 - clean}, judges, clean, threat, **names)
 

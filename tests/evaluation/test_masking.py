@@ -12,7 +12,7 @@ from fare_hf.attacks import ThreatModel
 from fare_hf.evaluation.zero_shot.gradient_masking import check_gradient_masking
 
 THREAT = ThreatModel("linf", "8/255")
-OPTIONS = {"steps": 10, "targets": 2, "queries": 60, "batch_size": 25, "more": 2}
+OPTIONS = {"steps": 10, "target_classes": 2, "queries": 60, "batch_size": 25, "more": 2}
 
 
 def problem() -> tuple[nn.Module, Tensor, Tensor]:

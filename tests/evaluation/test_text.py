@@ -50,7 +50,7 @@ def test_captions_bookkeeping(vlm, proc) -> None:
         references,
         threat_models=[LARGE, SMALL],
         steps=4,
-        rounds=2,
+        restarts=2,
         seed=5,
         keep=[0, 6],
         **NAMES,
@@ -128,8 +128,8 @@ def test_nothing_is_left_behind(proc) -> None:
 def test_bad_input(vlm, proc) -> None:
     with pytest.raises(ValueError, match="2 images, 1 captions"):
         evaluate_captions(vlm, proc, images(2), ["a"], **NAMES)
-    with pytest.raises(ValueError, match="rounds 0"):
-        evaluate_captions(vlm, proc, images(1), ["a"], rounds=0, **NAMES)
+    with pytest.raises(ValueError, match="restarts 0"):
+        evaluate_captions(vlm, proc, images(1), ["a"], restarts=0, **NAMES)
     with pytest.raises(ValueError, match="data set is empty"):
         evaluate_captions(vlm, proc, images(1)[:0], [], **NAMES)
     with pytest.raises(ValueError, match="outside \\[0, 1\\]"):

@@ -108,9 +108,9 @@ def test_at_least_as_strong_as_its_first_stage() -> None:
         (2, {}, "apgd-ce"),
         (3, {}, "apgd-ce+apgd-dlr"),
         (4, {}, "apgd-ce+apgd-t3"),
-        (12, {"targets": 2}, "apgd-ce+apgd-t2"),
+        (12, {"target_classes": 2}, "apgd-ce+apgd-t2"),
         (12, {"attack": "apgd-ce"}, "apgd-ce"),
-        (4, {"steps": 20, "targets": 1}, "apgd-ce(2)+apgd-ce+apgd-t1"),
+        (4, {"steps": 20, "target_classes": 1}, "apgd-ce(2)+apgd-ce+apgd-t1"),
     ],
 )
 def test_few_classes_and_the_name_of_what_was_run(classes: int, changes: dict, name: str) -> None:
@@ -182,7 +182,7 @@ def test_half_precision_models_are_attacked_in_fp32_pixels() -> None:
     [
         ({"attack": "fgsm"}, "attack 'fgsm' is unknown"),
         ({"classes": 1}, "at least 2"),
-        ({"targets": 0}, "targets 0"),
+        ({"target_classes": 0}, "target_classes 0"),
         ({"batch_size": 0}, "batch_size 0"),
         ({"steps": 0, "threat_models": [ThreatModel("linf", "2/255")]}, "steps"),
     ],

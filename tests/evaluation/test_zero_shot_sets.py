@@ -111,14 +111,14 @@ def evaluate(size: int = 32, **options) -> list[Row]:
 
 def test_native_pixels_are_attacked_with_the_resize_inside() -> None:
     threats = [ThreatModel("linf", "16/255"), ThreatModel("linf", "48/255")]
-    clean, small, large = evaluate(size=16, native=True, threat_models=threats, targets=1)
+    clean, small, large = evaluate(size=16, native=True, threat_models=threats, target_classes=1)
     assert clean.value == 1.0 and large.value <= small.value <= 1.0 and large.value < 1.0
     with pytest.raises(ValueError, match="doesn't match model|image size"):
         evaluate(size=16)
 
 
 def test_autoattack_adds_fab_and_square() -> None:
-    options = {"targets": 2, "steps": 2, "threat_models": [ThreatModel("linf", "6/255")]}
+    options = {"target_classes": 2, "steps": 2, "threat_models": [ThreatModel("linf", "6/255")]}
     rows = evaluate(attack="autoattack", queries=5, **options)
     assert rows[1].attack["name"] == "apgd-ce+apgd-t2+fab-t2+square"
     plain = evaluate(**options)
@@ -126,7 +126,7 @@ def test_autoattack_adds_fab_and_square() -> None:
 
 
 def test_fooled_samples_may_leave_in_the_middle_of_a_run() -> None:
-    options = {"targets": 1, "threat_models": [ThreatModel("linf", "3/255")]}
+    options = {"target_classes": 1, "threat_models": [ThreatModel("linf", "3/255")]}
     assert [row.value for row in evaluate(stop_fooled=True, **options)] == [row.value for row in evaluate(**options)]
 
 
@@ -134,7 +134,7 @@ def test_two_processes_give_the_rows_of_one(tmp_path: Path) -> None:
     code = (
         "import json, os, sys\n"
         "from test_zero_shot_sets import evaluate\n"
-        "rows = evaluate(distributed=True, targets=1)\n"
+        "rows = evaluate(distributed=True, target_classes=1)\n"
         "open(f'{sys.argv[1]}/{os.environ[\"RANK\"]}.json', 'w').write(json.dumps([row.to_dict() for row in rows]))\n"
     )
     (tmp_path / "run.py").write_text(code)
@@ -145,6 +145,6 @@ def test_two_processes_give_the_rows_of_one(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": paths, "ACCELERATE_USE_CPU": "true"}
     found = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr[-3000:]
-    alone = [row.to_dict() for row in evaluate(targets=1)]
+    alone = [row.to_dict() for row in evaluate(target_classes=1)]
     for rank in range(2):
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == alone

@@ -50,7 +50,7 @@ def evaluate_captions(
     threat_models: Sequence[ThreatModel] = (),
     correct: Callable[[str, str], bool] | None = None,
     steps: int = 100,
-    rounds: int = 1,
+    restarts: int = 1,
     seed: int = 0,
     batch_size: int = 64,
     max_new_tokens: int = 20,
@@ -73,7 +73,7 @@ def evaluate_captions(
         threat_models: none means clean captions only.
         correct: `(text, reference) -> bool`; None is `NamesConcept(references)`.
         steps: of each full APGD run.
-        rounds: full APGD runs, each from another random start on the survivors; rows give it as `restarts`.
+        restarts: full APGD runs, each from another random start on the survivors.
         seed, batch_size, max_new_tokens: as named.
         groups: one label per sample for a cluster bootstrap; None gives Wilson intervals.
         keep: indices of samples whose perturbed pixels are wanted back, for pictures.
@@ -90,10 +90,10 @@ def evaluate_captions(
         raise ValueError(
             f"{len(samples)} images, {len(captions)} captions, {len(wanted)} references: give one of each per image."
         )
-    counts = {"steps": steps, "rounds": rounds, "batch_size": batch_size, "max_new_tokens": max_new_tokens}
+    counts = {"steps": steps, "restarts": restarts, "batch_size": batch_size, "max_new_tokens": max_new_tokens}
     check_plan(len(samples), threat_models, groups, seed, {"model": model, "dataset": dataset}, **counts)
     rule = NamesConcept(wanted) if correct is None else correct
-    attack = TextAttack(vlm, processor, samples, prompt, steps, rounds, seed, batch_size, max_new_tokens, keep)
+    attack = TextAttack(vlm, processor, samples, prompt, steps, restarts, seed, batch_size, max_new_tokens, keep)
 
     def loss_of(batch: list[int]) -> LossFn:
         return VlmLoss(vlm, processor, prompt, [captions[index] for index in batch])

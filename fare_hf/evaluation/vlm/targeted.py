@@ -28,7 +28,7 @@ def evaluate_targeted(
     dataset: str,
     threat_models: Sequence[ThreatModel],
     steps: int = 200,
-    rounds: int = 1,
+    restarts: int = 1,
     seed: int = 0,
     batch_size: int = 64,
     max_new_tokens: int = 20,
@@ -49,7 +49,7 @@ def evaluate_targeted(
         model, dataset: names for the rows.
         threat_models: at least one.
         steps: of each full APGD run.
-        rounds: full APGD runs, each from another random start on the survivors; rows give it as `restarts`.
+        restarts: full APGD runs, each from another random start on the survivors.
         seed, batch_size: as named.
         max_new_tokens: of the answer; must leave room for the target.
         groups: one label per sample for a cluster bootstrap; None gives Wilson intervals.
@@ -64,9 +64,9 @@ def evaluate_targeted(
     """
     if not target.strip() or not threat_models:
         raise ValueError(f"target {target!r} and {len(threat_models)} threat models: give a string and at least one.")
-    counts = {"steps": steps, "rounds": rounds, "batch_size": batch_size, "max_new_tokens": max_new_tokens}
+    counts = {"steps": steps, "restarts": restarts, "batch_size": batch_size, "max_new_tokens": max_new_tokens}
     check_plan(len(samples), threat_models, groups, seed, {"model": model, "dataset": dataset}, **counts)
-    attack = TextAttack(vlm, processor, samples, prompt, steps, rounds, seed, batch_size, max_new_tokens, keep)
+    attack = TextAttack(vlm, processor, samples, prompt, steps, restarts, seed, batch_size, max_new_tokens, keep)
     whole = target_loss(vlm, processor, prompt, target, max_new_tokens)
 
     def loss_of(batch: list[int]) -> LossFn:

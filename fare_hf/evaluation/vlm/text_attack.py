@@ -59,14 +59,14 @@ class TextEvaluation:
 
 @dataclass
 class TextAttack:
-    """One vision-language model, one set of images, one prompt, attacked by APGD in screening and full rounds.
+    """One vision-language model, one set of images, one prompt, attacked by APGD in screening and full runs.
 
     Attributes:
         vlm, processor: the model and its processor.
         samples: see `fare_hf.evaluation.attack_loop.gather`.
         prompt: with the image placeholder.
         steps: of a full APGD run.
-        rounds: number of full runs, each from another random start and on the survivors only.
+        restarts: number of full runs, each from another random start and on the survivors only.
         seed, batch_size, max_new_tokens: as named.
         keep: samples whose perturbed pixels are kept.
     """
@@ -76,7 +76,7 @@ class TextAttack:
     samples: Any
     prompt: str
     steps: int
-    rounds: int
+    restarts: int
     seed: int
     batch_size: int
     max_new_tokens: int
@@ -131,7 +131,7 @@ class TextAttack:
     def description(self, loss: str) -> dict[str, Any]:
         """The attack as a report's row carries it; `loss` is part of the name."""
         names = [f"apgd-{loss}({steps})" for steps in screening_steps(self.steps)] + [f"apgd-{loss}"]
-        return {"name": "+".join(names), "steps": self.steps, "restarts": self.rounds, "seed": self.seed}
+        return {"name": "+".join(names), "steps": self.steps, "restarts": self.restarts, "seed": self.seed}
 
     def evaluation(self, rows: list[Row], clean: list[str], threat_models: Sequence[ThreatModel]) -> TextEvaluation:
         """Collect the answers; what fooled a sample in a smaller ball is its answer in the larger ones too."""
@@ -147,7 +147,7 @@ class TextAttack:
         return result
 
     def _full_runs(self) -> list[int]:
-        return [self.steps] * self.rounds
+        return [self.steps] * self.restarts
 
     def _ask(self, pixels: torch.Tensor) -> list[str]:
         return generate_text(self.vlm, self.processor, pixels, self.prompt, max_new_tokens=self.max_new_tokens)

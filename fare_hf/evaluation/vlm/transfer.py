@@ -24,6 +24,7 @@ from fare_hf.encoders import frozen, matmul_patch_embedding
 from fare_hf.evaluation.attack_loop import check_plan, chunks, mix
 from fare_hf.evaluation.report.rows import Row, fraction_row
 from fare_hf.evaluation.vlm.adversarial_images import check_sent
+from fare_hf.files.markup import inline
 from fare_hf.vlm import VlmLoss, generate_text, tower_placement
 
 __all__ = ["TransferMatrix", "evaluate_transfer", "evaluate_universal_text", "transfer_matrix"]
@@ -52,9 +53,9 @@ class TransferMatrix:
 
     def to_markdown(self) -> str:
         """One line a source, one column a victim, in percent."""
-        head = f"| made on | {' | '.join(self.victims)} |\n| --- |{' ---: |' * len(self.victims)}"
+        head = f"| made on | {' | '.join(map(inline, self.victims))} |\n| --- |{' ---: |' * len(self.victims)}"
         lines = [
-            f"| {source} | {' | '.join(f'{100 * value:.1f}' for value in values)} |"
+            f"| {inline(source)} | {' | '.join(f'{100 * value:.1f}' for value in values)} |"
             for source, values in zip(self.sources, self.values, strict=True)
         ]
         return "\n".join([head, *lines]) + "\n"

@@ -33,7 +33,7 @@ def evaluate_zero_shot(
     attack: str = "apgd-ce+apgd-t",
     steps: int = 100,
     restarts: int = 1,
-    targets: int = 9,
+    target_classes: int = 9,
     logit_scale: float = 100.0,
     seed: int = 0,
     batch_size: int = 128,
@@ -46,7 +46,7 @@ def evaluate_zero_shot(
     """Clean accuracy, and accuracy under APGD for each threat model.
 
     Only samples that are classified correctly are attacked, by APGD on the cross entropy and then, who survives, by
-    APGD on the targeted DLR loss towards the `targets` likeliest wrong classes (Croce and Hein 2020). With three
+    APGD on the targeted DLR loss towards the `target_classes` likeliest wrong classes (Croce and Hein 2020). With 3
     classes the second attack is APGD on the untargeted DLR, with two there is none; from 20 steps on, a screening run
     of a tenth of the steps comes first, as it fools most samples of an undefended model. The rows name what was run.
 
@@ -60,7 +60,7 @@ def evaluate_zero_shot(
         threat_models: none means clean accuracy only.
         attack: "apgd-ce+apgd-t", "apgd-ce", or "autoattack", which is the first with FAB-T and Square after it.
         steps, restarts: of each run of APGD and FAB.
-        targets: number of wrong classes tried, at most K - 1.
+        target_classes: number of wrong classes tried, at most K - 1.
         logit_scale: factor on the cosine similarities.
         seed: of all random starts.
         batch_size: images per forward.
@@ -82,7 +82,7 @@ def evaluate_zero_shot(
     check_plan(len(samples), threat_models, groups, seed, {"model": model, "dataset": dataset}, **counts)
     device, dtype = next(encoder.parameters()).device, next(encoder.parameters()).dtype
     text = _texts(encoder, text_embeddings)
-    stages = _stages(attack, len(text), targets)
+    stages = _stages(attack, len(text), target_classes)
     with frozen(encoder), matmul_patch_embedding(encoder):
         size = encoder.config.image_size if native else None
         logits_of = _logits_function(encoder, text, normalization, logit_scale, size)
@@ -152,13 +152,13 @@ def _texts(encoder: PreTrainedModel, text_embeddings: torch.Tensor) -> torch.Ten
     return text_embeddings.to(next(encoder.parameters()).device).float()
 
 
-def _stages(attack: str, classes: int, targets: int) -> list[Stage]:
+def _stages(attack: str, classes: int, target_classes: int) -> list[Stage]:
     """The full runs, in their order."""
     if attack not in ATTACKS:
         raise ValueError(f"attack {attack!r} is unknown: pass one of {', '.join(map(repr, ATTACKS))}.")
     if classes < 2:
         raise ValueError(f"text_embeddings hold {classes} classes: zero-shot accuracy needs at least 2.")
-    stages = class_stages(classes, targets, "standard" if attack == "autoattack" else "paper")[0]
+    stages = class_stages(classes, target_classes, "standard" if attack == "autoattack" else "paper")[0]
     return stages[:1] if attack == "apgd-ce" else stages
 
 

@@ -94,7 +94,7 @@ def check_gradient_masking(
     surrogate: LogitsFn | None = None,
     steps: int = 100,
     restarts: int = 1,
-    targets: int = 9,
+    target_classes: int = 9,
     queries: int = 5000,
     more: int = 4,
     batch_size: int = 128,
@@ -116,7 +116,7 @@ def check_gradient_masking(
         labels: (N,) true classes.
         threat_model: of the figure in question.
         surrogate: logits of another model, say the original CLIP; None leaves the transfer check out.
-        steps, restarts, targets: of the direct attack.
+        steps, restarts, target_classes: of the direct attack.
         queries: of Square.
         more: factor on the steps, at least 2.
         batch_size, seed: as named.
@@ -127,7 +127,7 @@ def check_gradient_masking(
     if more < 2:
         raise ValueError(f"more {more} does not make the attack longer: pass a factor of at least 2.")
     check_pixels(pixels)
-    options = {"version": "paper", "restarts": restarts, "targets": targets, "batch_size": batch_size}
+    options = {"version": "paper", "restarts": restarts, "target_classes": target_classes, "batch_size": batch_size}
 
     def ensemble(ball: ThreatModel, length: int) -> tuple[Tensor, str]:
         generator = torch.Generator().manual_seed(seed)

@@ -15,17 +15,16 @@ from transformers.utils import cached_file
 from fare_hf.files.documents import read_object
 from fare_hf.files.folders import check_links
 from fare_hf.pretrained.encoder_families import TEXT_TYPES, TOWER_TYPES, family_of_type
-from fare_hf.pretrained.foreign_code import OwnCodeError, own_code_refused
+from fare_hf.pretrained.foreign_code import OwnCodeError, foreign_files, own_code_refused
 from fare_hf.pretrained.original_llava import refuse_original_llava
 
 __all__ = [
     "check_configuration",
     "check_image_processor",
     "check_room",
-    "check_values",
     "configuration_from",
-    "count_largest",
     "load_image_processor",
+    "optional_file",
     "read_configuration",
     "read_json_object",
 ]
@@ -48,6 +47,9 @@ SIZES = {
     "max_position_embeddings": 1 << 31,
 }
 """Fields that count something -> the most that is believed, far above any published model."""
+
+LARGEST_SIDE = 16 * SIZES["image_size"]
+"""Of an image that a processor makes."""
 
 MOST_PARAMETERS = 25_000_000_000
 """Of an encoder; the largest ViT that was ever trained has 22 billion."""
@@ -73,8 +75,7 @@ def read_configuration(name_or_path: str, **options: Any) -> Any:
             are named; a link that leaves the folder.
     """
     check_links(name_or_path)
-    hub = {key: options[key] for key in HUB_OPTIONS if options.get(key) is not None}
-    path = cached_file(str(name_or_path), CONFIG, **hub)
+    path = cached_file(str(name_or_path), CONFIG, **_hub_options(options))
     if path is None:  # a folder without one
         raise ValueError(f"'{name_or_path}' holds no {CONFIG}: name the folder or repository of a model.")
     where = _where(name_or_path, CONFIG)
@@ -93,16 +94,14 @@ def configuration_from(values: dict[str, Any], where: str, name: str = "") -> An
         ValueError: as `read_configuration`.
     """
     refuse_original_llava(values, name or where)
-    check_values(values, where)
+    _refuse(where, _value_faults(values))
     kind = values.get("model_type")
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         if "auto_map" in values:
             raise OwnCodeError(name or where)
         raise ValueError(f"{where} has model_type {_shown(kind)}, which is no model of transformers: name another.")
-    try:
+    with foreign_files(f"{where} is no configuration of a {kind!r} model", "mend it"):
         config = CONFIG_MAPPING[kind].from_dict(values, **({"name_or_path": name} if name else {}))
-    except Exception as error:  # whatever the constructors of that type meet in a value is a fault of the file
-        raise ValueError(f"{where} is no configuration of a {kind!r} model ({_reason(error)}): mend it.") from error
     check_configuration(config, where)
     return config
 
@@ -116,29 +115,17 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return read_object(path, MOST_BYTES)
 
 
-def check_values(values: Mapping[str, Any], where: str) -> None:
-    """What can be said of the content of a config.json before anything is made of it.
+def optional_file(name_or_path: str, file: str, **options: Any) -> Path | None:
+    """A file of a folder or repository; None where it is not there, or the Hub gives no answer.
 
-    Raises:
-        ValueError: a count that is no positive whole number or beyond belief, an unknown activation or dtype, a
-            number that is not finite, code of the repository.
+    Args:
+        name_or_path: folder or Hub name.
+        file: its name.
+        options: as for `read_configuration`.
     """
-    if "configuration_files" in values:
-        raise ValueError(f"{where} has configuration_files, which names other files: rename the one you mean.")
-    if any("transformers_weights" in section for _, section in _sections(values)):
-        raise ValueError(f"{where} has transformers_weights, which names other files: rename the ones you mean.")
-    for name in ("vision_config", "text_config"):
-        if not isinstance(values.get(name, {}), dict):
-            raise ValueError(f"{where} has {name} {_shown(values[name])}, no object: mend it.")
-    for place, section in _sections(values):
-        for field, most in SIZES.items():
-            if section.get(field) is not None:
-                _check_size(f"{where} has {place}{field}", section[field], most, field)
-        _check_words(f"{where} has {place}", section)
-        if section.get("model_type") in (*TOWER_TYPES, *TEXT_TYPES):
-            _check_heads(f"{where} has {place}", section.get("hidden_size", 0), section.get("num_attention_heads", 1))
-        for field in (*NUMBERS, *SHARES):
-            _check_number(f"{where} has {place}{field}", section.get(field), share=field in SHARES)
+    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    path = cached_file(str(name_or_path), file, **_hub_options(options), **quiet)
+    return None if path is None else Path(path)
 
 
 def check_configuration(config: Any, where: str) -> None:
@@ -152,14 +139,7 @@ def check_configuration(config: Any, where: str) -> None:
     Raises:
         ValueError: fields that do not fit each other, or that together ask for a model beyond belief.
     """
-    vision = getattr(config, "vision_config", config)
-    if isinstance(vision, dict):
-        raise ValueError(f"{where} has a vision_config, which a {config.model_type!r} model has not: mend it.")
-    family = family_of_type(config.model_type)
-    whole = family is not None and config.model_type == family.whole
-    for place, part in (("vision_config.", vision), ("text_config.", getattr(config, "text_config", None))):
-        if part is not None and (whole or part is vision):
-            _check_part(f"{where} has {place if part is not config else ''}", part)
+    _refuse(where, _configuration_faults(config))
 
 
 def check_room(config: Any, name_or_path: str) -> None:
@@ -203,18 +183,11 @@ def load_image_processor(
     """
     check_links(name_or_path)
     where = _where(name_or_path, "preprocessor_config.json")
-    path = cached_file(
-        str(name_or_path), "preprocessor_config.json", _raise_exceptions_for_missing_entries=False, **hub
-    )
-    if path is not None:
-        read_json_object(Path(path))
-    try:
+    if (path := optional_file(name_or_path, "preprocessor_config.json", **hub)) is not None:
+        read_json_object(path)
+    with foreign_files(f"{where} is of no image processor", "mend it", (ImportError, OSError)):
         with own_code_refused(name_or_path):
             processor = cls.from_pretrained(name_or_path, trust_remote_code=False, **hub)
-    except (ImportError, OSError, OwnCodeError):
-        raise
-    except Exception as error:  # as for a configuration
-        raise ValueError(f"{where} is of no image processor ({_reason(error)}): mend it.") from error
     check_image_processor(processor, where, config)
     return processor
 
@@ -231,32 +204,7 @@ def check_image_processor(processor: Any, where: str, config: Any | None = None)
         ValueError: a mean that is not finite, a standard deviation that is not positive, not one of each a channel, a
             size that is not positive or not the encoder's.
     """
-    vision: Any = getattr(config, "vision_config", config)
-    channels = getattr(vision, "num_channels", 3)
-    for field in ("image_mean", "image_std"):
-        _check_channels(where, field, getattr(processor, field, None), channels)
-    for field in ("size", "crop_size"):
-        for side, value in dict(getattr(processor, field, None) or {}).items():
-            if value is not None:
-                _check_size(f"{where} has {field}.{side}", value, SIZES["image_size"] * 16)
-    factor = getattr(processor, "rescale_factor", None)
-    _check_number(f"{where} has rescale_factor", factor)
-    if factor is not None and factor <= 0:
-        raise ValueError(f"{where} has rescale_factor {factor}, which makes one colour of all: set it to 1/255.")
-    if factor is not None and not SMALLEST_SCALE <= factor <= LARGEST_CHANNEL:
-        raise ValueError(f"{where} has rescale_factor {factor}, which leaves nothing of an image: set it to 1/255.")
-    family = family_of_type(getattr(vision, "model_type", None))
-    made = made_size(processor)
-    if (
-        family is not None
-        and not family.any_size
-        and made is not None
-        and made != (vision.image_size, vision.image_size)
-    ):
-        raise ValueError(
-            f"{where} makes images of {made[0]} x {made[1]} pixels, and the encoder has image_size "
-            f"{vision.image_size}: take the encoder's own image processor."
-        )
+    _refuse(where, _processor_faults(processor, getattr(config, "vision_config", config)))
 
 
 def made_size(processor: Any) -> tuple[int, int] | None:
@@ -284,8 +232,49 @@ def count_largest(part: Any) -> int:
     return int(part.num_hidden_layers * (4 * width**2 + 2 * width * inner) + width * sum(t or 0 for t in tables))
 
 
-def _check_part(begin: str, part: Any) -> None:
-    """One tower; `begin` is "FILE has [SECTION.]"."""
+def _refuse(where: str, faults: Iterator[str]) -> None:
+    """The first fault is the one that is told; what comes after it is not looked at, and may rely on it."""
+    if (fault := next(faults, None)) is not None:
+        raise ValueError(f"{where} {fault}")
+
+
+def _value_faults(values: Mapping[str, Any]) -> Iterator[str]:
+    """What can be said of the content of a config.json before anything is made of it."""
+    if "configuration_files" in values:
+        yield "has configuration_files, which names other files: rename the one you mean."
+    if any("transformers_weights" in section for _, section in _sections(values)):
+        yield "has transformers_weights, which names other files: rename the ones you mean."
+    for name in ("vision_config", "text_config"):
+        if not isinstance(values.get(name, {}), dict):
+            yield f"has {name} {_shown(values[name])}, no object: mend it."
+    for place, section in _sections(values):
+        yield from (f"has {place}{fault}" for fault in _section_faults(section))
+
+
+def _section_faults(section: Mapping[str, Any]) -> Iterator[str]:
+    for field, most in SIZES.items():
+        if section.get(field) is not None:
+            yield from _size_faults(field, section[field], most)
+    yield from _word_faults(section)
+    if section.get("model_type") in (*TOWER_TYPES, *TEXT_TYPES):
+        yield from _heads_faults(section.get("hidden_size", 0), section.get("num_attention_heads", 1))
+    for field in (*NUMBERS, *SHARES):
+        yield from _number_faults(field, section.get(field), share=field in SHARES)
+
+
+def _configuration_faults(config: Any) -> Iterator[str]:
+    vision = getattr(config, "vision_config", config)
+    if isinstance(vision, dict):
+        yield f"has a vision_config, which a {config.model_type!r} model has not: mend it."
+    family = family_of_type(config.model_type)
+    whole = family is not None and config.model_type == family.whole
+    for place, part in (("vision_config.", vision), ("text_config.", getattr(config, "text_config", None))):
+        if part is not None and (whole or part is vision):
+            yield from (f"has {place if part is not config else ''}{fault}" for fault in _part_faults(part))
+
+
+def _part_faults(part: Any) -> Iterator[str]:
+    """Of one tower."""
     kind = str(part.model_type)
     if kind not in (*TOWER_TYPES, *TEXT_TYPES):
         return
@@ -293,44 +282,64 @@ def _check_part(begin: str, part: Any) -> None:
     for field in ("image_size", "patch_size"):
         value = getattr(part, field, None)
         if isinstance(value, (list, tuple)) and not (family and family.any_size):
-            raise ValueError(f"{begin}{field} {_shown(value)}: a {kind!r} model needs one whole number.")
-    _check_heads(begin, part.hidden_size, part.num_attention_heads)
+            yield f"{field} {_shown(value)}: a {kind!r} model needs one whole number."
+    yield from _heads_faults(part.hidden_size, part.num_attention_heads)
     if hasattr(part, "patch_size") and min(_pair(part.image_size)) < max(_pair(part.patch_size)):
-        raise ValueError(f"{begin}patch_size {part.patch_size}, larger than image_size {part.image_size}: mend it.")
-    parameters = count_largest(part)
-    if parameters > MOST_PARAMETERS:
-        raise ValueError(
-            f"{begin}sizes that make {parameters:,} parameters, more than {MOST_PARAMETERS:,}, which no vision "
-            "encoder has: do not use it."
+        yield f"patch_size {part.patch_size}, larger than image_size {part.image_size}: mend it."
+    if (parameters := count_largest(part)) > MOST_PARAMETERS:
+        yield (
+            f"sizes that make {parameters:,} parameters, more than {MOST_PARAMETERS:,}, which no vision encoder has: "
+            "do not use it."
         )
 
 
-def _check_heads(begin: str, width: int | None, heads: int | None) -> None:
+def _processor_faults(processor: Any, vision: Any) -> Iterator[str]:
+    for field in ("image_mean", "image_std"):
+        yield from _channel_faults(field, getattr(processor, field, None), getattr(vision, "num_channels", 3))
+    for field in ("size", "crop_size"):
+        for side, value in dict(getattr(processor, field, None) or {}).items():
+            if value is not None:
+                yield from (f"has {fault}" for fault in _size_faults(f"{field}.{side}", value, LARGEST_SIDE))
+    factor = getattr(processor, "rescale_factor", None)
+    yield from (f"has {fault}" for fault in _number_faults("rescale_factor", factor))
+    if factor is not None and not SMALLEST_SCALE <= factor <= LARGEST_CHANNEL:
+        why = "leaves nothing of an image" if factor > 0 else "makes one colour of all"
+        yield f"has rescale_factor {factor}, which {why}: set it to 1/255."
+    family, made = family_of_type(getattr(vision, "model_type", None)), made_size(processor)
+    fixed = family is not None and not family.any_size
+    if fixed and made is not None and made != (vision.image_size, vision.image_size):
+        yield (
+            f"makes images of {made[0]} x {made[1]} pixels, and the encoder has image_size {vision.image_size}: take "
+            "the encoder's own image processor."
+        )
+
+
+def _heads_faults(width: int | None, heads: int | None) -> Iterator[str]:
     if width and heads and width % heads:
-        raise ValueError(f"{begin}hidden_size {width}, which num_attention_heads {heads} does not divide: mend it.")
+        yield f"hidden_size {width}, which num_attention_heads {heads} does not divide: mend it."
 
 
-def _check_size(begin: str, value: Any, most: int, field: str = "") -> None:
+def _size_faults(field: str, value: Any, most: int) -> Iterator[str]:
     values = value if isinstance(value, (list, tuple)) and field in ("image_size", "patch_size") else [value]
     if len(values) not in (1, 2) or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in values):
-        raise ValueError(f"{begin} {_shown(value)}, which is no whole number of at least 1: mend it.")
+        yield f"{field} {_shown(value)}, which is no whole number of at least 1: mend it."
     if max(values) > most:
-        raise ValueError(f"{begin} {_shown(value)}, more than {most:,}, which no model has: do not use it.")
+        yield f"{field} {_shown(value)}, more than {most:,}, which no model has: do not use it."
 
 
-def _check_words(begin: str, section: Mapping[str, Any]) -> None:
+def _word_faults(section: Mapping[str, Any]) -> Iterator[str]:
     activation = section.get("hidden_act")
     if activation is not None and (not isinstance(activation, str) or activation not in ACT2FN):
-        raise ValueError(f"{begin}hidden_act {_shown(activation)}, which transformers does not know: mend it.")
+        yield f"hidden_act {_shown(activation)}, which transformers does not know: mend it."
     for field in ("dtype", "torch_dtype"):
         if section.get(field) not in (None, "auto") and not _is_float(section[field]):
-            raise ValueError(f"{begin}{field} {_shown(section[field])}, which is no floating-point type: mend it.")
+            yield f"{field} {_shown(section[field])}, which is no floating-point type: mend it."
     for field in IMPLEMENTATIONS:
         if "/" in str(section.get(field)):  # a repository of kernels, whose code would run
-            raise ValueError(f"{begin}{field} {_shown(section[field])}, code of a repository: take it out.")
+            yield f"{field} {_shown(section[field])}, code of a repository: take it out."
     names = section.get("architectures")
     if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-        raise ValueError(f"{begin}architectures {_shown(names)}, which is no list of class names: mend it.")
+        yield f"architectures {_shown(names)}, which is no list of class names: mend it."
 
 
 def _is_float(name: Any) -> bool:
@@ -338,26 +347,26 @@ def _is_float(name: Any) -> bool:
     return isinstance(dtype, torch.dtype) and dtype.is_floating_point
 
 
-def _check_number(begin: str, value: Any, *, share: bool = False) -> None:
-    """Absent, or finite and not negative; a share is at most 1."""
-    if value is None:
-        return
+def _number_faults(field: str, value: Any, *, share: bool = False) -> Iterator[str]:
+    """Of one that is there and no finite number from 0; a share is at most 1."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not 0 <= value <= (1 if share else 1e9):
-        raise ValueError(f"{begin} {_shown(value)}, which is no number from 0{' to 1' if share else ''}: mend it.")
+    if value is not None and not (number and 0 <= value <= (1 if share else 1e9)):
+        yield f"{field} {_shown(value)}, which is no number from 0{' to 1' if share else ''}: mend it."
 
 
-def _check_channels(where: str, field: str, value: Any, channels: int) -> None:
+def _channel_faults(field: str, value: Any, channels: int) -> Iterator[str]:
     if value is None:
-        raise ValueError(f"{where} has no {field}: take the image processor of the original model.")
+        yield f"has no {field}: take the image processor of the original model."
     numbers = list(value) if isinstance(value, (list, tuple)) else [value]
     right = all(isinstance(n, (int, float)) and not isinstance(n, bool) and math.isfinite(n) for n in numbers)
     least = SMALLEST_DEVIATION if field == "image_std" else -LARGEST_CHANNEL
     if len(numbers) != channels or not right or not least <= min(numbers) <= max(numbers) <= LARGEST_CHANNEL:
         needed = "positive and finite" if field == "image_std" else "finite"
-        raise ValueError(
-            f"{where} has {field} {_shown(value)}: it needs {channels} numbers, {needed}, up to {LARGEST_CHANNEL:g}."
-        )
+        yield f"has {field} {_shown(value)}: it needs {channels} numbers, {needed}, up to {LARGEST_CHANNEL:g}."
+
+
+def _hub_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: options[key] for key in HUB_OPTIONS if options.get(key) is not None}
 
 
 def _sections(values: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -380,11 +389,3 @@ def _shown(value: Any) -> str:
     """A value that came from outside, bounded."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {_line(error)}"[:200]
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())

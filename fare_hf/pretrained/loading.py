@@ -15,19 +15,17 @@ from transformers import (
     AutoProcessor,
     AutoTokenizer,
 )
-from transformers.utils import AUDIO_TOKENIZER_NAME, PROCESSOR_NAME, cached_file
+from transformers.utils import AUDIO_TOKENIZER_NAME, PROCESSOR_NAME
 
 from fare_hf.files.documents import read_object
 from fare_hf.files.folders import check_links
-from fare_hf.pretrained.configuration import check_image_processor, read_configuration
+from fare_hf.pretrained.configuration import check_image_processor, optional_file, read_configuration
 from fare_hf.pretrained.foreign_code import foreign_files, own_code_refused
 from fare_hf.pretrained.original_llava import OriginalLlavaError
 from fare_hf.pretrained.validation import check_weights
 from fare_hf.pretrained.weight_files import check_weight_files
 
 __all__ = ["check_found", "load_processor", "load_tokenizer", "load_vlm", "load_with_findings", "vlm_configuration"]
-
-QUIET = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
 
 
 def load_vlm(name_or_path: str, revision: str | None = None, **options: Any) -> Any:
@@ -110,8 +108,8 @@ def _preprocessing(cls: Any, name_or_path: str, revision: str | None, what: str)
 def _check_no_other_model(name_or_path: str, revision: str) -> None:
     """A processor may name a model for sound, which transformers would fetch and open, wherever it is."""
     for name in (PROCESSOR_NAME, AUDIO_TOKENIZER_NAME):
-        path = cached_file(name_or_path, name, revision=revision, **QUIET)
-        if path is not None and (name == AUDIO_TOKENIZER_NAME or "audio_tokenizer" in read_object(Path(path))):
+        path = optional_file(name_or_path, name, revision=revision)
+        if path is not None and (name == AUDIO_TOKENIZER_NAME or "audio_tokenizer" in read_object(path)):
             raise ValueError(
                 f"{name_or_path!r} names another model in its {name} (audio_tokenizer), which is not opened: take it "
                 "out."

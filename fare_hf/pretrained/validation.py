@@ -6,14 +6,12 @@ saved by this package carries its architecture beside them, and is held to it.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.utils import cached_file
 
-from fare_hf.pretrained.configuration import HUB_OPTIONS, read_json_object
+from fare_hf.pretrained.configuration import optional_file, read_json_object
 from fare_hf.pretrained.foreign_code import foreign_files
 
 __all__ = [
@@ -156,10 +154,8 @@ def recorded_architecture(name_or_path: str, **options: Any) -> Any:
     Raises:
         ValueError: it is no JSON object.
     """
-    hub = {key: options[key] for key in HUB_OPTIONS if options.get(key) is not None}
-    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    path = cached_file(str(name_or_path), RECORD, **hub, **quiet)
-    return None if path is None else read_json_object(Path(path)).get("architecture")
+    path = optional_file(name_or_path, RECORD, **options)
+    return None if path is None else read_json_object(path).get("architecture")
 
 
 def check_tokens(ids: Tensor, config: Any, where: str) -> None:

@@ -57,8 +57,11 @@ def recipe(trainer: TrainingRun) -> dict[str, Any]:
 def _texts(trainer: TrainingRun) -> dict[str, Any]:
     """The objective's own settings, and the sentences that it was made from where the options of the run say them."""
     args, objective = trainer.args, trainer.objective
-    found = objective.settings() if isinstance(objective, Objective) else {}
-    if objective.name == args.objective and "templates" in OBJECTIVES[args.objective].options:
+    if isinstance(objective, Objective):
+        found = objective.settings()
+    else:  # one that inherits nothing, and may have no name
+        found = {} if (scale := getattr(objective, "logit_scale", None)) is None else {"logit scale": scale}
+    if isinstance(objective, kind := OBJECTIVES[args.objective]) and "templates" in kind.options:
         found |= {"prompts": "; ".join(args.templates)}
         found |= {"class names": ", ".join(args.class_names)} if args.class_names else {}
     return found

@@ -194,6 +194,28 @@ def test_what_is_recorded_is_the_objective_that_ran(name: str, legacy_vision_fol
     assert name == "tecoa" or "The distance of the worst coordinate alone." in card
 
 
+class Nameless:
+    """What a user writes who inherits nothing: two methods."""
+
+    logit_scale = 50.0
+
+    def targets(self, pixels: torch.Tensor, labels: Any, embed_original: Any) -> torch.Tensor:
+        with torch.no_grad():
+            return embed_original(pixels)
+
+    def __call__(self, embeddings: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return (embeddings - targets).square().sum(-1)
+
+
+def test_an_own_objective_that_inherits_nothing_is_recorded(legacy_vision_folder: Path, tmp_path: Path) -> None:
+    options: Any = {"objective": Nameless(), "max_steps": 1}
+    trainer = tiny_trainer(str(legacy_vision_folder), str(tmp_path / "out"), **options)
+    trainer.train()
+    assert recipe(trainer)["objective"] == "Nameless" and recipe(trainer)["logit scale"] == 50
+    save_encoder(trainer, tmp_path / "encoder")
+    assert "What a user writes who inherits nothing" in (tmp_path / "encoder" / "README.md").read_text()
+
+
 def test_two_runs_in_one_folder(legacy_vision_folder: Path, tmp_path: Path) -> None:
     trainer = tiny_trainer(str(legacy_vision_folder), str(tmp_path / "out"), max_steps=1)
     with locked_folder(tmp_path / "out", "a training"):

@@ -79,15 +79,19 @@ def check_open_clip(state: Mapping[str, Tensor], spec: ClipSpec) -> None:
     """
     expected = open_clip_shapes(spec)
     for name, shape in expected.items():
-        if name not in state:
-            raise ValueError(f"the state dict has no {name!r}, which the configuration asks for.")
-        if tuple(state[name].shape) != shape:
-            raise ValueError(
-                f"{name!r} has shape {tuple(state[name].shape)} in the state dict and {shape} in the configuration: "
-                "give the configuration of this model."
+        found = tuple(state[name].shape) if name in state else None
+        if found is None:
+            fault = f"the state dict has no {name!r}, which the configuration asks for."
+        elif found != shape:
+            fault = (
+                f"{name!r} has shape {found} in the state dict and {shape} in the configuration: give the "
+                "configuration of this model."
             )
-        if not bool(torch.isfinite(state[name]).all()):
-            raise ValueError(f"{name!r} holds NaN or infinity: check how the model was trained.")
+        elif not bool(torch.isfinite(state[name]).all()):
+            fault = f"{name!r} holds NaN or infinity: check how the model was trained."
+        else:
+            continue
+        raise ValueError(fault)
     further = sorted(set(state) - set(expected))
     if further:
         raise ValueError(f"the state dict holds {further[0]!r}, which the configuration does not ask for.")

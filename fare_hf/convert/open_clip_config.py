@@ -91,11 +91,8 @@ def write_open_clip_config(spec: ClipSpec, tokenizer: str | None = None) -> dict
     vision, text, images = spec.vision, spec.text, spec.images
     tower: dict[str, Any] = {name: getattr(vision, name) for name in ("image_size", "layers", "width", "patch_size")}
     tower |= {"head_width": vision.width // vision.heads, **_common(vision)}
-    model: dict[str, Any] = {
-        "embed_dim": spec.embed_dim,
-        "quick_gelu": spec.activation == "quick_gelu",
-        "vision_cfg": tower,
-    }
+    model: dict[str, Any] = {"embed_dim": spec.embed_dim, "quick_gelu": spec.activation == "quick_gelu"}
+    model["vision_cfg"] = tower
     found: dict[str, Any] = {"model_cfg": model}
     if text is not None:
         names = {name: getattr(text, name) for name in ("vocab_size", "width", "heads", "layers")}
@@ -159,14 +156,8 @@ def _blocks(
     ):
         if wrong:
             raise ValueError(f"{where}: {sentence}")
-    eps = _number(norm.get("eps", 1e-5), "eps of norm_kwargs", where)
-    return {
-        "width": width,
-        "layers": _integer(tower, "layers", where, layers),
-        "heads": heads,
-        "mlp_width": wide,
-        "eps": eps,
-    }
+    eps, layers = _number(norm.get("eps", 1e-5), "eps of norm_kwargs", where), _integer(tower, "layers", where, layers)
+    return {"width": width, "layers": layers, "heads": heads, "mlp_width": wide, "eps": eps}
 
 
 def _images(content: Any, where: str) -> ImageSpec | None:

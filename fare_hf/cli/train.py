@@ -36,10 +36,9 @@ from fare_hf.objectives import OBJECTIVES, TecoaObjective
 from fare_hf.pretrained.configuration import load_image_processor
 from fare_hf.training import FareConfig, FareTrainer
 from fare_hf.training.checkpointing.output_folder import checkpoint_to_resume, how_to_go_on
-from fare_hf.training.class_texts import DataSetTexts
+from fare_hf.training.class_texts import DataSetTexts, make_validation
 from fare_hf.training.logging.progress import ReadableProgress
 from fare_hf.training.publish import recipe, save_encoder
-from fare_hf.training.validation import make_validation
 
 __all__ = ["FareScriptArguments", "main", "train"]
 

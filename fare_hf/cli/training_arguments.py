@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, Field, dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field
 
 from transformers import IntervalStrategy
 
@@ -13,6 +12,7 @@ from fare_hf.lab.names import TEST_SETS, TRAINING_SETS, encoder_path, is_in_lab,
 from fare_hf.objectives import OBJECTIVES
 from fare_hf.training.config import FareConfig, options_in
 from fare_hf.training.logging.measurements import MEASURED
+from fare_hf.training.trainer_options import defaults_of
 
 __all__ = ["FareScriptArguments", "check_arguments"]
 
@@ -127,13 +127,9 @@ def _check_unread(script: FareScriptArguments, config: FareConfig) -> None:
         if script.streaming
         else (),
     }
-    defaults = {option.name: _default(option) for options in (config, script) for option in fields(options)}
+    defaults = defaults_of(config) | defaults_of(script)
     for why, names in unread.items():
         for name in names:
             value = getattr(script if hasattr(script, name) else config, name)
             if value != defaults[name]:
                 raise ValueError(f"{name}={value!r} is not read: {why}; leave it out, or change that.")
-
-
-def _default(option: Field[Any]) -> Any:
-    return option.default if option.default_factory is MISSING else option.default_factory()

@@ -125,8 +125,11 @@ class BatchAttack:
             with torch.no_grad():
                 targets = self.objective.targets(pixels, inputs.get("labels"), embed_clean)
             loss_fn = _Recorded(self.objective, self._embed(encoder), targets)
+            steps = steps or attack_steps_at(self.args, 1.0)
+            start = self.random_start(pixels, inputs["index"], step)
+            ball, count, size = self.args.threat_model, steps.count, steps.size
             try:
-                adversarial = self._maximise(loss_fn, inputs, step, steps or attack_steps_at(self.args, 1.0))
+                adversarial = pgd(loss_fn, pixels, ball, steps=count, step_size=size, start=start)
             except ValueError as error:
                 if "NaN" not in str(error) and in_range(pixels).all():
                     raise  # of another kind: no sample is to blame
@@ -144,13 +147,6 @@ class BatchAttack:
             generator = sample_generator(self.args.seed, step, number, pixels.device)
             torch.add(image, self.args.threat_model.noise(image, generator), out=row)
         return start
-
-    def _maximise(
-        self, loss_fn: Callable[[Tensor], Tensor], inputs: dict[str, Any], step: int, steps: AttackSteps
-    ) -> Tensor:
-        pixels, index = inputs["pixel_values"], inputs["index"]
-        start = self.random_start(pixels, index, step)
-        return pgd(loss_fn, pixels, self.args.threat_model, steps=steps.count, step_size=steps.size, start=start)
 
     def _embed(self, encoder: nn.Module) -> Callable[[Tensor], Tensor]:
         embed = make_embed(encoder, self.normalization, self.args.embedding)

@@ -24,6 +24,8 @@ from fare_hf.training.sharding import whole_encoder
 
 __all__ = ["can_publish", "check_push", "publish", "publish_checkpoint", "recipe", "save_encoder"]
 
+PUSH = ("commit_message", "token", "revision", "private", "create_pr", "tag")
+"""Options of `push_robust_encoder`; whatever else `publish` gets is of `save_robust_encoder`."""
 logger = logging.getLogger(__name__)
 
 
@@ -104,28 +106,22 @@ def check_push(trainer: TrainingRun, token: str | None) -> str:
     return check_access(name, token or trainer.args.hub_token)
 
 
-def publish(
-    trainer: TrainingRun,
-    folder: str | os.PathLike[str] | None = None,
-    *,
-    commit_message: str | None = None,
-    token: str | None = None,
-    revision: str | None = None,
-    private: bool | None = None,
-    create_pr: bool = False,
-    tag: str | None = None,
-    **changes: Any,
-) -> Publication | None:
-    """Publishes the encoder as it is now, or a folder of it, on the main process; None on the others."""
-    options = _push_options(trainer, commit_message=commit_message, token=token, revision=revision, private=private)
-    options |= {"create_pr": create_pr, "tag": tag}
+def publish(trainer: TrainingRun, folder: str | os.PathLike[str] | None = None, **options: Any) -> Publication | None:
+    """Publishes the encoder as it is now, or a folder of it, on the main process; None on the others.
+
+    Args:
+        trainer: whose encoder it is.
+        folder: a clean folder of the encoder.
+        options: of `push_robust_encoder`, those of the Trainer where they are None; others of `save_robust_encoder`.
+    """
+    push = _push_options(trainer, **{name: options.pop(name) for name in PUSH if name in options})
     encoder: Any = whole_encoder(trainer) if folder is None else None
     try:
         if not trainer.is_world_process_zero():
             return None
         if folder is not None:
-            return push_robust_encoder(folder, **options)
-        return push_robust_encoder(encoder, **options, **_options(trainer, changes))
+            return push_robust_encoder(folder, **push)
+        return push_robust_encoder(encoder, **push, **_options(trainer, options))
     finally:
         trainer.accelerator.wait_for_everyone()
 
@@ -152,23 +148,13 @@ def _save_plain(encoder: Any, processor: Any, folder: Path) -> None:
             part.save_pretrained(place)
 
 
-def _push_options(
-    trainer: TrainingRun,
-    *,
-    commit_message: str | None = None,
-    token: str | None = None,
-    revision: str | None = None,
-    private: bool | None = None,
-) -> dict[str, Any]:
+def _push_options(trainer: TrainingRun, **given: Any) -> dict[str, Any]:
     """Arguments of `push_robust_encoder`, from those of the Trainer where they are not given."""
     args = trainer.args
-    return {
-        "repo_id": trainer.hub_model_id,
-        "token": token or args.hub_token,
-        "revision": revision or args.hub_revision or "main",
-        "private": args.hub_private_repo if private is None else private,
-        "commit_message": commit_message or f"Robust encoder of step {trainer.state.global_step}",
-    }
+    options = {"repo_id": trainer.hub_model_id, "token": args.hub_token, "private": args.hub_private_repo}
+    options |= {"revision": args.hub_revision or "main"}
+    options |= {"commit_message": f"Robust encoder of step {trainer.state.global_step}"}
+    return options | {name: value for name, value in given.items() if value is not None}
 
 
 def _options(trainer: TrainingRun, changes: dict[str, Any]) -> dict[str, Any]:

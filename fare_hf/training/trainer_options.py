@@ -22,6 +22,7 @@ __all__ = [
     "USED",
     "check_options",
     "check_trainer_options",
+    "defaults_of",
 ]
 
 _NO_METRICS = "is not read: evaluation measures losses, cosines and accuracies of its own; leave it out."
@@ -97,19 +98,23 @@ REMOVED = dict.fromkeys(
 """Options that `FareConfig` once had, for old recipes and checkpoints; those made without them are as any other."""
 
 
+def defaults_of(options: Any) -> dict[str, Any]:
+    """Each field of a dataclass, or of an instance, as it is where nobody sets it."""
+    return {
+        option.name: option.default if option.default_factory is MISSING else option.default_factory()
+        for option in fields(options)
+    }
+
+
 def check_options(args: TrainingArguments) -> None:
     """Refuses options of the Trainer that would be ignored.
 
     Raises:
         ValueError: one has another value than its default; with what to do instead.
     """
-    defaults = {
-        option.name: option.default if option.default_factory is MISSING else option.default_factory()
-        for option in fields(TrainingArguments)
-    }
     given = {name: getattr(args, name) for name in REFUSED}
-    changed = defaults | {"prediction_loss_only": True}  # by `FareConfig`
-    refuse((value != changed[name], f"{name}={value!r} {REFUSED[name]}") for name, value in given.items())
+    defaults = defaults_of(TrainingArguments) | {"prediction_loss_only": True}  # changed by `FareConfig`
+    refuse((value != defaults[name], f"{name}={value!r} {REFUSED[name]}") for name, value in given.items())
 
 
 def check_trainer_options(options: Mapping[str, Any]) -> None:

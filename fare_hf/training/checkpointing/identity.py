@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import MISSING, fields
 from enum import Enum
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from fare_hf.encoders.flops import uses_tf32
 from fare_hf.training.config import DECIDING, FareConfig
 from fare_hf.training.objective_facts import objective_facts
+from fare_hf.training.trainer_options import defaults_of
 
 __all__ = ["fingerprint", "image_backend", "option_defaults", "run_identity"]
 
@@ -87,11 +87,8 @@ def image_backend(processor: Any) -> str:
 
 def option_defaults() -> dict[str, Any]:
     """What the options of `FareConfig` that decide the weights are where nobody sets them, as JSON values."""
-    return {
-        option.name: _plain(option.default if option.default_factory is MISSING else option.default_factory())
-        for option in fields(FareConfig)
-        if option.name in DECIDING
-    }
+    defaults = defaults_of(FareConfig)
+    return {name: _plain(defaults[name]) for name in DECIDING}
 
 
 def fingerprint(module: nn.Module) -> str:

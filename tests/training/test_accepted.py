@@ -278,16 +278,6 @@ def test_ctrl_c_in_a_training_says_how_to_go_on(
     assert "interrupted; the same command with --resume_from_checkpoint latest goes on from checkpoint-" in said
 
 
-@pytest.mark.parametrize("words", ["-m fare_hf.train", "-m fare_hf.cli train"])
-def test_ctrl_c_while_libraries_are_imported_is_one_sentence(words: str, tmp_path: Path) -> None:
-    """A `torch` that is interrupted as it is imported, in the place of the real one."""
-    (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
-    paths = os.pathsep.join([str(tmp_path), str(ROOT), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, *words.split(), "--model", "m"]
-    found = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths})
-    assert found.returncode == 130 and "interrupted" in found.stderr and "Traceback" not in found.stderr, found.stderr
-
-
 @pytest.mark.parametrize(
     "words",
     [

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,7 @@ import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from helpers.paths import EXAMPLES
+from helpers.paths import EXAMPLES, ROOT
 
 from fare_hf.training import FareConfig
 from fare_hf.training.checks import check_launch
@@ -77,3 +80,13 @@ def test_the_configuration_looks_at_the_launcher(
         monkeypatch.setenv(key, value)
     with pytest.raises(ValueError, match=message):
         FareConfig(output_dir=str(tmp_path), use_cpu=True, **options)
+
+
+@pytest.mark.parametrize("words", ["-m fare_hf.train", "-m fare_hf.cli train"])
+def test_ctrl_c_while_libraries_are_imported_is_one_sentence(words: str, tmp_path: Path) -> None:
+    """A `torch` that is interrupted as it is imported, in the place of the real one."""
+    (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    paths = os.pathsep.join([str(tmp_path), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, *words.split(), "--model", "m"]
+    found = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths})
+    assert found.returncode == 130 and "interrupted" in found.stderr and "Traceback" not in found.stderr, found.stderr

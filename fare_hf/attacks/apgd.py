@@ -75,10 +75,19 @@ def apgd(
         resume: a state that `save` was given for the same images, steps, threat model and `stop_fooled` (one restart
             only): the run goes on from there, to the same result. It is sealed: any other state is refused.
 
+    Returns:
+        The best points, (B, 3, H, W), their losses, and for a loss that says who is fooled, who was.
+
     Raises:
         TypeError, ValueError: wrong pixels, start, steps or restarts; a state of another run, or one that was changed;
             a loss of the wrong shape; a NaN loss or a NaN or infinite gradient (noticed at the end of a run, naming
             the first step and its samples); a result outside the threat model.
+
+    Example:
+        >>> loss = lambda pixels: pixels.flatten(1).sum(1)
+        >>> found = apgd(loss, torch.full((1, 3, 8, 8), 0.5), ThreatModel("linf", "4/255"), steps=10)
+        >>> round(float(found.pixels.min() * 255 - 127.5), 3)
+        4.0
     """
     check_steps(steps)
     check_steps(restarts, "restarts")

@@ -132,8 +132,19 @@ def autoattack(
         batch_size: images of a forward; survivors are packed again before each attack.
         generator: of all randomness; None is a fresh one with seed 0.
 
+    Returns:
+        Who survived each stage, and the adversarial images.
+
     Raises:
         TypeError, ValueError: an unknown version, wrong pixels or labels, fewer than 2 classes, bad steps.
+
+    Example:
+        >>> logits_of = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 10))
+        >>> pixels = torch.rand(2, 3, 8, 8)
+        >>> labels = logits_of(pixels).argmax(1)
+        >>> found = autoattack(logits_of, pixels, labels, ThreatModel("linf", "8/255"), version="paper", steps=5)
+        >>> found.pixels.shape
+        torch.Size([2, 3, 8, 8])
     """
     counts = {"steps": steps, "restarts": restarts, "queries": queries}
     for field, count in (*counts.items(), ("batch_size", batch_size)):

@@ -70,9 +70,20 @@ def fab(
         stop_fooled: leave a sample out of the batch from its first fooling point inside the threat model on, at one
             host sync a step; `loss_fn` must have `select(rows)`. Without, distances go on shrinking.
 
+    Returns:
+        The nearest points that fool, (B, 3, H, W), their distances, and who was fooled.
+
     Raises:
         TypeError, ValueError: wrong pixels, steps or restarts; no `fooled`; a NaN loss or a NaN or infinite gradient
             (noticed at the end of a run, naming the first step and its samples).
+
+    Example:
+        >>> from fare_hf.attacks.classifier import ClassifierLoss
+        >>> logits_of = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 10))
+        >>> pixels = torch.rand(2, 3, 8, 8)
+        >>> loss = ClassifierLoss(logits_of, logits_of(pixels).argmax(1), "margin")
+        >>> fab(loss, pixels, ThreatModel("linf", "8/255"), steps=5).pixels.shape
+        torch.Size([2, 3, 8, 8])
     """
     check_steps(steps)
     check_steps(restarts, "restarts")

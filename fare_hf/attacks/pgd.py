@@ -44,6 +44,13 @@ def pgd(
         TypeError, ValueError: wrong pixels, start, steps or step size; a loss of the wrong shape; a NaN loss or a NaN
             or infinite gradient (noticed at the end, naming the first step and its samples); a result outside the
             threat model.
+
+    Example:
+        >>> loss = lambda pixels: pixels.flatten(1).sum(1)
+        >>> threat = ThreatModel("linf", "4/255")
+        >>> found = pgd(loss, torch.full((1, 3, 8, 8), 0.5), threat, steps=5, step_size="1/255", random_start=False)
+        >>> round(float(found.max() * 255 - 127.5), 3)
+        4.0
     """
     check_steps(steps)
     check_threat_model(threat_model)

@@ -65,8 +65,17 @@ def square(
             AutoAttack, the schedule counts queries as they are.
         generator: source of all randomness; None is a fresh one with seed 0 (the global RNG never moves).
 
+    Returns:
+        The best points found, (B, 3, H, W), their losses, and how many queries each image took.
+
     Raises:
         TypeError, ValueError: wrong pixels, queries or share; a NaN loss.
+
+    Example:
+        >>> loss = lambda pixels: (pixels.flatten(1).sum(1), torch.zeros(len(pixels), dtype=torch.bool))
+        >>> found = square(loss, torch.full((1, 3, 8, 8), 0.5), ThreatModel("linf", "4/255"), queries=20)
+        >>> found.pixels.shape
+        torch.Size([1, 3, 8, 8])
     """
     check_steps(queries, "queries")
     check_threat_model(threat_model)

@@ -101,10 +101,22 @@ def convert_from_open_clip(
         revision: of a Hub `source`.
         max_shard_size: weights above are written in several files.
 
+    Returns:
+        What was written, and how far the two models differ.
+
     Raises:
         ValueError: see `read_checkpoint`, `read_open_clip_config` and `prove`; no preprocessing known; an activation
             that contradicts the configuration; a folder in use. Nothing is left behind.
         OSError: the source cannot be read, or the folder cannot be written.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> from fare_hf.lab import encoder_folder
+        >>> folder = Path(mkdtemp())
+        >>> there = convert_to_open_clip(str(encoder_folder("clip")), folder / "open_clip")
+        >>> back = convert_from_open_clip(folder / "open_clip", folder / "transformers")
+        >>> (folder / "transformers" / "model.safetensors").exists()
+        True
     """
     source, folder = os.fspath(source), Path(folder)
     check_new_folder(folder)
@@ -149,11 +161,19 @@ def convert_to_open_clip(
         visual_only: leave the text tower out.
         revision: of a Hub `source`.
 
+    Returns:
+        What was written, and how far the two models differ.
+
     Raises:
         ValueError: not a CLIP with a visual projection, an activation, image processor or text pooling that open_clip
             lacks, a base of another embedding length or activation, models that differ; a folder in use. Nothing is
             left behind.
         OSError: the source cannot be read, or the folder cannot be written.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> from fare_hf.lab import encoder_folder
+        >>> done = convert_to_open_clip(str(encoder_folder("clip")), Path(mkdtemp()) / "open_clip")
     """
     source, folder = os.fspath(source), Path(folder)
     base = None if base is None else os.fspath(base)

@@ -121,6 +121,13 @@ class PixelDataset(_Images, Dataset):
 
     Raises:
         CorruptImageError: when a sample is taken whose image cannot be read, with its file.
+
+    Example:
+        >>> from PIL import Image
+        >>> from fare_hf.lab import load_training_set
+        >>> rows = [{"image": Image.new("RGB", (200, 180)), "label": 0}]
+        >>> PixelDataset(rows, load_training_set().processor, label_column="label")[0]["pixel_values"].shape
+        torch.Size([3, 160, 160])
     """
 
     one_at_a_time = True

@@ -33,6 +33,11 @@ class Normalization:
 
     Raises:
         ValueError: lengths that differ, or a std that is not positive and finite.
+
+    Example:
+        >>> import torch
+        >>> Normalization([0.5] * 3, [0.5] * 3)(torch.ones(1, 3, 2, 2)).max().item()
+        1.0
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:

@@ -24,8 +24,16 @@ def load_encoder(name_or_path: str, embedding: str = "projected", **kwargs: Any)
         embedding: one of `EMBEDDINGS`; `projected` gives a `CLIPVisionModelWithProjection`, others the plain class.
         kwargs: passed to `from_pretrained` (`revision`, `token`, `attn_implementation`, ...).
 
+    Returns:
+        The encoder in evaluation mode, all of its weights trainable.
+
     Raises:
         ValueError: not a vision encoder or CLIP, no such embedding, or weights missing from the checkpoint.
+
+    Example:
+        >>> from fare_hf.lab import encoder_folder
+        >>> type(load_encoder(str(encoder_folder("fare-4")))).__name__
+        'CLIPVisionModelWithProjection'
     """
     encoder = load_complete(_encoder_class(name_or_path, embedding, **kwargs), name_or_path, **kwargs)
     check_answers(encoder, f"{name_or_path!r}")

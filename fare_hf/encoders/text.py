@@ -43,6 +43,11 @@ def text_classifier(
 
     Raises:
         ValueError: no names, no templates, a template without `{}`, or the tokenizer of another text encoder.
+
+    Example:
+        >>> from fare_hf.lab import load_clip
+        >>> text_classifier(*load_clip(), ["a cat", "a dog"], ["a photo of {}"]).shape
+        torch.Size([2, 128])
     """
     if not class_names:
         raise ValueError("class_names is empty; give the names of the classes.")

@@ -94,6 +94,16 @@ def save_robust_encoder(
             alike or with what is not finite, a base model that is neither a folder nor a name, data sets that are no
             names, a secret in the recipe, an unknown licence, an original without the text encoder.
         OSError: the disk is full, or not writable; nothing is left of the folder.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> from fare_hf import load_encoder
+        >>> from fare_hf.lab import encoder_folder, load_training_set
+        >>> encoder, processor = load_encoder(str(encoder_folder("fare-4"))), load_training_set().processor
+        >>> facts = {"processor": processor, "base_model": "user/clip", "threat_model": ThreatModel("linf", "4/255")}
+        >>> folder = save_robust_encoder(encoder, Path(mkdtemp()) / "fare4", **facts)
+        >>> sorted(path.name for path in folder.iterdir())[:2]
+        ['README.md', 'config.json']
     """
     folder = Path(folder)
     check_new_folder(folder)

@@ -15,6 +15,10 @@ class FareObjective(Objective):
 
     `||phi(z) - phi_orig(x)||_2^2`, summed over the embedding dimension, of embeddings that are not normalised; for
     tokens (B, T, D) averaged over the T tokens. Schlarmann et al., ICML 2024, arXiv 2402.12336.
+
+    Example:
+        >>> FareObjective()(torch.ones(2, 4), torch.zeros(2, 4))
+        tensor([4., 4.])
     """
 
     name = "fare"

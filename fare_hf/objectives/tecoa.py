@@ -24,6 +24,11 @@ class TecoaObjective(Objective):
 
     Raises:
         ValueError: not 2 dimensions, fewer than 2 classes, values that are not finite, or a scale not positive.
+
+    Example:
+        >>> loss = TecoaObjective(torch.eye(3), logit_scale=100.0)
+        >>> loss(torch.eye(3), torch.tensor([0, 1, 2])).max().item() < 1e-6
+        True
     """
 
     name = "tecoa"

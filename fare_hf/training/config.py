@@ -64,6 +64,11 @@ class FareConfig(TrainingArguments):
 
     Raises:
         ValueError: a value that cannot work, named with what to change.
+
+    Example:
+        >>> config = FareConfig("outputs/fare4", eps="4/255", max_steps=100, use_cpu=True)
+        >>> str(config.threat_model)
+        'linf 4/255'
     """
 
     eps: str = option("4/255", "Radius of the attack in [0,1] pixels, such as 4/255.", "attack")

@@ -78,6 +78,16 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
     Raises:
         ValueError: weights not in fp32, several GPUs in one process, no processor, no objective where that of `args`
             needs texts; while training: a NaN or infinite loss, with the step and the samples' `index`.
+
+    Example:
+        >>> from fare_hf import FareConfig, load_encoder
+        >>> from fare_hf.lab import encoder_folder, load_training_set
+        >>> images = load_training_set()
+        >>> config = FareConfig("outputs/fare4", eps="4/255", max_steps=1, save_strategy="no", use_cpu=True)
+        >>> encoder = load_encoder(str(encoder_folder("clip")))
+        >>> trainer = FareTrainer(encoder, config, train_dataset=images, processing_class=images.processor)
+        >>> trainer.objective.name
+        'fare'
     """
 
     # compute_loss is a mean over a batch. The encoder takes **kwargs, so with labels the Trainer believes otherwise.

@@ -54,6 +54,13 @@ def generate_text(
     Raises:
         ValueError: pixels of another shape, another number of prompts than images, no image placeholder; a model that
             answers NaN.
+
+    Example:
+        >>> from fare_hf.lab import load_llava, load_test_set
+        >>> question = "USER: <image>\\nProvide a short caption for this image. ASSISTANT:"
+        >>> answers = generate_text(*load_llava(), load_test_set("digits").pixels[:2], question)
+        >>> len(answers)
+        2
     """
     family = family_of(vlm)
     inputs = family.inputs(family.settings(processor), pixels)

@@ -60,6 +60,12 @@ class VlmLoss:
         TypeError: a model of another family.
         ValueError: an empty text, prompts and texts of different number, a prompt without (or with a second) image
             placeholder, or a prompt whose last token merges with the text's first.
+
+    Example:
+        >>> from fare_hf.lab import load_llava
+        >>> loss = VlmLoss(*load_llava(), "USER: <image>\\nWhat is it? ASSISTANT:", ["a cat"])
+        >>> loss(torch.rand(1, 3, 160, 160)).shape
+        torch.Size([1])
     """
 
     def __init__(

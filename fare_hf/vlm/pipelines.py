@@ -41,6 +41,10 @@ def robust_pipeline(
         TypeError, ValueError, RuntimeError: as `swap_vision_tower`.
         OSError: something cannot be read.
         ImportError: the model's processor needs torchvision.
+
+    Example:
+        >>> pipe = robust_pipeline("llava-hf/llava-1.5-7b-hf", "user/fare4")  # doctest: +SKIP
+        >>> pipe("image.png", text="USER: <image>\\nWhat is it? ASSISTANT:")  # doctest: +SKIP
     """
     at = revision or "main"
     name = os.fspath(vlm)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import doctest
+import inspect
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import fare_hf
 
@@ -41,3 +44,22 @@ def test_type_checkers_are_told_the_same_names() -> None:
         for alias in node.names
     }
     assert told == {name: fare_hf._HOMES[name] for name in fare_hf.__all__}
+
+
+@pytest.mark.parametrize("name", fare_hf.__all__)
+def test_a_public_name_has_an_example_that_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What needs the Hub is skipped inside the example; an example of nothing but that is of the Hub's functions."""
+    monkeypatch.chdir(tmp_path)
+    public = getattr(fare_hf, name)
+    (found,) = (test for test in doctest.DocTestFinder(recurse=False).find(public, name))
+    torch.manual_seed(0)
+    result = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(found)
+    assert result.failed == 0 and found.examples
+    ran = [example for example in found.examples if doctest.SKIP not in example.options]
+    assert ran or name in {"merge_vision_tower", "push_robust_encoder", "robust_pipeline"}
+
+
+@pytest.mark.parametrize("name", [name for name in fare_hf.__all__ if inspect.isfunction(getattr(fare_hf, name))])
+def test_a_public_function_says_what_it_takes_returns_and_raises(name: str) -> None:
+    text = inspect.getdoc(getattr(fare_hf, name)) or ""
+    assert [part for part in ("Args:", "Returns:", "Raises:", "Example:") if part not in text] == []

@@ -32,6 +32,12 @@ class RobustnessReport:
 
     Raises:
         ValueError: the same figure twice, something that is no `Row`, or another schema version.
+
+    Example:
+        >>> from fare_hf.lab import encoder_folder
+        >>> report = RobustnessReport.load(encoder_folder("fare-4"))
+        >>> sorted({row.task for row in report.rows})[0]
+        'captions'
     """
 
     rows: list[Row]

@@ -84,6 +84,15 @@ def evaluate_captions(
     Raises:
         ValueError: no samples, another number of captions or references, what `check_plan` refuses, and what
             attacks raise.
+
+    Example:
+        >>> from fare_hf.lab import load_llava, load_test_set
+        >>> test = load_test_set("digits").first(2)
+        >>> captions = [test.class_names[label] for label in test.labels.tolist()]
+        >>> prompt = "USER: <image>\\nProvide a short caption for this image. ASSISTANT:"
+        >>> names = {"prompt": prompt, "model": "LLaVA", "dataset": "digits"}
+        >>> evaluate_captions(*load_llava(), test.pixels, captions, **names).rows[0].n
+        2
     """
     wanted = list(captions if references is None else references)
     if not len(samples) == len(captions) == len(wanted):

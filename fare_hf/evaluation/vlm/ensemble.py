@@ -119,9 +119,22 @@ def evaluate_vlm(
         folder: of this run alone, where each finished batch is written down, so that an interrupted call, made again,
             goes on after the last one with the same result; delete it when the result is kept.
 
+    Returns:
+        Rows, and the worst answer found for each image.
+
     Raises:
         ValueError: no samples, another number of prompts or references, what `check_plan` refuses, a folder of another
             run, and what attacks raise.
+
+    Example:
+        >>> from fare_hf.evaluation import YesNo
+        >>> from fare_hf.lab import load_llava, load_test_set
+        >>> prompt = "USER: <image>\\nIs there a cat in the image? ASSISTANT:"
+        >>> names = {"model": "LLaVA", "task": "yes-no", "dataset": "digits", "max_new_tokens": 3}
+        >>> pixels = load_test_set("digits").pixels[:2]
+        >>> found = evaluate_vlm(*load_llava(), pixels, prompt, YesNo(["no", "no"]), **names)
+        >>> found.rows[0].n
+        2
     """
     n = len(samples)
     asked = [prompts] * n if isinstance(prompts, str) else list(prompts)

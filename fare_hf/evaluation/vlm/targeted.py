@@ -61,6 +61,15 @@ def evaluate_targeted(
     Raises:
         ValueError: an empty target, no threat model, a target longer than `max_new_tokens`, no samples, what
             `check_plan` refuses, and what attacks raise.
+
+    Example:
+        >>> from fare_hf.attacks import ThreatModel
+        >>> from fare_hf.lab import load_llava, load_test_set
+        >>> prompt = "USER: <image>\\nProvide a short caption for this image. ASSISTANT:"
+        >>> names = {"prompt": prompt, "model": "LLaVA", "dataset": "digits", "steps": 2}
+        >>> balls, pixels = [ThreatModel("linf", "4/255")], load_test_set("digits").pixels[:1]
+        >>> len(evaluate_targeted(*load_llava(), pixels, "a photo of a cat", threat_models=balls, **names).rows)
+        2
     """
     if not target.strip() or not threat_models:
         raise ValueError(f"target {target!r} and {len(threat_models)} threat models: give a string and at least one.")

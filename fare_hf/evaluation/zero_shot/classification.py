@@ -77,6 +77,16 @@ def evaluate_zero_shot(
     Raises:
         TypeError, ValueError: no samples, labels outside [0, K) or no integers, texts of another width than the
             encoder's, fewer than two classes, an unknown attack, and what `check_plan` refuses; all before any attack.
+
+    Example:
+        >>> from fare_hf import load_encoder, text_classifier
+        >>> from fare_hf.lab import encoder_folder, load_clip, load_test_set, load_training_set
+        >>> encoder, test = load_encoder(str(encoder_folder("fare-4"))), load_test_set("digits").first(8)
+        >>> texts = text_classifier(*load_clip(), test.prompts, ["{}"])
+        >>> names = {"normalization": Normalization.from_processor(load_training_set().processor), "model": "FARE-4"}
+        >>> found = evaluate_zero_shot(encoder, texts, test.pixels, test.labels, dataset="digits", **names)
+        >>> found[0].metric
+        'accuracy'
     """
     counts = {"steps": steps, "restarts": restarts, "batch_size": batch_size, "queries": queries}
     check_plan(len(samples), threat_models, groups, seed, {"model": model, "dataset": dataset}, **counts)

@@ -121,8 +121,20 @@ def check_gradient_masking(
         more: factor on the steps, at least 2.
         batch_size, seed: as named.
 
+    Returns:
+        The checks, each with what was found and whether it is as it should be.
+
     Raises:
         ValueError: a factor below 2, and what the attacks raise.
+
+    Example:
+        >>> logits_of = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 10))
+        >>> pixels = torch.rand(4, 3, 8, 8)
+        >>> labels = logits_of(pixels).argmax(1)
+        >>> threat = ThreatModel("linf", "8/255")
+        >>> report = check_gradient_masking(logits_of, pixels, labels, threat, steps=5, queries=20)
+        >>> len(report.checks) > 0
+        True
     """
     if more < 2:
         raise ValueError(f"more {more} does not make the attack longer: pass a factor of at least 2.")

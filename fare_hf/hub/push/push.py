@@ -92,9 +92,15 @@ def push_robust_encoder(
         text_encoder: the original CLIP, whose text encoder and tokenizer are published too.
         save: of `save_robust_encoder`, where the source is an encoder.
 
+    Returns:
+        Where the encoder is: repository, revision, commit and address.
+
     Raises:
         ValueError: what was asked cannot work; nothing was sent.
         PushError: the Hub failed, or refused half-way; its message has the command to go on.
+
+    Example:
+        >>> push_robust_encoder("outputs/fare4/encoder", "user/fare4", private=True)  # doctest: +SKIP
     """
     check_repo_id(repo_id)
     check_reference(revision, "revision")

@@ -62,12 +62,22 @@ def swap_vision_tower(
         minimum_cosine: a warning is given where the clean embeddings of encoder and tower agree less than this, or the
             weights of a matrix (less than this and 0.5); -1 never warns.
 
+    Returns:
+        What was done and proven; `undo()` puts the tower back, and so does leaving it as a context.
+
     Raises:
         TypeError: the model is not of a known family, or `encoder` is not a vision encoder.
         ValueError: another architecture (the field and both values are named), another resolution without a
             processor, the processor of another model, a folder without weights, weights that are not finite, a tower
             that is quantised, offloaded to the meta device, tied or carries adapters.
         RuntimeError: the swapped tower does not compute what the encoder computes; everything is put back then.
+
+    Example:
+        >>> from fare_hf.lab import encoder_folder, load_llava
+        >>> llava, processor = load_llava()
+        >>> report = swap_vision_tower(llava, str(encoder_folder("fare-4")), processor)
+        >>> report.probe_difference
+        0.0
     """
     if not -1 <= minimum_cosine <= 1:
         raise ValueError(f"minimum_cosine is {minimum_cosine}: give a number from -1 (never warn) to 1.")

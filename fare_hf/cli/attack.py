@@ -53,8 +53,7 @@ def run(args: argparse.Namespace) -> None:
     from fare_hf.attacks import ThreatModel
     from fare_hf.evaluation.report.environment import environment
     from fare_hf.evaluation.report.report import RobustnessReport
-    from fare_hf.evaluation.vlm.forced_strings import STEALTH_TARGETS, evaluate_stealth, read_targets
-    from fare_hf.evaluation.vlm.text_attack import target_loss
+    from fare_hf.evaluation.vlm.forced_strings import STEALTH_TARGETS, evaluate_stealth, read_targets, target_loss
     from fare_hf.files.folders import locked_folder
     from fare_hf.lab.names import encoder_path
 
@@ -133,15 +132,14 @@ def _transfer(
     """The saved pictures of all strings, shown to the model with another tower."""
     from fare_hf.attacks import ThreatModel
     from fare_hf.evaluation.vlm.adversarial_images import load_exported
-    from fare_hf.evaluation.vlm.forced_strings import as_sent
-    from fare_hf.evaluation.vlm.text_attack import says
+    from fare_hf.evaluation.vlm.engine import answers_to
+    from fare_hf.evaluation.vlm.forced_strings import as_sent, says
     from fare_hf.evaluation.vlm.transfer import transfer_matrix
-    from fare_hf.vlm import generate_text, swap_vision_tower
+    from fare_hf.vlm import swap_vision_tower
 
     def forced(target: str, pixels: Any) -> list[bool]:
-        batches = as_sent(pixels, processor).split(args.batch_size)
-        options = {"max_new_tokens": args.max_new_tokens}
-        answers = [text for batch in batches for text in generate_text(vlm, processor, batch, prompt, **options)]
+        options = {"batch_size": args.batch_size, "max_new_tokens": args.max_new_tokens}
+        answers = answers_to(vlm, processor, as_sent(pixels, processor), prompt, **options)
         return [says(answer, target) for answer in answers]
 
     rows: list[Any] = []

@@ -10,14 +10,14 @@ from fare_hf.evaluation.report.paired import paired_difference
 from fare_hf.evaluation.report.plots import draw_report, draw_summary, paired_bars, radius_curves, transfer_map
 from fare_hf.evaluation.report.report import RobustnessReport
 from fare_hf.evaluation.report.rows import Row
+from fare_hf.evaluation.result import Evaluation
 from fare_hf.evaluation.vlm.adversarial_images import export_adversarial, load_exported
 from fare_hf.evaluation.vlm.captions import NamesConcept, evaluate_captions
+from fare_hf.evaluation.vlm.engine import TextEvaluation
 from fare_hf.evaluation.vlm.ensemble import evaluate_vlm
-from fare_hf.evaluation.vlm.forced_strings import evaluate_stealth
+from fare_hf.evaluation.vlm.forced_strings import evaluate_stealth, evaluate_targeted
 from fare_hf.evaluation.vlm.metrics import Choice, Cider, VqaAccuracy, YesNo
 from fare_hf.evaluation.vlm.sets import load_vlm_set
-from fare_hf.evaluation.vlm.targeted import evaluate_targeted
-from fare_hf.evaluation.vlm.text_attack import TextEvaluation
 from fare_hf.evaluation.vlm.transfer import evaluate_transfer, evaluate_universal_text, transfer_matrix
 from fare_hf.evaluation.zero_shot.classification import evaluate_zero_shot
 from fare_hf.evaluation.zero_shot.corruptions import evaluate_corruptions
@@ -28,6 +28,7 @@ from fare_hf.evaluation.zero_shot.sets import load_zero_shot_set
 __all__ = [
     "Choice",
     "Cider",
+    "Evaluation",
     "MaskingReport",
     "NamesConcept",
     "RobustnessReport",

@@ -16,12 +16,34 @@ from fare_hf.attacks import ThreatModel
 from fare_hf.attacks.gradient import check_steps
 from fare_hf.attacks.threat_model import check_threat_model
 
-__all__ = ["Attack", "Judge", "Outcome", "attack_nested", "check_plan", "chunks", "gather", "read", "screening_steps"]
+__all__ = [
+    "Attack",
+    "Outcome",
+    "Stage",
+    "attack_batch",
+    "attack_nested",
+    "check_plan",
+    "chunks",
+    "gather",
+    "read",
+    "screening_steps",
+]
 
 Attack = Callable[[torch.Tensor, list[int], ThreatModel, torch.Generator], torch.Tensor]
 """(clean pixels, sample indices, threat model, generator) -> adversarial pixels."""
-Judge = Callable[[torch.Tensor, list[int], ThreatModel], list[bool]]
-"""(adversarial pixels, sample indices, threat model) -> for each sample, whether it is fooled."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One attack on those who are left, batch by batch.
+
+    Attributes:
+        run: (sample indices, threat model, number of the batch) -> for each sample, whether it is fooled.
+        attacks: sample index -> whether the attack is for this sample; those it is not for stay.
+    """
+
+    run: Callable[[list[int], ThreatModel, int], list[bool]]
+    attacks: Callable[[int], bool] = lambda index: True
 
 
 @dataclass
@@ -144,31 +166,50 @@ def class_number(label: Any) -> int:
         raise TypeError(f"label {label!r} is no class number: pass integers.") from None
 
 
+def attack_batch(
+    images: Any,
+    batch: Sequence[int],
+    threat_model: ThreatModel,
+    attack: Attack,
+    device: torch.device,
+    seeds: Sequence[int],
+) -> torch.Tensor:
+    """Points that an attack finds for some samples, held against ball and box on the very pixels that are judged.
+
+    Args:
+        images: see `gather`.
+        batch: sample indices.
+        threat_model, attack: which.
+        device: where the attack runs.
+        seeds: the run's, the stage and the batch; the generator is seeded from them, never from the global RNG.
+
+    Raises:
+        ValueError: a perturbation outside its threat model.
+    """
+    clean = gather(images, batch, device)
+    points = attack(clean, list(batch), threat_model, torch.Generator().manual_seed(mix(*seeds)))
+    threat_model.check(points, clean)
+    return points
+
+
 def attack_nested(
-    samples: Any,
     alive: Sequence[int],
     threat_models: Sequence[ThreatModel],
-    stages: Sequence[tuple[Attack, Judge]],
+    stages: Sequence[Stage],
     *,
-    device: torch.device,
     batch_size: int,
-    seed: int,
     distributed: bool = False,
 ) -> list[Outcome]:
     """Attack samples under each threat model, stage after stage, each stage only who survived so far.
 
     Of one norm, radii are attacked in ascending order and a sample fooled within a smaller ball is fooled within every
-    larger one, as that ball contains the perturbation found. Before a perturbation counts, `ThreatModel.check` holds
-    it against ball and box on the very pixels that are judged.
+    larger one, as that ball contains the perturbation found.
 
     Args:
-        samples: see `gather`.
         alive: indices to attack, say those classified correctly.
         threat_models: without repetition.
-        stages: attack and judge, in order.
-        device: where attacks run.
+        stages: in order.
         batch_size: survivors are packed to full batches again before each stage.
-        seed: each batch's generator is seeded from it, the stage and the batch, never from the global RNG.
         distributed: divide the batches of a stage among the processes that accelerate or torchrun started; all must
             call this with the same arguments, and get what one process alone would.
 
@@ -176,7 +217,7 @@ def attack_nested(
         One outcome per threat model, in the order given.
 
     Raises:
-        ValueError: a perturbation outside its threat model, a repeated threat model.
+        ValueError: a repeated threat model.
     """
     check_threat_models(threat_models)
     left: dict[str, list[int]] = {}
@@ -184,41 +225,27 @@ def attack_nested(
     for threat_model in sorted(threat_models, key=lambda t: (t.norm, t.eps)):
         start = time.perf_counter()
         survivors = left.get(threat_model.norm, list(alive))
-        for number, (attack, judge) in enumerate(stages):
-            options = (device, batch_size, (seed, number), distributed)
-            survivors = _run_stage(samples, survivors, threat_model, attack, judge, *options)
+        for stage in stages:
+            survivors = _run_stage(stage, survivors, threat_model, batch_size, distributed)
         left[threat_model.norm] = survivors
         outcomes[threat_model] = Outcome(threat_model, survivors, time.perf_counter() - start)
     return [outcomes[threat_model] for threat_model in threat_models]
 
 
 def _run_stage(
-    samples: Any,
-    alive: list[int],
-    threat_model: ThreatModel,
-    attack: Attack,
-    judge: Judge,
-    device: torch.device,
-    batch_size: int,
-    seeds: tuple[int, int],
-    distributed: bool,
+    stage: Stage, alive: list[int], threat_model: ThreatModel, batch_size: int, distributed: bool
 ) -> list[int]:
     """One attack over all who are still alive; returns who survives it."""
     state = PartialState() if distributed else None
     rank, processes = (state.process_index, state.num_processes) if state else (0, 1)
-    survivors: dict[int, list[int]] = {}
-    for number, batch in enumerate(chunks(alive, batch_size)):
-        if number % processes != rank:
-            continue
-        clean = gather(samples, batch, device)
-        generator = torch.Generator().manual_seed(mix(*seeds, number))
-        adversarial = attack(clean, batch, threat_model, generator)
-        threat_model.check(adversarial, clean)
-        fooled = judge(adversarial, batch, threat_model)
-        survivors[number] = [index for index, out in zip(batch, fooled, strict=True) if not out]
+    fooled: set[int] = set()
+    for number, batch in enumerate(chunks([index for index in alive if stage.attacks(index)], batch_size)):
+        if number % processes == rank:
+            found = stage.run(batch, threat_model, number)
+            fooled |= {index for index, out in zip(batch, found, strict=True) if out}
     if processes > 1:
-        survivors = {number: left for part in gather_object([survivors]) for number, left in part.items()}
-    return [index for number in sorted(survivors) for index in survivors[number]]
+        fooled = set().union(*gather_object([fooled]))
+    return [index for index in alive if index not in fooled]
 
 
 def mix(*numbers: int) -> int:

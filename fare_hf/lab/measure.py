@@ -132,7 +132,7 @@ def measure_zero_shot(
             "target_classes": budget.target_classes,
             "normalization": lab_normalization(),
         }
-        rows += evaluate_zero_shot(encoder, text_embeddings(clip, test), test.pixels, test.labels, **options)
+        rows += evaluate_zero_shot(encoder, text_embeddings(clip, test), test.pixels, test.labels, **options).rows
     return rows
 
 

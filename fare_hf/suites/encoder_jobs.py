@@ -148,7 +148,7 @@ class ZeroShot(OnImages, Attacked):
         options = effort | self.given("attack", "stop_fooled") | self.row_names(subject)
         options |= {"groups": images.groups, "native": images.native, "threat_models": self.threats()}
         texts = images.texts(subject.name_or_path)
-        rows = evaluate_zero_shot(encoder, texts, images.samples, images.labels, **options)
+        rows = evaluate_zero_shot(encoder, texts, images.samples, images.labels, **options).rows
         if self.masking_checks:
             self._check_masking(subject, images, effort)
         return rows
@@ -189,7 +189,7 @@ class Drift(OnImages):
         images, original = self.images(subject), load_encoder(subject.models[self.original])
         options = self.given("embedding", "batch_size", "seed") | self.row_names(subject)
         encoder, pixels = load_encoder(subject.name_or_path), images.whole()[0]
-        return clean_drift(encoder, original, pixels, groups=images.groups, **options)
+        return clean_drift(encoder, original, pixels, groups=images.groups, **options).rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,7 +212,7 @@ class Corruptions(OnImages):
         images, encoder = self.images(subject), load_encoder(subject.name_or_path)
         options = self.given("names", "severities", "batch_size", "seed") | self.row_names(subject)
         texts = images.texts(subject.name_or_path)
-        return evaluate_corruptions(encoder, texts, *images.whole(), groups=images.groups, **options)
+        return evaluate_corruptions(encoder, texts, *images.whole(), groups=images.groups, **options).rows
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,8 @@ from typing import Annotated, Any, ClassVar
 
 from fare_hf.evaluation.report.rows import Row
 from fare_hf.evaluation.vlm.ensemble import evaluate_vlm
+from fare_hf.evaluation.vlm.forced_strings import evaluate_targeted
 from fare_hf.evaluation.vlm.sets import CAPTION_QUESTION, VlmData, chat_prompt, load_vlm_set, vlm_set
-from fare_hf.evaluation.vlm.targeted import evaluate_targeted
 from fare_hf.files.folders import is_missing_path
 from fare_hf.lab import TEST_SETS, measure
 from fare_hf.lab.models import load_vlm_and_processor

@@ -48,7 +48,7 @@ def test_accuracy_under_corruptions() -> None:
     pixels = quantize(images(12))
     labels = predict_zero_shot(encoder(), text, pixels, normalization(), batch_size=5)
     options = {"normalization": normalization(), "names": ["brightness", "contrast"], "severities": (1, 5), **NAMES}
-    rows = evaluate_corruptions(encoder(), text, pixels, labels, **options)
+    rows = evaluate_corruptions(encoder(), text, pixels, labels, **options).rows
     RobustnessReport(rows)
     assert [row.dataset for row in rows] == [
         "noise, brightness", "noise, contrast", "noise, mean of 2 corruptions"
@@ -66,13 +66,13 @@ def test_accuracy_under_corruptions() -> None:
 def test_drift_of_an_encoder_from_itself_and_from_another(embedding: str) -> None:
     one, other, pixels = encoder(), encoder(seed=1), images(6)
     options = {"normalization": normalization(), "embedding": embedding, "batch_size": 4, **NAMES}
-    same = clean_drift(one, one, pixels, **options)
+    same = clean_drift(one, one, pixels, **options).rows
     RobustnessReport(same)
     assert same[0].value == pytest.approx(1.0, abs=1e-6) and same[1].value == 0.0
     with torch.no_grad():
         for mine, theirs in zip(other.parameters(), one.parameters(), strict=True):
             mine.copy_(theirs * 1.05)
-    rows = clean_drift(other, one, pixels, **options)
+    rows = clean_drift(other, one, pixels, **options).rows
     mine, theirs = (embed_images(model, pixels, normalization(), embedding) for model in (other, one))
     expected = ((mine - theirs).norm(dim=-1) / theirs.norm(dim=-1)).mean().item()
     assert rows[1].value == pytest.approx(expected, rel=1e-5) and rows[0].value < 1.0
@@ -82,7 +82,7 @@ def test_recall_is_counted_by_hand() -> None:
     images_, texts = torch.eye(3), torch.eye(3)[[0, 0, 2, 1]]
     texts[1, 2] = 0.5
     owner = [0, 1, 2, 1]  # the second caption of image 1 is wrong, the last is right
-    rows = retrieval_recall(images_, texts, owner, at=(1, 2), **NAMES)
+    rows = retrieval_recall(images_, texts, owner, at=(1, 2), **NAMES).rows
     RobustnessReport(rows)
     values = {row.metric: row.value for row in rows}
     assert values["image to text R@1"] == 1.0 and values["text to image R@1"] == 0.75

@@ -12,7 +12,8 @@ from helpers.tiny_llava import PROMPT, images
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import fare_hf.evaluation.vlm.ensemble as room
+import fare_hf.evaluation.vlm.engine as engine
+import fare_hf.evaluation.vlm.ensemble as ensemble
 from fare_hf.attacks import ThreatModel, apgd
 from fare_hf.encoders import frozen, matmul_patch_embedding
 from fare_hf.evaluation.attack_loop import mix
@@ -61,7 +62,7 @@ def one_by_one(
     return worst
 
 
-def check(found: room.Attacked, worst: Sequence[Worst], same: Callable[..., None]) -> None:
+def check(found: engine.Attacked, worst: Sequence[Worst], same: Callable[..., None]) -> None:
     """The evaluation found what the loop found."""
     assert found.scores == [w.score for w in worst] and found.answers == [w.answer for w in worst]
     assert found.sources == {index: w.source for index, w in enumerate(worst) if w.image is not None}
@@ -148,8 +149,8 @@ def test_batches_change_nothing_in_the_bookkeeping(
         return [reading(image, 0) for image in points]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(room, "apgd", batched)
-        patch.setattr(room, "generate_text", said)
+        patch.setattr(ensemble, "apgd", batched)
+        patch.setattr(engine, "generate_text", said)
         options: dict[str, Any] = {"threat_models": [BALL], "targets": targets, "batch_size": batch_size}
         result = evaluate_vlm(vlm, proc, pixels, PROMPT, metric, **options, **NAMES)
     worst = one_by_one(

@@ -153,8 +153,8 @@ def test_one_perturbation_for_given_strings(vlm, proc) -> None:
     target = a_word(vlm, proc, unseen)
     options = {"refused": lambda text: target not in text, "model": "LLaVA", "dataset": "noise", "epochs": 30}
     options |= {"step_size": "16/255", "batch_size": 3, "max_new_tokens": 2, "held_out": unseen}
-    change, rows, said = evaluate_universal_text(vlm, proc, pixels, [target], [PROMPT], WIDE, **options)
-    RobustnessReport(rows)
+    found = evaluate_universal_text(vlm, proc, pixels, [target], [PROMPT], WIDE, **options)
+    change, rows, said = found.change, found.report().rows, found.answers
     assert change.shape == (3, 32, 32) and change.abs().max() <= WIDE.eps + 1e-7
     assert rows[0].value == 0.0 and rows[1].value > 0 and len(said) == 3
     with pytest.raises(ValueError, match="0 strings"):

@@ -14,7 +14,7 @@ from PIL import Image
 from fare_hf.attacks import ThreatModel
 from fare_hf.evaluation import NamesConcept, RobustnessReport, attack_sheet, evaluate_captions, evaluate_targeted
 from fare_hf.evaluation.report.attack_sheet import Answer, SheetRow
-from fare_hf.evaluation.vlm.text_attack import TextAttack
+from fare_hf.evaluation.vlm.engine import VlmEngine
 from fare_hf.vlm import VlmLoss, generate_text, swap_vision_tower
 
 SMALL, LARGE = ThreatModel("linf", "2/255"), ThreatModel("linf", "32/255")
@@ -156,7 +156,7 @@ def test_bad_settings_are_refused_before_any_answer(changes: dict, message: str,
     def never(*rest, **options) -> None:
         raise AssertionError("the model was asked")
 
-    monkeypatch.setattr(TextAttack, "clean_answers", never)
+    monkeypatch.setattr(VlmEngine, "clean", never)
     options = {"threat_models": [SMALL], **NAMES} | changes
     with pytest.raises(ValueError, match=message):
         evaluate_captions(vlm, proc, images(2), ["a", "a"], **options)

@@ -237,7 +237,7 @@ def test_bad_input(vlm, proc) -> None:
     ],
 )
 def test_bad_settings_are_refused_before_any_answer(changes: dict, message: str, vlm, proc, monkeypatch) -> None:
-    monkeypatch.setattr("fare_hf.evaluation.vlm.ensemble.generate_text", pytest.fail)
+    monkeypatch.setattr("fare_hf.evaluation.vlm.engine.generate_text", pytest.fail)
     options = {"threat_models": THREATS, "steps": 2, **NAMES} | changes
     with pytest.raises(ValueError, match=message):
         evaluate_vlm(vlm, proc, images(2), PROMPT, VqaAccuracy([["cat"]] * 2), **options)

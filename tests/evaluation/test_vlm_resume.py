@@ -74,16 +74,17 @@ def same(found: VlmEvaluation, expected: VlmEvaluation) -> bool:
 def test_an_interrupted_evaluation_goes_on(
     batches: int, vlm: Any, proc: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import fare_hf.evaluation.vlm.ensemble as room
+    import fare_hf.evaluation.vlm.engine as engine
+    import fare_hf.evaluation.vlm.ensemble as ensemble
 
     ran: list[int] = []
-    original = room.apgd
+    original = ensemble.apgd
 
     def counted(*words: Any, **options: Any) -> Any:
         ran.append(1)
         return original(*words, **options)
 
-    monkeypatch.setattr(room, "apgd", counted)
+    monkeypatch.setattr(ensemble, "apgd", counted)
     metric = Interrupted(references(vlm, proc, images(5)))
     whole = run(vlm, proc, metric, None)
     needed = len(ran)
@@ -97,7 +98,7 @@ def test_an_interrupted_evaluation_goes_on(
     assert 0 < len(ran) < needed and len(finished) == len(ran) - 1 == batches
     metric.left = 10**9
     attacked, answered = len(ran), []
-    monkeypatch.setattr(room, "generate_text", lambda *w, **o: answered.append(1) or generate_text(*w, **o))
+    monkeypatch.setattr(engine, "generate_text", lambda *w, **o: answered.append(1) or generate_text(*w, **o))
     found = run(vlm, proc, metric, tmp_path)
     assert same(found, whole) and len(ran) - attacked == needed - len(finished) == len(answered)
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
@@ -137,7 +138,7 @@ def test_the_folder_of_another_run_is_refused(
     with pytest.raises(KeyboardInterrupt):
         run(vlm, proc, metric, tmp_path)
     before = (tmp_path / "settings.json").read_bytes()
-    monkeypatch.setattr("fare_hf.evaluation.vlm.ensemble.generate_text", pytest.fail)
+    monkeypatch.setattr("fare_hf.evaluation.vlm.engine.generate_text", pytest.fail)
     with pytest.raises(ValueError, match=message):
         run(vlm, proc, metric, tmp_path, **changes)
     with pytest.raises(ValueError, match="another metric, references|another references"):

@@ -17,7 +17,7 @@ import fare_hf.evaluation.attack_loop as survivors
 from fare_hf.attacks import ThreatModel, apgd, cross_entropy
 from fare_hf.data.pixels import Normalization
 from fare_hf.evaluation import RobustnessReport, evaluate_zero_shot, text_classifier
-from fare_hf.evaluation.attack_loop import attack_nested, gather, screening_steps
+from fare_hf.evaluation.attack_loop import Stage, attack_batch, attack_nested, gather, screening_steps
 from fare_hf.evaluation.zero_shot.classification import logits_function, predict_zero_shot
 
 NAMES = ["cat", "dog", "bird", "red fish"]
@@ -43,7 +43,7 @@ def evaluate(classes: int = 5, n: int = 24, wrong: int = 0, **changes) -> list[d
     labels = predictions(pixels, text)
     labels[:wrong] = (labels[:wrong] + 1) % classes
     options = {"model": "CLIP", "dataset": "noise", "normalization": normalization(), "steps": 5, "batch_size": 7}
-    return evaluate_zero_shot(changes.pop("encoder", encoder()), text, pixels, labels, **options | changes)
+    return evaluate_zero_shot(changes.pop("encoder", encoder()), text, pixels, labels, **options | changes).rows
 
 
 def test_text_classifier_is_the_mean_of_normalised_templates(clip_folder: Path) -> None:
@@ -122,8 +122,8 @@ def test_only_survivors_are_attacked_in_full_batches(monkeypatch: pytest.MonkeyP
     seen: list[tuple[str, list[int]]] = []
     original = survivors._run_stage
 
-    def spy(samples, alive, threat_model, attack, judge, *rest):
-        left = original(samples, alive, threat_model, attack, judge, *rest)
+    def spy(stage, alive, threat_model, *rest):
+        left = original(stage, alive, threat_model, *rest)
         seen.append((str(threat_model), list(alive)))
         assert set(left) <= set(alive)
         return left
@@ -140,12 +140,16 @@ def test_only_survivors_are_attacked_in_full_batches(monkeypatch: pytest.MonkeyP
 
 def test_a_perturbation_outside_the_ball_does_not_count() -> None:
     threat = ThreatModel("linf", "2/255")
-    cheat = (lambda x, batch, t, g: (x + 3 / 255).clamp(0, 1), lambda z, batch, t: [True] * len(batch))
-    options = {"device": torch.device("cpu"), "batch_size": 4, "seed": 0}
+
+    def cheat(batch: list[int], ball: ThreatModel, number: int) -> list[bool]:
+        attack = lambda x, batch, t, g: (x + 3 / 255).clamp(0, 1)  # noqa: E731
+        attack_batch(images(4) * 0.5, batch, ball, attack, torch.device("cpu"), (0, 0, number))
+        return [True] * len(batch)
+
     with pytest.raises(ValueError, match="leaves the threat model linf 2/255"):
-        attack_nested(images(4) * 0.5, range(4), [threat], [cheat], **options)
+        attack_nested(range(4), [threat], [Stage(cheat)], batch_size=4)
     with pytest.raises(ValueError, match="repeat one another"):
-        attack_nested(images(4), range(4), [threat, threat], [], **options)
+        attack_nested(range(4), [threat, threat], [], batch_size=4)
 
 
 def test_no_trace_and_one_clean_forward() -> None:
@@ -166,8 +170,8 @@ def test_a_data_set_gives_what_tensors_give() -> None:
     items = [{"pixel_values": image, "labels": int(label)} for image, label in zip(pixels, labels, strict=True)]
     options = {"model": "CLIP", "dataset": "noise", "normalization": normalization(), "steps": 3, "batch_size": 4}
     options |= {"threat_models": [ThreatModel("linf", "4/255")], "groups": [0, 0, 0, 1, 1, 1, 2, 2, 2]}
-    first = evaluate_zero_shot(encoder(), text, pixels, labels, **options)
-    second = evaluate_zero_shot(encoder(), text, items, **options)
+    first = evaluate_zero_shot(encoder(), text, pixels, labels, **options).rows
+    second = evaluate_zero_shot(encoder(), text, items, **options).rows
     assert [replace(row, seconds=None) for row in first] == [replace(row, seconds=None) for row in second]
     assert torch.equal(gather(items, [3, 1], torch.device("cpu")), pixels[[3, 1]])
 

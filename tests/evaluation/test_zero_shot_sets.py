@@ -105,7 +105,7 @@ def evaluate(size: int = 32, **options) -> list[Row]:
     names = {"model": "CLIP", "dataset": "noise", "normalization": Normalization.from_processor(processor())}
     threats = [ThreatModel("linf", "2/255"), ThreatModel("linf", "6/255")]
     settings = {"threat_models": threats, "steps": 4, "batch_size": 3} | options
-    rows = evaluate_zero_shot(encoder(), text, pixels, labels, **names, **settings)
+    rows = evaluate_zero_shot(encoder(), text, pixels, labels, **names, **settings).rows
     return [replace(row, seconds=None) for row in rows]
 
 

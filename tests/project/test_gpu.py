@@ -85,7 +85,7 @@ def test_zero_shot_accuracies_are_the_same(device: str, dtype: torch.dtype) -> N
             threat_models=[BALL],
             attack="apgd-ce",
             steps=5,
-        )
+        ).rows
         found.append([row.value for row in rows])
     assert 0 < found[0][1] < found[0][0]
     assert found[1] == pytest.approx(found[0], abs=1.5 / len(test))

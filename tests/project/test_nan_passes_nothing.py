@@ -22,7 +22,7 @@ from fare_hf.attacks import (
     targeted_margin,
 )
 from fare_hf.evaluation.report.intervals import bootstrap_interval, bootstrap_statistic, paired_interval
-from fare_hf.evaluation.vlm.ensemble import _Ensemble
+from fare_hf.evaluation.vlm.engine import VlmEngine
 from fare_hf.evaluation.vlm.transfer import evaluate_transfer
 from fare_hf.evaluation.zero_shot.drift import retrieval_recall
 from fare_hf.evaluation.zero_shot.gradient_masking import check_gradient_masking
@@ -147,14 +147,9 @@ def test_an_embedding_of_nan_is_not_retrieved(side: str) -> None:
 
 
 def test_a_score_of_nan_is_neither_robust_nor_fooled() -> None:
-    class Metric:
-        def score(self, answer: str, index: int) -> float:
-            return NAN
-
-    run: Any = _Ensemble.__new__(_Ensemble)
-    object.__setattr__(run, "metric", Metric())
+    engine: Any = VlmEngine(None, None, [], [], lambda answer, index: NAN, 0.0, 0, 1, 1)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="the metric gives nan for the answer 'yes' to sample 3"):
-        run._score("yes", 3)
+        engine.finite_score("yes", 3)
 
 
 @pytest.mark.parametrize("order", [("good", "bad"), ("bad", "good")])

@@ -8,11 +8,9 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from fare_hf.attacks import LossFn, ThreatModel
+from fare_hf.attacks import ThreatModel
 from fare_hf.evaluation.attack_loop import check_plan
-from fare_hf.evaluation.report.rows import Row, fraction_row
-from fare_hf.evaluation.vlm.text_attack import TextAttack, TextEvaluation
-from fare_hf.vlm import VlmLoss, tower_placement
+from fare_hf.evaluation.vlm.engine import TextEvaluation, VlmEngine, evaluate_answers
 
 __all__ = ["NamesConcept", "evaluate_captions"]
 
@@ -102,30 +100,23 @@ def evaluate_captions(
     counts = {"steps": steps, "restarts": restarts, "batch_size": batch_size, "max_new_tokens": max_new_tokens}
     check_plan(len(samples), threat_models, groups, seed, {"model": model, "dataset": dataset}, **counts)
     rule = NamesConcept(wanted) if correct is None else correct
-    attack = TextAttack(vlm, processor, samples, prompt, steps, restarts, seed, batch_size, max_new_tokens, keep)
-
-    def loss_of(batch: list[int]) -> LossFn:
-        return VlmLoss(vlm, processor, prompt, [captions[index] for index in batch])
-
-    def wrong(text: str, index: int) -> bool:
-        return not rule(text, wanted[index])
-
-    def row(right: Sequence[bool], **extra: Any) -> Row:
-        names = {"model": model, "task": "captions", "dataset": dataset, "metric": "caption accuracy"}
-        return fraction_row(
-            right, groups, seed, precision=tower_placement(vlm)[1], batch_size=batch_size, **names, **extra
-        )
-
-    with attack.ready():
-        clean = attack.clean_answers()
-        right = [not wrong(text, index) for index, text in enumerate(clean)]
-        outcomes = attack.run([i for i, good in enumerate(right) if good], threat_models, loss_of, wrong)
-    used = attack.description("nll")
-    rows = [row(right)]
-    for outcome in outcomes:
-        robust = outcome.robust(len(clean))
-        rows.append(row(robust, threat_model=outcome.threat_model, attack=used, seconds=outcome.seconds))
-    return attack.evaluation(rows, clean, threat_models)
+    asked: dict[str, Any] = {"images": samples, "prompts": [prompt] * len(samples), "keep": keep, "seed": seed}
+    asked |= {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "threshold": 0.0, "latest": True}
+    engine = VlmEngine(vlm, processor, score=lambda text, index: float(rule(text, wanted[index])), **asked)
+    return evaluate_answers(
+        engine,
+        threat_models,
+        lambda batch: engine.loss(batch, [captions[index] for index in batch]),
+        loss="nll",
+        steps=steps,
+        restarts=restarts,
+        forced=False,
+        groups=groups,
+        model=model,
+        task="captions",
+        dataset=dataset,
+        metric="caption accuracy",
+    )
 
 
 def _plain(text: str) -> str:

@@ -22,12 +22,14 @@ from fare_hf.attacks import (
 )
 from fare_hf.encoders import frozen, matmul_patch_embedding
 from fare_hf.evaluation.attack_loop import check_plan, chunks, mix
-from fare_hf.evaluation.report.rows import Row, fraction_row
+from fare_hf.evaluation.report.rows import fraction_row
+from fare_hf.evaluation.result import Evaluation
 from fare_hf.evaluation.vlm.adversarial_images import check_sent
+from fare_hf.evaluation.vlm.engine import answers_to
 from fare_hf.files.markup import inline
-from fare_hf.vlm import VlmLoss, generate_text, tower_placement
+from fare_hf.vlm import VlmLoss, tower_placement
 
-__all__ = ["TransferMatrix", "evaluate_transfer", "evaluate_universal_text", "transfer_matrix"]
+__all__ = ["TransferMatrix", "UniversalText", "evaluate_transfer", "evaluate_universal_text", "transfer_matrix"]
 
 Judge = Callable[[Tensor], Sequence[bool]]
 """Pixels (N, 3, H, W) in [0, 1] -> for each whether the model is right, or whatever the metric counts."""
@@ -35,21 +37,19 @@ Logits = Callable[[Tensor], Tensor]
 """Pixels (B, 3, H, W) in [0, 1] -> logits (B, K)."""
 
 
-@dataclass(frozen=True)
-class TransferMatrix:
-    """Every victim on every source's images.
+@dataclass(frozen=True, kw_only=True)
+class TransferMatrix(Evaluation):
+    """Every victim on every source's images; rows: model = victim, data set = "... made on SOURCE".
 
     Attributes:
         sources: models the images were made on.
         victims: models they were shown to.
         values: fraction for each [source][victim].
-        rows: the same as rows of a report: model = victim, data set = "... made on SOURCE".
     """
 
     sources: list[str]
     victims: list[str]
     values: list[list[float]]
-    rows: list[Row]
 
     def to_markdown(self) -> str:
         """One line a source, one column a victim, in percent."""
@@ -59,6 +59,19 @@ class TransferMatrix:
             for source, values in zip(self.sources, self.values, strict=True)
         ]
         return "\n".join([head, *lines]) + "\n"
+
+
+@dataclass(frozen=True, kw_only=True)
+class UniversalText(Evaluation):
+    """What one perturbation for many images gave; rows (`task` "jailbreak", `metric` "answered"): clean, perturbed.
+
+    Attributes:
+        change: the perturbation (3, S, S).
+        answers: to the perturbed images, prompt by prompt.
+    """
+
+    change: Tensor
+    answers: list[str]
 
 
 def transfer_matrix(
@@ -101,7 +114,8 @@ def transfer_matrix(
             rows.append(fraction_row(list(judge(points)), groups, seed, **names, **facts))
             line.append(rows[-1].value)
         values.append(line)
-    return TransferMatrix(list(adversarial), list(judges), values, rows)
+    models = {"sources": list(adversarial), "victims": list(judges)}
+    return TransferMatrix.of_rates(rows, seed, values=values, **models)
 
 
 def evaluate_transfer(
@@ -178,7 +192,7 @@ def evaluate_universal_text(
     seed: int = 0,
     batch_size: int = 32,
     max_new_tokens: int = 64,
-) -> tuple[Tensor, list[Row], list[str]]:
+) -> UniversalText:
     """One perturbation that raises the likelihood of given strings, judged by a rule of the user's.
 
     Fitted on `pixels` with prompts and strings drawn at random for each image and step; then every prompt is asked of
@@ -195,10 +209,6 @@ def evaluate_universal_text(
         held_out: images to judge on; None judges on `pixels` themselves.
         epochs, step_size: see `universal_perturbation`.
         seed, batch_size, max_new_tokens: as named.
-
-    Returns:
-        The perturbation (3, S, S); rows (`task` "jailbreak", `metric` "answered"), clean and perturbed; and the
-        answers to the perturbed images, prompt by prompt.
 
     Raises:
         ValueError: no strings or prompts, and what attacks and losses raise.
@@ -219,11 +229,8 @@ def evaluate_universal_text(
     judged = (pixels if held_out is None else held_out).to(device)
 
     def answers(images: Tensor) -> list[str]:
-        said = []
-        for prompt in prompts:
-            for part in images.split(batch_size):
-                said += generate_text(vlm, processor, part, prompt, max_new_tokens=max_new_tokens)
-        return said
+        asked = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
+        return [text for prompt in prompts for text in answers_to(vlm, processor, images, prompt, **asked)]
 
     with frozen(vlm), matmul_patch_embedding(vlm):
         generator = torch.Generator().manual_seed(seed)
@@ -242,4 +249,4 @@ def evaluate_universal_text(
             [not refused(text) for text in after], groups, seed, threat_model=threat_model, attack=used, **names
         ),
     ]
-    return change, rows, after
+    return UniversalText.of_rates(rows, seed, change=change, answers=after)

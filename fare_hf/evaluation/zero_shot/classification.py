@@ -12,8 +12,10 @@ from transformers import PreTrainedModel
 from fare_hf.attacks import Stage, ThreatModel, class_stages, ensemble_name, predicted_classes
 from fare_hf.data.pixels import Normalization, check_pixels, resize
 from fare_hf.encoders import embed, freeze, frozen, matmul_patch_embedding
-from fare_hf.evaluation.attack_loop import Attack, Judge, attack_nested, check_plan, chunks, read, screening_steps
+from fare_hf.evaluation.attack_loop import Stage as LoopStage
+from fare_hf.evaluation.attack_loop import attack_batch, attack_nested, check_plan, chunks, read, screening_steps
 from fare_hf.evaluation.report.rows import Row, fraction_row
+from fare_hf.evaluation.result import Evaluation
 
 __all__ = ["evaluate_zero_shot", "logits_function", "predict_zero_shot"]
 
@@ -42,7 +44,7 @@ def evaluate_zero_shot(
     queries: int = 5000,
     stop_fooled: bool = False,
     distributed: bool = False,
-) -> list[Row]:
+) -> Evaluation:
     """Clean accuracy, and accuracy under APGD for each threat model.
 
     Only samples that are classified correctly are attacked, by APGD on the cross entropy and then, who survives, by
@@ -72,7 +74,7 @@ def evaluate_zero_shot(
             one of them gets the rows that one process alone would compute.
 
     Returns:
-        The clean row, then one per threat model: `task` "zero-shot", `metric` "accuracy".
+        Rows (clean, then one per threat model): `task` "zero-shot", `metric` "accuracy".
 
     Raises:
         TypeError, ValueError: no samples, labels outside [0, K) or no integers, texts of another width than the
@@ -85,7 +87,7 @@ def evaluate_zero_shot(
         >>> texts = text_classifier(*load_clip(), test.prompts, ["{}"])
         >>> names = {"normalization": Normalization.from_processor(load_training_set().processor), "model": "FARE-4"}
         >>> found = evaluate_zero_shot(encoder, texts, test.pixels, test.labels, dataset="digits", **names)
-        >>> found[0].metric
+        >>> found.rows[0].metric
         'accuracy'
     """
     counts = {"steps": steps, "restarts": restarts, "batch_size": batch_size, "queries": queries}
@@ -101,12 +103,11 @@ def evaluate_zero_shot(
         plan = [(Stage("apgd", "ce"), few, 1) for few in screening_steps(steps)]
         plan += [(stage, steps, restarts) for stage in stages]
         runs = []
-        for stage, few, times in plan:
+        for number, (stage, few, times) in enumerate(plan):
             effort = {"steps": few, "restarts": times, "queries": queries, "stop_fooled": stop_fooled}
-            runs.append(_stage(stage, logits_of, logits, truth, **effort))
+            runs.append(_loop_stage(stage, number, logits_of, samples, logits, truth, seed, **effort))
         alive = [index for index, right in enumerate(correct) if right]
-        options: dict[str, Any] = {"device": device, "batch_size": batch_size, "seed": seed}
-        outcomes = attack_nested(samples, alive, threat_models, runs, distributed=distributed, **options)
+        outcomes = attack_nested(alive, threat_models, runs, batch_size=batch_size, distributed=distributed)
 
     def row(success: list[bool], **extra: Any) -> Row:
         names = {"model": model, "task": "zero-shot", "dataset": dataset, "metric": "accuracy"}
@@ -117,7 +118,7 @@ def evaluate_zero_shot(
     for outcome in outcomes:
         robust = outcome.robust(len(correct))
         rows.append(row(robust, threat_model=outcome.threat_model, attack=used, seconds=outcome.seconds))
-    return rows
+    return Evaluation.of_rates(rows, seed)
 
 
 def logits_function(
@@ -222,25 +223,25 @@ def _clean_pass(
     return torch.cat(logits), torch.tensor(truth, device=device)
 
 
-def _stage(
+def _loop_stage(
     stage: Stage,
+    number: int,
     logits_of: Callable[[torch.Tensor], torch.Tensor],
+    samples: Any,
     clean_logits: torch.Tensor,
     truth: torch.Tensor,
+    seed: int,
     **effort: Any,
-) -> tuple[Attack, Judge]:
+) -> LoopStage:
     """One attack of the ensemble, and the fresh prediction on its result that decides."""
     others = clean_logits.scatter(1, truth[:, None], -torch.inf)
 
     def attack(pixels: torch.Tensor, batch: list[int], threat: ThreatModel, rng: torch.Generator) -> torch.Tensor:
         return stage.run(logits_of, pixels, truth[batch], others[batch], threat, generator=rng, **effort)
 
-    return attack, _judge(logits_of, truth)
+    def run(batch: list[int], threat_model: ThreatModel, place: int) -> list[bool]:
+        points = attack_batch(samples, batch, threat_model, attack, truth.device, (seed, number, place))
+        with torch.no_grad():
+            return (predicted_classes(logits_of(points)) != truth[batch]).tolist()
 
-
-def _judge(logits_of: Callable[[torch.Tensor], torch.Tensor], truth: torch.Tensor) -> Judge:
-    @torch.no_grad()
-    def judge(pixels: torch.Tensor, batch: list[int], threat: ThreatModel) -> list[bool]:
-        return (predicted_classes(logits_of(pixels)) != truth[batch]).tolist()
-
-    return judge
+    return LoopStage(run)

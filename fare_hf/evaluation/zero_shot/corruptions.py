@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from fare_hf.data.pixels import Normalization
 from fare_hf.evaluation.report.intervals import bootstrap_interval
 from fare_hf.evaluation.report.rows import Row, fraction_row
+from fare_hf.evaluation.result import Evaluation
 from fare_hf.evaluation.zero_shot.classification import predict_zero_shot
 
 __all__ = ["check_corruptions", "corrupt_pixels", "corruption_names", "evaluate_corruptions"]
@@ -88,7 +89,7 @@ def evaluate_corruptions(
     seed: int = 0,
     batch_size: int = 128,
     groups: Sequence[Hashable] | None = None,
-) -> list[Row]:
+) -> Evaluation:
     """Zero-shot accuracy under each corruption (mean over severities), and the mean over corruptions.
 
     Args:
@@ -110,18 +111,17 @@ def evaluate_corruptions(
     chosen = corruption_names() if names is None else list(names)
     fields: dict[str, Any] = {"batch_size": batch_size, "model": model, "task": "corruptions", "metric": "accuracy"}
     fields["precision"] = str(next(encoder.parameters()).dtype)
-    rows, all_scores = [], []
+    scores = {}
     for name in chosen:
-        scores = []
+        right = []
         for severity in severities:
             corrupted = corrupt_pixels(pixels, name, severity, seed=seed)
             found = predict_zero_shot(encoder, text_embeddings, corrupted, normalization, batch_size=batch_size)
-            scores.append((found.cpu() == labels.cpu()).double())
-        each = torch.stack(scores).mean(0)
-        rows.append(_row(each, groups, seed, dataset=f"{dataset}, {name}", **fields))
-        all_scores.append(each)
-    mean = torch.stack(all_scores).mean(0)
-    return [*rows, _row(mean, groups, seed, dataset=f"{dataset}, mean of {len(chosen)} corruptions", **fields)]
+            right.append((found.cpu() == labels.cpu()).double())
+        scores[name] = torch.stack(right).mean(0)
+    scores[f"mean of {len(chosen)} corruptions"] = torch.stack(list(scores.values())).mean(0)
+    rows = [_row(each, groups, seed, dataset=f"{dataset}, {name}", **fields) for name, each in scores.items()]
+    return Evaluation(rows=rows, outcomes=[each.tolist() for each in scores.values()], seed=seed)
 
 
 def _row(scores: Tensor, groups: Sequence[Hashable] | None, seed: int, **fields: Any) -> Row:

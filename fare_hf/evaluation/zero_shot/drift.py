@@ -14,6 +14,7 @@ from fare_hf.data.pixels import Normalization, check_pixels
 from fare_hf.encoders import frozen, make_embed
 from fare_hf.evaluation.report.intervals import bootstrap_interval
 from fare_hf.evaluation.report.rows import Row, fraction_row
+from fare_hf.evaluation.result import Evaluation
 from fare_hf.finite import check_finite
 
 __all__ = ["clean_drift", "embed_images", "retrieval_recall"]
@@ -47,7 +48,7 @@ def clean_drift(
     batch_size: int = 128,
     seed: int = 0,
     groups: Sequence[Hashable] | None = None,
-) -> list[Row]:
+) -> Evaluation:
     """Mean cosine to the original's embeddings, and mean l2 distance relative to their length.
 
     Args:
@@ -68,7 +69,7 @@ def clean_drift(
     theirs = embed_images(original, pixels, normalization, embedding, batch_size)
     cosine = F.cosine_similarity(mine, theirs, dim=-1).flatten(1 if mine.ndim == 3 else 0)
     distance = (mine - theirs).norm(dim=-1) / theirs.norm(dim=-1)
-    rows = []
+    rows, outcomes = [], []
     for metric, values in (("cosine to the original", cosine), ("relative l2 to the original", distance)):
         each = values.mean(1) if values.ndim == 2 else values
         numbers = each.double().clamp(max=1.0 if metric.startswith("cosine") else torch.inf).tolist()
@@ -78,7 +79,8 @@ def clean_drift(
         value = sum(numbers) / len(numbers)
         ends = (min(interval[0], value), max(interval[1], value))  # rounding must not leave the mean outside
         rows.append(Row(value=value, ci=ends, n=len(numbers), **names))
-    return rows
+        outcomes.append(numbers)
+    return Evaluation(rows=rows, outcomes=outcomes, seed=seed)
 
 
 def retrieval_recall(
@@ -90,7 +92,7 @@ def retrieval_recall(
     dataset: str,
     at: Sequence[int] = (1, 5),
     seed: int = 0,
-) -> list[Row]:
+) -> Evaluation:
     """Recall of image-text retrieval by cosine: is a right text (image) among the k nearest?
 
     Args:
@@ -126,4 +128,4 @@ def retrieval_recall(
         near = cosines.topk(k, dim=0).indices == owners[None]
         found = near.any(0).tolist()
         rows.append(fraction_row(found, owners.tolist(), seed, metric=f"text to image R@{k}", **names))
-    return rows
+    return Evaluation.of_rates(rows, seed)

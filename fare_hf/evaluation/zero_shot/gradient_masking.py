@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ from fare_hf.attacks import (
     square,
 )
 from fare_hf.evaluation.report.intervals import wilson_interval
+from fare_hf.evaluation.report.rows import Row, fraction_row
+from fare_hf.evaluation.result import Evaluation
 
 __all__ = ["MaskingCheck", "MaskingReport", "check_gradient_masking"]
 
@@ -48,9 +50,9 @@ class MaskingCheck:
     sentence: str
 
 
-@dataclass(frozen=True)
-class MaskingReport:
-    """All checks beside the figure they are about.
+@dataclass(frozen=True, kw_only=True)
+class MaskingReport(Evaluation):
+    """All checks beside the figure they are about; rows: the direct attack, then one a check.
 
     Attributes:
         accuracy: robust accuracy under the direct attack.
@@ -66,7 +68,7 @@ class MaskingReport:
     n: int
     attack: str
     threat_model: str
-    checks: list[MaskingCheck] = field(default_factory=list)
+    checks: list[MaskingCheck]
 
     @property
     def passed(self) -> bool:
@@ -75,7 +77,9 @@ class MaskingReport:
 
     def to_dict(self) -> dict[str, object]:
         """Plain data, for JSON."""
-        return asdict(self) | {"passed": self.passed}
+        names = ("accuracy", "ci", "n", "attack", "threat_model")
+        checks = [asdict(check) for check in self.checks]
+        return {name: getattr(self, name) for name in names} | {"checks": checks, "passed": self.passed}
 
     def to_markdown(self) -> str:
         """The figure, and one line a check."""
@@ -99,6 +103,8 @@ def check_gradient_masking(
     more: int = 4,
     batch_size: int = 128,
     seed: int = 0,
+    model: str = "classifier",
+    dataset: str = "images",
 ) -> MaskingReport:
     """Run the `paper` ensemble, then four attempts that must not do better than it.
 
@@ -120,6 +126,7 @@ def check_gradient_masking(
         queries: of Square.
         more: factor on the steps, at least 2.
         batch_size, seed: as named.
+        model, dataset: names for the rows.
 
     Returns:
         The checks, each with what was found and whether it is as it should be.
@@ -146,30 +153,37 @@ def check_gradient_masking(
         found = autoattack(logits_of, pixels, labels, ball, steps=length, generator=generator, **options)  # type: ignore[arg-type]
         return found.success, found.name
 
-    fooled, name = ensemble(threat_model, steps)
-    n = len(pixels)
-    left = int((~fooled).sum())
-    report = MaskingReport(left / n, wilson_interval(left, n), n, name, str(threat_model))
+    def row(metric: str, other: Tensor, attack: str, length: int, ball: ThreatModel = threat_model) -> Row:
+        used = {"name": attack, "steps": length, "restarts": restarts, "seed": seed}
+        names = {"model": model, "task": "gradient masking", "dataset": dataset, "metric": metric}
+        return fraction_row((~other).tolist(), None, seed, threat_model=ball, attack=used, **names)
 
-    def add(check: str, other: Tensor, what: str) -> None:
+    fooled, name = ensemble(threat_model, steps)
+    direct = row("accuracy", fooled, name, steps)
+    checks, rows = [], [direct]
+
+    def add(check: str, other: Tensor, attack: str, length: int, what: str) -> None:
         accuracy, alone = 1 - other.float().mean().item(), int((other & ~fooled).sum())
         sentence = f"{what} leaves {100 * accuracy:.1f} %, and fools {alone} samples that the direct attack does not"
-        passed = accuracy >= report.ci[0] - 1e-9
-        report.checks.append(MaskingCheck(check, passed, accuracy, report.ci[0], alone, sentence))
+        passed = accuracy >= direct.ci[0] - 1e-9
+        checks.append(MaskingCheck(check, passed, accuracy, direct.ci[0], alone, sentence))
+        rows.append(row(f"accuracy, {check}", other, attack, length))
 
-    add("more steps", ensemble(threat_model, more * steps)[0], f"{name} with {more * steps} steps")
+    add("more steps", ensemble(threat_model, more * steps)[0], name, more * steps, f"{name} with {more * steps} steps")
     victim = _Victim(logits_of, pixels, labels, threat_model, batch_size, seed)
-    add("black box", victim.square(queries), f"Square with {queries} queries")
-    report.checks.append(_wide_ball(threat_model, lambda ball: ensemble(ball, steps)[0], victim.chance()))
+    add("black box", victim.square(queries), "square", queries, f"Square with {queries} queries")
+    wide = ThreatModel(threat_model.norm, WIDE if threat_model.norm == "linf" else 8 * threat_model.eps)
+    other = ensemble(wide, steps)[0]
+    checks.append(_wide_ball(wide, other, victim.chance()))
+    rows.append(row("accuracy, wide ball", other, name, steps, wide))
     if surrogate is not None:
-        add("transfer", victim.transfer(surrogate, steps), f"APGD-CE on the surrogate ({steps} steps), replayed,")
-    return report
+        what = f"APGD-CE on the surrogate ({steps} steps), replayed,"
+        add("transfer", victim.transfer(surrogate, steps), "apgd-ce on the surrogate", steps, what)
+    facts = {"accuracy": direct.value, "ci": direct.ci, "n": direct.n, "attack": name}
+    return MaskingReport.of_rates(rows, seed, threat_model=str(threat_model), checks=checks, **facts)
 
 
-def _wide_ball(threat_model: ThreatModel, attack: Callable[[ThreatModel], Tensor], chance: float) -> MaskingCheck:
-    eps: float | str = WIDE if threat_model.norm == "linf" else 8 * threat_model.eps
-    ball = ThreatModel(threat_model.norm, eps)
-    fooled = attack(ball)
+def _wide_ball(ball: ThreatModel, fooled: Tensor, chance: float) -> MaskingCheck:
     left = int((~fooled).sum())
     low, accuracy = wilson_interval(left, len(fooled))[0], left / len(fooled)
     sentence = f"at eps = {format_eps(ball.eps)} {100 * accuracy:.1f} % are left, chance is {100 * chance:.1f} %"

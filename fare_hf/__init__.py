@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # the same names as below, for type checkers (a test compares
     from fare_hf.evaluation import (
         RobustnessReport,
         check_gradient_masking,
+        evaluate,
         evaluate_captions,
         evaluate_targeted,
         evaluate_vlm,
@@ -36,6 +37,7 @@ _NAMES = {
     "evaluation": (
         "RobustnessReport",
         "check_gradient_masking",
+        "evaluate",
         "evaluate_captions",
         "evaluate_targeted",
         "evaluate_vlm",

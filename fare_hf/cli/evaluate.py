@@ -1,26 +1,32 @@
-"""`fare-hf evaluate`: a suite, or one encoder on the lab's zero-shot sets."""
+"""`fare-hf evaluate`: one encoder on labelled images, or a suite."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fare_hf.cli.console import named_values, natural, one_line, positive, refuse_given
 
 if TYPE_CHECKING:
+    from fare_hf.evaluation import RobustnessReport
     from fare_hf.evaluation.report.rows import Row
+    from fare_hf.evaluation.zero_shot.sets import ZeroShotData
 
 __all__ = ["GOING_ON", "PURPOSE", "add_options", "run"]
 
-PURPOSE = "a suite (YAML), or one encoder on the lab's zero-shot sets, attacked"
+PURPOSE = "one encoder on labelled images, clean and attacked, or a suite (YAML)"
 GOING_ON = (
     "the same command goes on after the last finished job of a suite; one encoder is measured from the beginning"
 )
-DEFAULTS = {"dataset": ["lab:twemoji"], "eps": ["2/255", "4/255"], "steps": 50, "seed": 0}
-"""Of an encoder on the lab's sets; the parser has none, so that options beside a suite are noticed."""
-OF_THE_LAB = (*DEFAULTS, "samples")
+OF_IMAGES = ("split", "image_column", "label_column", "class_names", "templates")
+OF_AN_ENCODER = ("dataset", *OF_IMAGES, "against", "text_model", "eps", "samples", "steps", "batch_size", "seed")
+"""They have no defaults in the parser, so that those beside a suite are noticed."""
+LAB_EFFORT = {"steps": 50, "target_classes": 2}
+"""Of the figures that the lab has published."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -28,36 +34,51 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "encoder",
         nargs="?",
-        help="folder or repository of an encoder fine-tuned from the lab's CLIP, or one such as lab:fare-4; not with "
-        "--suite",
+        help="folder or repository of a CLIP or of its vision encoder, or one such as lab:fare-4; not with --suite",
     )
     parser.add_argument(
         "--suite", help="lab, paper-zero-shot, paper-vlm, or a YAML file, which says all but --models and --output_dir"
     )
     parser.add_argument("--models", nargs="+", metavar="NAME=PATH", help="instead of the models of the suite")
-    parser.add_argument("--dataset", nargs="+", help="the lab's, such as lab:digits (default: lab:twemoji)")
+    parser.add_argument(
+        "--dataset",
+        nargs="+",
+        help="folder of images (a folder a class) or data set of the Hub; one of the paper's, such as cifar10; or the "
+        "lab's, such as lab:digits (default: lab:twemoji)",
+    )
+    parser.add_argument("--split", help="of the data set (default: test, or all of a folder that is not divided)")
+    parser.add_argument("--image_column", help="found where there is just one")
+    parser.add_argument("--label_column", help="whole numbers or words; found where the data set names its classes")
+    parser.add_argument("--class_names", nargs="+", help="in the order of the labels (default: the data set's own)")
+    parser.add_argument(
+        "--templates", "--template", nargs="+", help="sentences with {} for the class name (default: a photo of a {}.)"
+    )
+    parser.add_argument("--against", help="the original: measured on the same images, and compared in pairs")
+    parser.add_argument(
+        "--text_model", help="CLIP whose text encoder reads the names (default: the one the encoder was made from)"
+    )
     parser.add_argument("--eps", nargs="+", help="radii of the linf ball (default: 2/255 4/255)")
-    parser.add_argument("--steps", type=positive, help="APGD steps of each run (default: 50)")
-    parser.add_argument("--samples", type=positive, help="images of each set (default: all)")
-    parser.add_argument("--seed", type=natural, help="seed of the random starts (default: 0)")
+    parser.add_argument("--steps", type=positive, help="APGD steps of each run (default: 100; of the lab's sets 50)")
+    parser.add_argument("--samples", type=positive, help="images of each set (default: all; as many as the paper)")
+    parser.add_argument("--batch_size", type=positive, help="images of a forward pass (default: 128)")
+    parser.add_argument("--seed", type=natural, help="of the choice of images and the random starts (default: 0)")
+    parser.add_argument("--json", action="store_true", help="print report.json, and nothing else, to standard output")
     parser.add_argument(
         "--output_dir", type=Path, required=True, help="where report.json and report.md go; a suite goes on there"
     )
 
 
 def run(args: argparse.Namespace) -> None:
-    """A suite, or one encoder on the lab's zero-shot sets."""
+    """A suite, or one encoder on labelled images."""
     if args.suite is not None:
-        refuse_given(args, OF_THE_LAB, "is not for --suite, whose file says it; with it go --models and --output_dir.")
+        why = "is not for --suite, whose file says it; with it go --models, --json and --output_dir."
+        refuse_given(args, OF_AN_ENCODER, why)
         run_suite_file(args)
         return
     if args.encoder is None:
         raise ValueError("nothing to evaluate: name an encoder, or a --suite.")
-    refuse_given(args, ["models"], f"is for --suite; with an encoder go --{', --'.join(OF_THE_LAB)}, --output_dir.")
-    for name, value in DEFAULTS.items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
-    run_on_the_lab(args)
+    refuse_given(args, ["models"], f"is for --suite; with an encoder go --{', --'.join(OF_AN_ENCODER)}, --output_dir.")
+    run_encoder(args)
 
 
 def run_suite_file(args: argparse.Namespace) -> None:
@@ -72,54 +93,98 @@ def run_suite_file(args: argparse.Namespace) -> None:
     suite = load_suite(args.suite, models)
     logging.disable_progress_bar()  # bars of loaded weights would write over the one that says what is left
     report = run_suite(suite, args.output_dir)
-    print(report.to_markdown())
-    print(args.output_dir / "report.json")
-    draw_plots(report.rows, args.output_dir / "plots")
+    show(report, args)
 
 
-def draw_plots(rows: Sequence[Row], folder: Path) -> None:
+def show(report: RobustnessReport, args: argparse.Namespace) -> None:
+    """A saved report, as a table or as JSON, and its plots."""
+    say: Callable[[str], None] = tell if args.json else print
+    print(report.to_json(), end="") if args.json else print(report.to_markdown())
+    say(str(args.output_dir / "report.json"))
+    draw_plots(report.rows, args.output_dir / "plots", say)
+
+
+def tell(line: str) -> None:
+    """A line that is no part of the result."""
+    print(line, file=sys.stderr)
+
+
+def draw_plots(rows: Sequence[Row], folder: Path, say: Callable[[str], None]) -> None:
     """Charts beside a finished report; without matplotlib the report stands, and a line says how to get them."""
     from fare_hf.evaluation.report.plots import draw_report
 
     try:
         drawn = draw_report(rows, folder)
     except ImportError as error:
-        print(f"no plots: {one_line(error)}")
+        say(f"no plots: {one_line(error)}")
         return
     if drawn:
-        print(f"{folder} ({len(drawn)} plots)")
+        say(f"{folder} ({len(drawn)} plots)")
 
 
-def run_on_the_lab(args: argparse.Namespace) -> None:
-    """One encoder on zero-shot sets of the lab."""
-    from tqdm.auto import tqdm
+def run_encoder(args: argparse.Namespace) -> None:
+    """One encoder on labelled images; of several processes the first one writes."""
+    from transformers.utils import logging
 
     from fare_hf.attacks import ThreatModel
-    from fare_hf.encoders import load_encoder
-    from fare_hf.evaluation import RobustnessReport, environment
+    from fare_hf.evaluation import evaluate
+    from fare_hf.evaluation.attack_loop import process_state
     from fare_hf.files.folders import check_new_folder, locked_folder
-    from fare_hf.lab import load_clip, measure
-    from fare_hf.lab.names import TEST_SETS, encoder_path, lab_name
+    from fare_hf.lab.names import encoder_path
 
-    check_new_folder(args.output_dir)
-    names = [lab_name(name, TEST_SETS, "--dataset ") for name in args.dataset]
-    threats = [ThreatModel("linf", eps) for eps in args.eps]
+    options = {name: getattr(args, name) for name in OF_AN_ENCODER if getattr(args, name) is not None}
+    names = options.pop("dataset", ["lab:twemoji"])
     check_once("--dataset", names)
-    check_once("--eps", list(map(str, threats)))
-    folder = Path(encoder_path(args.encoder))
-    model = (folder.resolve() if folder.is_dir() else folder).name  # "." has no name of its own
-    encoder, clip, rows = load_encoder(str(folder)), load_clip(), []
-    check_lab_encoder(args.encoder, encoder, clip[0])
-    with locked_folder(args.output_dir, "an evaluation"), tqdm(names, unit="set", leave=False) as bar:
-        check_new_folder(args.output_dir)  # another run may have ended in it
-        for name in bar:
-            bar.set_description(f"attacking {args.encoder} on {name}")
-            budget = measure.Budget({name: args.samples}, steps=args.steps)
-            rows += measure.measure_zero_shot(model, encoder, clip, budget, threats, args.seed)
-        report = RobustnessReport(rows, environment(seed=args.seed))
-        path = report.save(args.output_dir)
-    print(report.to_markdown())
-    print(path)
+    check_once("--eps", [str(ThreatModel("linf", radius)) for radius in args.eps or ()])
+    first = process_state().is_main_process
+    if first:
+        check_new_folder(args.output_dir)
+    options |= {name: encoder_path(options[name]) for name in ("against", "text_model") if name in options}
+    options |= lab_options(args, names)
+    logging.disable_progress_bar()  # bars of loaded weights say nothing of the attack
+    with locked_folder(args.output_dir, "an evaluation") if first else nullcontext():
+        if first:
+            check_new_folder(args.output_dir)  # another run may have ended in it
+        images = [lab_images(name, args.samples) for name in names]
+        report = evaluate(encoder_path(args.encoder), images, report=tell if first else silent, **options).report()
+        if first:
+            report.save(args.output_dir)
+    if first:
+        show(report, args)
+
+
+def lab_options(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    """The effort of the lab's figures, and the lab's texts for encoders that name no others."""
+    from fare_hf.encoders import check_encoder_type
+    from fare_hf.evaluation.zero_shot.evaluate import text_model_of
+    from fare_hf.lab.names import TEST_SETS, encoder_path, is_in_lab, lab_name
+
+    ours = [lab_name(name, TEST_SETS, "--dataset ") for name in names if is_in_lab(name)]
+    options: dict[str, Any] = {}
+    path = encoder_path(args.encoder)
+    check_encoder_type(path)
+    if args.text_model is None and (ours or is_in_lab(args.encoder)) and text_model_of(path) is None:
+        options["text_model"] = encoder_path("lab:clip")
+    if len(ours) == len(names):
+        options |= LAB_EFFORT if args.steps is None else {"target_classes": LAB_EFFORT["target_classes"]}
+    return options
+
+
+def lab_images(name: str, samples: int | None) -> str | ZeroShotData:
+    """A set of the lab, opened; any other as its name."""
+    from fare_hf.evaluation.zero_shot.sets import ZeroShotData
+    from fare_hf.lab.measure import part
+    from fare_hf.lab.names import is_in_lab
+    from fare_hf.lab.sets import TestSamples
+
+    if not is_in_lab(name):
+        return name
+    test = part(name, samples)
+    return ZeroShotData(test.name, TestSamples(test), list(test.prompts), ["{}"], False, groups=test.groups.tolist())
+
+
+def silent(line: str) -> None:
+    """Of a process that does not write."""
 
 
 def check_once(option: str, values: Sequence[str]) -> None:
@@ -127,14 +192,3 @@ def check_once(option: str, values: Sequence[str]) -> None:
     for number, value in enumerate(values):
         if value in values[:number]:
             raise ValueError(f"{option} names {value} twice: give it once.")
-
-
-def check_lab_encoder(name: str, encoder: Any, clip: Any) -> None:
-    """Refuses an encoder that cannot be compared with the lab's texts."""
-    for field in ("image_size", "projection_dim"):
-        value, wanted = getattr(encoder.config, field), getattr(clip.config.vision_config, field)
-        if value != wanted:
-            raise ValueError(
-                f"{name!r} has {field} {value}, the lab's CLIP has {wanted}: give an encoder fine-tuned from it, or "
-                "use fare_hf.evaluate_zero_shot with images and texts of your own."
-            )

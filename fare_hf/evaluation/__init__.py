@@ -22,6 +22,7 @@ from fare_hf.evaluation.vlm.transfer import evaluate_transfer, evaluate_universa
 from fare_hf.evaluation.zero_shot.classification import evaluate_zero_shot
 from fare_hf.evaluation.zero_shot.corruptions import evaluate_corruptions
 from fare_hf.evaluation.zero_shot.drift import clean_drift, retrieval_recall
+from fare_hf.evaluation.zero_shot.evaluate import evaluate
 from fare_hf.evaluation.zero_shot.gradient_masking import MaskingReport, check_gradient_masking
 from fare_hf.evaluation.zero_shot.sets import load_zero_shot_set
 
@@ -44,6 +45,7 @@ __all__ = [
     "draw_report",
     "draw_summary",
     "environment",
+    "evaluate",
     "evaluate_captions",
     "evaluate_corruptions",
     "evaluate_stealth",

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, parse_flag_from_env
 
 from fare_hf.attacks import ThreatModel
 from fare_hf.attacks.gradient import check_steps
@@ -25,6 +25,7 @@ __all__ = [
     "check_plan",
     "chunks",
     "gather",
+    "process_state",
     "read",
     "screening_steps",
 ]
@@ -236,7 +237,7 @@ def _run_stage(
     stage: Stage, alive: list[int], threat_model: ThreatModel, batch_size: int, distributed: bool
 ) -> list[int]:
     """One attack over all who are still alive; returns who survives it."""
-    state = PartialState() if distributed else None
+    state = process_state() if distributed else None
     rank, processes = (state.process_index, state.num_processes) if state else (0, 1)
     fooled: set[int] = set()
     for number, batch in enumerate(chunks([index for index in alive if stage.attacks(index)], batch_size)):
@@ -246,6 +247,11 @@ def _run_stage(
     if processes > 1:
         fooled = set().union(*gather_object([fooled]))
     return [index for index in alive if index not in fooled]
+
+
+def process_state() -> PartialState:
+    """The processes that accelerate or torchrun started; on a CPU `PartialState` sees one alone, if it is not told."""
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
 
 
 def mix(*numbers: int) -> int:

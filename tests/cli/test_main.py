@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -87,16 +86,16 @@ def test_the_program_says_what_is_wrong_in_one_sentence(tmp_path: Path) -> None:
         (["evaluate", "nowhere", "--eps", "4", "--output_dir", "r"], "eps 4 is outside .* did you mean 4/255"),
         (["evaluate", "nowhere", "--eps", "-4/255", "--output_dir", "r"], "eps '-4/255' is negative"),
         (
-            ["evaluate", "nowhere", "--dataset", "imagenet", "--output_dir", "r"],
-            "'imagenet' is not in the lab.*twemoji",
+            ["evaluate", "nowhere", "--dataset", "lab:imagenet", "--output_dir", "r"],
+            "'lab:imagenet' is not in the lab.*twemoji",
         ),
         (["evaluate", "nowhere", "--output_dir", "full"], "the folder 'full' is not empty: name a new folder"),
         (["evaluate", "nowhere", "--output_dir", "r"], "'nowhere' is neither a folder with a model nor found"),
         (["evaluate", "full", "--output_dir", "r"], "'full' is not a vision encoder or CLIP"),
-        (["evaluate", "OTHER", "--output_dir", "r"], "has image_size 32, the lab's CLIP has 160"),
+        (["evaluate", "OTHER", "--output_dir", "r"], "has projection_dim 16, the texts have 128.*--text_model"),
         (
-            ["evaluate", "nowhere", "--dataset", "lab:digits", "digits", "--output_dir", "r"],
-            "--dataset names digits twice",
+            ["evaluate", "nowhere", "--dataset", "lab:digits", "lab:digits", "--output_dir", "r"],
+            "--dataset names lab:digits twice",
         ),
         (["evaluate", "nowhere", "--eps", "4/255", "8/510", "--output_dir", "r"], "--eps names linf 4/255 twice"),
         (["quickstart", "--output_dir", "full"], "the folder 'full' is not empty: name a new folder"),
@@ -143,17 +142,12 @@ def test_a_seed_below_zero_is_refused_by_name(capsys: pytest.CaptureFixture[str]
 
 
 def test_the_folder_one_stands_in_has_a_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    names: list[str] = []
-
-    def measured(name: str, *rest: Any) -> list[Any]:
-        names.append(name)
-        return []
-
-    monkeypatch.setattr("fare_hf.lab.measure.measure_zero_shot", measured)
     monkeypatch.chdir(encoder_folder("fare-4"))
+    words = ["--dataset", "lab:digits", "--samples", "2", "--steps", "1", "--eps", "4/255"]
     for number, folder in enumerate((".", "../fare-4")):
-        cli.main(["evaluate", folder, "--output_dir", str(tmp_path / str(number))])
-    assert names == ["fare-4", "fare-4"]
+        out = tmp_path / str(number)
+        cli.main(["evaluate", folder, *words, "--output_dir", str(out)])
+        assert json.loads((out / "report.json").read_text())["rows"][0]["model"] == "fare-4"
 
 
 def swap_words(folder: Path) -> list[str]:

@@ -135,6 +135,7 @@ def test_two_processes_give_the_rows_of_one(tmp_path: Path) -> None:
         "import json, os, sys\n"
         "from test_zero_shot_sets import evaluate\n"
         "rows = evaluate(distributed=True, target_classes=1)\n"
+        "from accelerate import PartialState; assert PartialState().num_processes == 2\n"
         "open(f'{sys.argv[1]}/{os.environ[\"RANK\"]}.json', 'w').write(json.dumps([row.to_dict() for row in rows]))\n"
     )
     (tmp_path / "run.py").write_text(code)

@@ -25,6 +25,7 @@ STAND_INS = {
     "openai/clip-vit-large-patch14": str(encoder_folder("clip")),
     "imagenet-1k": "images",
     "path/to/images": "images",
+    "path/to/photos": "photos",
     "outputs/quickstart/encoder": str(encoder_folder("fare-4")),
 }
 SHORT = {
@@ -71,6 +72,9 @@ def test_commands_run(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     shutil.copytree(ROOT / "examples" / "recipes", tmp_path / "examples" / "recipes")
     (tmp_path / "images").mkdir()
     Image.effect_noise((160, 160), 90).convert("RGB").save(tmp_path / "images" / "0.png")
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        shutil.copy(tmp_path / "images" / "0.png", tmp_path / "photos" / name)
     words = [STAND_INS.get(word, word) for word in words]
     words += shlex.split(next(options for key, options in SHORT.items() if key in words))
     if command == LAUNCHES[0]:  # the real program; the others in this process

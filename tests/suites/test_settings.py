@@ -254,6 +254,8 @@ OPTIONS: list[tuple[list[str], str]] = [
     ),
     ([*CONVERT, "--revision", "x"], "--revision is of a repository, and '.'"),
     ([*CONVERT, "--activation", "gelu"], "--activation is for --to transformers"),
+    (["evaluate", "--suite", "lab", "--split", "x", "--output_dir", "r"], "--split is not for --suite"),
+    (["evaluate", "lab:fare-4", "--split", "x", "--output_dir", "r"], "--split is for images of your own"),
     (["card", ".", "--revision", "x"], "--revision is of a repository, and '.' lies here"),
     (["push", ".", "a/b", "--create_pr", "--tag", "x"], "tag 'x' cannot be put on a pull request"),
 ]
@@ -285,7 +287,9 @@ def test_no_option_is_new_without_a_look_at_what_ignores_it() -> None:
             "steps samples batch_size save_every seed").split()},
         "card": {"--report", "--report_model", "--license", "--revision"},
         "convert": {"--to", "--output_dir", "--base", "--activation", "--visual_only", "--revision"},
-        "evaluate": {f"--{name}" for name in "suite models dataset eps steps samples seed output_dir".split()},
+        "evaluate": {f"--{name}" for name in (
+            "suite models dataset split image_column label_column class_names templates template against text_model "
+            "eps steps samples batch_size seed json output_dir").split()},
         "merge": {f"--{name}" for name in (
             "output_dir push_to_hub hub_model_id hard_links private no-private revision "
             "encoder_revision base").split()},

@@ -21,7 +21,15 @@ from fare_hf.data.opening import explained, load_images
 from fare_hf.data.pixel_datasets import PixelDataset
 from fare_hf.files.folders import path_inside
 
-__all__ = ["ZERO_SHOT_SETS", "NativePixels", "ZeroShotData", "ZeroShotSet", "load_zero_shot_set", "zero_shot_set"]
+__all__ = [
+    "ZERO_SHOT_SETS",
+    "NativePixels",
+    "ZeroShotData",
+    "ZeroShotSet",
+    "is_zero_shot_set",
+    "load_zero_shot_set",
+    "zero_shot_set",
+]
 
 CLASS_NAMES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"
 
@@ -78,6 +86,7 @@ class ZeroShotData:
         templates: sentences with `{}` for the name.
         native: whether to pass `native=True`.
         skipped: corrupt images that were left out, each with its reason.
+        groups: one number per sample for a cluster bootstrap, or None.
     """
 
     name: str
@@ -86,6 +95,7 @@ class ZeroShotData:
     templates: list[str]
     native: bool
     skipped: list[str] = field(default_factory=list)
+    groups: list[int] | None = None
 
 
 def zero_shot_set(name: str) -> ZeroShotSet:
@@ -99,6 +109,11 @@ def zero_shot_set(name: str) -> ZeroShotSet:
             return row
     known = ", ".join(row.name for row in ZERO_SHOT_SETS)
     raise ValueError(f"there is no zero-shot set {name!r}: use one of {known}.")
+
+
+def is_zero_shot_set(name: str) -> bool:
+    """Whether a name is of a row of the table, as `zero_shot_set` reads it."""
+    return any(_plain(row.name) == _plain(name) for row in ZERO_SHOT_SETS)
 
 
 def load_zero_shot_set(

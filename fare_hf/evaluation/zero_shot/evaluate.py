@@ -1,0 +1,203 @@
+"""Any CLIP encoder on any labelled images, in one call: clean and attacked accuracy, beside its original."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from fare_hf.attacks import ThreatModel
+from fare_hf.convert.checkpoints import names_repository
+from fare_hf.data.pixel_datasets import PixelDataset
+from fare_hf.data.pixels import Normalization
+from fare_hf.encoders import check_encoder_type, load_encoder, text_class_embeddings
+from fare_hf.evaluation.attack_loop import process_state
+from fare_hf.evaluation.report.rows import Row
+from fare_hf.evaluation.result import Evaluation
+from fare_hf.evaluation.zero_shot.classification import evaluate_zero_shot
+from fare_hf.evaluation.zero_shot.labelled_images import check_templates, load_labelled_images
+from fare_hf.evaluation.zero_shot.sets import ZeroShotData, is_zero_shot_set, load_zero_shot_set
+from fare_hf.files.documents import front_matter, read_text
+from fare_hf.pretrained.configuration import (
+    load_image_processor,
+    optional_file,
+    read_configuration,
+    read_json_object,
+)
+from fare_hf.pretrained.encoder_families import family_of_text
+from fare_hf.pretrained.validation import RECORD
+
+__all__ = ["evaluate", "text_model_of"]
+
+logger = logging.getLogger(__name__)
+Images: TypeAlias = "str | os.PathLike[str] | ZeroShotData"
+
+
+def evaluate(
+    encoder: str | os.PathLike[str],
+    dataset: Images | Sequence[Images],
+    *,
+    split: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    class_names: Sequence[str] | None = None,
+    templates: Sequence[str] | None = None,
+    eps: Sequence[float | str] = ("2/255", "4/255"),
+    against: str | os.PathLike[str] | None = None,
+    text_model: str | os.PathLike[str] | None = None,
+    samples: int | None = None,
+    steps: int = 100,
+    target_classes: int = 9,
+    batch_size: int = 128,
+    seed: int = 0,
+    report: Callable[[str], None] = logger.info,
+) -> Evaluation:
+    """Zero-shot accuracy of a CLIP encoder on labelled images, clean and attacked, as `fare-hf evaluate` measures it.
+
+    Images go through the encoder's own image processor, class names through the text encoder of the CLIP that it was
+    fine-tuned from. Processes that `accelerate launch` started divide the attacks.
+
+    Args:
+        encoder: folder or repository of a CLIP, or of its vision encoder with the projection.
+        dataset: folder of images (a folder a class), saved data set, or repository on the Hub; a set of the paper's
+            table such as "cifar10"; one that is open; or several of these.
+        split, image_column, label_column, class_names, templates: as for `load_labelled_images`; not for a set that
+            has its own.
+        eps: radii of the linf ball; none for clean accuracy alone.
+        against: the original, or another encoder, measured first on the same images and compared in pairs.
+        text_model: CLIP whose text encoder reads the class names; None is `text_model_of` each encoder.
+        samples: how many images, drawn by `seed`; None takes all, or of the table's sets as many as the paper.
+        steps, target_classes, batch_size, seed: of the attack, as for `evaluate_zero_shot`.
+        report: gets a line on the images, and one on what their classes are called.
+
+    Returns:
+        Rows for each encoder, clean and for each radius; `report()` has them as tables, to print and to save.
+
+    Raises:
+        ValueError: what is no encoder with a projection, no known text model, images without classes, and as
+            `load_labelled_images`; all before any attack.
+        OSError: an encoder without an image processor.
+
+    Example:
+        >>> import numpy, tempfile
+        >>> from PIL import Image
+        >>> from fare_hf.lab import encoder_folder
+        >>> folder, clip = Path(tempfile.mkdtemp()), encoder_folder("clip")
+        >>> for name, grey in (("moon", 250), ("night", 5)):
+        ...     (folder / name).mkdir()
+        ...     Image.new("RGB", (160, 160), (grey,) * 3).save(folder / name / "0.png")
+        >>> found = evaluate(encoder_folder("fare-4"), folder, text_model=clip, eps=["4/255"], steps=2)
+        >>> [row.metric for row in found.rows]
+        ['accuracy', 'accuracy']
+    """
+    threats = [ThreatModel("linf", radius) for radius in eps]
+    asked: dict[str, Any] = {"split": split, "image_column": image_column, "label_column": label_column}
+    asked |= {"class_names": class_names, "templates": templates}
+    subjects = [str(one) for one in (against, encoder) if one is not None]
+    if len(set(subjects)) < len(subjects):
+        raise ValueError(f"{subjects[0]!r} is compared with itself: give another encoder, or leave --against out.")
+    texts = [_text_model(one, text_model) for one in subjects]
+    processors = [load_image_processor(one, read_configuration(one)) for one in subjects]
+    opened: list[list[ZeroShotData]] = []
+    for one in [dataset] if isinstance(dataset, (str, os.PathLike, ZeroShotData)) else dataset:
+        choice: dict[str, Any] = {"samples": samples, "seed": seed, "report": report}
+        opened.append([_open(one, processors[0], asked, choice)])
+        opened[-1] += [_open(one, processor, asked, choice | {"report": None}) for processor in processors[1:]]
+    effort = {"steps": steps, "target_classes": target_classes, "batch_size": batch_size, "seed": seed}
+    options: dict[str, Any] = effort | {"threat_models": threats, "distributed": True}
+    rows: list[Row] = []
+    for number, (one, called) in enumerate(zip(subjects, _called(subjects), strict=True)):
+        model: Any = load_encoder(one).to(process_state().device)
+        sets = [datas[number] for datas in opened]
+        embedded = [text_class_embeddings(texts[number], data.class_names, data.templates) for data in sets]
+        _check_width(one, model, embedded)
+        names: dict[str, Any] = {"model": called, "normalization": Normalization.from_processor(processors[number])}
+        for data, text in zip(sets, embedded, strict=True):
+            report(f"measuring {called} on {data.name}: {len(data.samples):,} images")
+            own: dict[str, Any] = {
+                "dataset": data.name,
+                "groups": data.groups,
+                "native": data.native or _other_size(data, model),
+            }
+            rows += evaluate_zero_shot(model, text, data.samples, **names, **options, **own).rows
+    return Evaluation.of_rates(rows, seed)
+
+
+def text_model_of(name_or_path: str) -> str | None:
+    """The CLIP whose texts an encoder's embeddings are compared with.
+
+    Args:
+        name_or_path: folder or repository.
+
+    Returns:
+        Itself where it is a whole CLIP; else the repository that its fare_hf.json or its card names as base; None
+        where neither does (a folder that was the base may lie anywhere).
+    """
+    if family_of_text(read_configuration(name_or_path).model_type):
+        return name_or_path
+    if (record := optional_file(name_or_path, RECORD)) is not None:
+        base = read_json_object(record).get("base_model")
+    elif (card := optional_file(name_or_path, "README.md")) is not None:
+        base = front_matter(read_text(card), f"the card of {name_or_path!r}").get("base_model")
+    else:
+        return None
+    base = base[0] if isinstance(base, list) and len(base) == 1 else base
+    return base if isinstance(base, str) and names_repository(base) else None
+
+
+def _text_model(name_or_path: str, given: str | os.PathLike[str] | None) -> str:
+    """The one given, or the encoder's own; the encoder's kind is checked on the way."""
+    check_encoder_type(name_or_path)
+    text_model = str(given) if given is not None else text_model_of(name_or_path)
+    if text_model is None:
+        raise ValueError(
+            f"{name_or_path!r} has no text encoder and names no CLIP on the Hub that it was fine-tuned from: give it "
+            "with --text_model."
+        )
+    return text_model
+
+
+def _open(dataset: Any, processor: Any, asked: dict[str, Any], choice: dict[str, Any]) -> ZeroShotData:
+    """The images as one encoder reads them."""
+    known = isinstance(dataset, ZeroShotData)
+    name = dataset.name if known else str(dataset)
+    if not known and (Path(name).expanduser().is_dir() or not is_zero_shot_set(name)):
+        return load_labelled_images(name, processor, **asked, **choice)
+    if given := [f"--{option}" for option in ("split", "image_column", "label_column") if asked[option] is not None]:
+        raise ValueError(f"{given[0]} is for images of your own: {name!r} has its own.")
+    choice = {key: choice[key] for key in ("samples", "seed")}
+    data = dataset if known else load_zero_shot_set(name, processor, **choice)
+    if (names := asked["class_names"]) is not None and len(names) != len(data.class_names):
+        raise ValueError(
+            f"class_names has {len(names)} names, {name!r} {len(data.class_names)} classes; give one each."
+        )
+    templates = asked["templates"] or data.templates
+    check_templates(templates)
+    return replace(data, class_names=list(names or data.class_names), templates=list(templates))
+
+
+def _called(subjects: Sequence[str]) -> list[str]:
+    """Names for the rows: the last part of each path, or where these are the same all of it."""
+    short = [Path(Path(one).resolve() if Path(one).is_dir() else one).name for one in subjects]
+    return short if len(set(short)) == len(short) else list(subjects)
+
+
+def _check_width(name: str, encoder: Any, embedded: Sequence[Any]) -> None:
+    """Texts and images are embedded in one space."""
+    for text in embedded:
+        if (width := encoder.config.projection_dim) != text.shape[1]:
+            raise ValueError(
+                f"{name!r} has projection_dim {width}, the texts have {text.shape[1]}: give the CLIP that it was "
+                "fine-tuned from with --text_model."
+            )
+
+
+def _other_size(data: ZeroShotData, encoder: Any) -> bool:
+    """Whether images that are pixels already are resized inside the attack; those of a processor have their size."""
+    return (
+        not isinstance(data.samples, PixelDataset)
+        and data.samples[0]["pixel_values"].shape[-1] != encoder.config.image_size
+    )

@@ -13,7 +13,7 @@ import os, sys, tempfile, warnings
 sys.path[:0] = sys.argv[1:3]
 warnings.simplefilter("ignore")
 import torch
-from tiny_llava import PROMPT, encoder, images, llava, processor
+from helpers.tiny_llava import PROMPT, encoder, images, llava, processor
 from peft import LoraConfig, get_peft_model
 from transformers import BitsAndBytesConfig, LlavaForConditionalGeneration
 from fare_hf.vlm import VlmLoss, swap_vision_tower

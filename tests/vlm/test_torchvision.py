@@ -16,7 +16,7 @@ FOLDER = TESTS
 SCRIPT = """
 import runpy
 sys.path[:0] = sys.argv[1:3]
-runpy.run_path(sys.argv[1] + "/torchvision_stand_in.py", run_name="__main__")
+runpy.run_path(sys.argv[1] + "/helpers/torchvision_stand_in.py", run_name="__main__")
 """
 
 

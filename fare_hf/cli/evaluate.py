@@ -109,7 +109,7 @@ def tell(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-def draw_plots(rows: Sequence[Row], folder: Path, say: Callable[[str], None]) -> None:
+def draw_plots(rows: Sequence[Row], folder: Path, say: Callable[[str], None] = print) -> None:
     """Charts beside a finished report; without matplotlib the report stands, and a line says how to get them."""
     from fare_hf.evaluation.report.plots import draw_report
 

@@ -19,6 +19,8 @@ __all__ = ["Retries", "TooLongAsked", "bounded_waits", "is_transient", "persist"
 
 T = TypeVar("T")
 TRANSIENT_STATUS = {408, 425, 429, 500, 502, 503, 504}
+PHASES = ("connect", "read", "write", "pool")
+"""What the HTTP library limits in time, each by itself."""
 
 
 class TooLongAsked(OSError):
@@ -99,8 +101,14 @@ def bounded_waits(retries: Retries) -> Iterator[None]:
     """The client's requests end after so much silence, and it waits no longer for the Hub than is allowed.
 
     The client itself tries some requests again, after as long as the Hub asks for, be it hours. It shares one session
-    with the whole process.
+    with the whole process, and takes the limit off for some requests, those that list files among them.
     """
+
+    def limited(request: Any) -> None:
+        given = request.extensions.get("timeout", {})
+        request.extensions["timeout"] = {name: retries.silence for name in PHASES} | {
+            name: seconds for name, seconds in given.items() if seconds is not None
+        }
 
     def heard(response: Any) -> None:
         asked = _seconds(response.headers.get("Retry-After")) if response.status_code in TRANSIENT_STATUS else None
@@ -110,7 +118,10 @@ def bounded_waits(retries: Retries) -> Iterator[None]:
     session = get_session()
     before, hooks = session.timeout, session.event_hooks
     session.timeout = retries.silence
-    session.event_hooks = {**hooks, "response": [*hooks.get("response", []), heard]}
+    session.event_hooks = {
+        "request": [limited, *hooks.get("request", [])],  # the innermost limit holds
+        "response": [*hooks.get("response", []), heard],
+    }
     try:
         yield
     finally:

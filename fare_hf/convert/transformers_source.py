@@ -52,6 +52,7 @@ def load_clip(source: str, revision: str | None, dtype: Any = "auto") -> tuple[A
 
 
 def clip_config(source: str, revision: str | None) -> Any:
+    """The configuration of a CLIP or of its vision part; ValueError for any other model."""
     if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
         raise ValueError(f"the folder '{source}' holds no config.json: it is not a model of transformers.")
     config = read_configuration(source, revision=revision or "main")

@@ -70,5 +70,6 @@ def _unwrap(encoder: nn.Module) -> Any:
 
 
 def check_embedding(embedding: str) -> None:
+    """Raises ValueError for what is none of `EMBEDDINGS`."""
     if embedding not in EMBEDDINGS:
         raise ValueError(f"embedding={embedding!r} is not known; give one of {', '.join(EMBEDDINGS)}.")

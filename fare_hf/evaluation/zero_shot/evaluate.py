@@ -108,21 +108,21 @@ def evaluate(
         opened[-1] += [_open(one, processor, asked, choice | {"report": None}) for processor in processors[1:]]
     effort = {"steps": steps, "target_classes": target_classes, "batch_size": batch_size, "seed": seed}
     options: dict[str, Any] = effort | {"threat_models": threats, "distributed": True}
+    embedded = [
+        [text_class_embeddings(text, datas[number].class_names, datas[number].templates) for datas in opened]
+        for number, text in enumerate(texts)
+    ]
+    for one, own in zip(subjects, embedded, strict=True):
+        _check_width(one, own)
     rows: list[Row] = []
     for number, (one, called) in enumerate(zip(subjects, _called(subjects), strict=True)):
         model: Any = load_encoder(one).to(process_state().device)
-        sets = [datas[number] for datas in opened]
-        embedded = [text_class_embeddings(texts[number], data.class_names, data.templates) for data in sets]
-        _check_width(one, model, embedded)
         names: dict[str, Any] = {"model": called, "normalization": Normalization.from_processor(processors[number])}
-        for data, text in zip(sets, embedded, strict=True):
+        for datas, text in zip(opened, embedded[number], strict=True):
+            data = datas[number]
             report(f"measuring {called} on {data.name}: {len(data.samples):,} images")
-            own: dict[str, Any] = {
-                "dataset": data.name,
-                "groups": data.groups,
-                "native": data.native or _other_size(data, model),
-            }
-            rows += evaluate_zero_shot(model, text, data.samples, **names, **options, **own).rows
+            names |= {"dataset": data.name, "groups": data.groups, "native": data.native or _other_size(data, model)}
+            rows += evaluate_zero_shot(model, text, data.samples, **names, **options).rows
     return Evaluation.of_rates(rows, seed)
 
 
@@ -185,10 +185,12 @@ def _called(subjects: Sequence[str]) -> list[str]:
     return short if len(set(short)) == len(short) else list(subjects)
 
 
-def _check_width(name: str, encoder: Any, embedded: Sequence[Any]) -> None:
-    """Texts and images are embedded in one space."""
+def _check_width(name: str, embedded: Sequence[Any]) -> None:
+    """Texts and images are embedded in one space, as the configuration alone says."""
+    config = read_configuration(name)
+    width = getattr(config, "vision_config", config).projection_dim
     for text in embedded:
-        if (width := encoder.config.projection_dim) != text.shape[1]:
+        if width != text.shape[1]:
             raise ValueError(
                 f"{name!r} has projection_dim {width}, the texts have {text.shape[1]}: give the CLIP that it was "
                 "fine-tuned from with --text_model."

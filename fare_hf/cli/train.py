@@ -36,7 +36,7 @@ from fare_hf.objectives import OBJECTIVES, TecoaObjective
 from fare_hf.pretrained.configuration import load_image_processor
 from fare_hf.training import FareConfig, FareTrainer
 from fare_hf.training.checkpointing.output_folder import checkpoint_to_resume, how_to_go_on
-from fare_hf.training.class_texts import DataSetTexts, make_validation
+from fare_hf.training.class_texts import DataSetTexts, make_objective, make_validation
 from fare_hf.training.logging.progress import ReadableProgress
 from fare_hf.training.publish import recipe, save_encoder
 
@@ -62,7 +62,7 @@ def train(script: FareScriptArguments, config: FareConfig) -> Path:
         whole_clip(encoder, script.clip)
     train_set, eval_set, processor = _load_data(script, config)
     texts = DataSetTexts(config, train_set, script.dataset, script.clip, _printer(config))
-    objective = OBJECTIVES[config.objective].from_training(texts)
+    objective = make_objective(config, texts)
     eval_set, validation = _prepare_evaluation(script, config, eval_set)
     trainer = FareTrainer(
         model=encoder,
@@ -110,7 +110,8 @@ def _load_data(script: FareScriptArguments, config: FareConfig) -> tuple[Any, An
     processor = _load_processor(script.image_processor or script.model)
     both: dict[str, Any] = {"shuffle_buffer": script.shuffle_buffer, "config": script.dataset_config}
     both |= {"image_column": script.image_column, "label_column": script.label_column, "report": _printer(config)}
-    own = {"labels": OBJECTIVES[config.objective].needs_labels, "replace_corrupt": script.replace_corrupt}
+    named = "class_names" in OBJECTIVES[config.objective].options  # the column of labels names the classes
+    own = {"labels": named, "replace_corrupt": script.replace_corrupt}
     train_set = load_pixels(script.dataset, script.train_split, processor, streaming=script.streaming, **own, **both)
     if script.eval_split is None:
         return train_set, None, processor

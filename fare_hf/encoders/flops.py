@@ -75,17 +75,20 @@ class Flops:
         """A backward pass to every weight and not to the pixels."""
         return self.patches + 2 * self.linear + 2 * self.attention
 
-    def step(self, attack_steps: int, *, clean_target: bool = True, trained: float = 1.0) -> int:
+    def step(
+        self, attack_steps: int, *, clean_target: bool = True, trained: float = 1.0, update_images: int = 1
+    ) -> int:
         """One image through a training step: the original's target, the attack, and the update.
 
         Args:
             attack_steps: gradient steps of the attack.
             clean_target: whether the original encoder is run, as for FARE (TeCoA does not).
             trained: share of the linear layers' weights that are trained; the gradient passes through all others too.
+            update_images: images that the update embeds: 2 where it reads the clean one besides the attacked one.
         """
         attack = attack_steps * (self.forward + self.to_pixels)
         update = self.forward + self.to_weights - round((1 - trained) * self.linear)
-        return clean_target * self.forward + attack + update
+        return clean_target * self.forward + attack + update_images * update
 
 
 def count_flops(config: Any, embedding: str = "projected", layer: int = -2) -> Flops:

@@ -54,7 +54,13 @@ class Memory:
 
 
 def count_memory(
-    config: Any, batch_size: int, *, half: bool, checkpointing: bool = False, trained: float = 1.0
+    config: Any,
+    batch_size: int,
+    *,
+    half: bool,
+    checkpointing: bool = False,
+    trained: float = 1.0,
+    update_images: int = 1,
 ) -> Memory:
     """Memory of a step.
 
@@ -64,6 +70,7 @@ def count_memory(
         half: bf16 or fp16 autocast.
         checkpointing: activation checkpointing, which the update alone uses.
         trained: share of the weights that are trained.
+        update_images: as for `Flops.step`.
     """
     config = getattr(config, "vision_config", config)
     parameters, tokens = count_parameters(config), batch_size * token_count(config)
@@ -73,7 +80,7 @@ def count_memory(
     depth = config.num_hidden_layers
     kept = depth * tokens * 4 * config.hidden_size + update if checkpointing else depth * update
     shared = parameters * (4 + (4 if not half else 2 + 2)) + round(4 * trained * parameters)
-    return Memory(shared, round(8 * trained * parameters), kept + passing, depth * attack + passing)
+    return Memory(shared, round(8 * trained * parameters), update_images * (kept + passing), depth * attack + passing)
 
 
 def block_bytes(config: Any, *, half: bool, trained: bool) -> int:

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from fare_hf.objectives.agft import AgftObjective
+from fare_hf.objectives.bounded_fare import BoundedFareObjective
 from fare_hf.objectives.fare import FareObjective
 from fare_hf.objectives.objective import ClassTexts, Objective
+from fare_hf.objectives.sim_clip import SimClipObjective
 from fare_hf.objectives.tecoa import TecoaObjective
 
-__all__ = ["OBJECTIVES", "ClassTexts", "FareObjective", "Objective", "TecoaObjective"]
+__all__ = [
+    "OBJECTIVES",
+    "AgftObjective",
+    "BoundedFareObjective",
+    "ClassTexts",
+    "FareObjective",
+    "Objective",
+    "SimClipObjective",
+    "TecoaObjective",
+]
 
-OBJECTIVES: dict[str, type[Objective]] = {kind.name: kind for kind in (FareObjective, TecoaObjective)}
+_KINDS = (FareObjective, TecoaObjective, SimClipObjective, AgftObjective, BoundedFareObjective)
+
+OBJECTIVES: dict[str, type[Objective]] = {kind.name: kind for kind in _KINDS}
 """By the name that `--objective`, recipes and cards give them."""

@@ -45,10 +45,15 @@ class FareObjective(Objective):
         Raises:
             ValueError: shapes that differ, or neither 2 nor 3 dimensions.
         """
+        self.check_shapes(embeddings, targets)
+        distances = (wide(embeddings) - wide(targets)).square().sum(-1)
+        return distances if distances.ndim == 1 else distances.mean(1)
+
+    @staticmethod
+    def check_shapes(embeddings: Tensor, targets: Tensor) -> None:
+        """ValueError for shapes that differ, or that are neither (B, D) nor (B, T, D)."""
         if embeddings.shape != targets.shape or embeddings.ndim not in (2, 3):
             raise ValueError(
                 f"embeddings have shape {tuple(embeddings.shape)} and targets {tuple(targets.shape)}: "
                 "embed both the same way, as (B, D) or (B, T, D)."
             )
-        distances = (wide(embeddings) - wide(targets)).square().sum(-1)
-        return distances if distances.ndim == 1 else distances.mean(1)

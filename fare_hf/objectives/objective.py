@@ -8,13 +8,13 @@ a scalar.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import ClassVar, Protocol, Self
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor
 
-__all__ = ["ClassTexts", "Embed", "Objective", "wide"]
+__all__ = ["ClassTexts", "Embed", "Objective", "update_images", "wide"]
 
 # Pixels (B, 3, H, W) in [0, 1] to embeddings (B, D), or tokens (B, T, D).
 Embed = Callable[[Tensor], Tensor]
@@ -40,6 +40,7 @@ class Objective(ABC):
         citation: BibTeX of its paper, for the model card.
         needs_labels: whether batches need `labels`.
         runs_original: whether `targets` runs the frozen original, which the cost of a training depends on.
+        embeds_clean: whether `update` also reads the trained encoder's embeddings of the clean images.
         keeps_embedding: whether the trained encoder answers in the embedding space of the original.
         embeddings: on which embeddings it can work (`fare_hf.encoders.EMBEDDINGS`).
         options: which options of `FareConfig` it reads.
@@ -50,13 +51,19 @@ class Objective(ABC):
     citation: ClassVar[str] = ""
     needs_labels: ClassVar[bool] = False
     runs_original: ClassVar[bool] = True
+    embeds_clean: ClassVar[bool] = False
     keeps_embedding: ClassVar[bool] = True
     embeddings: ClassVar[tuple[str, ...]] = ("projected", "pooled", "tokens")
     options: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
-    def from_training(cls, texts: ClassTexts) -> Self:
-        """The objective of a training on the command line; `texts` for those that compare images with texts."""
+    def from_training(cls, texts: ClassTexts | None, options: Mapping[str, Any]) -> Self:
+        """The objective of a training.
+
+        Args:
+            texts: for those that compare images with texts; None where there are none.
+            options: the values of what `cls.options` names.
+        """
         return cls()
 
     def settings(self) -> dict[str, object]:
@@ -75,7 +82,22 @@ class Objective(ABC):
 
     @abstractmethod
     def __call__(self, embeddings: Tensor, targets: Tensor) -> Tensor:
-        """The loss of each sample, (B,), fp32 or wider."""
+        """The loss of each sample, (B,), fp32 or wider: what the attack maximises."""
+
+    def update(self, embeddings: Tensor, targets: Tensor, clean: Tensor) -> Tensor:
+        """The loss of each sample, (B,), that the update minimises instead of the attack's, where `embeds_clean`.
+
+        Args:
+            embeddings: of the attacked images.
+            targets: what `targets` gave.
+            clean: of the clean images, by the encoder that is trained.
+        """
+        raise NotImplementedError
+
+
+def update_images(objective: Any) -> int:
+    """Images that an update embeds for each of the batch; `objective` may be one that inherits nothing."""
+    return 2 if getattr(objective, "embeds_clean", False) else 1
 
 
 def wide(values: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Self
+from collections.abc import Mapping
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -61,8 +62,9 @@ class TecoaObjective(Objective):
         self.logit_scale = logit_scale
 
     @classmethod
-    def from_training(cls, texts: ClassTexts) -> Self:
+    def from_training(cls, texts: ClassTexts | None, options: Mapping[str, Any]) -> Self:
         """Of the class names and templates of a training."""
+        assert texts is not None
         return cls(texts.embeddings(), texts.logit_scale())
 
     def settings(self) -> dict[str, object]:

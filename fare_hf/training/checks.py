@@ -191,10 +191,8 @@ def _counts(args: Any) -> Faults:
 
 def _objective(args: Any) -> Faults:
     """The objective is one of `OBJECTIVES`, works on the embedding, and reads what was given for it."""
-    name, embedding, scale = args.objective, args.embedding, args.logit_scale
+    name, embedding = args.objective, args.embedding
     yield embedding not in EMBEDDINGS, f"embedding={embedding!r} is not known; give one of {', '.join(EMBEDDINGS)}."
-    positive = scale is None or 0 < scale < float("inf")
-    yield not positive, f"logit_scale={scale} is not positive; give 100, or leave it out."
     yield name not in OBJECTIVES, f"objective={name!r} is not known; give one of {', '.join(OBJECTIVES)}."
     kind = OBJECTIVES[name]
     fitting = " or ".join(map(repr, kind.embeddings))
@@ -202,8 +200,12 @@ def _objective(args: Any) -> Faults:
         embedding not in kind.embeddings,
         f"embedding={embedding!r} is not for this objective; {name} needs {fitting}.",
     )
-    unread = scale is not None and "logit_scale" not in kind.options
-    yield unread, f"logit_scale={scale} is not read by objective={name!r}; leave it out."
+    for option, example in {"logit_scale": 100, "clean_bound": 0.1}.items():
+        value = getattr(args, option)
+        positive = value is None or 0 < value < float("inf")
+        yield not positive, f"{option}={value} is not positive; give {example}, or leave it out."
+        unread = value is not None and option not in kind.options
+        yield unread, f"{option}={value} is not read by objective={name!r}; leave it out."
 
 
 def _trainer(args: Any) -> Faults:
@@ -300,7 +302,7 @@ def _faults_of_model(args: Any, model: nn.Module, processing_class: Any) -> Faul
 def _faults_of_objective(args: Any, objective: Any, validation: Any) -> Faults:
     kind = OBJECTIVES[args.objective]
     yield (
-        objective is None and kind.options,
+        objective is None and "class_names" in kind.options,
         f"objective={kind.name!r} needs text embeddings; pass objective={kind.__name__}(...).",
     )
     yield (
@@ -308,11 +310,12 @@ def _faults_of_objective(args: Any, objective: Any, validation: Any) -> Faults:
         f"args.objective={kind.name!r} and objective={type(objective).__name__}(...) contradict each other; leave the "
         "former out.",
     )
-    scale = getattr(objective, "logit_scale", None)
-    yield (
-        args.logit_scale not in (None, scale),
-        f"args.logit_scale={args.logit_scale} is not objective.logit_scale={scale}; leave it out.",
-    )
+    for option, attribute in {"logit_scale": "logit_scale", "clean_bound": "bound"}.items():
+        asked, own = getattr(args, option), getattr(objective, attribute, None)
+        yield (
+            objective is not None and asked not in (None, own),
+            f"args.{option}={asked} is not objective.{attribute}={own}; leave it out.",
+        )
     read = validation is not None or "class_names" in getattr(objective or kind, "options", ())
     given = {"class_names": args.class_names, "templates": tuple(args.templates) != TEMPLATES and args.templates}
     for name, value in given.items():

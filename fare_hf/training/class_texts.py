@@ -12,10 +12,10 @@ from torch import Tensor
 from fare_hf.data.class_names import mapping_line, prompt_names, several_classes
 from fare_hf.data.columns import check_labels, class_names_of
 from fare_hf.encoders import logit_scale_of, text_class_embeddings
-from fare_hf.objectives import OBJECTIVES, TecoaObjective
+from fare_hf.objectives import OBJECTIVES, ClassTexts, Objective, TecoaObjective
 from fare_hf.training.config import FareConfig
 
-__all__ = ["DataSetTexts", "make_validation"]
+__all__ = ["DataSetTexts", "make_objective", "make_validation"]
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +70,12 @@ class DataSetTexts:
             )
         if hasattr(self.train_set, "label_column"):
             check_labels(self.train_set.dataset, column, classes, self.name)
+
+
+def make_objective(args: FareConfig, texts: ClassTexts | None = None) -> Objective:
+    """The objective that `args.objective` names, with its options."""
+    kind = OBJECTIVES[args.objective]
+    return kind.from_training(texts, {name: getattr(args, name) for name in kind.options})
 
 
 def make_validation(

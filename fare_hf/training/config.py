@@ -108,6 +108,12 @@ class FareConfig(TrainingArguments):
         None, "Class names, for objectives with texts; by default those of the data set.", "objective"
     )
     templates: list[str] = option(list(TEMPLATES), "Sentences with {} for the class name.", "objective")
+    clean_bound: float | None = option(
+        None,
+        "For bounded-fare: how far clean embeddings may move unpunished, as a share of their squared length; by "
+        "default 0.1.",
+        "objective",
+    )
     logit_scale: float | None = option(
         None, "Factor on the cosines with texts; by default the text model's own.", "objective"
     )

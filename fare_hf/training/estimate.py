@@ -14,6 +14,7 @@ from transformers import CLIPVisionConfig
 from fare_hf.encoders.flops import Flops, count_flops, peak_of
 from fare_hf.encoders.memory import Memory, count_memory, count_parameters
 from fare_hf.objectives import OBJECTIVES
+from fare_hf.objectives.objective import update_images
 from fare_hf.pretrained.configuration import read_configuration
 from fare_hf.pretrained.encoder_families import TOWER_TYPES
 from fare_hf.training.attack import attack_of, attack_steps_at
@@ -96,27 +97,31 @@ def estimate(model: str, args: FareConfig, processes: int = 1) -> Estimate:
     whole = args.global_batch_size
     batch = whole or args.per_device_train_batch_size * args.gradient_accumulation_steps * processes
     share = batch // processes if whole is None else share_of_batch(whole, processes)
-    clean_target = OBJECTIVES[args.objective].runs_original
-    total = batch * training_flops(args, flops, args.max_steps, clean_target=clean_target, trained=trained)
+    objective = OBJECTIVES[args.objective]
+    total = batch * training_flops(args, flops, args.max_steps, objective=objective, trained=trained)
     half = bool(args.bf16 or args.fp16)
     each, checkpointing = min(args.per_device_train_batch_size, share), bool(args.activation_checkpointing)
-    memory = count_memory(shape, each, half=half, checkpointing=checkpointing, trained=trained)
+    embedded = update_images(objective)
+    memory = count_memory(shape, each, half=half, checkpointing=checkpointing, trained=trained, update_images=embedded)
     spent = evaluation_flops(flops, args)
     evaluation = None if spent is None else spent / total
     return Estimate(count_parameters(shape), batch * args.max_steps, total, evaluation, memory, processes, half)
 
 
-def training_flops(args: FareConfig, flops: Flops, last: int, *, clean_target: bool, trained: float) -> int:
+def training_flops(args: FareConfig, flops: Flops, last: int, *, objective: Any, trained: float) -> int:
     """Operations of one image an update, over all updates of a training.
 
     Args:
         args: the configuration.
         flops: of the encoder.
         last: number of updates.
-        clean_target, trained: as for `Flops.step`.
+        objective: a class or an object, of which `runs_original` and `embeds_clean` are read where it has them.
+        trained: as for `Flops.step`.
     """
     counts = [attack_steps_at(args, step / last).count for step in range(last)]
-    return sum(flops.step(n, clean_target=clean_target, trained=trained) * counts.count(n) for n in set(counts))
+    parts: dict[str, Any] = {"clean_target": getattr(objective, "runs_original", True), "trained": trained}
+    parts["update_images"] = update_images(objective)
+    return sum(flops.step(n, **parts) * counts.count(n) for n in set(counts))
 
 
 def evaluation_flops(flops: Flops, args: FareConfig) -> int | None:

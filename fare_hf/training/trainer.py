@@ -22,12 +22,14 @@ from fare_hf.encoders import embed, evaluating, freeze, freeze_unused, make_embe
 from fare_hf.encoders.flops import count_flops
 from fare_hf.encoders.precision import attack_mode, cast_for_good
 from fare_hf.hub import Publication
-from fare_hf.objectives import OBJECTIVES, Objective, TecoaObjective
+from fare_hf.objectives import Objective, TecoaObjective
+from fare_hf.objectives.objective import update_images
 from fare_hf.pretrained.encoder_families import family_of_type
-from fare_hf.training.attack import EVALUATION, AttackSteps, BatchAttack, attack_of, attack_steps_at
+from fare_hf.training.attack import EVALUATION, Attacked, AttackSteps, BatchAttack, attack_of, attack_steps_at
 from fare_hf.training.checkpointing.checkpoints import CheckpointTrainer
 from fare_hf.training.checkpointing.identity import run_identity
 from fare_hf.training.checks import check_parts
+from fare_hf.training.class_texts import make_objective
 from fare_hf.training.compiling import compile_encoders
 from fare_hf.training.config import FareConfig
 from fare_hf.training.logging.measurements import EpochCallback, Window, summarise
@@ -120,7 +122,7 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
         if args.trained_blocks is not None:
             train_first_blocks(model, args.trained_blocks)
         freeze_unused(model, args.embedding)
-        self.objective: Objective = objective or OBJECTIVES[args.objective]()
+        self.objective: Objective = objective or make_objective(args)
         self.validation = validation if args.eval_attack_steps else None
         self.normalization = Normalization.from_processor(processing_class)
         self.card = dict(card or {})
@@ -173,8 +175,7 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
         with self._fast_patches():
             attacked = self._attack(self.model, self.original, inputs, self.state.global_step, steps)
             self._count(len(inputs["pixel_values"]), steps)
-            embeddings = embed(model, self.normalization(attacked.pixels), self.args.embedding)
-            losses = self.objective(embeddings, attacked.targets)
+            embeddings, losses = self._update_losses(model, attacked, inputs["pixel_values"])
             if not losses.isfinite().all():
                 raise NonFiniteError(blame(self.state.global_step + 1, inputs, losses))
             if self._is_measured_step():
@@ -278,9 +279,23 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
             own = self.args.hub_strategy == HubStrategy.ALL_CHECKPOINTS
             publish_checkpoint(self, checkpoint_folder, os.path.basename(checkpoint_folder) if own else None)
 
+    def _update_losses(self, model: nn.Module, attacked: Attacked, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings of the attacked images, and the loss of each."""
+        if update_images(self.objective) == 1:
+            embeddings = embed(model, self.normalization(attacked.pixels), self.args.embedding)
+            return embeddings, self.objective(embeddings, attacked.targets)
+        both = torch.cat([attacked.pixels, pixels])  # in one forward, as DDP wants before a backward
+        embeddings, clean = embed(model, self.normalization(both), self.args.embedding).chunk(2)
+        return embeddings, self.objective.update(embeddings, attacked.targets, clean)
+
     def _count(self, images: int, steps: AttackSteps) -> None:
         """Tells the window what a batch costs."""
-        each = self.flops.step(steps.count, clean_target=self._attack.embeds_original, trained=self.trained_share)
+        each = self.flops.step(
+            steps.count,
+            clean_target=self._attack.embeds_original,
+            trained=self.trained_share,
+            update_images=update_images(self.objective),
+        )
         self._window.count(images * self.accelerator.num_processes, images * each)
 
     def _classify(self, inputs: dict[str, Any]) -> Tensor:

@@ -9,7 +9,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fare_hf.objectives import OBJECTIVES, FareObjective, Objective, TecoaObjective
+from fare_hf.objectives import (
+    OBJECTIVES,
+    AgftObjective,
+    BoundedFareObjective,
+    FareObjective,
+    Objective,
+    SimClipObjective,
+    TecoaObjective,
+)
+from fare_hf.objectives.objective import update_images
 from fare_hf.training import FareConfig
 
 
@@ -99,10 +108,47 @@ def test_tecoa_refuses_bad_input() -> None:
         TecoaObjective(torch.randn(2, 5), logit_scale=0)
 
 
-@pytest.mark.parametrize("objective", [FareObjective(), TecoaObjective(torch.randn(3, 4))], ids=["fare", "tecoa"])
-def test_objectives_carry_name_and_citation(objective: Objective) -> None:
-    assert objective.name in ("fare", "tecoa")
-    assert objective.citation.startswith("@inproceedings{") and objective.citation.endswith("}")
+def test_sim_clip_is_one_minus_the_cosine_whatever_the_lengths() -> None:
+    embeddings, targets = torch.randn(3, 7, 5), torch.randn(3, 7, 5)
+    cosines = (embeddings * targets).sum(-1) / (embeddings.norm(dim=-1) * targets.norm(dim=-1))
+    assert torch.allclose(SimClipObjective()(embeddings, targets), 1 - cosines.mean(1), atol=1e-6)
+    assert torch.allclose(SimClipObjective()(3 * embeddings[:, 0], targets[:, 0]), 1 - cosines[:, 0], atol=1e-6)
+    leaf = torch.randn(2, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda e: SimClipObjective()(e, targets[:2, 0].double()), (leaf,))
+    with pytest.raises(ValueError, match="embed both the same way"):
+        SimClipObjective()(torch.zeros(2, 4), torch.zeros(2, 5))
+
+
+def test_agft_is_the_cross_entropy_to_the_originals_softened_distribution() -> None:
+    texts, clean, images = torch.randn(6, 5), torch.randn(3, 5), torch.randn(3, 5)
+    objective = AgftObjective(texts, logit_scale=20.0, softening=0.5)
+    targets = objective.targets(torch.rand(3, 3, 2, 2), None, lambda pixels: clean)
+    units = texts / texts.norm(dim=1, keepdim=True)
+    wanted = torch.softmax(0.5 * 20 * clean @ units.T / clean.norm(dim=1, keepdim=True), dim=1)
+    predicted = torch.log_softmax(20 * images @ units.T / images.norm(dim=1, keepdim=True), dim=1)
+    assert torch.allclose(targets, wanted, atol=1e-6)
+    assert torch.allclose(objective(images, targets), -(wanted * predicted).sum(1), atol=1e-5)
+    assert objective.settings() == {"logit scale": 20.0, "softening": 0.5}
+    with pytest.raises(ValueError, match=r"softening 2 is outside \(0, 1\]"):
+        AgftObjective(texts, softening=2)
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (4, 3, 5)])
+def test_bounded_fare_punishes_clean_embeddings_beyond_the_bound_alone(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    targets, attacked, moved = torch.randn(shape), torch.randn(shape), torch.randn(shape)
+    clean = targets + torch.tensor([0.0, 0.01, 1.0, 2.0]).view(4, *[1] * (len(shape) - 1)) * moved
+    objective = BoundedFareObjective(bound=0.2, multiplier=3.0)
+    for row in range(4):
+        square = [(value[row] ** 2).sum(-1).mean() for value in (clean - targets, targets, attacked - targets)]
+        expected = square[2] + 3 * max(square[0] - 0.2 * square[1], torch.tensor(0.0))
+        one = slice(row, row + 1)
+        assert objective.update(attacked[one], targets[one], clean[one]).item() == pytest.approx(expected.item())
+    assert torch.equal(objective(attacked, targets), FareObjective()(attacked, targets))
+    assert update_images(objective) == 2 and update_images(FareObjective()) == update_images(object()) == 1
+    for name in ("bound", "multiplier"):
+        with pytest.raises(ValueError, match=f"{name} 0 is not positive and finite"):
+            BoundedFareObjective(**{name: 0})
 
 
 @pytest.mark.parametrize("kind", OBJECTIVES.values(), ids=OBJECTIVES)
@@ -123,12 +169,15 @@ class Texts:
 
 @pytest.mark.parametrize("kind", OBJECTIVES.values(), ids=OBJECTIVES)
 def test_what_an_objective_says_of_itself_is_what_it_does(kind: type[Objective]) -> None:
-    objective, ran = kind.from_training(Texts()), []
+    objective, ran = kind.from_training(Texts(), dict.fromkeys(kind.options)), []
 
     def embed(pixels: Tensor) -> Tensor:
         ran.append(True)
         return torch.ones(2, 3)
 
     labels = torch.tensor([0, 2]) if kind.needs_labels else None
-    values = objective(torch.rand(2, 3), objective.targets(torch.rand(2, 3, 4, 4), labels, embed))
-    assert values.shape == (2,) and values.isfinite().all() and bool(ran) is kind.runs_original
+    targets = objective.targets(torch.rand(2, 3, 4, 4), labels, embed)
+    assert bool(ran) is kind.runs_original
+    losses = [objective(torch.rand(2, 3), targets)]
+    losses += [objective.update(torch.rand(2, 3), targets, torch.rand(2, 3))] if kind.embeds_clean else []
+    assert all(values.shape == (2,) and values.isfinite().all() for values in losses)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fare_hf.encoders.flops import uses_tf32
+from fare_hf.objectives import Objective
 from fare_hf.training.config import DECIDING, FareConfig
 from fare_hf.training.objective_facts import objective_facts
 from fare_hf.training.trainer_options import defaults_of
@@ -62,6 +63,7 @@ def run_identity(
     identity |= {
         "objective": objective_facts(objective)["objective"],
         "original": fingerprint(original),
+        "objective settings": objective.settings() if isinstance(objective, Objective) else None,
         "texts": _texts(objective),
         "precision": args.mixed_precision,
         "tf32": uses_tf32(args.device),

@@ -126,8 +126,8 @@ def _hours(trainer: TrainingRun) -> str:
     args = trainer.args
     if (peak := peak_flops(args.device, half=trainer.half)) is None:
         return "not known before the first steps: no peak of this device is on record"
-    last, target = trainer.state.max_steps, getattr(trainer.objective, "runs_original", True)
-    each = training_flops(args, trainer.flops, last, clean_target=target, trained=trainer.trained_share)
+    last = trainer.state.max_steps
+    each = training_flops(args, trainer.flops, last, objective=trainer.objective, trained=trainer.trained_share)
     left = (last - trainer.state.global_step) / last
     images = args.train_batch_size * args.gradient_accumulation_steps
     hours = each * left * images / (peak * ASSUMED_MFU) / 3600

@@ -1,7 +1,7 @@
 """A user's commands run in this process: one of its own spends seconds on imports before it proves anything.
 
-The real programs run too: `accelerate launch` and `fare-hf` in test_readme.py and test_cli.py, the quickstart's
-launch in test_lab_quickstart.py.
+The real programs run too: `accelerate launch` and `fare-hf` in test_readme.py and test_main.py, the quickstart's
+launch in test_quickstart.py.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--objectives", nargs="+", default=["fare", "tecoa"], choices=["fare", "tecoa"])
     parser.add_argument("--max_steps", type=int, default=750)
     parser.add_argument("--set", nargs="*", default=[], metavar="OPTION=VALUE", help="of the recipe, for all runs")
-    parser.add_argument("--samples", type=int, default=BUDGET.images["fxemoji"])
+    parser.add_argument("--samples", type=int, default=BUDGET.samples["fxemoji"])
     args = parser.parse_args()
     budget = measure.Budget({"fxemoji": args.samples}, BUDGET.steps, BUDGET.target_classes)
     changed = dict(pair.split("=", 1) for pair in args.set)

@@ -154,10 +154,10 @@ def refuse_given(given: argparse.Namespace, names: Sequence[str], why: str) -> N
             raise ValueError(f"--{name} {why}")
 
 
-def refuse_of_the_hub(given: argparse.Namespace, name: str, source: str) -> None:
+def refuse_of_the_hub(given: argparse.Namespace, name: str, name_or_path: str) -> None:
     """Refuses a revision of what lies here; raises as `refuse_given`."""
-    if Path(source).exists():
-        refuse_given(given, [name], f"is of a repository, and {source!r} lies here: leave it out.")
+    if Path(name_or_path).exists():
+        refuse_given(given, [name], f"is of a repository, and {name_or_path!r} lies here: leave it out.")
 
 
 def positive(text: str) -> int:

@@ -45,16 +45,16 @@ class Conversion:
     """What was converted, and how far the two models are apart.
 
     Attributes:
-        source: as given.
+        name_or_path: as given.
         folder: where the result is.
         format: what it holds: "CLIPModel", "CLIPVisionModelWithProjection", "open_clip" or "open_clip visual".
         activation: "gelu" or "quick_gelu".
         evidence: where the activation was read.
-        tokenizer: whether tokenizer files were at the source and were copied.
+        tokenizer: whether tokenizer files were there and were copied.
         differences: of the `image`, `hidden` and `text` outputs, as fractions of the largest value (see `prove`).
     """
 
-    source: str
+    name_or_path: str
     folder: Path
     format: str
     activation: str
@@ -65,7 +65,7 @@ class Conversion:
     def __str__(self) -> str:
         measured = ", ".join(f"{name} {value:.1e}" for name, value in self.differences.items())
         lines = [
-            f"{self.source} -> {self.folder} ({self.format})",
+            f"{self.name_or_path} -> {self.folder} ({self.format})",
             f"activation: {self.activation} ({self.evidence})",
             f"largest relative difference, fp32: {measured}",
         ]
@@ -75,7 +75,7 @@ class Conversion:
 
 
 def convert_from_open_clip(
-    source: str | os.PathLike[str],
+    name_or_path: str | os.PathLike[str],
     folder: str | os.PathLike[str],
     *,
     base: str | os.PathLike[str] | None = None,
@@ -91,14 +91,14 @@ def convert_from_open_clip(
     written beside its place, loaded with `from_pretrained`, compared with what open_clip computes, and then moved.
 
     Args:
-        source: a Hub repository such as `chs20/fare4-clip`, a folder, or one file with the state dict of the vision
-            tower (`.pt` as RobustVLM wrote them, or `.safetensors`).
+        name_or_path: a Hub repository such as `chs20/fare4-clip`, a folder, or one file with the state dict of the
+            vision tower (`.pt` as RobustVLM wrote them, or `.safetensors`).
         folder: absent or empty.
         base: the CLIP that a bare file was fine-tuned from, in either format (or its open_clip JSON): says shape,
             activation and preprocessing, which are not in the weights. For a repository, only what it lacks.
         activation: "gelu" or "quick_gelu" for a configuration that does not say; refused where it says otherwise.
         visual_only: leave the text tower out.
-        revision: of a Hub `source`.
+        revision: of a repository on the Hub.
         max_shard_size: weights above are written in several files.
 
     Returns:
@@ -107,7 +107,7 @@ def convert_from_open_clip(
     Raises:
         ValueError: see `read_checkpoint`, `read_open_clip_config` and `prove`; no preprocessing known; an activation
             that contradicts the configuration; a folder in use. Nothing is left behind.
-        OSError: the source cannot be read, or the folder cannot be written.
+        OSError: it cannot be read, or the folder cannot be written.
 
     Example:
         >>> from tempfile import mkdtemp
@@ -118,9 +118,9 @@ def convert_from_open_clip(
         >>> (folder / "transformers" / "model.safetensors").exists()
         True
     """
-    source, folder = os.fspath(source), Path(folder)
+    name_or_path, folder = os.fspath(name_or_path), Path(folder)
     check_new_folder(folder)
-    checkpoint = read_checkpoint(source, revision)
+    checkpoint = read_checkpoint(name_or_path, revision)
     visual_only = visual_only or checkpoint.visual_only
     spec = _spec_of(checkpoint, None if base is None else os.fspath(base), activation, visual_only, revision)
     selected = {n: t for n, t in checkpoint.state.items() if not visual_only or n.startswith("visual.")}
@@ -133,15 +133,15 @@ def convert_from_open_clip(
         config.save_pretrained(staging)
         images.save_pretrained(staging)
         save_torch_state_dict(weights, staging, max_shard_size=max_shard_size)
-        tokenizer = not visual_only and copy_tokenizer([(source, revision), (base, None)], staging)
+        tokenizer = not visual_only and copy_tokenizer([(name_or_path, revision), (base, None)], staging)
         del weights
         cls = CLIPVisionModelWithProjection if visual_only else CLIPModel
         differences = prove(load_complete(cls, str(staging)), state, spec)
-    return Conversion(source, folder, cls.__name__, spec.activation, spec.evidence, tokenizer, differences)
+    return Conversion(name_or_path, folder, cls.__name__, spec.activation, spec.evidence, tokenizer, differences)
 
 
 def convert_to_open_clip(
-    source: str | os.PathLike[str],
+    name_or_path: str | os.PathLike[str],
     folder: str | os.PathLike[str],
     *,
     base: str | os.PathLike[str] | None = None,
@@ -154,12 +154,12 @@ def convert_to_open_clip(
     written, for `model.visual.load_state_dict(safetensors.torch.load_file(...))`.
 
     Args:
-        source: folder or Hub repository of a `CLIPModel` or a `CLIPVisionModelWithProjection`.
+        name_or_path: folder or Hub repository of a `CLIPModel` or a `CLIPVisionModelWithProjection`.
         folder: absent or empty.
         base: the CLIP the encoder was fine-tuned from, in the format of transformers; gives the text tower and, where
-            the source has none, the image processor.
+            the original has none, the image processor.
         visual_only: leave the text tower out.
-        revision: of a Hub `source`.
+        revision: of a repository on the Hub.
 
     Returns:
         What was written, and how far the two models differ.
@@ -168,25 +168,25 @@ def convert_to_open_clip(
         ValueError: not a CLIP with a visual projection, an activation, image processor or text pooling that open_clip
             lacks, a base of another embedding length or activation, models that differ; a folder in use. Nothing is
             left behind.
-        OSError: the source cannot be read, or the folder cannot be written.
+        OSError: it cannot be read, or the folder cannot be written.
 
     Example:
         >>> from tempfile import mkdtemp
         >>> from fare_hf.lab import encoder_folder
         >>> done = convert_to_open_clip(str(encoder_folder("clip")), Path(mkdtemp()) / "open_clip")
     """
-    source, folder = os.fspath(source), Path(folder)
+    name_or_path, folder = os.fspath(name_or_path), Path(folder)
     base = None if base is None else os.fspath(base)
     check_new_folder(folder)
-    model, has_text = load_clip(source, revision)
-    spec = read_transformers_config(model.config, f"'{source}'", text=has_text and not visual_only)
+    model, has_text = load_clip(name_or_path, revision)
+    spec = read_transformers_config(model.config, f"'{name_or_path}'", text=has_text and not visual_only)
     state = dict(model.state_dict())
-    texts = source if has_text else None
+    texts = name_or_path if has_text else None
     if base is not None and spec.text is None and not visual_only:
         spec, text_state = text_of(base, spec)
         state |= text_state
         texts = base
-    spec = replace(spec, images=images_of([(source, revision), (base, None)], spec))
+    spec = replace(spec, images=images_of([(name_or_path, revision), (base, None)], spec))
     state, _ = _one_dtype(to_open_clip(state, spec))
     names = {name.removeprefix("visual."): tensor for name, tensor in state.items()} if spec.text is None else state
     weights = VISUAL_WEIGHTS if spec.text is None else WEIGHTS[0]
@@ -194,22 +194,22 @@ def convert_to_open_clip(
         config = write_open_clip_config(spec, _tokenizer_name(spec, texts))
         (staging / OPEN_CLIP_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         save_file(names, staging / weights)
-        tokenizer = spec.text is not None and copy_tokenizer([(source, revision), (base, None)], staging)
+        tokenizer = spec.text is not None and copy_tokenizer([(name_or_path, revision), (base, None)], staging)
         del state, names
-        differences = _prove_written(source, revision, base, staging, weights)
+        differences = _prove_written(name_or_path, revision, base, staging, weights)
     form = "open_clip visual" if spec.text is None else "open_clip"
-    return Conversion(source, folder, form, spec.activation, spec.evidence, tokenizer, differences)
+    return Conversion(name_or_path, folder, form, spec.activation, spec.evidence, tokenizer, differences)
 
 
 def _prove_written(
-    source: str, revision: str | None, base: str | None, staging: Path, weights: str
+    name_or_path: str, revision: str | None, base: str | None, staging: Path, weights: str
 ) -> dict[str, float]:
-    """Compare the source with the files, read again: weights and configuration."""
+    """Compare the original with the files, read again: weights and configuration."""
     spec = read_open_clip_config(read_object(staging / OPEN_CLIP_CONFIG), OPEN_CLIP_CONFIG)
     state = load_file(staging / weights)
     if weights == VISUAL_WEIGHTS:
         state = {f"visual.{name}": tensor for name, tensor in state.items()}
-    model, has_text = load_clip(source, revision, torch.float32)
+    model, has_text = load_clip(name_or_path, revision, torch.float32)
     borrowed = None if spec.text is None or has_text or base is None else load_complete(CLIPModel, base)
     return prove(model, state, spec, borrowed)
 
@@ -221,12 +221,12 @@ def _spec_of(
     own = checkpoint.config
     if own is None and base is None:
         raise ValueError(
-            f"'{checkpoint.source}' holds weights alone, which do not say the activation (gelu or quick_gelu), the "
-            "number of heads or the preprocessing: name the CLIP it was fine-tuned from as base, such as "
+            f"'{checkpoint.name_or_path}' holds weights alone, which do not say the activation (gelu or quick_gelu), "
+            "the number of heads or the preprocessing: name the CLIP it was fine-tuned from as base, such as "
             "openai/clip-vit-large-patch14."
         )
     found = None if base is None else _read_base(base)
-    where = f"{OPEN_CLIP_CONFIG} of '{checkpoint.source}'"
+    where = f"{OPEN_CLIP_CONFIG} of '{checkpoint.name_or_path}'"
     spec = found if own is None else read_open_clip_config(own, where, text=not visual_only)
     assert spec is not None
     if activation is not None:
@@ -261,11 +261,11 @@ def _read_base(base: str) -> ClipSpec:
     return replace(spec, images=images_of([(base, None)], spec))
 
 
-def _tokenizer_name(spec: ClipSpec, source: str | None) -> str | None:
-    """Nothing for CLIP's own vocabulary, which open_clip ships; else the source of the text tower."""
-    if spec.text is None or source is None or spec.text.vocab_size == CLIP_VOCABULARY:
+def _tokenizer_name(spec: ClipSpec, name_or_path: str | None) -> str | None:
+    """Nothing for CLIP's own vocabulary, which open_clip ships; else where the text tower is from."""
+    if spec.text is None or name_or_path is None or spec.text.vocab_size == CLIP_VOCABULARY:
         return None
-    return Path(source).name if Path(source).is_dir() else source
+    return Path(name_or_path).name if Path(name_or_path).is_dir() else name_or_path
 
 
 def _one_dtype(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], torch.dtype]:

@@ -21,43 +21,45 @@ PREPROCESSOR = "preprocessor_config.json"
 
 
 def images_of(sources: list[tuple[str | None, str | None]], spec: ClipSpec) -> ImageSpec:
-    """Preprocessing of the first source that has an image processor."""
+    """Preprocessing of the first that has an image processor."""
     # Imported where it is needed: without torchvision the import alone says so, and this room is imported by many.
     from transformers import CLIPImageProcessor
 
-    for source, revision in sources:
-        if source is not None and find_file(source, PREPROCESSOR, revision) is not None:
-            processor = load_image_processor(source, cls=CLIPImageProcessor, revision=revision or "main")
-            return read_image_processor(processor, spec.vision.image_size, f"'{source}'")
+    for name_or_path, revision in sources:
+        if name_or_path is not None and find_file(name_or_path, PREPROCESSOR, revision) is not None:
+            processor = load_image_processor(name_or_path, cls=CLIPImageProcessor, revision=revision or "main")
+            return read_image_processor(processor, spec.vision.image_size, f"'{name_or_path}'")
     raise ValueError(
         f"'{sources[0][0]}' has no {PREPROCESSOR}, so its mean and std are unknown: add it, or name the CLIP it was "
         "fine-tuned from as base."
     )
 
 
-def load_clip(source: str, revision: str | None, dtype: Any = "auto") -> tuple[Any, bool]:
+def load_clip(name_or_path: str, revision: str | None, dtype: Any = "auto") -> tuple[Any, bool]:
     """The model and whether it is a whole CLIP."""
     options: dict[str, Any] = {"dtype": dtype, "revision": revision or "main"}
-    whole = clip_config(source, revision).model_type == "clip"
+    whole = clip_config(name_or_path, revision).model_type == "clip"
     try:
         cls = CLIPModel if whole else CLIPVisionModelWithProjection
-        return load_complete(cls, source, **options), whole
+        return load_complete(cls, name_or_path, **options), whole
     except ValueError as error:
         if "visual_projection" in str(error):
             raise ValueError(
-                f"'{source}' has no visual projection, which open_clip's ViT ends with: convert the encoder that "
-                "kept it (CLIPVisionModelWithProjection)."
+                f"'{name_or_path}' has no visual projection, which open_clip's ViT ends with: convert the encoder "
+                "that kept it (CLIPVisionModelWithProjection)."
             ) from error
         raise
 
 
-def clip_config(source: str, revision: str | None) -> Any:
+def clip_config(name_or_path: str, revision: str | None) -> Any:
     """The configuration of a CLIP or of its vision part; ValueError for any other model."""
-    if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
-        raise ValueError(f"the folder '{source}' holds no config.json: it is not a model of transformers.")
-    config = read_configuration(source, revision=revision or "main")
+    if Path(name_or_path).is_dir() and not (Path(name_or_path) / "config.json").is_file():
+        raise ValueError(f"the folder '{name_or_path}' holds no config.json: it is not a model of transformers.")
+    config = read_configuration(name_or_path, revision=revision or "main")
     if config.model_type not in ("clip", "clip_vision_model"):
-        raise ValueError(f"'{source}' is a {config.model_type!r} model, not a CLIP with a ViT: only those convert.")
+        raise ValueError(
+            f"'{name_or_path}' is a {config.model_type!r} model, not a CLIP with a ViT: only those convert."
+        )
     return config
 
 

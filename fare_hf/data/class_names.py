@@ -53,13 +53,13 @@ def mapping_line(own: Sequence[str] | None, names: Sequence[str]) -> str:
     return f"{len(names)} classes in prompts: {pairs[0]}" + (f", ..., {pairs[-1]}" if len(pairs) > 1 else "")
 
 
-def several_classes(samples: Any) -> bool:
+def several_classes(dataset: Any) -> bool:
     """Whether the labels of an evaluation set are of more than one class; True where that is not known.
 
     Args:
-        samples: a list of samples; or a `PixelDataset`, or a `Subset` of one, of which no image is decoded.
+        dataset: a list of samples; or a `PixelDataset`, or a `Subset` of one, of which no image is decoded.
     """
-    labels = _labels(samples)
+    labels = _labels(dataset)
     return labels is None or len(set(labels)) != 1
 
 
@@ -87,11 +87,11 @@ def _check_order(own: Sequence[str], given: Sequence[str], name: str) -> None:
             )
 
 
-def _labels(samples: Any) -> list[int] | None:
-    if isinstance(samples, list):
-        return [sample["labels"] for sample in samples] if samples and "labels" in samples[0] else None
-    places = getattr(samples, "indices", None)
-    images = samples if places is None else samples.dataset
+def _labels(dataset: Any) -> list[int] | None:
+    if isinstance(dataset, list):
+        return [sample["labels"] for sample in dataset] if dataset and "labels" in dataset[0] else None
+    places = getattr(dataset, "indices", None)
+    images = dataset if places is None else dataset.dataset
     column, rows = getattr(images, "label_column", None), getattr(images, "dataset", None)
     if column is None or not isinstance(rows, datasets.Dataset):
         return None

@@ -86,32 +86,32 @@ def warn_of_uneven_shards(dataset: Any, readers: int) -> None:
         )
 
 
-def spread_samples(samples: Any, images: int, seed: int) -> Any:
+def spread_samples(dataset: Any, samples: int, seed: int) -> Any:
     """At most so many samples for an evaluation, spread: the first may be of one class, as data sets are often sorted.
 
     Args:
-        samples: map-style, of which every so manieth is taken; or a `PixelStream`, which is read in turn from all its
+        dataset: map-style, of which every so manieth is taken; or a `PixelStream`, which is read in turn from all its
             shards, drawn with its shuffle buffer, as far as is needed.
-        images: how many; fewer where there are not so many.
+        samples: how many; fewer where there are not so many.
         seed: of the drawing from a stream.
 
     Returns:
         A `Subset`; of a stream a list.
     """
-    if is_stream(samples):
-        return _of_all_shards(samples, images, seed)
-    count = min(images, len(samples))
-    return Subset(samples, [number * len(samples) // count for number in range(count)])
+    if is_stream(dataset):
+        return _of_all_shards(dataset, samples, seed)
+    count = min(samples, len(dataset))
+    return Subset(dataset, [number * len(dataset) // count for number in range(count)])
 
 
-def _of_all_shards(stream: PixelStream, images: int, seed: int) -> list[dict[str, Any]]:
+def _of_all_shards(stream: PixelStream, samples: int, seed: int) -> list[dict[str, Any]]:
     dataset = stream.dataset
-    shards = min(dataset.num_shards, images)
+    shards = min(dataset.num_shards, samples)
     buffer = max(1, stream.shuffle_buffer // shards)
     parts = [dataset.shard(num_shards=shards, index=shard) for shard in range(shards)]
     if buffer > 1:
         parts = [part.shuffle(seed=seed, buffer_size=buffer, max_buffer_input_shards=1) for part in parts]
-    rows = islice(_in_turn([iter(part) for part in parts]), images)
+    rows = islice(_in_turn([iter(part) for part in parts]), samples)
     return list(stream.samples(enumerate(rows)))
 
 

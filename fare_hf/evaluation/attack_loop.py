@@ -75,23 +75,23 @@ def chunks(indices: Sequence[int], size: int) -> Iterator[list[int]]:
         yield list(indices[start : start + size])
 
 
-def gather(samples: Any, indices: Sequence[int], device: torch.device) -> torch.Tensor:
+def gather(images: Any, indices: Sequence[int], device: torch.device) -> torch.Tensor:
     """Pixels (B, 3, H, W) of some samples, fp32, on `device`.
 
     Args:
-        samples: a tensor (N, 3, H, W), or a map-style data set whose items hold `pixel_values` (3, H, W) in [0, 1].
+        images: a tensor (N, 3, H, W), or a map-style data set whose items hold `pixel_values` (3, H, W) in [0, 1].
         indices: which.
         device: where to.
     """
-    if isinstance(samples, torch.Tensor):
-        pixels = samples[list(indices)]
+    if isinstance(images, torch.Tensor):
+        pixels = images[list(indices)]
     else:
-        pixels = torch.stack([samples[index]["pixel_values"] for index in indices])
+        pixels = torch.stack([images[index]["pixel_values"] for index in indices])
     return pixels.to(device=device, dtype=torch.float32)
 
 
 def read(
-    samples: Any, indices: Sequence[int], device: torch.device, labels: Sequence[int] | torch.Tensor | None = None
+    images: Any, indices: Sequence[int], device: torch.device, labels: Sequence[int] | torch.Tensor | None = None
 ) -> tuple[torch.Tensor, list[int]]:
     """Pixels as `gather`, with the labels given or, for None, those of the data set's items (each item read once).
 
@@ -100,10 +100,10 @@ def read(
         TypeError: a label that is no integer.
     """
     if labels is not None:
-        return gather(samples, indices, device), [class_number(labels[index]) for index in indices]
-    if isinstance(samples, torch.Tensor):
+        return gather(images, indices, device), [class_number(labels[index]) for index in indices]
+    if isinstance(images, torch.Tensor):
         raise ValueError("labels are missing: pass labels with a tensor of pixels.")
-    items = [samples[index] for index in indices]
+    items = [images[index] for index in indices]
     if any("labels" not in item for item in items):
         raise ValueError("the data set gives no labels: name its label column, or pass labels.")
     pixels = torch.stack([item["pixel_values"] for item in items]).to(device=device, dtype=torch.float32)

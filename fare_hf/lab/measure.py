@@ -54,7 +54,7 @@ class Budget:
     """How much is measured.
 
     Attributes:
-        images: for each zero-shot set, how many images (None is all).
+        samples: for each zero-shot set, how many images (None is all).
         steps: APGD steps of each zero-shot run.
         target_classes: wrong classes that the targeted DLR loss is run for.
         captions: images captioned and attacked.
@@ -66,7 +66,7 @@ class Budget:
         question_steps: APGD steps of each stage of the attack on an answer.
     """
 
-    images: Mapping[str, int | None] = field(default_factory=dict)
+    samples: Mapping[str, int | None] = field(default_factory=dict)
     steps: int = 50
     target_classes: int = 2
     captions: int | None = None
@@ -91,7 +91,7 @@ QUICK = Budget(
 )
 SEEDS = replace(
     QUICK,
-    images={"twemoji": 200, "fashion": 150, "digits": 150},
+    samples={"twemoji": 200, "fashion": 150, "digits": 150},
     captions=100,
     questions={"yes-no": 100, "pope": 40},
 )
@@ -124,7 +124,7 @@ def measure_zero_shot(
 ) -> list[Row]:
     """Zero-shot rows of one encoder (`CLIPVisionModelWithProjection`) on every set of the budget."""
     rows = []
-    for dataset, count in budget.images.items():
+    for dataset, count in budget.samples.items():
         test = part(dataset, count)
         options = _options(name, dataset, test.groups, threat_models, seed)
         options |= {

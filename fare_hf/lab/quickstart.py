@@ -108,12 +108,12 @@ class Quickstart:
     def zero_shot(self, encoders: dict[str, Path]) -> None:
         """Zero-shot accuracy of each encoder, clean and attacked."""
         clip = load_clip()
-        with tqdm(total=len(encoders) * len(self.budget.images), unit="set", **BAR) as bar:
+        with tqdm(total=len(encoders) * len(self.budget.samples), unit="set", **BAR) as bar:
             for name, folder in encoders.items():
                 encoder = load_encoder(str(folder))
-                for dataset, count in self.budget.images.items():
+                for dataset, count in self.budget.samples.items():
                     bar.set_description(f"    attacking {name} on {dataset}")
-                    budget = replace(self.budget, images={dataset: count})
+                    budget = replace(self.budget, samples={dataset: count})
                     self._add(measure.measure_zero_shot(name, encoder, clip, budget))
                     bar.update()
 

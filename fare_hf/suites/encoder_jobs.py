@@ -47,17 +47,17 @@ OfAnAttack = Says.OF_AN_ATTACK
 
 
 @dataclass(frozen=True)
-class Images:
+class LabelledImages:
     """A zero-shot set as one model reads it.
 
     Attributes:
-        samples, labels: as `evaluate_zero_shot` takes them; no labels: they are in the samples.
+        images, labels: as `evaluate_zero_shot` takes them; no labels: they are in the items.
         texts: where a model is -> class embeddings (K, D) for it.
-        groups: of the samples, or None.
+        groups: of the images, or None.
         native: whether images keep their own size.
     """
 
-    samples: Any
+    images: Any
     labels: Any
     texts: Callable[[str], Tensor]
     groups: list[int] | None = None
@@ -70,9 +70,9 @@ class Images:
 
     def whole(self) -> tuple[Tensor, Tensor]:
         """All pixels and labels in memory."""
-        if isinstance(self.samples, Tensor):
-            return self.samples, self.labels
-        items = [self.samples[index] for index in range(len(self.samples))]
+        if isinstance(self.images, Tensor):
+            return self.images, self.labels
+        items = [self.images[index] for index in range(len(self.images))]
         return torch.stack([item["pixel_values"] for item in items]), torch.tensor([item["labels"] for item in items])
 
 
@@ -97,12 +97,12 @@ class OnImages(Job):
         else:
             zero_shot_set(self.set)
 
-    def images(self, subject: Subject) -> Images:
+    def data(self, subject: Subject) -> LabelledImages:
         """The set, as the subject reads it."""
         if is_in_lab(self.set):
             test = part(self.dataset, self.samples)
             embeddings = text_embeddings(load_clip(), test)
-            return Images(test.pixels, test.labels, lambda name_or_path: embeddings, test.groups.tolist())
+            return LabelledImages(test.pixels, test.labels, lambda name_or_path: embeddings, test.groups.tolist())
         processor, chosen = _image_processor(subject.name_or_path), self.given("samples", "seed", "root")
         data = load_zero_shot_set(self.set, processor, **chosen)
 
@@ -110,7 +110,7 @@ class OnImages(Job):
             clip = _clip(encoder_path(self.text) if self.text else name_or_path)
             return text_classifier(*clip, data.class_names, data.templates)
 
-        return Images(data.samples, None, texts, native=data.native)
+        return LabelledImages(data.images, None, texts, native=data.native)
 
     def row_names(self, subject: Subject) -> dict[str, Any]:
         """What rows are called, and the normalisation of the encoder."""
@@ -143,20 +143,20 @@ class ZeroShot(OnImages, Attacked):
         return super().silent() | (set() if self.masking_checks and self.eps else mute)
 
     def run(self, subject: Subject) -> list[Row]:
-        images, encoder = self.images(subject), load_encoder(subject.name_or_path)
+        data, encoder = self.data(subject), load_encoder(subject.name_or_path)
         effort = self.given("steps", "restarts", "target_classes", "queries", "batch_size", "seed")
         options = effort | self.given("attack", "stop_fooled") | self.row_names(subject)
-        options |= {"groups": images.groups, "native": images.native, "threat_models": self.threats()}
-        texts = images.texts(subject.name_or_path)
-        rows = evaluate_zero_shot(encoder, texts, images.samples, images.labels, **options).rows
+        options |= {"groups": data.groups, "native": data.native, "threat_models": self.threats()}
+        texts = data.texts(subject.name_or_path)
+        rows = evaluate_zero_shot(encoder, texts, data.images, data.labels, **options).rows
         if self.masking_checks:
-            self._check_masking(subject, images, effort)
+            self._check_masking(subject, data, effort)
         return rows
 
-    def _check_masking(self, subject: Subject, images: Images, effort: dict[str, Any]) -> None:
+    def _check_masking(self, subject: Subject, data: LabelledImages, effort: dict[str, Any]) -> None:
         """A page and its figures for each radius, in `masking` of the output."""
-        logits_of, (pixels, labels) = images.logits(subject.name_or_path), images.whole()
-        surrogate = images.logits(subject.models[self.surrogate]) if self.surrogate else None
+        logits_of, (pixels, labels) = data.logits(subject.name_or_path), data.whole()
+        surrogate = data.logits(subject.models[self.surrogate]) if self.surrogate else None
         folder = subject.output_dir / "masking"
         folder.mkdir(parents=True, exist_ok=True)
         for threat in self.threats():
@@ -186,10 +186,10 @@ class Drift(OnImages):
         return self.kind, self.set, self.embedding
 
     def run(self, subject: Subject) -> list[Row]:
-        images, original = self.images(subject), load_encoder(subject.models[self.original])
+        data, original = self.data(subject), load_encoder(subject.models[self.original])
         options = self.given("embedding", "batch_size", "seed") | self.row_names(subject)
-        encoder, pixels = load_encoder(subject.name_or_path), images.whole()[0]
-        return clean_drift(encoder, original, pixels, groups=images.groups, **options).rows
+        encoder, pixels = load_encoder(subject.name_or_path), data.whole()[0]
+        return clean_drift(encoder, original, pixels, groups=data.groups, **options).rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,10 +209,10 @@ class Corruptions(OnImages):
         check_corruptions(self.names, self.severities or (1,))
 
     def run(self, subject: Subject) -> list[Row]:
-        images, encoder = self.images(subject), load_encoder(subject.name_or_path)
+        data, encoder = self.data(subject), load_encoder(subject.name_or_path)
         options = self.given("names", "severities", "batch_size", "seed") | self.row_names(subject)
-        texts = images.texts(subject.name_or_path)
-        return evaluate_corruptions(encoder, texts, *images.whole(), groups=images.groups, **options).rows
+        texts = data.texts(subject.name_or_path)
+        return evaluate_corruptions(encoder, texts, *data.whole(), groups=data.groups, **options).rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,11 +232,11 @@ class Transfer(OnImages, Attacked):
             raise ValueError(f"{where} has victims {self.victims!r} and eps {self.eps!r}: give a list of each.")
 
     def run(self, subject: Subject) -> list[Row]:
-        images = self.images(subject)
-        victims = {name: images.logits(subject.models[name]) for name in self.victims}
-        sources = {subject.model: victims.get(subject.model) or images.logits(subject.name_or_path)}
-        options = self.given("steps", "batch_size", "seed") | {"groups": images.groups, "dataset": self.dataset}
-        shown = (sources, victims, *images.whole())
+        data = self.data(subject)
+        victims = {name: data.logits(subject.models[name]) for name in self.victims}
+        sources = {subject.model: victims.get(subject.model) or data.logits(subject.name_or_path)}
+        options = self.given("steps", "batch_size", "seed") | {"groups": data.groups, "dataset": self.dataset}
+        shown = (sources, victims, *data.whole())
         return [row for threat in self.threats() for row in evaluate_transfer(*shown, threat, **options).rows]
 
 

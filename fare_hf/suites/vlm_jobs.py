@@ -73,7 +73,7 @@ class Vlm(OfAVlm):
         options = self.given("steps", "batch_size", "seed") | {"threat_models": self.threats()}
         options |= {"model": subject.model, "task": data.task, "dataset": data.name, "targets": data.targets}
         options |= {"max_new_tokens": data.max_new_tokens, "folder": subject.states}
-        return evaluate_vlm(vlm, processor, data.samples, data.prompts, data.metric, **options).rows
+        return evaluate_vlm(vlm, processor, data.images, data.prompts, data.metric, **options).rows
 
     def _run_on_the_lab(self, model: str, llava: tuple[Any, Any]) -> list[Row]:
         if self.dataset == "captions":
@@ -116,7 +116,7 @@ class Targeted(OfAVlm):
         options = self.given("steps", "batch_size", "seed", "max_new_tokens") | {"threat_models": self.threats()}
         options |= {"model": subject.model, "dataset": data.name}
         options["prompt"] = chat_prompt(processor, self.question, self.template)
-        return evaluate_targeted(vlm, processor, data.samples, self.target or "", **options).rows
+        return evaluate_targeted(vlm, processor, data.images, self.target or "", **options).rows
 
     def _run_on_the_lab(self, model: str, llava: tuple[Any, Any]) -> list[Row]:
         images, steps = self.samples or measure.Budget.targeted, self.steps or measure.Budget.targeted_steps

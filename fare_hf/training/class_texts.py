@@ -81,7 +81,7 @@ def make_objective(args: FareConfig, texts: ClassTexts | None = None) -> Objecti
 def make_validation(
     args: FareConfig,
     classes: Sequence[str] | None,
-    samples: Any,
+    eval_dataset: Any,
     *,
     text_model: str,
     templates: Sequence[str],
@@ -93,7 +93,7 @@ def make_validation(
     Args:
         args: the configuration.
         classes: the evaluation set's own names of its classes; None where it has none.
-        samples: the evaluation set, a `PixelDataset` or a list of samples.
+        eval_dataset: the evaluation set, a `PixelDataset` or a list of samples.
         text_model: CLIP whose text encoder embeds the names.
         templates: sentences with `{}` for a name.
         dataset: its name, for messages.
@@ -113,7 +113,7 @@ def make_validation(
         return None
     try:
         names = prompt_names(classes, args.class_names, dataset)
-        if not several_classes(samples):
+        if not several_classes(eval_dataset):
             raise ValueError("all evaluation images are of one class; give others, or another number of --eval_images")
     except ValueError as error:
         if wanted:

@@ -182,9 +182,9 @@ def test_sets_become_prompts_and_metrics(tmp_path: Path, proc) -> None:
     )
     row = VlmSet("q", "x/vqa", "vqa", "val", "answers")
     data = load_vlm_set(row, proc, root=root, template=TEMPLATE)
-    assert len(data.samples) == len(data.prompts) == len(data.metric) == 2 and data.targets == ("maybe", "Word")
+    assert len(data.images) == len(data.prompts) == len(data.metric) == 2 and data.targets == ("maybe", "Word")
     place = 0 if "what" in data.prompts[0] else 1
-    assert data.metric.texts(place) == ["cat"] and data.samples[0]["pixel_values"].shape == (3, 32, 32)
+    assert data.metric.texts(place) == ["cat"] and data.images[0]["pixel_values"].shape == (3, 32, 32)
     assert data.prompts[place].startswith("user : <image> what ?\nAnswer the question")
     root = saved(tmp_path / "sqa", question=["which ?"], choices=[["x", "y"]], hint=["h"], answer=[1])
     data = load_vlm_set(VlmSet("s", "x/sqa", "choice", "val", "answer"), proc, root=root, template=TEMPLATE)

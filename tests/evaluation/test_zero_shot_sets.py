@@ -61,23 +61,23 @@ def test_the_table_is_the_papers() -> None:
 
 def test_a_mirror_becomes_pixels_and_prompts(tmp_path: Path) -> None:
     data = load_zero_shot_set(SMALL, tiny_processor(), root=mirror(tmp_path), seed=1)
-    assert len(data.samples) == 5 and data.native and data.class_names == ["cat", "dog", "bird"]
+    assert len(data.images) == 5 and data.native and data.class_names == ["cat", "dog", "bird"]
     assert data.templates == ["a photo of a {}.", "a {}."] and data.skipped == []
-    item = data.samples[0]
+    item = data.images[0]
     number = round(float(item["pixel_values"][0, 0, 0]) * 255) // 40
     assert item["pixel_values"].shape == (3, 12, 12) and item["labels"] == number % 3
     resized = ZeroShotSet("small", "mirror/wds_small", 3)
-    assert load_zero_shot_set(resized, tiny_processor(), root=tmp_path).samples[0]["pixel_values"].shape == (3, 32, 32)
+    assert load_zero_shot_set(resized, tiny_processor(), root=tmp_path).images[0]["pixel_values"].shape == (3, 32, 32)
 
 
 def test_faults_of_a_mirror(tmp_path: Path) -> None:
     mirror(tmp_path, corrupt=2)
     whole = ZeroShotSet("small", "mirror/wds_small", 3, native=True)
     data = load_zero_shot_set(whole, tiny_processor(), root=tmp_path, skip_corrupt=True)
-    assert len(data.samples) == 5 and len(data.skipped) == 1 and "not a readable image" in data.skipped[0]
+    assert len(data.images) == 5 and len(data.skipped) == 1 and "not a readable image" in data.skipped[0]
     strict = load_zero_shot_set(whole, tiny_processor(), root=tmp_path)
     with pytest.raises(ValueError, match="not a readable image"):
-        [strict.samples[index] for index in range(6)]
+        [strict.images[index] for index in range(6)]
     with pytest.raises(ValueError, match="names 3 classes, there are 4"):
         load_zero_shot_set(ZeroShotSet("small", "mirror/wds_small", 4), tiny_processor(), root=tmp_path)
     with pytest.raises(ValueError, match="0 wanted"):

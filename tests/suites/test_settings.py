@@ -95,7 +95,7 @@ def test_what_a_kind_reads_is_what_it_runs_with(kind: str, lab: bool, tmp_path: 
         for module in (encoder_jobs, vlm_jobs):
             for name in [name for name, _ in inspect.getmembers(module) if _is_work(name)]:
                 patch.setattr(module, name, answers)
-        patch.setattr(encoder_jobs.Images, "whole", lambda self: (answers, answers))
+        patch.setattr(encoder_jobs.LabelledImages, "whole", lambda self: (answers, answers))
         asked.clear()
         job.run(Subject("A", "a", {"A": "a"}, tmp_path, tmp_path))
     read = set(asked)

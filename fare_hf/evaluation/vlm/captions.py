@@ -38,7 +38,7 @@ class NamesConcept:
 def evaluate_captions(
     vlm: PreTrainedModel,
     processor: Any,
-    samples: Any,
+    images: Any,
     captions: Sequence[str],
     references: Sequence[str] | None = None,
     *,
@@ -63,7 +63,7 @@ def evaluate_captions(
 
     Args:
         vlm, processor: a model of `fare_hf.vlm.families.table.FAMILIES` and its processor; call once per tower.
-        samples: tensor (N, 3, S, S) in [0, 1] at the tower's resolution, or a data set of `{"pixel_values"}`.
+        images: tensor (N, 3, S, S) in [0, 1] at the tower's resolution, or a data set of `{"pixel_values"}`.
         captions: N ground-truth captions, whose likelihood the attack lowers.
         references: N references that `correct` looks for in the answer; None takes the captions.
         prompt: with the image placeholder.
@@ -74,13 +74,13 @@ def evaluate_captions(
         restarts: full APGD runs, each from another random start on the survivors.
         seed, batch_size, max_new_tokens: as named.
         groups: one label per sample for a cluster bootstrap; None gives Wilson intervals.
-        keep: indices of samples whose perturbed pixels are wanted back, for pictures.
+        keep: indices of images whose perturbed pixels are wanted back, for pictures.
 
     Returns:
         Rows (`task` "captions", `metric` "caption accuracy": clean, then one per threat model) and the answers.
 
     Raises:
-        ValueError: no samples, another number of captions or references, what `check_plan` refuses, and what
+        ValueError: no images, another number of captions or references, what `check_plan` refuses, and what
             attacks raise.
 
     Example:
@@ -93,14 +93,14 @@ def evaluate_captions(
         2
     """
     wanted = list(captions if references is None else references)
-    if not len(samples) == len(captions) == len(wanted):
+    if not len(images) == len(captions) == len(wanted):
         raise ValueError(
-            f"{len(samples)} images, {len(captions)} captions, {len(wanted)} references: give one of each per image."
+            f"{len(images)} images, {len(captions)} captions, {len(wanted)} references: give one of each per image."
         )
     counts = {"steps": steps, "restarts": restarts, "batch_size": batch_size, "max_new_tokens": max_new_tokens}
-    check_plan(len(samples), threat_models, groups, seed, {"model": model, "dataset": dataset}, **counts)
+    check_plan(len(images), threat_models, groups, seed, {"model": model, "dataset": dataset}, **counts)
     rule = NamesConcept(wanted) if correct is None else correct
-    asked: dict[str, Any] = {"images": samples, "prompts": [prompt] * len(samples), "keep": keep, "seed": seed}
+    asked: dict[str, Any] = {"images": images, "prompts": [prompt] * len(images), "keep": keep, "seed": seed}
     asked |= {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "threshold": 0.0, "latest": True}
     engine = VlmEngine(vlm, processor, score=lambda text, index: float(rule(text, wanted[index])), **asked)
     return evaluate_answers(

@@ -50,7 +50,7 @@ class VlmEvaluation(Evaluation):
 def evaluate_vlm(
     vlm: PreTrainedModel,
     processor: Any,
-    samples: Any,
+    images: Any,
     prompts: str | Sequence[str],
     metric: TextMetric,
     *,
@@ -74,9 +74,9 @@ def evaluate_vlm(
 
     Args:
         vlm, processor: a model of `fare_hf.vlm.families.table.FAMILIES` and its processor.
-        samples: tensor (N, 3, S, S) in [0, 1] at the tower's resolution, or a data set of `{"pixel_values"}`.
+        images: tensor (N, 3, S, S) in [0, 1] at the tower's resolution, or a data set of `{"pixel_values"}`.
         prompts: one for all, or N, with the image placeholder.
-        metric: of `text_metrics`, with the references of the N samples.
+        metric: of `text_metrics`, with the references of the N images.
         model, task, dataset: names for the rows.
         threat_models: none means clean figures only. Of one norm, a larger ball begins with what a smaller one gave.
         steps: of each APGD run (100 in the paper).
@@ -93,7 +93,7 @@ def evaluate_vlm(
         Rows, and the worst answer found for each image.
 
     Raises:
-        ValueError: no samples, another number of prompts or references, what `check_plan` refuses, a folder of another
+        ValueError: no images, another number of prompts or references, what `check_plan` refuses, a folder of another
             run, and what attacks raise.
 
     Example:
@@ -106,16 +106,14 @@ def evaluate_vlm(
         >>> found.rows[0].n
         2
     """
-    n = len(samples)
+    n = len(images)
     asked = [prompts] * n if isinstance(prompts, str) else list(prompts)
     if not n or not n == len(asked) == len(metric):
         raise ValueError(f"{n} images, {len(asked)} prompts, {len(metric)} references: give one of each per image.")
     names = {"model": model, "task": task, "dataset": dataset}
     counts = {"steps": steps, "batch_size": batch_size, "max_new_tokens": max_new_tokens}
     check_plan(n, threat_models, groups, seed, names, **counts)
-    engine = VlmEngine(
-        vlm, processor, samples, asked, metric.score, metric.threshold, seed, batch_size, max_new_tokens
-    )
+    engine = VlmEngine(vlm, processor, images, asked, metric.score, metric.threshold, seed, batch_size, max_new_tokens)
     if folder is not None:
         effort = {"threat_models": sorted(map(str, threat_models)), "steps": steps, "targets": list(targets)}
         effort["half"] = None if half is None else _short(half)

@@ -99,7 +99,7 @@ def says(answer: str, target: str) -> bool:
 def evaluate_targeted(
     vlm: PreTrainedModel,
     processor: Any,
-    samples: Any,
+    images: Any,
     target: str,
     *,
     prompt: str,
@@ -122,7 +122,7 @@ def evaluate_targeted(
 
     Args:
         vlm, processor: a model of `fare_hf.vlm.families.table.FAMILIES` and its processor; call once per tower.
-        samples: tensor (N, 3, S, S) in [0, 1] at the tower's resolution, or a data set of `{"pixel_values"}`.
+        images: tensor (N, 3, S, S) in [0, 1] at the tower's resolution, or a data set of `{"pixel_values"}`.
         target: the string to force.
         prompt: with the image placeholder.
         model, dataset: names for the rows.
@@ -132,13 +132,13 @@ def evaluate_targeted(
         seed, batch_size: as named.
         max_new_tokens: of the answer; must leave room for the target.
         groups: one label per sample for a cluster bootstrap; None gives Wilson intervals.
-        keep: indices of samples whose perturbed pixels are wanted back, for pictures.
+        keep: indices of images whose perturbed pixels are wanted back, for pictures.
 
     Returns:
         Rows (`task` "targeted", `metric` "target forced": clean images, then one per threat model) and the answers.
 
     Raises:
-        ValueError: an empty target, no threat model, a target longer than `max_new_tokens`, no samples, what
+        ValueError: an empty target, no threat model, a target longer than `max_new_tokens`, no images, what
             `check_plan` refuses, and what attacks raise.
 
     Example:
@@ -153,9 +153,9 @@ def evaluate_targeted(
     if not target.strip() or not threat_models:
         raise ValueError(f"target {target!r} and {len(threat_models)} threat models: give a string and at least one.")
     counts = {"steps": steps, "restarts": restarts, "batch_size": batch_size, "max_new_tokens": max_new_tokens}
-    check_plan(len(samples), threat_models, groups, seed, {"model": model, "dataset": dataset}, **counts)
+    check_plan(len(images), threat_models, groups, seed, {"model": model, "dataset": dataset}, **counts)
     whole = target_loss(vlm, processor, prompt, target, max_new_tokens)
-    asked: dict[str, Any] = {"images": samples, "prompts": [prompt] * len(samples), "keep": keep, "seed": seed}
+    asked: dict[str, Any] = {"images": images, "prompts": [prompt] * len(images), "keep": keep, "seed": seed}
     asked |= {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "threshold": 0.0, "latest": True}
     engine = VlmEngine(vlm, processor, score=lambda text, index: float(not says(text, target)), **asked)
     return evaluate_answers(
@@ -177,7 +177,7 @@ def evaluate_targeted(
 def evaluate_stealth(
     vlm: PreTrainedModel,
     processor: Any,
-    samples: Any,
+    images: Any,
     target: str,
     threat_model: ThreatModel,
     *,
@@ -200,7 +200,7 @@ def evaluate_stealth(
 
     Args:
         vlm, processor: a model of `fare_hf.vlm.families.table.FAMILIES` and its processor.
-        samples: tensor (N, 3, S, S) in [0, 1] at the tower's resolution, or a data set of `{"pixel_values"}`.
+        images: tensor (N, 3, S, S) in [0, 1] at the tower's resolution, or a data set of `{"pixel_values"}`.
         target: the string; success means it occurs in the answer, case aside.
         threat_model: linf with room for an 8-bit level (see `quantize_inside`).
         prompt: with the image placeholder.
@@ -212,16 +212,16 @@ def evaluate_stealth(
         groups: one label per sample for a cluster bootstrap; None gives Wilson intervals.
 
     Raises:
-        ValueError: an empty target, one without tokens or longer than `max_new_tokens`; no samples; states of
+        ValueError: an empty target, one without tokens or longer than `max_new_tokens`; no images; states of
             another run; and what attacks raise.
     """
-    if not target.strip() or not len(samples):
-        raise ValueError(f"target {target!r} and {len(samples)} images: give a string and at least one image.")
+    if not target.strip() or not len(images):
+        raise ValueError(f"target {target!r} and {len(images)} images: give a string and at least one image.")
     counts = {"steps": steps, "save_every": save_every, "batch_size": batch_size, "max_new_tokens": max_new_tokens}
-    check_plan(len(samples), [threat_model], groups, seed, {"model": model, "dataset": dataset}, **counts)
+    check_plan(len(images), [threat_model], groups, seed, {"model": model, "dataset": dataset}, **counts)
     whole = target_loss(vlm, processor, prompt, target, max_new_tokens)
     folder = Path(folder)
-    clean = gather(samples, range(len(samples)), torch.device("cpu"))
+    clean = gather(images, range(len(images)), torch.device("cpu"))
 
     run = claim(
         folder,

@@ -90,11 +90,11 @@ VLM_SETS: tuple[VlmSet, ...] = (
 
 @dataclass(frozen=True)
 class VlmData:
-    """A set ready for `evaluate_vlm(vlm, processor, data.samples, data.prompts, data.metric, ...)`."""
+    """A set ready for `evaluate_vlm(vlm, processor, data.images, data.prompts, data.metric, ...)`."""
 
     name: str
     task: str
-    samples: Any
+    images: Any
     prompts: list[str]
     metric: TextMetric
     targets: tuple[str, ...]

@@ -25,7 +25,7 @@ ATTACKS = ("apgd-ce+apgd-t", "apgd-ce", "autoattack")
 def evaluate_zero_shot(
     encoder: PreTrainedModel,
     text_embeddings: torch.Tensor,
-    samples: Any,
+    images: Any,
     labels: Sequence[int] | torch.Tensor | None = None,
     *,
     normalization: Normalization,
@@ -55,7 +55,7 @@ def evaluate_zero_shot(
     Args:
         encoder: `CLIPVisionModelWithProjection`.
         text_embeddings: (K, D), of `text_classifier`.
-        samples: tensor (N, 3, H, W) in [0, 1], or a map-style data set of `{"pixel_values", "labels"}`.
+        images: tensor (N, 3, H, W) in [0, 1], or a map-style data set of `{"pixel_values", "labels"}`.
         labels: N class numbers; None takes `labels` of the data set's items.
         normalization: the encoder's, applied inside the attack.
         model, dataset: names for the rows.
@@ -77,7 +77,7 @@ def evaluate_zero_shot(
         Rows (clean, then one per threat model): `task` "zero-shot", `metric` "accuracy".
 
     Raises:
-        TypeError, ValueError: no samples, labels outside [0, K) or no integers, texts of another width than the
+        TypeError, ValueError: no images, labels outside [0, K) or no integers, texts of another width than the
             encoder's, fewer than two classes, an unknown attack, and what `check_plan` refuses; all before any attack.
 
     Example:
@@ -91,21 +91,21 @@ def evaluate_zero_shot(
         'accuracy'
     """
     counts = {"steps": steps, "restarts": restarts, "batch_size": batch_size, "queries": queries}
-    check_plan(len(samples), threat_models, groups, seed, {"model": model, "dataset": dataset}, **counts)
+    check_plan(len(images), threat_models, groups, seed, {"model": model, "dataset": dataset}, **counts)
     device, dtype = next(encoder.parameters()).device, next(encoder.parameters()).dtype
     text = _texts(encoder, text_embeddings)
     stages = _stages(attack, len(text), target_classes)
     with frozen(encoder), matmul_patch_embedding(encoder):
         size = encoder.config.image_size if native else None
         logits_of = _logits_function(encoder, text, normalization, logit_scale, size)
-        logits, truth = _clean_pass(logits_of, samples, labels, len(text), device, batch_size)
+        logits, truth = _clean_pass(logits_of, images, labels, len(text), device, batch_size)
         correct = (predicted_classes(logits) == truth).tolist()
         plan = [(Stage("apgd", "ce"), few, 1) for few in screening_steps(steps)]
         plan += [(stage, steps, restarts) for stage in stages]
         runs = []
         for number, (stage, few, times) in enumerate(plan):
             effort = {"steps": few, "restarts": times, "queries": queries, "stop_fooled": stop_fooled}
-            runs.append(_loop_stage(stage, number, logits_of, samples, logits, truth, seed, **effort))
+            runs.append(_loop_stage(stage, number, logits_of, images, logits, truth, seed, **effort))
         alive = [index for index, right in enumerate(correct) if right]
         outcomes = attack_nested(alive, threat_models, runs, batch_size=batch_size, distributed=distributed)
 
@@ -200,20 +200,20 @@ def _logits_function(
 @torch.no_grad()
 def _clean_pass(
     logits_of: Callable[[torch.Tensor], torch.Tensor],
-    samples: Any,
+    images: Any,
     labels: Sequence[int] | torch.Tensor | None,
     classes: int,
     device: torch.device,
     batch_size: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Clean logits (N, K) and labels (N,): the only clean forward of an evaluation, each image read once."""
-    if not len(samples):
+    if not len(images):
         raise ValueError("the data set is empty: pass at least one image.")
-    if labels is not None and len(labels) != len(samples):
-        raise ValueError(f"{len(labels)} labels for {len(samples)} images: give one label per image.")
+    if labels is not None and len(labels) != len(images):
+        raise ValueError(f"{len(labels)} labels for {len(images)} images: give one label per image.")
     logits, truth = [], []
-    for batch in chunks(range(len(samples)), batch_size):
-        pixels, found = read(samples, batch, device, labels)
+    for batch in chunks(range(len(images)), batch_size):
+        pixels, found = read(images, batch, device, labels)
         check_pixels(pixels)
         truth += found
         logits.append(logits_of(pixels))
@@ -227,7 +227,7 @@ def _loop_stage(
     stage: Stage,
     number: int,
     logits_of: Callable[[torch.Tensor], torch.Tensor],
-    samples: Any,
+    images: Any,
     clean_logits: torch.Tensor,
     truth: torch.Tensor,
     seed: int,
@@ -240,7 +240,7 @@ def _loop_stage(
         return stage.run(logits_of, pixels, truth[batch], others[batch], threat, generator=rng, **effort)
 
     def run(batch: list[int], threat_model: ThreatModel, place: int) -> list[bool]:
-        points = attack_batch(samples, batch, threat_model, attack, truth.device, (seed, number, place))
+        points = attack_batch(images, batch, threat_model, attack, truth.device, (seed, number, place))
         with torch.no_grad():
             return (predicted_classes(logits_of(points)) != truth[batch]).tolist()
 

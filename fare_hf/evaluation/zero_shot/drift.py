@@ -84,8 +84,8 @@ def clean_drift(
 
 
 def retrieval_recall(
-    images: Tensor,
-    texts: Tensor,
+    image_embeddings: Tensor,
+    text_embeddings: Tensor,
     owner: Sequence[int],
     *,
     model: str,
@@ -96,8 +96,8 @@ def retrieval_recall(
     """Recall of image-text retrieval by cosine: is a right text (image) among the k nearest?
 
     Args:
-        images: (N, D) embeddings.
-        texts: (M, D) embeddings of captions.
+        image_embeddings: (N, D).
+        text_embeddings: (M, D), of captions.
         owner: for each caption, the image it is of.
         model, dataset: names for the rows.
         at: the k.
@@ -110,20 +110,20 @@ def retrieval_recall(
         ValueError: another number of owners than texts, an owner outside [0, N), an image without a caption, k
             outside what there is, or embeddings that are not finite.
     """
+    images, texts = len(image_embeddings), len(text_embeddings)
     owners = torch.as_tensor(list(owner))
-    if len(owners) != len(texts) or set(owners.tolist()) != set(range(len(images))):
-        raise ValueError(
-            f"{len(owners)} owners for {len(texts)} texts: name one image of {len(images)} each, and all."
-        )
-    if not all(1 <= k <= min(len(images), len(texts)) for k in at):
-        raise ValueError(f"recall at {list(at)} of {len(images)} images and {len(texts)} texts: ask for fewer.")
-    check_finite(images, "the embeddings of the images")
-    check_finite(texts, "the embeddings of the texts")
-    cosines = F.normalize(images.float(), dim=-1).cpu() @ F.normalize(texts.float(), dim=-1).cpu().T
+    if len(owners) != texts or set(owners.tolist()) != set(range(images)):
+        raise ValueError(f"{len(owners)} owners for {texts} texts: name one image of {images} each, and all.")
+    if not all(1 <= k <= min(images, texts) for k in at):
+        raise ValueError(f"recall at {list(at)} of {images} images and {texts} texts: ask for fewer.")
+    check_finite(image_embeddings, "the embeddings of the images")
+    check_finite(text_embeddings, "the embeddings of the texts")
+    image, text = (F.normalize(each.float(), dim=-1).cpu() for each in (image_embeddings, text_embeddings))
+    cosines = image @ text.T
     rows = []
     for k in at:
         names = {"model": model, "task": "retrieval", "dataset": dataset}
-        near = owners[cosines.topk(k, dim=1).indices] == torch.arange(len(images))[:, None]
+        near = owners[cosines.topk(k, dim=1).indices] == torch.arange(images)[:, None]
         rows.append(fraction_row(near.any(1).tolist(), None, seed, metric=f"image to text R@{k}", **names))
         near = cosines.topk(k, dim=0).indices == owners[None]
         found = near.any(0).tolist()

@@ -120,9 +120,9 @@ def evaluate(
         names: dict[str, Any] = {"model": called, "normalization": Normalization.from_processor(processors[number])}
         for datas, text in zip(opened, embedded[number], strict=True):
             data = datas[number]
-            report(f"measuring {called} on {data.name}: {len(data.samples):,} images")
+            report(f"measuring {called} on {data.name}: {len(data.images):,} images")
             names |= {"dataset": data.name, "groups": data.groups, "native": data.native or _other_size(data, model)}
-            rows += evaluate_zero_shot(model, text, data.samples, **names, **options).rows
+            rows += evaluate_zero_shot(model, text, data.images, **names, **options).rows
     return Evaluation.of_rates(rows, seed)
 
 
@@ -200,6 +200,6 @@ def _check_width(name: str, embedded: Sequence[Any]) -> None:
 def _other_size(data: ZeroShotData, encoder: Any) -> bool:
     """Whether images that are pixels already are resized inside the attack; those of a processor have their size."""
     return (
-        not isinstance(data.samples, PixelDataset)
-        and data.samples[0]["pixel_values"].shape[-1] != encoder.config.image_size
+        not isinstance(data.images, PixelDataset)
+        and data.images[0]["pixel_values"].shape[-1] != encoder.config.image_size
     )

@@ -81,7 +81,7 @@ class ZeroShotData:
 
     Attributes:
         name: as reports give it.
-        samples: map-style, items of `{"pixel_values", "labels"}`.
+        images: map-style, items of `{"pixel_values", "labels"}`.
         class_names: K names.
         templates: sentences with `{}` for the name.
         native: whether to pass `native=True`.
@@ -90,7 +90,7 @@ class ZeroShotData:
     """
 
     name: str
-    samples: Any
+    images: Any
     class_names: list[str]
     templates: list[str]
     native: bool

@@ -48,7 +48,7 @@ KEPT = (
 
 
 def regenerate_card(
-    source: str | os.PathLike[str],
+    name_or_path: str | os.PathLike[str],
     *,
     name: str | None = None,
     report: RobustnessReport | None = None,
@@ -58,19 +58,19 @@ def regenerate_card(
     """The model card of a saved or published encoder, rendered again, with new figures where they are given.
 
     Args:
-        source: folder, or repository on the Hub (its JSON files and its picture are fetched).
+        name_or_path: folder, or repository on the Hub (its JSON files and its picture are fetched).
         name: that the snippets load; None keeps it.
         report: new figures, without a picture; None takes those published. `rewrite_card` draws them too.
         revision: of the repository.
         changes: other fields of `CardContent`.
 
     Raises:
-        ValueError: the source has no `fare_hf.json`, so it was not saved by this package; an unknown licence.
+        ValueError: it has no `fare_hf.json`, so it was not saved by this package; an unknown licence.
         OSError: it is no folder, and no repository that the Hub gives.
     """
-    folder = Path(source)
+    folder = Path(name_or_path)
     if not folder.is_dir():
-        folder, name = _fetched(str(source), revision), name or str(source)
+        folder, name = _fetched(str(name_or_path), revision), name or str(name_or_path)
     changes |= {} if name is None else {"name": name}
     changes |= {} if report is None else {"report": report, "plot": None}
     return render_card(replace(content_of(folder), **changes))

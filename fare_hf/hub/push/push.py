@@ -58,7 +58,7 @@ class Publication:
 
 
 def push_robust_encoder(
-    source: PreTrainedModel | str | os.PathLike[str],
+    encoder: PreTrainedModel | str | os.PathLike[str],
     repo_id: str,
     *,
     private: bool | None = None,
@@ -79,7 +79,7 @@ def push_robust_encoder(
     changes nothing. Files of an earlier push that are outdated (shards, reports) are taken away.
 
     Args:
-        source: encoder, or folder.
+        encoder: model, or folder.
         repo_id: "namespace/name", or "name" for the token's own account; made if absent.
         private: of a new repository; None is the account's usual.
         revision: branch, made from `main` if absent: one for each checkpoint of a run.
@@ -90,7 +90,7 @@ def push_robust_encoder(
         endpoint: of another Hub than `HF_ENDPOINT`.
         retries: how patient to be.
         text_encoder: the original CLIP, whose text encoder and tokenizer are published too.
-        save: of `save_robust_encoder`, where the source is an encoder.
+        save: of `save_robust_encoder`, where a model is given.
 
     Returns:
         Where the encoder is: repository, revision, commit and address.
@@ -107,7 +107,7 @@ def push_robust_encoder(
     check_reference(tag, "tag")
     if create_pr and tag:
         raise ValueError(f"tag {tag!r} cannot be put on a pull request: tag after it is merged.")
-    folder, temporary = _folder(source, text_encoder, {"repo_id": repo_id, **save})
+    folder, temporary = _folder(encoder, text_encoder, {"repo_id": repo_id, **save})
     push = _Push(Remote(repo_id, token, endpoint, retries), folder, private, revision, create_pr, tag, commit_message)
     kept = None
     try:
@@ -136,11 +136,11 @@ def check_access(
 
 
 def _folder(
-    source: PreTrainedModel | str | os.PathLike[str], text_encoder: str | None, save: dict[str, Any]
+    encoder: PreTrainedModel | str | os.PathLike[str], text_encoder: str | None, save: dict[str, Any]
 ) -> tuple[Path, Path | None]:
     """The folder to push, and its temporary parent if it is one of ours."""
-    if isinstance(source, (str, os.PathLike)):
-        folder = Path(source)
+    if isinstance(encoder, (str, os.PathLike)):
+        folder = Path(encoder)
         if set(save) != {"repo_id"}:
             extra = sorted(set(save) - {"repo_id"})
             raise ValueError(f"{extra} belong to an encoder, but {str(folder)!r} is a folder: save it again.")
@@ -150,10 +150,10 @@ def _folder(
     temporary = Path(tempfile.mkdtemp(prefix="fare_hf-push-"))
     target = temporary / str(save["repo_id"]).rsplit("/", 1)[-1]
     try:
-        if isinstance(source, (str, os.PathLike)):
+        if isinstance(encoder, (str, os.PathLike)):
             copy_with_text_encoder(folder, target, str(text_encoder))
         else:
-            save_robust_encoder(source, target, text_encoder=text_encoder, **save)
+            save_robust_encoder(encoder, target, text_encoder=text_encoder, **save)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

@@ -22,6 +22,7 @@ from fare_hf.data.pixels import Normalization
 from fare_hf.encoders import embed, freeze, matmul_patch_embedding
 from fare_hf.encoders.float8 import check_float8
 from fare_hf.encoders.precision import attack_mode
+from fare_hf.encoders.reading import EncoderReading
 from fare_hf.objectives import FareObjective
 from fare_hf.training.attack import BatchAttack
 
@@ -49,7 +50,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     def attack(name: str, eight: bool) -> None:
         hold = partial(attack_mode, dtype=torch.bfloat16, float8=eight)
         with torch.autocast(DEVICE.type, torch.bfloat16):
-            found[name] = BatchAttack(config, FareObjective(), normalization, hold)(encoder, encoder, batch, 0)
+            run = BatchAttack(config, FareObjective(), EncoderReading("projected", normalization), hold)
+            found[name] = run(encoder, encoder, batch, 0)
 
     with matmul_patch_embedding(encoder):
         arms = {name: partial(attack, name, eight) for name, eight in precisions().items()}

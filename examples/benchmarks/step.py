@@ -40,6 +40,7 @@ from fare_hf.data.pixels import Normalization
 from fare_hf.encoders import embed, freeze, matmul_patch_embedding
 from fare_hf.encoders.flops import count_flops, peak_flops
 from fare_hf.encoders.precision import attack_mode, cast_for_good
+from fare_hf.encoders.reading import EncoderReading
 from fare_hf.encoders.roofline import step_costs
 from fare_hf.objectives import FareObjective
 from fare_hf.training.attack import BatchAttack
@@ -94,7 +95,8 @@ def bare(encoder: Any, original: Any, normalization: Normalization, config: Fare
     device, half = config.device, torch.bfloat16 if config.bf16 else None
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=1e-5, weight_decay=1e-4, fused=True)
     hold = partial(attack_mode, dtype=half)
-    attack, objective = BatchAttack(config, FareObjective(), normalization, hold), FareObjective()
+    reading, objective = EncoderReading("projected", normalization), FareObjective()
+    attack = BatchAttack(config, objective, reading, hold)
     cast_for_good(original, half)
 
     def step(batch: dict[str, Tensor]) -> None:

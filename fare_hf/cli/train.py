@@ -27,6 +27,7 @@ from fare_hf.data.opening import is_image_folder
 from fare_hf.data.pixel_datasets import load_pixels
 from fare_hf.data.streaming import spread_samples
 from fare_hf.encoders import check_encoder_type, load_encoder
+from fare_hf.encoders.reading import FEATURES
 from fare_hf.hub.base_model import base_name, inherited_license
 from fare_hf.hub.retry import Retries, bounded_waits
 from fare_hf.hub.text_encoder import whole_clip
@@ -34,11 +35,14 @@ from fare_hf.lab import load_test_samples, load_training_set
 from fare_hf.lab.names import is_in_lab
 from fare_hf.objectives import OBJECTIVES, TecoaObjective
 from fare_hf.pretrained.configuration import load_image_processor
+from fare_hf.pretrained.loading import load_processor
 from fare_hf.training import FareConfig, FareTrainer
 from fare_hf.training.checkpointing.output_folder import checkpoint_to_resume, how_to_go_on
 from fare_hf.training.class_texts import DataSetTexts, make_objective, make_validation
 from fare_hf.training.logging.progress import ReadableProgress
 from fare_hf.training.publish import recipe, save_encoder
+from fare_hf.vlm.features import VlmFeatures
+from fare_hf.vlm.tower_files import features_family, load_vision_tower
 
 __all__ = ["FareScriptArguments", "main", "train"]
 
@@ -54,13 +58,13 @@ def train(script: FareScriptArguments, config: FareConfig) -> Path:
         ValueError: an argument that cannot work, named with what to change.
     """
     checkpoint_to_resume(str(config.output_dir), config.resume_from_checkpoint)
-    check_encoder_type(script.model, config.embedding)  # before anything large is fetched or prepared
+    _check_model(script.model, config.embedding)  # before anything large is fetched or prepared
     check_arguments(script, config)
     set_seed(config.seed)
-    encoder = load_encoder(script.model, config.embedding)
+    encoder, reading = _load_model(script, config)
     if script.with_text_encoder:  # what would fail after the last step fails before the first
         whole_clip(encoder, script.clip)
-    train_set, eval_set, processor = _load_data(script, config)
+    train_set, eval_set, processor = _load_data(script, config, reading)
     texts = DataSetTexts(config, train_set, script.dataset, script.clip, _printer(config))
     objective = make_objective(config, texts)
     eval_set, validation = _prepare_evaluation(script, config, eval_set)
@@ -73,6 +77,7 @@ def train(script: FareScriptArguments, config: FareConfig) -> Path:
         objective=objective,
         validation=validation,
         card=_card(script),
+        reading=reading,
     )
     if not config.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
@@ -101,13 +106,29 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m fare_hf.
             sys.exit(130)
 
 
-def _load_data(script: FareScriptArguments, config: FareConfig) -> tuple[Any, Any, Any]:
+def _check_model(name: str, embedding: str) -> None:
+    """What the configuration alone says."""
+    if embedding == FEATURES:
+        features_family(name)
+    else:
+        check_encoder_type(name, embedding)
+
+
+def _load_model(script: FareScriptArguments, config: FareConfig) -> tuple[Any, VlmFeatures | None]:
+    """The encoder, or the tower of a vision-language model and how that reads it."""
+    if config.embedding != FEATURES:
+        return load_encoder(script.model, config.embedding), None
+    processor = None if script.image_processor is None else load_processor(script.image_processor)
+    return load_vision_tower(script.model, processor=processor, image_side=script.image_side)
+
+
+def _load_data(script: FareScriptArguments, config: FareConfig, reading: VlmFeatures | None) -> tuple[Any, Any, Any]:
     """The training set, the evaluation set or None, both as pixels, and the image processor."""
     if is_in_lab(script.dataset):
         lab_set = load_training_set(script.dataset)
         test = load_test_samples(script.eval_split) if script.eval_split else None
         return lab_set, test, lab_set.processor
-    processor = _load_processor(script.image_processor or script.model)
+    processor = _load_processor(script.image_processor or script.model) if reading is None else reading.processor
     both: dict[str, Any] = {"shuffle_buffer": script.shuffle_buffer, "config": script.dataset_config}
     both |= {"image_column": script.image_column, "label_column": script.label_column, "report": _printer(config)}
     named = "class_names" in OBJECTIVES[config.objective].options  # the column of labels names the classes

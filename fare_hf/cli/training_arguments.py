@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from transformers import IntervalStrategy
 
 from fare_hf.data.opening import check_folder
+from fare_hf.encoders.reading import FEATURES
 from fare_hf.hub.licenses import check_license
 from fare_hf.lab.names import TEST_SETS, TRAINING_SETS, encoder_path, is_in_lab, lab_name
 from fare_hf.objectives import OBJECTIVES
@@ -16,6 +17,8 @@ from fare_hf.training.trainer_options import defaults_of
 
 __all__ = ["FareScriptArguments", "check_arguments"]
 
+LARGEST_SIDE = 1 << 14
+"""Pixels of a training image."""
 EVALUATION = (
     *("eval_split", "eval_steps", "eval_delay", "per_device_eval_batch_size"),
     *options_in("evaluation"),
@@ -31,7 +34,12 @@ DATA = (
 class FareScriptArguments:
     """What to train on what; everything else is in `FareConfig`."""
 
-    model: str = field(metadata={"help": "Vision encoder or CLIP: a Hub repository, a folder, or lab:clip."})
+    model: str = field(
+        metadata={
+            "help": "Vision encoder or CLIP, or with --embedding features the vision-language model whose tower is "
+            "trained: a Hub repository, a folder, or lab:clip."
+        }
+    )
     dataset: str = field(
         metadata={"help": "Images: a folder, a saved data set, a Hub repository, or lab:NAME for a built-in set."}
     )
@@ -58,6 +66,10 @@ class FareScriptArguments:
     image_processor: str | None = field(
         default=None, metadata={"help": "Repository or folder of the image processor; by default --model."}
     )
+    image_side: int | None = field(
+        default=None,
+        metadata={"help": "With --embedding features: pixels a side of the images; by default as the tower is made."},
+    )
     base_model: str | None = field(
         default=None, metadata={"help": "Hub name of the original on the card, where --model is a copy in a folder."}
     )
@@ -71,6 +83,8 @@ class FareScriptArguments:
     def __post_init__(self) -> None:
         if self.shuffle_buffer < 0:
             raise ValueError(f"shuffle_buffer={self.shuffle_buffer} is negative; give 1000, or 0 for no shuffling.")
+        if self.image_side is not None and not 1 <= self.image_side <= LARGEST_SIDE:
+            raise ValueError(f"image_side={self.image_side} is no size of images; give 1 to {LARGEST_SIDE:,}.")
         if self.license is not None:
             check_license(self.license)
         self.model = encoder_path(self.model)
@@ -116,6 +130,7 @@ def _check_unread(script: FareScriptArguments, config: FareConfig) -> None:
     unread: dict[str, tuple[str, ...]] = {
         "eval_strategy is 'no'": () if evaluates else EVALUATION,
         no_classes: () if classes else ("class_names", "label_column", "templates"),
+        f"embedding is {config.embedding!r}": () if config.embedding == FEATURES else ("image_side",),
         "no text is embedded": () if classes or script.with_text_encoder else ("text_model",),
         "the lab's sets have the prompt '{}'": ("templates",) if drawn and "templates" not in read else (),
         f"{script.dataset} is drawn anew in each epoch": DATA if drawn else (),

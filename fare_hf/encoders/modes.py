@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import MethodType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from fare_hf.encoders.embedding import embed
+from fare_hf.encoders.reading import Reading
 
-__all__ = ["evaluating", "freeze", "freeze_unused", "frozen", "matmul_patch_embedding", "other_forwards"]
+__all__ = [
+    "blocks_of",
+    "depth_of",
+    "evaluating",
+    "freeze",
+    "freeze_unused",
+    "frozen",
+    "matmul_patch_embedding",
+    "other_forwards",
+    "passed_over",
+]
 
 
 def freeze(module: nn.Module) -> nn.Module:
@@ -47,8 +58,8 @@ def frozen(module: nn.Module) -> Iterator[nn.Module]:
                 parameter.requires_grad_(requires_grad)
 
 
-def freeze_unused(encoder: PreTrainedModel, embedding: str) -> list[str]:
-    """Freezes what the embedding never reads, such as `post_layernorm` for `tokens`, and returns the names.
+def freeze_unused(encoder: PreTrainedModel, reading: Reading) -> list[str]:
+    """Freezes what is never read, such as `post_layernorm` for `tokens`, and returns the names.
 
     DDP waits for every trainable parameter's gradient, and a parameter without one would only decay. What is read is
     found by one forward and backward pass of a grey image, so that it holds for any encoder.
@@ -57,20 +68,46 @@ def freeze_unused(encoder: PreTrainedModel, embedding: str) -> list[str]:
         ValueError: no trainable parameter is left.
     """
     named = [(name, parameter) for name, parameter in encoder.named_parameters() if parameter.requires_grad]
-    size = encoder.config.image_size
-    height, width = (size, size) if isinstance(size, int) else size
-    pixels = torch.zeros(1, encoder.config.num_channels, height, width, device=encoder.device, dtype=encoder.dtype)
     with torch.enable_grad(), evaluating(encoder):
-        total = embed(encoder, pixels, embedding).sum()
+        total = reading.embed(encoder, reading.grey(encoder)).sum()
         if not total.requires_grad:
             raise ValueError(
-                f"{type(encoder).__name__} has no trainable parameter behind {embedding!r}; unfreeze some."
+                f"{type(encoder).__name__} has no trainable parameter behind {reading.embedding!r}; unfreeze some."
             )
         gradients = torch.autograd.grad(total, [parameter for _, parameter in named], allow_unused=True)
     unused = [(name, parameter) for (name, parameter), grad in zip(named, gradients, strict=True) if grad is None]
     for _, parameter in unused:
         parameter.requires_grad_(False)
     return [name for name, _ in unused]
+
+
+def blocks_of(encoder: nn.Module) -> tuple[str, nn.ModuleList]:
+    """Name and list of the transformer blocks: the one list as long as the configuration says.
+
+    Raises:
+        ValueError: there is none.
+    """
+    depth = depth_of(encoder.config)
+    for name, part in encoder.named_modules():
+        if isinstance(part, nn.ModuleList) and len(part) == depth:
+            return name, part
+    raise ValueError(f"{type(encoder).__name__} has no list of {depth} blocks; train all of it.")
+
+
+def depth_of(config: Any) -> int:
+    """Blocks of a tower, by its configuration; Qwen's calls them `depth`."""
+    return int(getattr(config, "num_hidden_layers", None) or config.depth)
+
+
+@contextmanager
+def passed_over(parts: Iterable[nn.Module]) -> Iterator[None]:
+    """Modules give back what they are given, and compute nothing, inside."""
+    with other_forwards(dict.fromkeys(parts, _identity)):
+        yield
+
+
+def _identity(values: Tensor, *_: Any, **__: Any) -> Tensor:
+    return values
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from fare_hf.encoders.embedding import embed
 from fare_hf.encoders.modes import freeze, matmul_patch_embedding
 from fare_hf.encoders.precision import shadow
 
-__all__ = ["Costs", "Operators", "step_costs"]
+__all__ = ["ATEN", "Costs", "Operators", "operations", "step_costs"]
 
 ATEN = torch.ops.aten
 ATTENTION = {  # of a CPU; a backward pass of flash attention makes five products where the forward pass makes two
@@ -78,7 +78,7 @@ class Operators(TorchDispatchMode):
         if not views and packet not in UNMOVED and function.namespace == "aten":
             tensors = [part for part in tree_leaves((args, kwargs, output)) if isinstance(part, Tensor)]
             moved = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-            self.found.append((_operations(packet, args, kwargs or {}, output), moved))
+            self.found.append((operations(packet, args, kwargs or {}, output), moved))
         return output
 
 
@@ -120,7 +120,8 @@ def _phase(
     return tuple(operators.found)
 
 
-def _operations(packet: Any, args: Any, kwargs: Any, output: Any) -> int:
+def operations(packet: Any, args: Any, kwargs: Any, output: Any) -> int:
+    """Operations of one operator of torch; 0 of one that multiplies no matrices."""
     if packet in ATTENTION:
         factor, first = ATTENTION[packet]
         return round(factor * sdpa_flop_count(*(tensor.shape for tensor in args[first : first + 3])))

@@ -42,7 +42,7 @@ class Objective(ABC):
         runs_original: whether `targets` runs the frozen original, which the cost of a training depends on.
         embeds_clean: whether `update` also reads the trained encoder's embeddings of the clean images.
         keeps_embedding: whether the trained encoder answers in the embedding space of the original.
-        embeddings: on which embeddings it can work (`fare_hf.encoders.EMBEDDINGS`).
+        embeddings: on which embeddings it can work (`fare_hf.encoders.reading.READINGS`).
         options: which options of `FareConfig` it reads.
     """
 
@@ -53,7 +53,7 @@ class Objective(ABC):
     runs_original: ClassVar[bool] = True
     embeds_clean: ClassVar[bool] = False
     keeps_embedding: ClassVar[bool] = True
-    embeddings: ClassVar[tuple[str, ...]] = ("projected", "pooled", "tokens")
+    embeddings: ClassVar[tuple[str, ...]] = ("projected", "pooled", "tokens", "features")
     options: ClassVar[tuple[str, ...]] = ()
 
     @classmethod

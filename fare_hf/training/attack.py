@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from fare_hf.attacks import parse_step_size, pgd
 from fare_hf.data.batches import sample_generator
-from fare_hf.data.pixels import Normalization
-from fare_hf.encoders import make_embed
 from fare_hf.encoders.precision import attack_mode
+from fare_hf.encoders.reading import Reading
 from fare_hf.objectives import Objective
 from fare_hf.training.config import FareConfig
 from fare_hf.training.non_finite import NonFiniteError, blame, in_range
@@ -71,9 +70,9 @@ class BatchAttack:
     """Attacks batches of `FareTrainer`.
 
     Args:
-        args: the configuration: threat model, steps, step size, embedding, seed.
+        args: the configuration: threat model, steps, step size, seed.
         objective: what the attack maximises.
-        normalization: of the encoder.
+        reading: of the encoder.
         hold: puts the encoder in eval mode while it is attacked; `attack_mode` also keeps no activations for weights.
         autocast: precision in which the encoder is attacked, where its forward does not have one of its own.
     """
@@ -82,11 +81,11 @@ class BatchAttack:
         self,
         args: FareConfig,
         objective: Objective,
-        normalization: Normalization,
+        reading: Reading,
         hold: Callable[[nn.Module], AbstractContextManager[Any]] = attack_mode,
         autocast: torch.dtype | None = None,
     ) -> None:
-        self.args, self.objective, self.normalization, self.hold = args, objective, normalization, hold
+        self.args, self.objective, self.reading, self.hold = args, objective, reading, hold
         self.autocast = autocast
         self.embeds_original = False
         """Whether the objective ran the original encoder on the last batch."""
@@ -114,12 +113,11 @@ class BatchAttack:
         if "index" not in inputs:
             raise ValueError("the batch has no 'index', only " + ", ".join(inputs) + "; use PixelDataset, or add it.")
         pixels = inputs["pixel_values"]
-        embed_original = make_embed(original, self.normalization, self.args.embedding)
         self.embeds_original = False
 
         def embed_clean(points: Tensor) -> Tensor:
             self.embeds_original = True
-            return embed_original(points)
+            return self.reading.embed(original, points)
 
         with self.hold(encoder):
             with torch.no_grad():
@@ -149,12 +147,10 @@ class BatchAttack:
         return start
 
     def _embed(self, encoder: nn.Module) -> Callable[[Tensor], Tensor]:
-        embed = make_embed(encoder, self.normalization, self.args.embedding)
-
         def embed_pixels(pixels: Tensor) -> Tensor:
             cast = nullcontext() if self.autocast is None else torch.autocast(pixels.device.type, self.autocast)
             with cast:
-                return embed(pixels)
+                return self.reading.embed(encoder, pixels)
 
         return embed_pixels
 

@@ -18,8 +18,8 @@ from transformers.training_args import ParallelMode
 from fare_hf.attacks import parse_step_size
 from fare_hf.attacks.gradient import check_steps
 from fare_hf.attacks.threat_model import parse_fraction
-from fare_hf.encoders import EMBEDDINGS
 from fare_hf.encoders.float8 import check_float8
+from fare_hf.encoders.reading import FEATURES, READINGS
 from fare_hf.hub import check_repo_id
 from fare_hf.objectives import OBJECTIVES
 from fare_hf.training.logging.measurements import measured_names
@@ -192,7 +192,7 @@ def _counts(args: Any) -> Faults:
 def _objective(args: Any) -> Faults:
     """The objective is one of `OBJECTIVES`, works on the embedding, and reads what was given for it."""
     name, embedding = args.objective, args.embedding
-    yield embedding not in EMBEDDINGS, f"embedding={embedding!r} is not known; give one of {', '.join(EMBEDDINGS)}."
+    yield embedding not in READINGS, f"embedding={embedding!r} is not known; give one of {', '.join(READINGS)}."
     yield name not in OBJECTIVES, f"objective={name!r} is not known; give one of {', '.join(OBJECTIVES)}."
     kind = OBJECTIVES[name]
     fitting = " or ".join(map(repr, kind.embeddings))
@@ -271,24 +271,38 @@ def _ignored(args: Any) -> Faults:
 
 
 def check_parts(
-    args: Any, model: nn.Module, eval_dataset: Any, processing_class: Any, objective: Any, validation: Any
+    args: Any,
+    model: nn.Module,
+    eval_dataset: Any,
+    processing_class: Any,
+    objective: Any,
+    validation: Any,
+    reading: Any = None,
 ) -> None:
     """What `FareTrainer` is given that cannot work, or contradicts its configuration.
 
     Raises:
         ValueError: the first fault, and what to change.
     """
-    refuse(_faults_of_model(args, model, processing_class))
+    refuse(_faults_of_reading(args, reading))
+    refuse(_faults_of_model(args, model, processing_class, reading))
     refuse(_faults_of_objective(args, objective, validation))
     refuse(_faults_of_evaluation(args, eval_dataset, validation))
 
 
-def _faults_of_model(args: Any, model: nn.Module, processing_class: Any) -> Faults:
+def _faults_of_reading(args: Any, reading: Any) -> Faults:
+    needed = args.embedding == FEATURES and reading is None
+    yield needed, "embedding='features' needs reading=, the second of what load_vision_tower(name of the VLM) gives."
+    own = getattr(reading, "embedding", args.embedding)
+    yield own != args.embedding, f"embedding={args.embedding!r}, and reading= is of {own!r}; give embedding={own!r}."
+
+
+def _faults_of_model(args: Any, model: nn.Module, processing_class: Any, reading: Any) -> Faults:
     yield (
         args.n_gpu > 1,
         f"{args.n_gpu} GPUs are visible to one process; use `accelerate launch`, or set CUDA_VISIBLE_DEVICES.",
     )
-    no_encoder = not hasattr(model.config, "image_size")
+    no_encoder = reading is None and not hasattr(model.config, "image_size")
     yield no_encoder, f"the model is a {type(model).__name__}, no vision encoder; load it with load_encoder(name)."
     missing = processing_class is None
     yield missing, "processing_class is None; give the encoder's image processor, for its mean and std."

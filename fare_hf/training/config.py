@@ -10,7 +10,7 @@ from transformers import SchedulerType, TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
 from fare_hf.attacks import ThreatModel
-from fare_hf.encoders import EMBEDDINGS
+from fare_hf.encoders.reading import READINGS
 from fare_hf.objectives import OBJECTIVES
 from fare_hf.training.batches import default_workers, divide_batch
 from fare_hf.training.checks import TEMPLATES, check_config, check_launch, check_sharding
@@ -103,7 +103,13 @@ class FareConfig(TrainingArguments):
     objective: str = option(
         "fare", "What is minimised: " + "; ".join(OBJECTIVES) + ".", "objective", choices=tuple(OBJECTIVES)
     )
-    embedding: str = option("projected", "Which embedding is made robust.", "objective", choices=EMBEDDINGS)
+    embedding: str = option(
+        "projected",
+        "What is made robust: an embedding of the encoder, or features: all that the language model of the VLM that "
+        "--model names reads of its tower.",
+        "objective",
+        choices=READINGS,
+    )
     class_names: list[str] | None = option(
         None, "Class names, for objectives with texts; by default those of the data set.", "objective"
     )

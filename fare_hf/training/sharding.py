@@ -10,9 +10,9 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from transformers import PreTrainedModel
 
+from fare_hf.encoders.modes import blocks_of
 from fare_hf.training.checks import refuse
 from fare_hf.training.run import TrainingRun
-from fare_hf.training.trainable import blocks_of
 
 __all__ = ["prepare_frozen", "set_up_sharding", "whole_encoder"]
 

@@ -4,20 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
-__all__ = ["blocks_of", "check_blocks", "train_first_blocks", "trained_share"]
+from fare_hf.encoders.modes import blocks_of
 
-
-def blocks_of(encoder: nn.Module) -> tuple[str, nn.ModuleList]:
-    """Name and list of the transformer blocks: the one list as long as the configuration says.
-
-    Raises:
-        ValueError: there is none.
-    """
-    depth = encoder.config.num_hidden_layers  # type: ignore[union-attr]
-    for name, part in encoder.named_modules():
-        if isinstance(part, nn.ModuleList) and len(part) == depth:
-            return name, part
-    raise ValueError(f"{type(encoder).__name__} has no list of {depth} blocks; train all of it.")
+__all__ = ["check_blocks", "train_first_blocks", "trained_share"]
 
 
 def check_blocks(count: int, depth: int) -> None:

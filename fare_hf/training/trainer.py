@@ -17,14 +17,12 @@ from transformers import IntervalStrategy, PreTrainedModel
 from transformers.trainer_utils import EvalLoopOutput, HubStrategy
 
 from fare_hf.data.batches import check_samples, collate_pixels
-from fare_hf.data.pixels import Normalization
-from fare_hf.encoders import embed, evaluating, freeze, freeze_unused, make_embed, matmul_patch_embedding
-from fare_hf.encoders.flops import count_flops
+from fare_hf.encoders import evaluating, freeze, freeze_unused, matmul_patch_embedding
 from fare_hf.encoders.precision import attack_mode, cast_for_good
+from fare_hf.encoders.reading import EncoderReading, Reading
 from fare_hf.hub import Publication
 from fare_hf.objectives import Objective, TecoaObjective
 from fare_hf.objectives.objective import update_images
-from fare_hf.pretrained.encoder_families import family_of_type
 from fare_hf.training.attack import EVALUATION, Attacked, AttackSteps, BatchAttack, attack_of, attack_steps_at
 from fare_hf.training.checkpointing.checkpoints import CheckpointTrainer
 from fare_hf.training.checkpointing.identity import run_identity
@@ -75,6 +73,8 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
         validation: the classes of `eval_dataset`, whose samples then need `labels`.
         card: what `save_robust_encoder` cannot know from here when it publishes: `base_model`, `datasets`, `license`,
             `text_encoder`, more of `training`.
+        reading: how the encoder is read, such as `fare_hf.vlm.features` for `features`; by default by `args.embedding`
+            after the normalisation of `processing_class`.
         kwargs: of `Trainer`.
 
     Raises:
@@ -111,21 +111,21 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
         original: PreTrainedModel | None = None,
         validation: TecoaObjective | None = None,
         card: Mapping[str, Any] | None = None,
+        reading: Reading | None = None,
         **kwargs: Any,
     ) -> None:
         check_trainer_options(kwargs)
-        check_parts(args, model, eval_dataset, processing_class, objective, validation)
+        check_parts(args, model, eval_dataset, processing_class, objective, validation, reading)
+        self.reading: Reading = reading or EncoderReading.of(model, args.embedding, processing_class)
         if train_dataset is not None and "data_collator" not in kwargs:  # which may take other samples
-            family = family_of_type(model.config.model_type)
-            check_samples(train_dataset, None if family and family.any_size else model.config.image_size)
+            check_samples(train_dataset, self.reading.image_side)
         reference = freeze(copy.deepcopy(model) if original is None else original)
         if args.trained_blocks is not None:
             train_first_blocks(model, args.trained_blocks)
-        freeze_unused(model, args.embedding)
+        freeze_unused(model, self.reading)
         self.objective: Objective = objective or make_objective(args)
         self.validation = validation if args.eval_attack_steps else None
-        self.normalization = Normalization.from_processor(processing_class)
-        self.card = dict(card or {})
+        self.card = {**self.reading.saved, **(card or {})}
         super().__init__(
             model=model,
             args=args,
@@ -137,13 +137,14 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
         vars(model.config).pop("use_cache", None)  # which the Trainer puts there and no vision encoder has
         sharded = self.is_fsdp_enabled
         self.compiled_by = compile_encoders(self.args, self.accelerator, self.model, reference, sharded=sharded)
-        parts = (model, reference, self.objective, train_dataset, processing_class)
+        parts = (model, reference, self.objective, train_dataset, processing_class, self.reading)
         self.identity = run_identity(self.args, *parts, compiled_by=self.compiled_by)
         if sharded:
             set_up_sharding(self.accelerator, self.model)
         dtype = HALF.get(self.accelerator.mixed_precision)
         # Under FSDP accelerate places nothing: it takes a module that it does not shard for sharded already.
         self.original = prepare_frozen(self.accelerator, cast_for_good(reference, dtype).to(self.args.device))
+        self.reading.to(self.args.device)
         self.add_callback(EpochCallback())
         self._replaced = ReplacedImages(str(args.output_dir), args.process_index)
         self.add_callback(self._replaced)
@@ -151,10 +152,10 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
         # FSDP fixes requires_grad when it first gathers a parameter: frozen then, it would never be trained.
         light = partial(attack_mode, dtype=dtype or lower, float8=args.attack_fp8)
         hold = evaluating if sharded else light
-        attack = partial(BatchAttack, self.args, normalization=self.normalization, hold=hold, autocast=lower)
+        attack = partial(BatchAttack, self.args, reading=self.reading, hold=hold, autocast=lower)
         self._attack = attack(objective=self.objective)
         self._class_attack = None if self.validation is None else attack(objective=self.validation)
-        self.flops, self.trained_share = count_flops(model.config, args.embedding), trained_share(model)
+        self.flops, self.trained_share = self.reading.flops(model), trained_share(model)
         self.half = (dtype or lower) is not None
         self._window = Window(self.args.device, self.half)
         self._evaluated: list[Tensor] = []
@@ -194,7 +195,7 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
         inputs = self._prepare_inputs(inputs)
         with self._fast_patches(), torch.no_grad():
             attacked = self._attack(self.model, self.original, inputs, EVALUATION)
-            embeddings = embed(model, self.normalization(attacked.pixels), self.args.embedding)
+            embeddings = self.reading.embed(model, attacked.pixels)
             losses = self.objective(embeddings, attacked.targets)
             values = self._measure(inputs["pixel_values"], embeddings, losses, attacked.start_losses)
             if self._class_attack is not None and "labels" in inputs:
@@ -282,10 +283,10 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
     def _update_losses(self, model: nn.Module, attacked: Attacked, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings of the attacked images, and the loss of each."""
         if update_images(self.objective) == 1:
-            embeddings = embed(model, self.normalization(attacked.pixels), self.args.embedding)
+            embeddings = self.reading.embed(model, attacked.pixels)
             return embeddings, self.objective(embeddings, attacked.targets)
         both = torch.cat([attacked.pixels, pixels])  # in one forward, as DDP wants before a backward
-        embeddings, clean = embed(model, self.normalization(both), self.args.embedding).chunk(2)
+        embeddings, clean = self.reading.embed(model, both).chunk(2)
         return embeddings, self.objective.update(embeddings, attacked.targets, clean)
 
     def _count(self, images: int, steps: AttackSteps) -> None:
@@ -304,9 +305,9 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
         steps = attack_of(self.args, self.args.eval_attack_steps)
         attacked = self._class_attack(self.model, self.original, inputs, EVALUATION, steps)
         with evaluating(self.model):
-            embed_pixels = make_embed(self.model, self.normalization)
             both = [
-                self.validation.logits(embed_pixels(pixels)) for pixels in (inputs["pixel_values"], attacked.pixels)
+                self.validation.logits(self.reading.embed(self.model, pixels))
+                for pixels in (inputs["pixel_values"], attacked.pixels)
             ]
         right = [logits.argmax(1) == attacked.targets for logits in both]
         clean, robust = right[0], right[0] & right[1]
@@ -317,8 +318,7 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
     def _measure(self, pixels: Tensor, embeddings: Tensor, losses: Tensor, start: Tensor) -> Tensor:
         """`(B, 4)`: robust loss, loss at the random start, cosines of clean and attacked image with the target."""
         with evaluating(self.model):
-            original = make_embed(self.original, self.normalization, self.args.embedding)(pixels)
-            clean = make_embed(self.model, self.normalization, self.args.embedding)(pixels)
+            original, clean = (self.reading.embed(encoder, pixels) for encoder in (self.original, self.model))
         cosines = [_cosine(value, original) for value in (clean, embeddings)]
         return torch.stack([losses.float(), start.float(), *cosines], dim=1)
 

@@ -20,6 +20,7 @@ from transformers import (
     SiglipVisionModel,
 )
 
+from fare_hf.data.pixels import Normalization
 from fare_hf.encoders import (
     embed,
     evaluating,
@@ -32,6 +33,9 @@ from fare_hf.encoders import (
     matmul_patch_embedding,
     text_class_embeddings,
 )
+from fare_hf.encoders.reading import EncoderReading
+
+NORMALIZATION = Normalization([0.5] * 3, [0.5] * 3)
 
 
 @pytest.mark.parametrize("source", ["clip_folder", "legacy_vision_folder"])
@@ -122,7 +126,7 @@ def test_freeze_unused_freezes_exactly_what_gets_no_gradient(
     embedding: str, unused: set[str], clip_folder: Path, pixels: torch.Tensor
 ) -> None:
     encoder = load_encoder(str(clip_folder), embedding)
-    names = freeze_unused(encoder, embedding)
+    names = freeze_unused(encoder, EncoderReading(embedding, NORMALIZATION))
     assert {name.rsplit(".", 2 if "post_layernorm" not in name else 1)[0][:16].rstrip(".") for name in names} == unused
     embed(encoder, pixels, embedding).square().sum().backward()
     assert all((parameter.grad is not None) == parameter.requires_grad for parameter in encoder.parameters())
@@ -130,7 +134,7 @@ def test_freeze_unused_freezes_exactly_what_gets_no_gradient(
 
 def test_freeze_unused_refuses_a_wholly_frozen_encoder(clip_folder: Path) -> None:
     with pytest.raises(ValueError, match="no trainable parameter behind 'projected'"):
-        freeze_unused(freeze(load_encoder(str(clip_folder))), "projected")
+        freeze_unused(freeze(load_encoder(str(clip_folder))), EncoderReading("projected", NORMALIZATION))
 
 
 def test_matmul_patch_embedding_is_the_convolution(clip_folder: Path, pixels: torch.Tensor) -> None:

@@ -190,11 +190,11 @@ def loss_gradient(tiny: Tiny) -> None:
     _check_slope(model, processor, tiny.prompt)
 
 
-def _check_slope(model: Any, processor: Any, prompt: str) -> None:
-    """Directional derivatives against central differences in fp64."""
+def without_rounding(model: Any) -> Any:
+    """In fp64, with norms that do not round to fp32, which would drown finite differences."""
     for parent in list(model.modules()):
         for name, part in list(parent.named_children()):
-            if type(part).__name__.endswith("RMSNorm"):  # it rounds to fp32, which drowns the differences
+            if type(part).__name__.endswith("RMSNorm"):
                 plain = torch.nn.RMSNorm(part.weight.shape, eps=1e-6)
                 shift = 1 if type(part).__name__.startswith("Gemma") else 0
                 plain.weight.data = part.weight.data + shift
@@ -203,7 +203,12 @@ def _check_slope(model: Any, processor: Any, prompt: str) -> None:
                 even = torch.nn.LayerNorm(part.weight.shape, eps=part.variance_epsilon, bias=False)
                 even.weight = part.weight
                 setattr(parent, name, even)
-    model.double()
+    return model.double()
+
+
+def _check_slope(model: Any, processor: Any, prompt: str) -> None:
+    """Directional derivatives against central differences in fp64."""
+    without_rounding(model)
     loss = VlmLoss(model, processor, prompt, TEXTS)
     pixels = images(2, 40, 56, seed=4).double().mul(0.5).add(0.25)  # away from 0 and 1, where resizing is clamped
     direction = torch.randn(pixels.shape, generator=torch.Generator().manual_seed(3)).double()

@@ -85,7 +85,7 @@ def test_an_attack_in_eight_bits_is_as_strong(tmp_path: Path) -> None:
         trainer = tiny_trainer(folder, str(tmp_path), attack_step_size="3/255", attack_fp8=eight, **options)
         found = trainer._attack(trainer.model, trainer.original, batch, 0)
         with torch.no_grad():
-            embeddings = embed(load_encoder(folder).eval(), trainer.normalization(found.pixels))
+            embeddings = trainer.reading.embed(load_encoder(folder).eval(), found.pixels)
             losses.append(FareObjective()(embeddings, found.targets).mean().item())
     assert losses[0] != losses[1] == pytest.approx(losses[0], rel=0.01)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fare_hf.encoders.flops import uses_tf32
+from fare_hf.encoders.reading import Reading
 from fare_hf.objectives import Objective
 from fare_hf.training.config import DECIDING, FareConfig
 from fare_hf.training.objective_facts import objective_facts
@@ -44,6 +45,7 @@ def run_identity(
     objective: Any,
     train_dataset: Any,
     processor: Any,
+    reading: Reading,
     *,
     compiled_by: str | None = None,
 ) -> dict[str, Any]:
@@ -56,6 +58,7 @@ def run_identity(
         objective: what is minimised, for its name and its texts.
         train_dataset: for its size and some of its images; the order of a stream also depends on who reads it.
         processor: for what it makes of an image.
+        reading: for what it holds beside the encoder.
         compiled_by: backend of torch.compile, whose kernels round otherwise.
     """
     identity: dict[str, Any] = {name: _plain(getattr(args, name)) for name in (*DECIDING, *OF_THE_TRAINER)}
@@ -70,6 +73,7 @@ def run_identity(
         "compiled by": compiled_by or "nothing",
     }
     identity |= {f"processor.{key}": _plain(getattr(processor, key, None)) for key in OF_THE_PROCESSOR}
+    identity |= reading.facts()
     identity["processor.backend"] = image_backend(processor)
     if hasattr(train_dataset, "fingerprint"):
         identity["data"] = train_dataset.fingerprint()

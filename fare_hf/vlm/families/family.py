@@ -136,6 +136,14 @@ class Family:
         named = config.vision_feature_layer
         return [("vision_feature_layer", layer) for layer in ([named] if isinstance(named, int) else named)]
 
+    def feature_levels(self, found: Any) -> Sequence[Any]:
+        """Of what the model's `get_image_features` returns, what its language model reads: one item a level.
+
+        Returns:
+            Tensors, or sequences of tensors that are of one image each.
+        """
+        return [found.pooler_output]
+
     # Another resolution.
 
     def processor_patch(self, config: Any, tower: Any) -> int:

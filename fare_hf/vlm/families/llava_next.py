@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -48,6 +49,9 @@ class Granite4Vision(LlavaNext):
             return super().layers_named(config)
         layers = [("deepstack_layer_map", layer) for layer, _ in config.deepstack_layer_map]
         return [*layers, ("spatial_vision_layer", config.spatial_vision_layer)]
+
+    def feature_levels(self, found: Any) -> Sequence[Any]:
+        return [level for _, level in found.deepstack_features]
 
 
 def _inside(pixels: Tensor, rows: int, columns: int) -> tuple[int, int]:

@@ -1,0 +1,108 @@
+"""Training on the features that a vision-language model reads: the command line, its encoder, several processes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.tiny_llava import SIZE, images, llava, processor
+from helpers.train_command import refusal, run, unlabelled
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
+from transformers import CLIPVisionModel, LlavaForConditionalGeneration
+
+from fare_hf import FareConfig, FareTrainer
+from fare_hf.data.pixel_datasets import PixelDataset
+from fare_hf.vlm import swap_vision_tower
+from fare_hf.vlm.tower_files import load_vision_tower
+
+FEATURES = ("--embedding", "features")
+
+
+@pytest.fixture
+def vlm(tmp_path: Path) -> Path:
+    """A tiny LLaVA as a repository has it, in several files."""
+    folder = tmp_path / "llava"
+    llava().save_pretrained(folder, max_shard_size="30KB")
+    processor().save_pretrained(folder)
+    return folder
+
+
+def test_the_tower_of_a_vlm_is_trained_saved_and_swapped_back(vlm: Path, tmp_path: Path) -> None:
+    """Without the files of the language model; the loss falls; the encoder is the tower's own class, and fits."""
+    model, index = llava(), json.loads((vlm / "model.safetensors.index.json").read_text())["weight_map"]
+    for file in set(index.values()):
+        if all("language_model" in name or "lm_head" in name for name in index if index[name] == file):
+            (vlm / file).unlink()
+    out = tmp_path / "out"
+    run(vlm, unlabelled(tmp_path / "images"), out, *FEATURES, "--max_steps", "8", "--learning_rate", "1e-2")
+    encoder = CLIPVisionModel.from_pretrained(out / "encoder")
+    recipe = json.loads((out / "training.json").read_text())
+    assert recipe["embedding"] == "features" and recipe["objective"] == "fare"
+    card = (out / "encoder" / "README.md").read_text()
+    assert "./llava" in card and "fine-tuned" in card and str(tmp_path) not in card
+    old = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    report = swap_vision_tower(model, encoder, processor())
+    assert isinstance(model, LlavaForConditionalGeneration) and report.probe_difference == 0.0
+    moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, old[name])}
+    read = ("embeddings", "pre_layrnorm", "encoder.layers.0", "encoder.layers.1")
+    assert moved == {
+        name for name in old if name.startswith("model.vision_tower") and any(part in name for part in read)
+    }
+
+
+def test_training_lowers_the_loss_of_features_under_attack(vlm: Path, tmp_path: Path) -> None:
+    tower, features = load_vision_tower(str(vlm))
+    rows = [{"image": picture} for picture in unlabelled_pictures(tmp_path)]
+    config = FareConfig(
+        str(tmp_path / "out"), embedding="features", max_steps=12, logging_steps=4, attack_steps=2, use_cpu=True,
+        attack_step_size="2/255", learning_rate=1e-3, warmup_steps=0, save_strategy="no",
+        per_device_train_batch_size=4, report_to=[], disable_tqdm=True,
+    )  # fmt: skip
+    trainer = FareTrainer(
+        tower, config, PixelDataset(rows, features.processor), processing_class=features.processor, reading=features
+    )
+    trainer.train()
+    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    assert losses[-1] < losses[0]
+    assert trainer.identity["features of"] == str(vlm) and trainer.identity["image side"] == SIZE
+    assert all(parameter.grad is None for parameter in features.around.parameters())
+
+
+def unlabelled_pictures(folder: Path) -> list[str]:
+    """Eight image files."""
+    return [str(path) for path in sorted(unlabelled(folder / "images").rglob("*.png"))]
+
+
+def test_a_tower_is_read_through_the_wrapper_of_data_parallelism(vlm: Path, tmp_path: Path) -> None:
+    """Whose forward is called, so that gradients are reduced: without it they would be of each process alone."""
+    tower, features = load_vision_tower(str(vlm))
+    expected = features.embed(tower, images(2))
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        calls: list[int] = []
+        wrapped = DistributedDataParallel(tower, find_unused_parameters=True)
+        wrapped.register_forward_hook(lambda *_: calls.append(1))
+        assert torch.equal(features.embed(wrapped, images(2)), expected) and calls == [1]
+    finally:
+        distributed.destroy_process_group()
+
+
+def test_what_features_cannot_be_asked_of_is_refused(
+    vlm: Path, clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = unlabelled(tmp_path / "images")
+    assert "has to be a vision-language model" in refusal(clip_folder, pictures, tmp_path / "out", *FEATURES)
+    assert "image_side=64 is not read: embedding is 'projected'" in refusal(
+        clip_folder, pictures, tmp_path / "out", "--image_side", "64"
+    )
+    assert "image_side=0 is no size" in refusal(vlm, pictures, tmp_path / "out", *FEATURES, "--image_side", "0")
+    config = FareConfig(str(tmp_path / "out"), embedding="features", use_cpu=True)
+    tower, features = load_vision_tower(str(vlm))
+    with pytest.raises(ValueError, match="embedding='features' needs reading="):
+        FareTrainer(tower, config, processing_class=features.processor)
+    config = FareConfig(str(tmp_path / "out"), embedding="tokens", use_cpu=True)
+    with pytest.raises(ValueError, match="embedding='tokens', and reading= is of 'features'"):
+        FareTrainer(tower, config, processing_class=features.processor, reading=features)

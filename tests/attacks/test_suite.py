@@ -15,7 +15,6 @@ from fare_hf.attacks import (
     apgd,
     apply_universal,
     autoattack,
-    check_labels,
     class_stages,
     cross_entropy,
     pgd,
@@ -89,18 +88,12 @@ def test_square_schedule_and_pattern_are_the_papers() -> None:
     assert bump.argmax() == 1 * 5 + 2 and bump[0, 0] == bump.min()
 
 
-def test_square_without_success_and_bad_input() -> None:
+def test_square_without_success() -> None:
     net, pixels, labels = problem()
     pixels, labels = pixels[:3], labels[:3]
     found = square(lambda z: cross_entropy(net(z), labels), pixels, THREATS[0], queries=5)
     assert found.success is None and found.queries.tolist() == [6, 6, 6]
     assert torch.equal(found.loss, cross_entropy(net(found.pixels), labels))
-    with pytest.raises(ValueError, match="queries 0"):
-        square(lambda z: z.sum((1, 2, 3)), pixels, THREATS[0], queries=0)
-    with pytest.raises(ValueError, match="share 2"):
-        square(lambda z: z.sum((1, 2, 3)), pixels, THREATS[0], share=2)
-    with pytest.raises(ValueError, match="NaN"):
-        square(lambda z: z.sum((1, 2, 3)) * float("nan"), pixels, THREATS[0], queries=2)
 
 
 @pytest.mark.parametrize("threat_model", THREATS, ids=str)
@@ -135,15 +128,6 @@ def test_stopping_fooled_samples_fools_the_same_and_costs_less(threat_model: Thr
     assert cost["stop"] < 0.7 * cost["go"]
 
 
-def test_stopping_needs_success_and_select() -> None:
-    net, pixels, labels = problem()
-    with pytest.raises(ValueError, match="gives no success"):
-        apgd(lambda z: cross_entropy(net(z), labels), pixels, THREATS[0], steps=2, stop_fooled=True)
-    plain = ClassifierLoss(net, labels)
-    with pytest.raises(ValueError, match="no select"):
-        apgd(lambda z: plain(z), pixels, THREATS[0], steps=9, stop_fooled=True)
-
-
 @pytest.mark.parametrize("stop", [False, True])
 def test_a_resumed_run_ends_with_the_same_bits(stop: bool) -> None:
     net, pixels, labels = problem()
@@ -159,8 +143,6 @@ def test_a_resumed_run_ends_with_the_same_bits(stop: bool) -> None:
         apgd(loss, pixels, THREATS[0], steps=24, resume=states[0])
     with pytest.raises(ValueError, match="one at a time"):
         apgd(loss, pixels, THREATS[0], steps=23, restarts=2, resume=states[0])
-    with pytest.raises(TypeError, match="resume 3 is a int: pass a state"):
-        apgd(loss, pixels, THREATS[0], steps=23, resume=3)
 
 
 def test_targeted_pgd_and_apgd_reach_the_target() -> None:
@@ -191,12 +173,6 @@ def test_universal_change_beats_random_noise_on_images_it_never_saw(threat_model
     for part in (seen, unseen):
         losses = [cross_entropy(net(z[part]), labels[part]).mean() for z in (points, noise)]
         assert losses[0] > losses[1]
-    with pytest.raises(ValueError, match="start holds NaN"):
-        universal_perturbation(
-            loss_of, pixels[seen], threat_model, start=torch.full_like(pixels[0], torch.nan), **options
-        )
-    with pytest.raises(ValueError, match="start has shape"):
-        universal_perturbation(loss_of, pixels[seen], threat_model, start=torch.zeros(3, 2, 2), **options)
 
 
 def test_ensemble_leaves_nobody_unattacked_and_names_itself() -> None:
@@ -236,21 +212,3 @@ def test_few_classes(classes: int, paper: list[str], fabs: int, notes: list[str]
         net, pixels, labels = problem(classes, 6)
         result = autoattack(net, pixels, labels, THREATS[0], steps=2, queries=2)
         assert result.notes == said and result.name == "+".join([*paper, f"fab-t{fabs}", "square"])
-
-
-def test_refusals() -> None:
-    net, pixels, labels = problem()
-    with pytest.raises(ValueError, match="version 'plus'"):
-        autoattack(net, pixels, labels, THREATS[0], version="plus")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"labels span \[0, 10\], outside the 10 classes"):
-        check_labels(torch.tensor([0, 10]), 2, 10)
-    with pytest.raises(ValueError, match="one class an image"):
-        autoattack(net, pixels, labels[:3], THREATS[0])
-    with pytest.raises(ValueError, match="at least 2"):
-        class_stages(1)
-    with pytest.raises(ValueError, match="queries 0 is not positive"):
-        autoattack(net, pixels, labels, THREATS[0], version="paper", queries=0)
-    with pytest.raises(ValueError, match="loss 'mse' is unknown"):
-        ClassifierLoss(net, labels, "mse")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="targets"):
-        ClassifierLoss(net, labels, "towards")

@@ -66,32 +66,6 @@ def test_columns_of_saved_sets_are_read_when_named(kind: str, tmp_path: Path, pr
     assert torch.equal(PixelDataset(dataset, processor, column)[0]["pixel_values"], expected)
 
 
-@pytest.mark.parametrize(
-    "value, said",
-    [
-        (None, "there is none"),
-        ([PICTURE, PICTURE], "a list of 2 Image is no image"),
-        ([], "an empty list is no image"),
-        (7, "a value of type int is no image"),
-        (np.zeros((5, 5, 2), np.uint8), "shape .5, 5, 2. is no image"),
-        (np.full((4, 4, 3), 1.5), "values from 1.5 to 1.5, and not bytes or floats in .0, 1.; leave normalising out"),
-        (np.full((4, 4, 3), np.nan), "values from nan to nan"),
-        (np.full((4, 4, 3), -1), "values from -1 to -1"),
-        (np.full((4, 4), "a"), "an array of <U1 is no image"),
-        ("no/such/file.png", "No such file"),
-        (b"no image", "cannot identify image file"),
-    ],
-)
-def test_what_is_no_image_is_one_sentence(value: Any, said: str, processor: CLIPImageProcessor) -> None:
-    with pytest.raises(ValueError, match=f"sample 0.* is not a readable image: .*{said}.*; remove or replace it"):
-        PixelDataset([{"image": value}], processor)[0]
-
-
-def test_rows_that_are_tuples_are_one_sentence(processor: CLIPImageProcessor) -> None:
-    with pytest.raises(ValueError, match="sample 0 is a tuple; give rows as mappings, such as {'image': picture}"):
-        PixelDataset([(PICTURE, 1)], processor)[0]
-
-
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("kind", ["numpy", "torch"])
 def test_a_users_format_or_transform_is_kept(kind: str, streaming: bool, processor: CLIPImageProcessor) -> None:
@@ -160,13 +134,10 @@ def test_images_are_turned_as_their_orientation_says(given: Callable[[Path], Any
 
 
 @pytest.mark.parametrize("size", [(1, 20_000), (20_000, 1)])
-def test_an_image_that_the_resize_would_blow_up_is_refused(size: tuple[int, int]) -> None:
+def test_an_image_that_the_resize_would_blow_up_is_replaced(size: tuple[int, int]) -> None:
     """5.2 GB and 48 s before."""
     processor = CLIPImageProcessor()
     rows = [{"image": {"bytes": png(Image.new("L", size)), "path": "long.png"}}]
-    said = r"sample 0 \(long.png\) is not a readable image: .* become 1,003,520,000 when the short edge is resized"
-    with pytest.raises(ValueError, match=said):
-        PixelDataset(rows, processor)[0]
     rows.append({"image": PICTURE})
     assert PixelDataset(rows, processor, replace_corrupt=True)[0]["replaced"]
 

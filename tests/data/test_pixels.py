@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-import pytest
 import torch
 from PIL import Image
 from transformers import CLIPImageProcessor
@@ -37,24 +36,6 @@ def test_normalization_is_differentiable_even_if_first_used_in_inference_mode() 
     assert normalization(pixels.bfloat16()).dtype == torch.bfloat16
 
 
-def test_bad_normalizations_are_refused() -> None:
-    with pytest.raises(ValueError, match="differ in length"):
-        Normalization((0.5,), (0.5, 0.5))
-    with pytest.raises(ValueError, match="every std above 0"):
-        Normalization((0.5,), (0.0,))
-    with pytest.raises(ValueError, match="no image_mean"):
-        Normalization.from_processor(object())
-
-
-def test_processors_that_do_not_give_unit_pixels_are_refused(processor: CLIPImageProcessor) -> None:
-    processor.rescale_factor = 1 / 127.5
-    with pytest.raises(ValueError, match="set it to 1/255"):
-        unnormalized(processor)
-    processor.do_rescale = False
-    with pytest.raises(ValueError, match="do_rescale off"):
-        unnormalized(processor)
-
-
 def test_resize_is_bicubic_in_the_box_and_differentiable() -> None:
     pixels = torch.rand(2, 3, 16, 16).round().requires_grad_()
     for size in (8, (24, 8)):
@@ -64,8 +45,6 @@ def test_resize_is_bicubic_in_the_box_and_differentiable() -> None:
         (gradient,) = torch.autograd.grad(resized.sum(), pixels)
         assert gradient.abs().sum() > 0
     assert resize(pixels, 16) is pixels
-    with pytest.raises(ValueError, match="size 0 is not positive"):
-        resize(pixels, 0)
 
 
 def test_pil_and_back() -> None:
@@ -77,7 +56,3 @@ def test_pil_and_back() -> None:
     assert torch.equal(quantize(pixels), pixels)
     noisy = (pixels + 0.3 / 255).clamp(0, 1)
     assert torch.equal(quantize(noisy), pixels)
-    with pytest.raises(ValueError, match="1 channels"):
-        to_pil(pixels[:, :1])
-    with pytest.raises(ValueError, match="outside"):
-        to_pil(pixels * 2)

@@ -99,13 +99,6 @@ def test_training_labels_name_what_is_drawn() -> None:
         assert training.class_names[training.labels[number]] == captions.with_article(concept)
 
 
-def test_unknown_sets_are_named() -> None:
-    with pytest.raises(ValueError, match="'imagenet' is not in the lab.*twemoji"):
-        load_test_set("imagenet")
-    with pytest.raises(ValueError, match="'scenes' is not in the lab.*drawings"):
-        load_training_set("scenes")
-
-
 def test_scenes_hold_each_drawing_in_its_own_quarter() -> None:
     red, blue = (drawings.Image.new("RGBA", (128, 128), colour) for colour in ("red", "blue"))
     scene = np.asarray(scenes.several([red, blue], np.random.default_rng(3), scenes.Variation(colour=0)))

@@ -53,9 +53,3 @@ def test_nothing_that_is_shown_is_asked_for_as_absent(monkeypatch: pytest.Monkey
     ]
     for name, scene in popular:
         assert counts[name] == max(count for other, count in counts.items() if other not in scene)
-
-
-@pytest.mark.parametrize(("name", "style"), [("vqa", "twemoji"), ("pope", "noto")])
-def test_unknown_questions_are_refused(name: str, style: str) -> None:
-    with pytest.raises(ValueError, match="use one of"):
-        load_question_set(name, style)

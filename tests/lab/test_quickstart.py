@@ -83,8 +83,3 @@ def test_one_command_trains_a_shipped_encoder_again(tmp_path: Path, monkeypatch:
     trained = CLIPVisionModel.from_pretrained(tmp_path / "fare-2" / "encoder")
     assert trained.config.image_size == 160
     assert "2/255" in (tmp_path / "fare-2" / "encoder" / "README.md").read_text()
-
-
-def test_unknown_recipes_are_named() -> None:
-    with pytest.raises(ValueError, match="'fare-8' is not in the lab.*fare-4"):
-        recipes.recipe("fare-8")

@@ -73,11 +73,6 @@ def test_fare_does_not_overflow_in_half_precision() -> None:
     assert loss.dtype == torch.float32 and loss.item() == 768 * 200.0**2
 
 
-def test_fare_refuses_shapes_that_differ() -> None:
-    with pytest.raises(ValueError, match="embed both the same way"):
-        FareObjective()(torch.zeros(2, 4), torch.zeros(2, 1, 4))
-
-
 def test_tecoa_is_the_cross_entropy_of_scaled_cosines() -> None:
     texts, images, labels = torch.randn(6, 5), torch.randn(3, 5), torch.tensor([0, 5, 2])
     objective = TecoaObjective(texts, logit_scale=20.0)
@@ -89,25 +84,6 @@ def test_tecoa_is_the_cross_entropy_of_scaled_cosines() -> None:
     assert torch.autograd.gradcheck(lambda e: objective(e, targets), (images.double().requires_grad_(),))
 
 
-def test_tecoa_refuses_bad_input() -> None:
-    objective, pixels = TecoaObjective(torch.randn(6, 5)), torch.rand(2, 3, 2, 2)
-    with pytest.raises(ValueError, match="TeCoA needs labels"):
-        objective.targets(pixels, None, never)
-    with pytest.raises(ValueError, match="for 2 images"):
-        objective.targets(pixels, torch.tensor([1]), never)
-    for label in (-1, 6):
-        with pytest.raises(ValueError, match="6 class texts"):
-            objective.targets(pixels, torch.tensor([0, label]), never)
-    with pytest.raises(ValueError, match="use the projected embedding"):
-        objective(torch.zeros(2, 4), torch.tensor([0, 1]))
-    with pytest.raises(ValueError, match="at least 2 classes"):
-        TecoaObjective(torch.randn(1, 5))
-    with pytest.raises(ValueError, match="NaN"):
-        TecoaObjective(torch.full((2, 5), math.nan))
-    with pytest.raises(ValueError, match="logit_scale 0 is not positive"):
-        TecoaObjective(torch.randn(2, 5), logit_scale=0)
-
-
 def test_sim_clip_is_one_minus_the_cosine_whatever_the_lengths() -> None:
     embeddings, targets = torch.randn(3, 7, 5), torch.randn(3, 7, 5)
     cosines = (embeddings * targets).sum(-1) / (embeddings.norm(dim=-1) * targets.norm(dim=-1))
@@ -115,8 +91,6 @@ def test_sim_clip_is_one_minus_the_cosine_whatever_the_lengths() -> None:
     assert torch.allclose(SimClipObjective()(3 * embeddings[:, 0], targets[:, 0]), 1 - cosines[:, 0], atol=1e-6)
     leaf = torch.randn(2, 5, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda e: SimClipObjective()(e, targets[:2, 0].double()), (leaf,))
-    with pytest.raises(ValueError, match="embed both the same way"):
-        SimClipObjective()(torch.zeros(2, 4), torch.zeros(2, 5))
 
 
 def test_agft_is_the_cross_entropy_to_the_originals_softened_distribution() -> None:
@@ -129,8 +103,6 @@ def test_agft_is_the_cross_entropy_to_the_originals_softened_distribution() -> N
     assert torch.allclose(targets, wanted, atol=1e-6)
     assert torch.allclose(objective(images, targets), -(wanted * predicted).sum(1), atol=1e-5)
     assert objective.settings() == {"logit scale": 20.0, "softening": 0.5}
-    with pytest.raises(ValueError, match=r"softening 2 is outside \(0, 1\]"):
-        AgftObjective(texts, softening=2)
 
 
 @pytest.mark.parametrize("shape", [(4, 5), (4, 3, 5)])
@@ -146,16 +118,13 @@ def test_bounded_fare_punishes_clean_embeddings_beyond_the_bound_alone(shape: tu
         assert objective.update(attacked[one], targets[one], clean[one]).item() == pytest.approx(expected.item())
     assert torch.equal(objective(attacked, targets), FareObjective()(attacked, targets))
     assert update_images(objective) == 2 and update_images(FareObjective()) == update_images(object()) == 1
-    for name in ("bound", "multiplier"):
-        with pytest.raises(ValueError, match=f"{name} 0 is not positive and finite"):
-            BoundedFareObjective(**{name: 0})
 
 
 @pytest.mark.parametrize("kind", OBJECTIVES.values(), ids=OBJECTIVES)
 def test_an_objective_says_what_others_ask_of_it(kind: type[Objective]) -> None:
     """Card, cost, recipe and command line read these; nothing else names an objective."""
     assert kind.name and kind.description.endswith(".") and kind.citation.startswith("@")
-    assert set(kind.embeddings) <= {"projected", "pooled", "tokens"} and kind.embeddings
+    assert set(kind.embeddings) <= {"projected", "pooled", "tokens", "features"} and kind.embeddings
     assert set(kind.options) <= {field.name for field in fields(FareConfig)}
 
 

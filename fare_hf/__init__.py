@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from fare_hf.lazy import on_first_use
 
 __version__ = "0.1.0"
 
@@ -48,16 +49,6 @@ _NAMES = {
     "training": ("FareConfig", "FareTrainer"),
     "vlm": ("VlmLoss", "generate_text", "robust_pipeline", "swap_vision_tower"),
 }
-_HOMES = {name: module for module, names in _NAMES.items() for name in names}
+_HOMES, __getattr__, __dir__ = on_first_use(__name__, _NAMES)
 
 __all__ = sorted(_HOMES)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'fare_hf' has no attribute {name!r}")
-    return getattr(import_module(f"fare_hf.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import re
 from fractions import Fraction
+from typing import Literal
 
-__all__ = ["LARGEST_COUNT", "format_fraction", "parse_count", "parse_fraction", "whole_number"]
+__all__ = ["LARGEST_COUNT", "Norm", "format_fraction", "parse_count", "parse_eps", "parse_fraction", "whole_number"]
 
 LARGEST_COUNT = 2**32 - 1
 """The largest whole number that is taken; numpy takes no larger seed."""
@@ -14,6 +15,9 @@ DECIMAL = r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
 NUMBER = re.compile(rf"([+-]?{DECIMAL})(?:/({DECIMAL}))?", re.ASCII)
 NOT_FINITE = re.compile(r"[+-]?(?:nan|inf|infinity)", re.ASCII | re.IGNORECASE)
 DIGITS = re.compile(r"[0-9]{1,20}", re.ASCII)
+Norm = Literal["linf", "l2"]
+FARTHEST = 10_000
+"""Longest radius under l2: in larger balls, sums of squares overflow and attacks no longer move."""
 SHORT = 8
 """Characters from which a decimal is printed as a fraction, where there is one of the same value."""
 
@@ -39,6 +43,24 @@ def parse_fraction(value: float | str, field: str) -> float:
     if number < 0:
         raise ValueError(f"{field} {value!r} is negative: pass a number from 0, such as '4/255'.")
     return abs(number)  # "-0" is 0
+
+
+def parse_eps(eps: float | str, norm: Norm = "linf") -> float:
+    """Read a radius: `4/255`, `"4/255"` or `"0.0157"`.
+
+    Under linf the radius is in units of the [0, 1] pixels and at most 1; under l2 at most `FARTHEST`.
+
+    Raises:
+        TypeError: neither a number nor a string.
+        ValueError: not readable, NaN, infinite, negative, above 1 under linf, or longer than any image under l2.
+    """
+    number = parse_fraction(eps, "eps")
+    if number > FARTHEST:
+        raise ValueError(f"eps {eps} is farther than black is from white in 5,000 x 5,000 pixels: give a radius.")
+    if norm == "linf" and number > 1:
+        hint = f"did you mean {number:g}/255?" if number <= 255 else "pass a fraction such as '4/255'."
+        raise ValueError(f"eps {eps} is outside [0, 1], the range of the pixels: {hint}")
+    return number
 
 
 def _read(value: float | str) -> float | None:

@@ -12,8 +12,9 @@ from fare_hf.attacks.gradient import LossFn
 from fare_hf.attacks.losses import cross_entropy, dlr, margin, targeted_dlr, targeted_margin
 from fare_hf.attacks.pgd import parse_step_size, pgd
 from fare_hf.attacks.square import SquareResult, square
-from fare_hf.attacks.threat_model import ThreatModel, check_pixels, format_eps, parse_eps
+from fare_hf.attacks.threat_model import ThreatModel, check_pixels, format_eps
 from fare_hf.attacks.universal import apply_universal, universal_perturbation
+from fare_hf.numerals import parse_eps
 
 __all__ = [
     "ApgdResult",

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from fare_hf.attacks.gradient import AttackedLoss, LossFn, check_steps, select
-from fare_hf.attacks.threat_model import Norm, ThreatModel, check_pixels, check_threat_model
+from fare_hf.attacks.threat_model import ThreatModel, check_pixels, check_threat_model
+from fare_hf.numerals import Norm
 
 __all__ = ["FabResult", "fab", "nearest_on_hyperplane"]
 

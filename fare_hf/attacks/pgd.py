@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from fare_hf.attacks.gradient import AttackedLoss, LossFn, check_steps
-from fare_hf.attacks.threat_model import ThreatModel, check_pixels, check_start, check_threat_model, parse_fraction
+from fare_hf.attacks.threat_model import ThreatModel, check_pixels, check_start, check_threat_model
+from fare_hf.numerals import parse_fraction
 
 
 def pgd(

@@ -10,38 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fare_hf.numerals import format_fraction, parse_fraction
-
-Norm = Literal["linf", "l2"]
+from fare_hf.numerals import Norm, format_fraction, parse_eps
 
 # Sums of squares are rounded differently by everyone who computes them (order, fused operations, device). The l2
 # radius is kept smaller by this relative margin, far above that noise and far below anything an attack could gain.
 _L2_MARGIN = 2.0**-16
-FARTHEST = 10_000
-"""Longest radius under l2: in larger balls, sums of squares overflow and attacks no longer move."""
-
-
-def parse_eps(eps: float | str, norm: Norm = "linf") -> float:
-    """Read a radius: `4/255`, `"4/255"` or `"0.0157"`.
-
-    Under linf the radius is in units of the [0, 1] pixels and at most 1; under l2 at most `FARTHEST`.
-
-    Raises:
-        TypeError: neither a number nor a string.
-        ValueError: not readable, NaN, infinite, negative, above 1 under linf, or longer than any image under l2.
-    """
-    number = parse_fraction(eps, "eps")
-    if number > FARTHEST:
-        raise ValueError(f"eps {eps} is farther than black is from white in 5,000 x 5,000 pixels: give a radius.")
-    if norm == "linf" and number > 1:
-        hint = f"did you mean {number:g}/255?" if number <= 255 else "pass a fraction such as '4/255'."
-        raise ValueError(f"eps {eps} is outside [0, 1], the range of the pixels: {hint}")
-    return number
 
 
 def format_eps(eps: float) -> str:

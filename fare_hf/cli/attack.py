@@ -8,11 +8,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fare_hf.cli.console import named_values, natural, positive, refuse_given
+from fare_hf.cli.console import named_values, natural, positive, refuse_given, refuse_missing, refuse_no_file
+from fare_hf.numerals import parse_eps
 
-__all__ = ["GOING_ON", "PURPOSE", "QUESTION", "add_options", "run"]
+__all__ = ["EXAMPLES", "GOING_ON", "PURPOSE", "QUESTION", "add_options", "check", "run"]
 
 PURPOSE = "make a vision-language model write given strings; success is measured from the saved PNG files"
+EXAMPLES = """\
+fare-hf attack lab:llava --dataset lab:digits --samples 2 --steps 100 --output_dir outputs/forced   # offline
+fare-hf attack llava-hf/llava-1.5-7b-hf --dataset photos --targets strings.txt --eps 4/255 --output_dir outputs/forced
+fare-hf attack llava-hf/llava-1.5-7b-hf --dataset photos --victims FARE-4=fare4/encoder --output_dir outputs/forced
+"""
 GOING_ON = "the same command goes on from the last saved state"
 QUESTION = "Provide a short caption for this image."
 """`fare_hf.evaluation.vlm.sets.CAPTION_QUESTION`, known here before that is imported (a test compares them)."""
@@ -46,6 +52,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     for name, (value, text) in COUNTS.items():
         kind = natural if name == "seed" else positive
         parser.add_argument(f"--{name}", type=kind, default=value, help=f"{text} (default: {value})")
+
+
+def check(args: argparse.Namespace) -> None:
+    """The radius, and paths that lead nowhere."""
+    parse_eps(args.eps)
+    refuse_missing("VLM", args.vlm)
+    refuse_missing("--encoder", args.encoder or "")
+    refuse_no_file("--targets", args.targets)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import logging
 import os
 import re
 import select
 import sys
+import textwrap
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+from fare_hf.files.folders import is_missing_path
 from fare_hf.numerals import parse_count
 
 __all__ = [
     "NEGATIVE_NUMBER",
+    "UNKNOWN",
+    "CommandParser",
     "Parser",
+    "examples",
     "hide_notices",
     "named_values",
     "natural",
+    "near_word",
     "one_line",
     "one_sentence",
     "positive",
+    "program_of",
     "refuse_given",
+    "refuse_missing",
+    "refuse_no_file",
     "refuse_of_the_hub",
 ]
 
@@ -52,17 +62,53 @@ NEGATIVE_NUMBER = re.compile(r"^-\.?\d")
 """For argparse, which before Python 3.14 takes the `-4/255` of `--eps -4/255` for an option."""
 
 
+UNKNOWN = "unrecognized arguments"
+"""How argparse says that there is no such option."""
+
+
 class Parser(argparse.ArgumentParser):
-    """Takes `-4/255` for a number, to be refused as one; a mistake is one sentence, without the usage."""
+    """Takes `-4/255` for a number, to be refused as one; a mistake is one sentence, without the usage.
+
+    Args:
+        args, options: of argparse; an `epilog` is shown with its line breaks.
+    """
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+        super().__init__(*args, **{"formatter_class": argparse.RawDescriptionHelpFormatter} | options)
         self._negative_number_matcher = NEGATIVE_NUMBER
 
     def error(self, message: str) -> NoReturn:
         """Ends the program."""
-        program = self.prog.removeprefix("python -m ")
-        self.exit(2, f"{program}: error: {message}; `{self.prog} --help` shows the options.\n")
+        near = [near_word(word, self._option_string_actions) for word in message.split() if UNKNOWN in message]
+        hint = next((f"; did you mean {word}?" for word in near if word), "")
+        program = program_of(self.prog)
+        self.exit(2, f"{program}: error: {message}{hint or f'; `{self.prog} --help` shows the options.'}\n")
+
+
+class CommandParser(Parser):
+    """Of one command of several: an option that it does not know ends there, where its others are known."""
+
+    def parse_known_args(self, *args: Any, **options: Any) -> Any:
+        """Its options, and nothing else."""
+        found, unknown = super().parse_known_args(*args, **options)
+        if unknown:
+            self.error(f"{UNKNOWN}: {' '.join(unknown)}")
+        return found, unknown
+
+
+def examples(lines: str) -> str:
+    """What `--help` ends with: lines that can be typed."""
+    return f"examples:\n{textwrap.indent(lines, '  ')}"
+
+
+def program_of(prog: str) -> str:
+    """What the sentences of a program begin with: its name without its command."""
+    return prog.removeprefix("python -m ").split()[0]
+
+
+def near_word(word: str, known: Iterable[str]) -> str | None:
+    """An option that a word that is none may have meant."""
+    return next(iter(difflib.get_close_matches(word, known, 1)), None)
 
 
 def _without(words: str) -> Callable[[logging.LogRecord], bool]:
@@ -152,6 +198,27 @@ def refuse_given(given: argparse.Namespace, names: Sequence[str], why: str) -> N
     for name in names:
         if getattr(given, name) is not None and getattr(given, name) != []:
             raise ValueError(f"--{name} {why}")
+
+
+def refuse_missing(option: str, name: str) -> None:
+    """Refuses a path that leads nowhere, and a name that the lab does not have; a repository is looked for later.
+
+    Args:
+        option: what the message begins with, such as `--dataset`.
+        name: folder, file, repository or `lab:NAME`.
+
+    Raises:
+        ValueError: there is no such path.
+    """
+    if is_missing_path(name):
+        raise ValueError(f"{option} {name!r} is no file or folder here: check the path.")
+
+
+def refuse_no_file(option: str, *files: str | Path | None) -> None:
+    """Refuses files that are not there; raises as `refuse_missing`."""
+    for file in files:
+        if file is not None and not Path(file).is_file():
+            raise ValueError(f"{option} {str(file)!r} is no file here: check the path.")
 
 
 def refuse_of_the_hub(given: argparse.Namespace, name: str, name_or_path: str) -> None:

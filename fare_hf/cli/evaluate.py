@@ -9,16 +9,24 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fare_hf.cli.console import named_values, natural, one_line, positive, refuse_given
+from fare_hf.cli.console import named_values, natural, one_line, positive, refuse_given, refuse_missing
+from fare_hf.lab.names import encoder_path
+from fare_hf.numerals import parse_eps
 
 if TYPE_CHECKING:
     from fare_hf.evaluation import RobustnessReport
     from fare_hf.evaluation.report.rows import Row
     from fare_hf.evaluation.zero_shot.sets import ZeroShotData
 
-__all__ = ["GOING_ON", "PURPOSE", "add_options", "run"]
+__all__ = ["EXAMPLES", "GOING_ON", "PURPOSE", "add_options", "check", "run"]
 
 PURPOSE = "one encoder on labelled images, clean and attacked, or a suite (YAML)"
+EXAMPLES = """\
+fare-hf evaluate lab:fare-4 --output_dir outputs/fare-4   # offline: the lab's main set, 2/255 and 4/255
+fare-hf evaluate fare4/encoder --dataset path/to/photos --eps 2/255 4/255 --output_dir outputs/photos
+fare-hf evaluate fare4/encoder --dataset cifar10 --samples 500 --against openai/clip-vit-large-patch14 --output_dir o
+fare-hf evaluate --suite paper-zero-shot --models FARE-4=fare4/encoder --output_dir outputs/paper
+"""
 GOING_ON = (
     "the same command goes on after the last finished job of a suite; one encoder is measured from the beginning"
 )
@@ -66,6 +74,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output_dir", type=Path, required=True, help="where report.json and report.md go; a suite goes on there"
     )
+
+
+def check(args: argparse.Namespace) -> None:
+    """The folder, radii, and names of the lab."""
+    for radius in args.eps or ():
+        parse_eps(radius)
+    if args.suite is None and args.encoder is not None:
+        refuse_missing("ENCODER", encoder_path(args.encoder))
 
 
 def run(args: argparse.Namespace) -> None:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-__all__ = ["GOING_ON", "PURPOSE", "add_options", "run"]
+__all__ = ["EXAMPLES", "GOING_ON", "PURPOSE", "add_options", "check", "run"]
 
 PURPOSE = "publish a saved encoder on the Hub, and compare what is there"
+EXAMPLES = """\
+fare-hf push fare4/encoder user/fare4-clip-vit-large-patch14
+fare-hf push fare4/encoder fare4-clip-vit-large-patch14 --private --with_text_encoder
+"""
 GOING_ON = "what the Hub has is not sent again; the same command goes on"
 
 
@@ -27,6 +31,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="CLIP",
         help="publish the text encoder and tokenizer too, of CLIP or else of the base model that the card names",
     )
+
+
+def check(args: argparse.Namespace) -> None:
+    """The folder."""
+    if not args.folder.is_dir():
+        raise ValueError(f"'{args.folder}' is no folder here: name a saved encoder's, such as OUTPUT_DIR/encoder.")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -6,10 +6,15 @@ import argparse
 from pathlib import Path
 
 from fare_hf.cli.console import positive
+from fare_hf.files.folders import check_new_folder
 
-__all__ = ["GOING_ON", "PURPOSE", "add_options", "run"]
+__all__ = ["EXAMPLES", "GOING_ON", "PURPOSE", "add_options", "check", "run"]
 
 PURPOSE = "break a CLIP, make it robust, swap it into a LLaVA, measure: 8 minutes on 2 cores, nothing is downloaded"
+EXAMPLES = """\
+fare-hf quickstart
+fare-hf quickstart --output_dir outputs/again
+"""
 GOING_ON = "empty the output_dir, and run the same command again"
 FOLDER = Path("outputs/quickstart")
 
@@ -20,6 +25,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--output_dir", type=Path, default=FOLDER, help=f"must be empty or absent (default: {FOLDER.as_posix()})"
     )
     parser.add_argument("--max_steps", type=positive, help="training steps (default: as many as the figures are of)")
+
+
+def check(args: argparse.Namespace) -> None:
+    """The folder."""
+    check_new_folder(args.output_dir)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from fare_hf.cli.console import near_word
 from fare_hf.files.documents import read_yaml
-from fare_hf.training.trainer_options import REMOVED
+from fare_hf.training.removed_options import REMOVED
 
 __all__ = ["expand_config"]
 
@@ -56,8 +56,8 @@ def _words(file: str, known: Collection[str]) -> list[str]:
         if name in REMOVED:
             raise ValueError(f"--config {file!r} has {name!r}, {REMOVED[name]}")
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, 1)
-            hint = f"did you mean {near[0]}?" if near else "--help_all shows the options."
+            near = near_word(str(name), known)
+            hint = f"did you mean {near}?" if near else "--help_all shows the options."
             raise ValueError(f"--config {file!r} has the option {name!r}, which does not exist; {hint}")
     return [word for name, value in options.items() for word in _option(name, value)]
 

@@ -5,9 +5,18 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-__all__ = ["GOING_ON", "PURPOSE", "add_options", "run"]
+from fare_hf.cli.console import refuse_missing
+from fare_hf.files.folders import check_new_folder
+from fare_hf.lab.names import LLAVA, encoder_path, is_in_lab, lab_name
+
+__all__ = ["EXAMPLES", "GOING_ON", "PURPOSE", "add_options", "check", "run"]
 
 PURPOSE = "put an encoder into a vision-language model and save it as a new folder"
+EXAMPLES = """\
+fare-hf swap lab:llava lab:fare-4 --output_dir robust-llava   # offline
+fare-hf swap llava-hf/llava-1.5-7b-hf fare4/encoder --output_dir robust-llava
+fare-hf swap llava-hf/llava-1.5-7b-hf chs20/fare4-clip --output_dir robust-llava
+"""
 GOING_ON = "nothing was written; run the same command again"
 
 
@@ -18,14 +27,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output_dir", type=Path, required=True, help="for the new model; must be empty or absent")
 
 
+def check(args: argparse.Namespace) -> None:
+    """The folders and the lab's names."""
+    check_new_folder(args.output_dir)
+    if is_in_lab(args.vlm):
+        lab_name(args.vlm, [LLAVA.removeprefix("lab:")])
+    for name, value in (("VLM", args.vlm), ("ENCODER", encoder_path(args.encoder))):
+        refuse_missing(name, value)
+
+
 def run(args: argparse.Namespace) -> None:
     """Loads, swaps and saves."""
-    from fare_hf.files.folders import check_new_folder, whole_folder
+    from fare_hf.files.folders import whole_folder
     from fare_hf.lab.models import load_vlm_and_processor
-    from fare_hf.lab.names import encoder_path, is_in_lab
     from fare_hf.vlm import swap_vision_tower
 
-    check_new_folder(args.output_dir)
     encoder = encoder_path(args.encoder)
     if not is_in_lab(args.vlm):
         check_swap(args.vlm, encoder)

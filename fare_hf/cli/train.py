@@ -18,10 +18,10 @@ from typing import Any
 
 from transformers import ProgressCallback, set_seed
 
-from fare_hf.cli.console import hide_notices, one_sentence
+from fare_hf.cli.console import hide_notices, one_sentence, program_of
 from fare_hf.cli.recipe_files import expand_config
 from fare_hf.cli.training_arguments import FareScriptArguments, check_arguments
-from fare_hf.cli.training_options import build_parser
+from fare_hf.cli.training_options import OptionParser, build_parser, parse
 from fare_hf.data.columns import class_names_of, is_stream
 from fare_hf.data.opening import is_image_folder
 from fare_hf.data.pixel_datasets import load_pixels
@@ -44,8 +44,21 @@ from fare_hf.training.publish import recipe, save_encoder
 from fare_hf.vlm.features import VlmFeatures
 from fare_hf.vlm.tower_files import features_family, load_vision_tower
 
-__all__ = ["FareScriptArguments", "main", "train"]
+__all__ = ["EXAMPLES", "FareScriptArguments", "main", "parser_of", "train"]
 
+ABOUT = """\
+Fine-tunes a vision encoder until small changes of an image no longer change what it computes. Checkpoints go to the
+output_dir, the encoder to output_dir/encoder, where plain `from_pretrained` reads it, and the recipe to
+output_dir/training.json. On several devices: accelerate launch -m fare_hf.train, with the same options."""
+EXAMPLES = """\
+# offline, in a minute: the lab's CLIP on the lab's drawings
+fare-hf train --model lab:clip --dataset lab:drawings --max_steps 20 --global_batch_size 8 --output_dir fare4
+# the paper's recipe on a folder of images, and on the Hub's ImageNet in half precision
+fare-hf train --model openai/clip-vit-large-patch14 --dataset path/to/images --eps 2/255 --output_dir fare2
+fare-hf train --model openai/clip-vit-large-patch14-336 --dataset imagenet-1k --bf16 --output_dir fare4
+# after Ctrl-C or a kill: the same command and
+fare-hf train --model lab:clip --dataset lab:drawings --output_dir fare4 --resume_from_checkpoint latest
+"""
 MOST_READ = 512
 """Evaluation images that are read before the first step."""
 logger = logging.getLogger(__name__)
@@ -89,14 +102,12 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m fare_hf.
     """The command line: errors in what was asked are one sentence, without a traceback."""
     hide_notices()
     words = list(sys.argv[1:] if arguments is None else arguments)
-    parser = build_parser(prog, __doc__, everything="--help_all" in words)
-    config, program = None, prog.removeprefix("python -m ")
+    parser = parser_of(prog, everything="--help_all" in words)
+    config, program = None, program_of(prog)
     with one_sentence(program):
         try:
             words = expand_config(words, {action.dest for action in parser._actions} - {"config"})
-            script, config, unknown = parser.parse_args_into_dataclasses(words, return_remaining_strings=True)
-            if unknown:
-                raise ValueError(f"{' '.join(unknown)!r} is not understood; --help shows the options.")
+            script, config = parse(parser, words)
             with bounded_waits(Retries()):
                 train(script, config)
         except KeyboardInterrupt:
@@ -104,6 +115,11 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m fare_hf.
                 what_next = "" if config is None else f"; {how_to_go_on(str(config.output_dir))}"
                 print(f"\n{program}: interrupted{what_next}.", file=sys.stderr)
             sys.exit(130)
+
+
+def parser_of(prog: str, everything: bool = False) -> OptionParser:
+    """The parser of the command; see `build_parser`."""
+    return build_parser(prog, ABOUT, EXAMPLES, everything=everything)
 
 
 def _check_model(name: str, embedding: str) -> None:

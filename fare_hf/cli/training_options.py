@@ -4,14 +4,15 @@ demand."""
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 from transformers import HfArgumentParser
 
-from fare_hf.cli.console import Parser
+from fare_hf.cli.console import UNKNOWN, Parser, examples
 from fare_hf.cli.training_arguments import FareScriptArguments
 from fare_hf.training.config import FareConfig, options_in
 
-__all__ = ["OptionParser", "build_parser"]
+__all__ = ["OptionParser", "build_parser", "parse"]
 
 OF_THE_TRAINER = {
     "training": {
@@ -28,15 +29,16 @@ OF_THE_TRAINER = {
         "per_device_eval_batch_size": "Images a process takes at a time in an evaluation.",
     },
     "saving": {
+        "resume_from_checkpoint": "Go on from `latest`, or from the folder of a checkpoint, with the same weights as "
+        "without the interruption.",
+        "save_steps": "Steps between two checkpoints: what an interruption costs at most.",
         "save_strategy": "When to write a checkpoint.",
-        "save_steps": "Steps between two checkpoints.",
-        "resume_from_checkpoint": "Go on from `latest`, or from the folder of a checkpoint.",
         "push_to_hub": "Publish the encoder.",
         "hub_model_id": "Repository to publish to; by default the name of --output_dir in your account.",
     },
 }
 """Options of the Trainer that `--help` shows beside those that `FareConfig` declares, with what it says of them."""
-TITLES = {"cheaper": "cheaper, off by default"}
+TITLES = {"cheaper": "cheaper, off by default", "saving": "saving, going on after an interruption, publishing"}
 OUTPUT = "Folder for checkpoints, the recipe and the encoder; must be empty or absent."
 
 
@@ -44,8 +46,8 @@ class OptionParser(Parser, HfArgumentParser):
     """The options of dataclasses."""
 
 
-class Formatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Tells a default only where there is one, and each option in one spelling."""
+class Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Tells a default only where there is one, and each option in one spelling; keeps the lines of the examples."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         plain = action.default is None or action.default is False or action.default is argparse.SUPPRESS
@@ -58,16 +60,21 @@ class Formatter(argparse.ArgumentDefaultsHelpFormatter):
         return f"{name} {{{','.join(map(str, action.choices))}}}" if action.choices else f"{name} {_kind(action)}"
 
 
-def build_parser(prog: str, description: str | None, everything: bool) -> OptionParser:
+def build_parser(prog: str, description: str, lines: str, everything: bool) -> OptionParser:
     """The parser of `(FareScriptArguments, FareConfig)`.
 
     Args:
         prog, description: of the help.
+        lines: examples, which the help ends with.
         everything: whether the help shows every option of `TrainingArguments` too.
     """
-    usage = f"{prog} --model MODEL --dataset DATASET --output_dir FOLDER [options]"
     parser = OptionParser(
-        (FareScriptArguments, FareConfig), prog=prog, usage=usage, description=description, formatter_class=Formatter
+        (FareScriptArguments, FareConfig),
+        prog=prog,
+        usage=f"{prog} --model MODEL --dataset DATASET --output_dir FOLDER [options]",
+        description=description,
+        epilog=examples(lines),
+        formatter_class=Formatter,
     )
     # Without a default: the dataclasses take every other option, and a value left over would be one object more.
     files = "YAML files of these options; the command line wins"
@@ -77,11 +84,11 @@ def build_parser(prog: str, description: str | None, everything: bool) -> Option
     actions["output_dir"].help = OUTPUT
     shown = ("config", *FareScriptArguments.__annotations__, "output_dir")
     _group(parser, "model and data", [actions[name] for name in shown])
-    for group in ("attack", "cheaper", "objective", "training", "evaluation", "saving"):
+    for group in ("attack", "training", "saving", "evaluation", "objective", "cheaper"):
         texts = OF_THE_TRAINER.get(group, {})
         for name, text in texts.items():
             actions[name].help = text
-        _group(parser, TITLES.get(group, group), [actions[name] for name in (*options_in(group), *texts)])
+        _group(parser, TITLES.get(group, group), [actions[name] for name in (*texts, *options_in(group))])
     for action in parser._optionals._group_actions:
         if action.dest not in ("help", "help_all") and not everything:
             action.help = argparse.SUPPRESS
@@ -96,7 +103,19 @@ def _group(parser: argparse.ArgumentParser, title: str, actions: list[argparse.A
         group._group_actions.append(action)
 
 
+def parse(parser: OptionParser, words: Sequence[str]) -> tuple[FareScriptArguments, FareConfig]:
+    """The options that words give.
+
+    Raises:
+        SystemExit, ValueError: an option that does not exist, or a value that cannot work.
+    """
+    script, config, unknown = parser.parse_args_into_dataclasses(list(words), return_remaining_strings=True)
+    if unknown:
+        parser.error(f"{UNKNOWN}: {' '.join(unknown)}")
+    return script, config
+
+
 def _kind(action: argparse.Action) -> str:
     """What a value is, in capitals."""
-    kind = {int: "N", float: "X"}.get(action.type, "TEXT")  # type: ignore[call-overload]
+    kind = {int: "N", float: "X"}.get(action.type, action.dest.rpartition("_")[2].upper())  # type: ignore[call-overload]
     return f"{kind} [{kind} ...]" if action.nargs in ("+", "*") else kind

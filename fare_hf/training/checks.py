@@ -17,10 +17,10 @@ from transformers.training_args import ParallelMode
 
 from fare_hf.attacks import parse_step_size
 from fare_hf.attacks.gradient import check_steps
-from fare_hf.attacks.threat_model import parse_fraction
 from fare_hf.encoders.float8 import check_float8
 from fare_hf.encoders.reading import FEATURES, READINGS
 from fare_hf.hub import check_repo_id
+from fare_hf.numerals import parse_fraction
 from fare_hf.objectives import OBJECTIVES
 from fare_hf.training.logging.measurements import measured_names
 

@@ -16,7 +16,6 @@ from fare_hf.training.checks import refuse
 __all__ = [
     "LOOKED_AT",
     "REFUSED",
-    "REMOVED",
     "TRAINER_REFUSED",
     "TRAINER_USED",
     "USED",
@@ -90,12 +89,6 @@ TRAINER_REFUSED = {
     "preprocess_logits_for_metrics": _NO_METRICS,
 }
 """Arguments of `Trainer` that would be ignored, or be missing in what is recorded."""
-
-REMOVED = dict.fromkeys(
-    ("attack_warm_start", "lora_rank"),
-    "an option that was removed because it did not pay (examples/benchmarks/results/cheaper.md); leave it out.",
-)
-"""Options that `FareConfig` once had, for old recipes and checkpoints; those made without them are as any other."""
 
 
 def defaults_of(options: Any) -> dict[str, Any]:

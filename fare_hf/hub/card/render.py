@@ -21,7 +21,7 @@ from fare_hf.hub.licenses import check_license
 from fare_hf.objectives import OBJECTIVES, FareObjective
 from fare_hf.pretrained.encoder_families import PUBLISHED
 
-__all__ = ["PLOT", "CardContent", "render_card"]
+__all__ = ["PLOT", "CardContent", "own_rows", "render_card"]
 
 PLOT = "results.png"
 """The picture of the report, beside the card."""
@@ -177,7 +177,7 @@ def _keeps_embedding(training: Mapping[str, Any]) -> bool:
 
 def _metadata(content: CardContent) -> ModelCardData:
     """The YAML head; the licence appears only when it is given."""
-    results = [_eval_result(row) for row in _own_rows(content)]
+    results = [_eval_result(row) for row in own_rows(content)]
     stated = {name: getattr(content, name) for name in ("license", "license_name", "license_link")}
     extra: dict[str, Any] = {name: value.translate(BREAKS) for name, value in stated.items() if value}
     if is_hub_id(content.base_model):
@@ -209,7 +209,7 @@ def _license_text(content: CardContent) -> str:
     return f"The licence is {f'[{name}]({content.license_link})' if content.license_link else name}."
 
 
-def _own_rows(content: CardContent) -> list[Row]:
+def own_rows(content: CardContent) -> list[Row]:
     """Rows that measure this encoder: a baseline's figures must not be listed as its own."""
     rows = content.report.rows if content.report else []
     models = {row.model for row in rows}
@@ -263,6 +263,11 @@ llava = LlavaForConditionalGeneration.from_pretrained({literal(content.vlm)})
 swap_vision_tower(llava, {literal(content.name)})"""
 
 
+def _loadable(base_model: str) -> str:
+    """The original in code: a folder's name is of the machine that trained, so whoever reads puts a path there."""
+    return base_model.replace("./", "path/to/", 1) if base_model.startswith("./") else base_model
+
+
 def _snippet_zero_shot(content: CardContent) -> str:
     if content.text_encoder:
         return f"""from transformers import pipeline
@@ -275,8 +280,8 @@ from transformers import AutoImageProcessor, AutoTokenizer, CLIPTextModelWithPro
 
 encoder = CLIPVisionModelWithProjection.from_pretrained({literal(content.name)}).eval()
 processor = AutoImageProcessor.from_pretrained({literal(content.name)})
-text = CLIPTextModelWithProjection.from_pretrained({literal(content.base_model)}).eval()
-tokenizer = AutoTokenizer.from_pretrained({literal(content.base_model)})
+text = CLIPTextModelWithProjection.from_pretrained({literal(_loadable(content.base_model))}).eval()
+tokenizer = AutoTokenizer.from_pretrained({literal(_loadable(content.base_model))})
 
 names = ["cat", "dog", "car"]
 prompts = tokenizer([f"a photo of a {{name}}." for name in names], padding=True, return_tensors="pt")

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from fare_hf.files.documents import read_object
 from fare_hf.files.folders import path_inside
-from fare_hf.training.trainer_options import REMOVED
+from fare_hf.training.removed_options import REMOVED
 
 __all__ = ["MANIFEST", "check_run", "fault_of", "latest_checkpoint", "write_manifest"]
 

@@ -87,6 +87,6 @@ def test_words_of_a_command_line_are_whole_numbers_or_refused(text: str) -> None
 
 def test_the_shipped_suites_are_read_by_the_same_reader(monkeypatch: pytest.MonkeyPatch) -> None:
     """One parser: what it refuses, a suite refuses."""
-    monkeypatch.setattr("fare_hf.attacks.threat_model.parse_fraction", pytest.fail)
+    monkeypatch.setattr("fare_hf.numerals.parse_fraction", pytest.fail)
     with pytest.raises(pytest.fail.Exception):
         load_suite("lab")

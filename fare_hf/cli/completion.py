@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from importlib import import_module
+
+from fare_hf import __version__
 
 __all__ = ["EXAMPLES", "GOING_ON", "PURPOSE", "add_options", "check", "run", "script"]
 
@@ -46,26 +49,25 @@ def check(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Prints the script."""
-    print(script(args.shell), end="")
+    print(script(args.shell, args.commands), end="")
 
 
-def script(shell: str) -> str:
-    """The script for `bash` or `zsh`."""
-    from fare_hf import __version__
-    from fare_hf.cli.main import OF_A_TRAINING, build_parser
+def script(shell: str, commands: Mapping[str, argparse.ArgumentParser]) -> str:
+    """The script for `bash` or `zsh`.
 
-    (commands,) = (action.choices for action in build_parser()._actions if isinstance(action.choices, dict))
-    parsers = dict(commands) | {
-        name: import_module(f"fare_hf.cli.{name}").parser_of(f"fare-hf {name}") for name in OF_A_TRAINING
-    }
+    Args:
+        shell: that reads it.
+        commands: name -> parser; that of a training is an empty one, in whose place its file's own is taken.
+    """
     choices, options = [], []
-    for name, parser in parsers.items():
+    for name, empty in commands.items():
+        parser = getattr(import_module(f"fare_hf.cli.{name}"), "parser_of", lambda prog, given=empty: given)(name)
         shown = [action for action in parser._actions if action.help is not argparse.SUPPRESS]
         offered = " ".join(word for action in shown for word in action.option_strings if _in_one_spelling(word))
         options.append(f'            {name}) words="{offered}" ;;')
         choices += [_choice(name, action) for action in shown if action.choices]
     head = "\nautoload -U +X bashcompinit && bashcompinit" if shell == "zsh" else ""
-    parts = {"commands": " ".join(parsers), "choices": "\n".join(choices), "options": "\n".join(options)}
+    parts = {"commands": " ".join(commands), "choices": "\n".join(choices), "options": "\n".join(options)}
     return SCRIPT.format(shell=shell, head=head, version=__version__, **parts)
 
 

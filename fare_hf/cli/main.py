@@ -74,6 +74,7 @@ def build_parser() -> Parser:
         module.add_options(
             commands.add_parser(name, help=purpose, description=about, epilog=examples(module.EXAMPLES))
         )
+    parser.set_defaults(commands=commands.choices)  # for the script that completes them
     return parser
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import shlex
 import shutil
 import subprocess
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
 
-from fare_hf.cli.completion import script
-from fare_hf.cli.main import COMMANDS, OF_A_TRAINING
+from fare_hf.cli.main import COMMANDS, OF_A_TRAINING, main
 
 ASK = 'COMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}}-1)); _fare_hf; echo "${{COMPREPLY[@]}}"'
 CASES = {
@@ -30,7 +30,8 @@ CASES = {
 def scripts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("completion")
     for shell in ("bash", "zsh"):
-        (folder / shell).write_text(script(shell))
+        with (folder / shell).open("w") as file, redirect_stdout(file):
+            main(["completion", shell])
     return folder
 
 

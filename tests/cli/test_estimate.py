@@ -79,7 +79,7 @@ def test_a_file_after_an_equals_sign_is_read(tmp_path: Path, capsys: pytest.Capt
     assert "88 M parameters" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["--gpus", "H100"])
-    assert capsys.readouterr().err.startswith("fare-hf estimate: error: ")
+    assert capsys.readouterr().err.startswith("fare-hf: error: ")
 
 
 def test_the_command_line_and_later_files_win(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_tecoa_takes_class_names_from_folders_and_tokens_train_too(
 
 
 def test_bad_input_is_one_clear_sentence(
-    clip_folder: Path, flat_vision_folder: Path, images: Path, tmp_path: Path
+    clip_folder: Path, flat_vision_folder: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, bert, empty, flat = tmp_path / "out", tmp_path / "bert", tmp_path / "empty", tmp_path / "flat"
     config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9)
@@ -93,7 +93,9 @@ def test_bad_input_is_one_clear_sentence(
     assert "attack_steps=0 is no attack" in refusal(clip_folder, images, out, "--attack_steps", "0")
     assert "did you mean 4/255" in refusal(clip_folder, images, out, "--eps", "4")
     assert "eps '-4/255' is negative" in refusal(clip_folder, images, out, "--eps", "-4/255")
-    assert "'--stepz 3' is not understood" in refusal(clip_folder, images, out, "--stepz", "3")
+    with pytest.raises(SystemExit):
+        run(clip_folder, images, out, "--stepz", "3")
+    assert "unrecognized arguments: --stepz 3; did you mean --max_steps?" in capsys.readouterr().err
     named = ("--objective", "tecoa", "--class_names", "cat", "dog")
     assert "needs labels and" in refusal(clip_folder, flat, out, *named)
     assert "is not empty" in refusal(clip_folder, images, tmp_path / "full")

@@ -15,7 +15,7 @@ from fare_hf.data.pixels import quantize
 from fare_hf.evaluation import RobustnessReport
 from fare_hf.evaluation.vlm.adversarial_images import export_adversarial, load_exported, quantize_inside
 from fare_hf.evaluation.vlm.forced_strings import STEALTH_TARGETS, evaluate_stealth, read_targets
-from fare_hf.evaluation.vlm.sets import VLM_SETS, VlmSet, chat_prompt, load_vlm_set
+from fare_hf.evaluation.vlm.sets import VLM_SETS, VlmSet, load_vlm_set
 from fare_hf.evaluation.vlm.transfer import evaluate_universal_text, transfer_matrix
 from fare_hf.vlm import generate_text
 
@@ -37,12 +37,6 @@ def test_rounding_stays_in_the_ball(threat_model: ThreatModel, on_levels: bool) 
         assert (found - points).abs().max() <= 1 / 255 + 1e-6
 
 
-def test_no_level_inside_is_an_error() -> None:
-    clean = torch.full((1, 3, 2, 2), 0.5)  # between 127 and 128
-    with pytest.raises(ValueError, match="no 8-bit image"):
-        quantize_inside(clean, clean, ThreatModel("linf", "0.3/255"))
-
-
 def test_a_folder_of_images_says_what_they_are(tmp_path: Path) -> None:
     clean, threat = quantize(images(3)), ThreatModel("linf", "4/255")
     points = threat.random_start(clean)
@@ -57,8 +51,6 @@ def test_a_folder_of_images_says_what_they_are(tmp_path: Path) -> None:
     Image.new("RGB", (32, 32)).save(tmp_path / "set" / "00001.png")
     with pytest.raises(ValueError, match=r"00001\.png is not the image"):
         load_exported(tmp_path / "set")
-    with pytest.raises(ValueError, match="no manifest"):
-        load_exported(tmp_path)
 
 
 def test_saved_pictures_can_be_shown_to_others(tmp_path: Path) -> None:
@@ -120,17 +112,12 @@ def test_success_is_measured_from_the_saved_picture(vlm, proc, tmp_path: Path) -
     assert torch.equal(load_exported(again.folder).pixels, held.pixels) and again.answers == result.answers
 
 
-def test_targets_come_from_a_file(tmp_path: Path, vlm, proc) -> None:
+def test_targets_come_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "targets.txt").write_text("# mine\n\nbuy now\n")
     assert read_targets(tmp_path / "targets.txt") == ["buy now"] and len(STEALTH_TARGETS) == 6
     (tmp_path / "none.txt").write_text("# nothing\n")
     with pytest.raises(ValueError, match="no target string"):
         read_targets(tmp_path / "none.txt")
-    names = {"prompt": PROMPT, "model": "m", "dataset": "d", "folder": tmp_path}
-    with pytest.raises(ValueError, match="target ' '"):
-        evaluate_stealth(vlm, proc, images(1), " ", WIDE, **names)
-    with pytest.raises(ValueError, match="has 3 tokens, max_new_tokens is 2"):
-        evaluate_stealth(vlm, proc, images(1), "a a a", WIDE, max_new_tokens=2, **names)
 
 
 def test_transfer_is_a_matrix_of_rows() -> None:
@@ -157,8 +144,6 @@ def test_one_perturbation_for_given_strings(vlm, proc) -> None:
     change, rows, said = found.change, found.report().rows, found.answers
     assert change.shape == (3, 32, 32) and change.abs().max() <= WIDE.eps + 1e-7
     assert rows[0].value == 0.0 and rows[1].value > 0 and len(said) == 3
-    with pytest.raises(ValueError, match="0 strings"):
-        evaluate_universal_text(vlm, proc, pixels, [], [PROMPT], WIDE, **options)
 
 
 def saved(folder: Path, **columns) -> Path:
@@ -177,6 +162,7 @@ TEMPLATE = "user : <image> {} assistant :"
 
 
 def test_sets_become_prompts_and_metrics(tmp_path: Path, proc) -> None:
+    assert len(VLM_SETS) == 8
     root = saved(
         tmp_path / "vqa", question=["what ?", "who ?"], answers=[[{"answer": "cat"}] * 3, [{"answer": "dog"}]]
     )
@@ -198,14 +184,6 @@ def test_sets_become_prompts_and_metrics(tmp_path: Path, proc) -> None:
     assert data.metric.name == "CIDEr" and data.metric.threshold == 0.1
     with pytest.raises(ValueError, match="has no column 'caption'"):
         load_vlm_set(VlmSet("c", "x/coco", "captions", "val", "caption"), proc, root=root, template=TEMPLATE)
-
-
-def test_prompts_need_a_chat_template(proc) -> None:
-    assert len(VLM_SETS) == 8
-    with pytest.raises(ValueError, match="has no chat template"):
-        chat_prompt(proc, "what ?")
-    with pytest.raises(ValueError, match="needs {} for the question"):
-        chat_prompt(proc, "what ?", "user :")
 
 
 def test_pictures_that_leave_their_manifests_ball_are_refused(tmp_path: Path) -> None:

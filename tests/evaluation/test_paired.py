@@ -55,34 +55,6 @@ def test_reports_show_differences_and_cards_tables_do_not(tmp_path: Path) -> Non
     assert report.rows[0].outcomes == "10" * 20 and report.rows[5].clusters == " ".join(["0 1"] * 20)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"outcomes": "110"}, "outcomes '110': give 4 characters"),
-        ({"outcomes": "110x"}, "give 4 characters"),
-        ({"outcomes": None}, "outcomes None"),
-        ({"outcomes": "1110"}, "outcomes with mean 0.75"),
-        ({"clusters": "0 1 1"}, "clusters '0 1 1': give 4 group numbers"),
-        ({"clusters": "0 1 1 a"}, "give 4 group numbers"),
-    ],
-)
-def test_faulty_outcomes_are_refused(changes: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Row.from_dict(rate("A", [True, True, False, False]).to_dict() | changes)
-
-
-def test_what_cannot_be_compared() -> None:
-    a = rate("A", [True, False])
-    for other, message in (
-        (rate("B", [True]), "n 2 and 1"),
-        (rate("B", [True, False], [1, 1]), "clusters differ"),
-        (rate("B", [True, False], dataset="x"), "rows of one figure"),
-        (Row(model="B", value=0.5, ci=(0, 1), n=2, **NAMES), "no outcomes"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            paired_difference(a, other)
-
-
 def test_a_report_is_drawn_as_far_as_it_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     threat = {"threat_model": ThreatModel("linf", "4/255"), "attack": ATTACK}
     rows = [rate(m, [True, False], dataset="a/b $x") for m in ("A", "B")]

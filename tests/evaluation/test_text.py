@@ -14,7 +14,6 @@ from PIL import Image
 from fare_hf.attacks import ThreatModel
 from fare_hf.evaluation import NamesConcept, RobustnessReport, attack_sheet, evaluate_captions, evaluate_targeted
 from fare_hf.evaluation.report.attack_sheet import Answer, SheetRow
-from fare_hf.evaluation.vlm.engine import VlmEngine
 from fare_hf.vlm import VlmLoss, generate_text, swap_vision_tower
 
 SMALL, LARGE = ThreatModel("linf", "2/255"), ThreatModel("linf", "32/255")
@@ -123,45 +122,6 @@ def test_nothing_is_left_behind(proc) -> None:
     )
     assert torch.equal(torch.random.get_rng_state(), state)
     assert model.training and all(p.grad is None and p.requires_grad for p in model.parameters())
-
-
-def test_bad_input(vlm, proc) -> None:
-    with pytest.raises(ValueError, match="2 images, 1 captions"):
-        evaluate_captions(vlm, proc, images(2), ["a"], **NAMES)
-    with pytest.raises(ValueError, match="restarts 0"):
-        evaluate_captions(vlm, proc, images(1), ["a"], restarts=0, **NAMES)
-    with pytest.raises(ValueError, match="data set is empty"):
-        evaluate_captions(vlm, proc, images(1)[:0], [], **NAMES)
-    with pytest.raises(ValueError, match="outside \\[0, 1\\]"):
-        evaluate_captions(vlm, proc, images(1) - 1, ["a"], **NAMES)
-    with pytest.raises(ValueError, match="target ' '"):
-        evaluate_targeted(vlm, proc, images(1), " ", threat_models=[SMALL], **NAMES)
-    with pytest.raises(ValueError, match="has 5 tokens, max_new_tokens is 4"):
-        evaluate_targeted(vlm, proc, images(1), "a a a a a", threat_models=[SMALL], **NAMES)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"groups": [1]}, "1 groups for 2 images: give one group per image"),
-        ({"model": ""}, "model ''"),
-        ({"seed": -1}, "seed -1"),
-        ({"threat_models": [SMALL, SMALL]}, "repeat one another"),
-        ({"steps": 0}, "steps 0 is not positive"),
-        ({"batch_size": 0}, "batch_size 0 is not positive"),
-        ({"max_new_tokens": 0}, "max_new_tokens 0 is not positive"),
-    ],
-)
-def test_bad_settings_are_refused_before_any_answer(changes: dict, message: str, vlm, proc, monkeypatch) -> None:
-    def never(*rest, **options) -> None:
-        raise AssertionError("the model was asked")
-
-    monkeypatch.setattr(VlmEngine, "clean", never)
-    options = {"threat_models": [SMALL], **NAMES} | changes
-    with pytest.raises(ValueError, match=message):
-        evaluate_captions(vlm, proc, images(2), ["a", "a"], **options)
-    with pytest.raises(ValueError, match=message):
-        evaluate_targeted(vlm, proc, images(2), "a", **options)
 
 
 def sheet_rows(eps: float = 4 / 255) -> list[SheetRow]:

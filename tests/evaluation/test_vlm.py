@@ -126,8 +126,6 @@ def test_pope_counts_as_its_authors_do() -> None:
     answers = ["yes", "yes", "no", "no"]
     assert [metric.score(answer, index) for index, answer in enumerate(answers)] == [1, 0, 0, 1]
     assert metric.value(answers, range(4)) == pytest.approx((2 / 3 + 0) / 2)
-    with pytest.raises(ValueError, match="maybe"):
-        YesNo(["maybe"])
 
 
 def test_choices_are_letters() -> None:
@@ -135,15 +133,6 @@ def test_choices_are_letters() -> None:
     assert [metric.score(text, 0) for text in ("B", "B. the cat", "(B)", "A", "b", "Bus", "")] == [1, 1, 1, 0, 0, 0, 0]
     free = ("The answer is B.", "B: it is", "I think. The answer is B.", "B cat", "The answer is B. The answer is A.")
     assert [metric.score(text, 0) for text in free] == [1, 1, 1, 0, 0]
-    with pytest.raises(ValueError, match="'AB'"):
-        Choice(["AB"])
-
-
-def test_metrics_refuse() -> None:
-    with pytest.raises(ValueError, match="at least two images"):
-        Cider([["a cat"]])
-    with pytest.raises(ValueError, match="at least one question"):
-        VqaAccuracy([[]])
 
 
 def test_cider_rows_may_exceed_one() -> None:
@@ -161,8 +150,6 @@ def test_bootstrap_of_a_mean_and_of_a_pair() -> None:
     assert grouped[0] <= values.mean() <= grouped[1]
     change, (low, high) = paired_interval(values.tolist(), (values + 0.1).tolist())
     assert change == pytest.approx(0.1) and low == pytest.approx(0.1) and high == pytest.approx(0.1)
-    with pytest.raises(ValueError, match="same samples"):
-        paired_interval([1.0], [1.0, 2.0])
 
 
 NAMES = {"model": "LLaVA", "task": "vqa", "dataset": "noise", "max_new_tokens": 3, "batch_size": 3}
@@ -216,28 +203,3 @@ def test_batches_do_not_change_the_loss_that_is_attacked(vlm, proc) -> None:
     together = VlmLoss(vlm, proc, PROMPT, texts)(pixels)
     alone = [VlmLoss(vlm, proc, PROMPT, [text])(pixels[i : i + 1]) for i, text in enumerate(texts)]
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-5)
-
-
-def test_bad_input(vlm, proc) -> None:
-    metric = VqaAccuracy([["a"]])
-    with pytest.raises(ValueError, match="2 images, 2 prompts, 1 references"):
-        evaluate_vlm(vlm, proc, images(2), PROMPT, metric, **NAMES)
-    with pytest.raises(ValueError, match="repeat one another"):
-        evaluate_vlm(vlm, proc, images(1), PROMPT, metric, threat_models=THREATS[:1] * 2, **NAMES)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"groups": [1]}, "1 groups for 2 images"),
-        ({"seed": -1}, "seed -1 is no integer from 0"),
-        ({"model": ""}, "model '' is no name"),
-        ({"steps": 0}, "steps 0 is not positive"),
-        ({"threat_models": [THREATS[0]] * 2}, "repeat one another"),
-    ],
-)
-def test_bad_settings_are_refused_before_any_answer(changes: dict, message: str, vlm, proc, monkeypatch) -> None:
-    monkeypatch.setattr("fare_hf.evaluation.vlm.engine.generate_text", pytest.fail)
-    options = {"threat_models": THREATS, "steps": 2, **NAMES} | changes
-    with pytest.raises(ValueError, match=message):
-        evaluate_vlm(vlm, proc, images(2), PROMPT, VqaAccuracy([["cat"]] * 2), **options)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +17,6 @@ from fare_hf.attacks import ThreatModel, apgd, cross_entropy
 from fare_hf.data.pixels import Normalization
 from fare_hf.evaluation import RobustnessReport, evaluate_zero_shot, text_classifier
 from fare_hf.evaluation.attack_loop import Stage, attack_batch, attack_nested, gather, screening_steps
-from fare_hf.evaluation.zero_shot.classification import logits_function, predict_zero_shot
 
 NAMES = ["cat", "dog", "bird", "red fish"]
 TEMPLATES = ["a photo of a {}.", "a {}."]
@@ -58,14 +56,6 @@ def test_text_classifier_is_the_mean_of_normalised_templates(clip_folder: Path) 
         torch.testing.assert_close(row, total / total.norm(), rtol=1e-5, atol=1e-5)
     alone = CLIPTextModelWithProjection.from_pretrained(clip_folder)
     torch.testing.assert_close(text_classifier(alone, tokenizer, NAMES, TEMPLATES), text, rtol=1e-5, atol=1e-5)
-
-
-def test_text_classifier_refuses(clip_folder: Path) -> None:
-    clip, tokenizer = CLIPModel.from_pretrained(clip_folder), AutoTokenizer.from_pretrained(clip_folder)
-    with pytest.raises(ValueError, match="class_names is empty"):
-        text_classifier(clip, tokenizer, [], TEMPLATES)
-    with pytest.raises(ValueError, match="must be a list of sentences that contain"):
-        text_classifier(clip, tokenizer, NAMES, ["a cat"])
 
 
 def test_rows_are_valid_nested_and_ordered() -> None:
@@ -181,85 +171,13 @@ def test_half_precision_models_are_attacked_in_fp32_pixels() -> None:
     assert {row.precision for row in rows} == {"bfloat16"}
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"attack": "fgsm"}, "attack 'fgsm' is unknown"),
-        ({"classes": 1}, "at least 2"),
-        ({"target_classes": 0}, "target_classes 0"),
-        ({"batch_size": 0}, "batch_size 0"),
-        ({"steps": 0, "threat_models": [ThreatModel("linf", "2/255")]}, "steps"),
-    ],
-)
-def test_bad_settings(changes: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        evaluate(**changes)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"groups": [1]}, "1 groups for 24 images: give one group per image"),
-        ({"model": ""}, "model ''"),
-        ({"dataset": " "}, "dataset ' '"),
-        ({"seed": -1}, "seed -1"),
-        ({"seed": 1.0}, "seed 1.0"),
-        ({"threat_models": [ThreatModel("linf", "2/255")] * 2}, "'linf 2/255'.* repeat one another"),
-        ({"threat_models": ["linf 2/255"]}, "threat_model 'linf 2/255' is a str"),
-        ({"steps": 0}, "steps 0 is not positive"),
-        ({"restarts": 0}, "restarts 0 is not positive"),
-        ({"queries": 0, "attack": "autoattack"}, "queries 0 is not positive"),
-    ],
-)
-def test_bad_settings_are_refused_before_any_forward(changes: dict, message: str) -> None:
-    vision = encoder()
-
-    def never(*rest) -> None:
-        raise AssertionError("the encoder was called")
-
-    vision.register_forward_hook(never)
-    with pytest.raises((TypeError, ValueError), match=message):
-        evaluate(encoder=vision, **{"threat_models": [ThreatModel("linf", "2/255")]} | changes)
-
-
-@pytest.mark.parametrize("shape", [(3, 15), (16,), (1, 3, 16)])
-def test_texts_of_another_width_are_refused(shape: tuple[int, ...]) -> None:
-    text, options = torch.ones(shape), {"model": "m", "dataset": "d", "normalization": normalization()}
-    message = re.escape(f"text_embeddings have shape {shape}: pass (K, 16)")
-    with pytest.raises(ValueError, match=message):
-        evaluate_zero_shot(encoder(), text, images(2), [0, 1], **options)
-    with pytest.raises(ValueError, match=message):
-        predict_zero_shot(encoder(), text, images(2), normalization())
-    with pytest.raises(ValueError, match=message):
-        logits_function(encoder(), text, normalization())
-
-
-def test_labels_that_are_no_class_numbers_are_refused() -> None:
+def test_labels_are_integers_of_any_kind() -> None:
     text, options = classifier(3), {"model": "m", "dataset": "d", "normalization": normalization()}
-    items = [{"pixel_values": image, "labels": 0.5} for image in images(2)]
-    with pytest.raises(TypeError, match="label 0.5 is no class number: pass integers"):
-        evaluate_zero_shot(encoder(), text, items, **options)
-    for labels in ([0, 1.5], torch.tensor([0.0, 1.5]), np.array([0.0, 1.5])):
-        with pytest.raises(TypeError, match="is no class number: pass integers"):
-            evaluate_zero_shot(encoder(), text, images(2), labels, **options)
-    for labels in ([0, 1], torch.tensor([0, 1]), np.array([0, 1])):
-        evaluate_zero_shot(encoder(), text, images(2), labels, **options)
-
-
-def test_bad_samples() -> None:
-    text, options = classifier(3), {"model": "m", "dataset": "d", "normalization": normalization()}
-    with pytest.raises(ValueError, match="label 3 is outside the 3 classes"):
-        evaluate_zero_shot(encoder(), text, images(2), [0, 3], **options)
-    with pytest.raises(ValueError, match="data set is empty"):
-        evaluate_zero_shot(encoder(), text, images(2)[:0], [], **options)
-    with pytest.raises(ValueError, match="1 labels for 2 images"):
-        evaluate_zero_shot(encoder(), text, images(2), [0], **options)
-    with pytest.raises(ValueError, match="outside \\[0, 1\\]"):
-        evaluate_zero_shot(encoder(), text, images(2) * 2, [0, 1], **options)
-    with pytest.raises(ValueError, match="labels are missing"):
-        evaluate_zero_shot(encoder(), text, images(2), **options)
-    with pytest.raises(ValueError, match="name its label column"):
-        evaluate_zero_shot(encoder(), text, [{"pixel_values": images(1)[0]}], **options)
+    rows = [
+        evaluate_zero_shot(encoder(), text, images(2), labels, **options).rows
+        for labels in ([0, 1], torch.tensor([0, 1]), np.array([0, 1]))
+    ]
+    assert rows[0] == rows[1] == rows[2]
 
 
 def test_screening_is_a_tenth() -> None:

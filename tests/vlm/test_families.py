@@ -108,13 +108,6 @@ def test_a_crop_larger_than_the_image() -> None:
     _compare(LLAVA, LlavaImageProcessor(do_resize=False, crop_size=square), quantize(images(1, 30, 51)))
 
 
-def test_unknown_filters_and_ranges_are_refused() -> None:
-    with pytest.raises(ValueError, match="filter 1 of the LlavaImageProcessor"):
-        LLAVA.inputs(LlavaImageProcessor(resample=1), images(1))
-    with pytest.raises(ValueError, match="does not rescale bytes"):
-        LLAVA.inputs(LlavaImageProcessor(rescale_factor=1 / 127.5), images(1))
-
-
 @pytest.mark.parametrize("family", ["Llava on SigLIP", "VideoLlava", "LlavaOnevision"])
 def test_the_kept_prefix_changes_nothing(family: str) -> None:
     """Values with and without the language model's kept keys and values; a changed weight throws them away."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
-from helpers.tiny_llava import PROMPT, SIZE, images, llava, processor
+from helpers.tiny_llava import PROMPT, images, llava
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from fare_hf.data.pixels import to_pil
@@ -94,57 +93,6 @@ def test_match_is_what_greedy_decoding_writes(vlm, proc) -> None:
     assert not VlmLoss(vlm, proc, PROMPT, wrong).with_match(pixels[usable])[1].any()
 
 
-@pytest.mark.parametrize(
-    ("prompt", "texts", "message"),
-    [
-        ("no picture :", ["a"], "'<image>' exactly once"),
-        ("<image> <image> :", ["a"], "exactly once"),
-        (PROMPT, [], "0 texts"),
-        (PROMPT, [""], "has no tokens"),
-        ([PROMPT, PROMPT], ["a"], "2 prompts for 1 texts"),
-    ],
-)
-def test_bad_texts(vlm, proc, prompt, texts, message) -> None:
-    with pytest.raises(ValueError, match=message):
-        VlmLoss(vlm, proc, prompt, texts)
-
-
-def test_a_prompt_that_merges_with_the_text_is_refused(vlm, proc) -> None:
-    with pytest.raises(ValueError, match="merges with the text"):
-        VlmLoss(vlm, Merging(proc), PROMPT, ["a"])
-
-
-class Merging:
-    """A processor whose tokenizer changes the prompt's last token once text follows."""
-
-    def __init__(self, proc: LlavaProcessor) -> None:
-        self.proc = proc
-
-    def __getattr__(self, name: str):
-        return getattr(self.proc, name)
-
-    def __call__(self, text: str, **options):
-        inputs = self.proc(text=text, **options)
-        if not text.endswith(":"):
-            inputs["input_ids"][0, -2:] = 1
-        return inputs
-
-
-def test_wrong_shape_and_count(vlm, proc) -> None:
-    loss = VlmLoss(vlm, proc, PROMPT, ["a"])
-    with pytest.raises(ValueError, match=r"images are \(B, 3, H, W\)"):
-        loss(torch.rand(3, 40, 40))
-    with pytest.raises(ValueError, match="2 images for 1 texts"):
-        loss(images(2))
-
-
-def test_processor_of_another_model(vlm) -> None:
-    proc = processor()
-    proc.image_token = "<unk>"
-    with pytest.raises(ValueError, match="has id 1, the model expects 4"):
-        VlmLoss(vlm, proc, "<unk> :", ["a"])
-
-
 def test_batched_greedy_text_equals_one_by_one(vlm, proc) -> None:
     pixels = images(5, seed=2)
     prompts = [PROMPT, "<image> :", "user : a <image> in short words assistant :", PROMPT, "<image> a"]
@@ -164,15 +112,11 @@ def test_text_equals_plain_transformers(vlm, proc) -> None:
     assert generate_text(vlm, proc, pixels, PROMPT, max_new_tokens=6) == [expected.strip()]
 
 
+def test_no_images_have_no_answers(vlm, proc) -> None:
+    assert generate_text(vlm, proc, images(2)[:0], PROMPT) == []
+
+
 def test_generation_restores_the_mode(proc) -> None:
     vlm = llava().train()
     generate_text(vlm, proc, images(1), PROMPT, max_new_tokens=2)
     assert all(module.training for module in vlm.modules())
-
-
-def test_generation_refuses_bad_input(vlm, proc) -> None:
-    with pytest.raises(ValueError, match="1 prompts for 2 images"):
-        generate_text(vlm, proc, images(2), [PROMPT])
-    with pytest.raises(ValueError, match="images are"):
-        generate_text(vlm, proc, torch.rand(3, SIZE, SIZE), PROMPT)
-    assert generate_text(vlm, proc, images(2)[:0], PROMPT) == []

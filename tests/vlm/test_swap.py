@@ -154,62 +154,10 @@ def test_another_projection_is_no_other_architecture() -> None:
     assert torch.equal(vlm.model.vision_tower.get_parameter(patches), wanted)
 
 
-def test_models_that_are_no_llava() -> None:
-    with pytest.raises(TypeError, match="CLIPVisionModelWithProjection is not a vision-language model"):
-        swap_vision_tower(encoder(), encoder())
+def test_a_language_model_in_four_bits_is_no_hindrance(folder: Path) -> None:
     vlm = llava()
-    vlm.model.vision_tower = torch.nn.Linear(2, 2)
-    with pytest.raises(TypeError, match="is a Linear"):
-        swap_vision_tower(vlm, encoder())
-    with pytest.raises(TypeError, match="Linear is not a CLIP vision encoder"):
-        swap_vision_tower(llava(), torch.nn.Linear(2, 2))
-
-
-def test_weights_that_cannot_be_used(tmp_path: Path) -> None:
-    broken = encoder()
-    broken.vision_model.post_layernorm.bias.data[3] = float("nan")
-    with pytest.raises(ValueError, match=r"'post_layernorm.bias' .* NaN or infinity"):
-        swap_vision_tower(llava(), broken)
-    large = encoder()
-    large.vision_model.post_layernorm.bias.data[3] = 1e6
-    with pytest.raises(ValueError, match="hold 1e\\+06, which float16 cannot hold: use bfloat16 or float32"):
-        swap_vision_tower(llava().half(), large)
-    encoder().config.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="holds no weights"):
-        swap_vision_tower(llava(), tmp_path)
-    with torch.device("meta"):
-        hollow = encoder()
-    with pytest.raises(ValueError, match="meta device"):
-        swap_vision_tower(llava(), hollow)
-
-
-def test_towers_that_cannot_be_written(folder: Path) -> None:
-    offloaded = llava()
-    offloaded.model.vision_tower.to("meta")
-    with pytest.raises(ValueError, match="without offloading"):
-        swap_vision_tower(offloaded, folder)
-    quantised = llava()
-    tower_of(quantised).post_layernorm.weight = torch.nn.Parameter(
-        torch.ones(32, dtype=torch.int8), requires_grad=False
-    )
-    with pytest.raises(ValueError, match="quantised"):
-        swap_vision_tower(quantised, folder)
-
-    class Int8Params(torch.nn.Parameter):
-        """What bitsandbytes puts in a weight's place, before it has moved."""
-
-    waiting = llava()
-    weight = tower_of(waiting).encoder.layers[0].mlp.fc1.weight
-    tower_of(waiting).encoder.layers[0].mlp.fc1.weight = torch.Tensor._make_subclass(Int8Params, weight.data, True)
-    with pytest.raises(ValueError, match="a Int8Params.*quantise or shard afterwards"):
-        swap_vision_tower(waiting, folder)
-    partitioned = llava()
-    tower_of(partitioned).post_layernorm.weight.data = torch.empty(0)
-    with pytest.raises(ValueError, match=r"empty in this process \(partitioned"):
-        swap_vision_tower(partitioned, folder)
-    four_bit_language_model = llava()
-    four_bit_language_model.is_quantized = True
-    assert swap_vision_tower(four_bit_language_model, folder).changed
+    vlm.is_quantized = True
+    assert swap_vision_tower(vlm, folder).changed
 
 
 def test_a_tower_that_computes_something_else_is_undone(folder: Path) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # the same names as below, for type checkers (a test compares
         evaluate_captions,
         evaluate_targeted,
         evaluate_vlm,
+        evaluate_vlm_on_data,
         evaluate_zero_shot,
     )
     from fare_hf.hub import merge_vision_tower, push_robust_encoder, save_robust_encoder
@@ -42,6 +43,7 @@ _NAMES = {
         "evaluate_captions",
         "evaluate_targeted",
         "evaluate_vlm",
+        "evaluate_vlm_on_data",
         "evaluate_zero_shot",
     ),
     "hub": ("merge_vision_tower", "push_robust_encoder", "save_robust_encoder"),

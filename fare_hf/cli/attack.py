@@ -67,7 +67,8 @@ def run(args: argparse.Namespace) -> None:
     from fare_hf.attacks import ThreatModel
     from fare_hf.evaluation.report.environment import environment
     from fare_hf.evaluation.report.report import RobustnessReport
-    from fare_hf.evaluation.vlm.forced_strings import STEALTH_TARGETS, evaluate_stealth, read_targets, target_loss
+    from fare_hf.evaluation.vlm.forced_strings import read_targets, target_loss
+    from fare_hf.evaluation.vlm.stealth import STEALTH_TARGETS, evaluate_stealth
     from fare_hf.files.folders import locked_folder
     from fare_hf.lab.names import encoder_path
 
@@ -147,7 +148,8 @@ def _transfer(
     from fare_hf.attacks import ThreatModel
     from fare_hf.evaluation.vlm.adversarial_images import load_exported
     from fare_hf.evaluation.vlm.engine import answers_to
-    from fare_hf.evaluation.vlm.forced_strings import as_sent, says
+    from fare_hf.evaluation.vlm.forced_strings import says
+    from fare_hf.evaluation.vlm.stealth import as_sent
     from fare_hf.evaluation.vlm.transfer import transfer_matrix
     from fare_hf.vlm import swap_vision_tower
 

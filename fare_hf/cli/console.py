@@ -37,6 +37,8 @@ __all__ = [
     "refuse_missing",
     "refuse_no_file",
     "refuse_of_the_hub",
+    "silent",
+    "tell",
 ]
 
 TRACEBACK = "FARE_HF_TRACEBACK"
@@ -258,3 +260,12 @@ def named_values(option: str, words: Sequence[str], value: str = "PATH") -> dict
             raise ValueError(f"{option} names {name} twice: give it once.")
         found[name] = rest
     return found
+
+
+def tell(line: str) -> None:
+    """A line that is no part of the result."""
+    print(line, file=sys.stderr)
+
+
+def silent(line: str) -> None:
+    """Of a process that does not write."""

@@ -1,15 +1,25 @@
-"""`fare-hf evaluate`: one encoder on labelled images, or a suite."""
+"""`fare-hf evaluate`: one encoder on labelled images, a vision-language model on words about images, or a suite."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fare_hf.cli.console import named_values, natural, one_line, positive, refuse_given, refuse_missing
+from fare_hf.cli.console import (
+    named_values,
+    natural,
+    one_line,
+    positive,
+    refuse_given,
+    refuse_missing,
+    refuse_no_file,
+    silent,
+    tell,
+)
+from fare_hf.cli.evaluate_vlm import OF_A_VLM, add_vlm_options, run_vlm
 from fare_hf.lab.names import encoder_path
 from fare_hf.numerals import parse_eps
 
@@ -20,15 +30,17 @@ if TYPE_CHECKING:
 
 __all__ = ["EXAMPLES", "GOING_ON", "PURPOSE", "add_options", "check", "run"]
 
-PURPOSE = "one encoder on labelled images, clean and attacked, or a suite (YAML)"
+PURPOSE = "clean and attacked: one encoder on labelled images, a --vlm on captions or questions, or a suite (YAML)"
 EXAMPLES = """\
 fare-hf evaluate lab:fare-4 --output_dir outputs/fare-4   # offline: the lab's main set, 2/255 and 4/255
 fare-hf evaluate fare4/encoder --dataset path/to/photos --eps 2/255 4/255 --output_dir outputs/photos
 fare-hf evaluate fare4/encoder --dataset cifar10 --samples 500 --against openai/clip-vit-large-patch14 --output_dir o
+fare-hf evaluate fare4/encoder --vlm llava-hf/llava-1.5-7b-hf --dataset photos --task captions --output_dir o
 fare-hf evaluate --suite paper-zero-shot --models FARE-4=fare4/encoder --output_dir outputs/paper
 """
 GOING_ON = (
-    "the same command goes on after the last finished job of a suite; one encoder is measured from the beginning"
+    "the same command goes on after the last finished job of a suite, and after the last finished batch of a --vlm; "
+    "one encoder is measured from the beginning"
 )
 OF_IMAGES = ("split", "image_column", "label_column", "class_names", "templates")
 OF_AN_ENCODER = ("dataset", *OF_IMAGES, "against", "text_model", "eps", "samples", "steps", "batch_size", "seed")
@@ -42,7 +54,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "encoder",
         nargs="?",
-        help="folder or repository of a CLIP or of its vision encoder, or one such as lab:fare-4; not with --suite",
+        help="folder or repository of a CLIP or of its vision encoder, or one such as lab:fare-4; with --vlm what is "
+        "swapped in; not with --suite",
     )
     parser.add_argument(
         "--suite", help="lab, paper-zero-shot, paper-vlm, or a YAML file, which says all but --models and --output_dir"
@@ -51,15 +64,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dataset",
         nargs="+",
-        help="folder of images (a folder a class) or data set of the Hub; one of the paper's, such as cifar10; or the "
-        "lab's, such as lab:digits (default: lab:twemoji)",
+        help="folder of images (a folder a class; with --vlm a metadata.jsonl) or data set of the Hub; one of the "
+        "paper's, such as cifar10 or COCO; or the lab's, such as lab:digits (default: lab:twemoji)",
     )
     parser.add_argument("--split", help="of the data set (default: test, or all of a folder that is not divided)")
     parser.add_argument("--image_column", help="found where there is just one")
     parser.add_argument("--label_column", help="whole numbers or words; found where the data set names its classes")
     parser.add_argument("--class_names", nargs="+", help="in the order of the labels (default: the data set's own)")
     parser.add_argument(
-        "--templates", "--template", nargs="+", help="sentences with {} for the class name (default: a photo of a {}.)"
+        "--templates",
+        "--template",
+        nargs="+",
+        help="sentences with {} for the class name (default: a photo of a {}.); with --vlm one whole prompt with the "
+        "image token and {} for what is asked, for processors without a chat template",
     )
     parser.add_argument("--against", help="the original: measured on the same images, and compared in pairs")
     parser.add_argument(
@@ -68,8 +85,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--eps", nargs="+", help="radii of the linf ball (default: 2/255 4/255)")
     parser.add_argument("--steps", type=positive, help="APGD steps of each run (default: 100; of the lab's sets 50)")
     parser.add_argument("--samples", type=positive, help="images of each set (default: all; as many as the paper)")
-    parser.add_argument("--batch_size", type=positive, help="images of a forward pass (default: 128)")
+    parser.add_argument("--batch_size", type=positive, help="images of a forward pass (default: 128; with --vlm 32)")
     parser.add_argument("--seed", type=natural, help="of the choice of images and the random starts (default: 0)")
+    add_vlm_options(parser)
     parser.add_argument("--json", action="store_true", help="print report.json, and nothing else, to standard output")
     parser.add_argument(
         "--output_dir", type=Path, required=True, help="where report.json and report.md go; a suite goes on there"
@@ -82,19 +100,28 @@ def check(args: argparse.Namespace) -> None:
         parse_eps(radius)
     if args.suite is None and args.encoder is not None:
         refuse_missing("ENCODER", encoder_path(args.encoder))
+    refuse_missing("--vlm", args.vlm or "")
+    refuse_no_file("--targets", args.targets)
 
 
 def run(args: argparse.Namespace) -> None:
-    """A suite, or one encoder on labelled images."""
+    """A suite, a vision-language model, or one encoder on labelled images."""
+    from fare_hf.attacks import ThreatModel
+
     if args.suite is not None:
         why = "is not for --suite, whose file says it; with it go --models, --json and --output_dir."
-        refuse_given(args, OF_AN_ENCODER, why)
+        refuse_given(args, [*OF_AN_ENCODER, "vlm", *OF_A_VLM], why)
         run_suite_file(args)
         return
-    if args.encoder is None:
-        raise ValueError("nothing to evaluate: name an encoder, or a --suite.")
+    if args.encoder is None and args.vlm is None:
+        raise ValueError("nothing to evaluate: name an encoder, a --vlm, or a --suite.")
     refuse_given(args, ["models"], f"is for --suite; with an encoder go --{', --'.join(OF_AN_ENCODER)}, --output_dir.")
-    run_encoder(args)
+    check_once("--eps", [str(ThreatModel("linf", radius)) for radius in args.eps or ()])
+    if args.vlm is None:
+        refuse_given(args, OF_A_VLM, "is for a vision-language model: give that with --vlm.")
+        run_encoder(args)
+    elif (report := run_vlm(args)) is not None:
+        show(report, args)
 
 
 def run_suite_file(args: argparse.Namespace) -> None:
@@ -120,11 +147,6 @@ def show(report: RobustnessReport, args: argparse.Namespace) -> None:
     draw_plots(report.rows, args.output_dir / "plots", say)
 
 
-def tell(line: str) -> None:
-    """A line that is no part of the result."""
-    print(line, file=sys.stderr)
-
-
 def draw_plots(rows: Sequence[Row], folder: Path, say: Callable[[str], None] = print) -> None:
     """Charts beside a finished report; without matplotlib the report stands, and a line says how to get them."""
     from fare_hf.evaluation.report.plots import draw_report
@@ -142,16 +164,14 @@ def run_encoder(args: argparse.Namespace) -> None:
     """One encoder on labelled images; of several processes the first one writes."""
     from transformers.utils import logging
 
-    from fare_hf.attacks import ThreatModel
     from fare_hf.evaluation import evaluate
-    from fare_hf.evaluation.attack_loop import process_state
+    from fare_hf.evaluation.processes import process_state
     from fare_hf.files.folders import check_new_folder, locked_folder
     from fare_hf.lab.names import encoder_path
 
     options = {name: getattr(args, name) for name in OF_AN_ENCODER if getattr(args, name) is not None}
     names = options.pop("dataset", ["lab:twemoji"])
     check_once("--dataset", names)
-    check_once("--eps", [str(ThreatModel("linf", radius)) for radius in args.eps or ()])
     first = process_state().is_main_process
     if first:
         check_new_folder(args.output_dir)
@@ -197,10 +217,6 @@ def lab_images(name: str, samples: int | None) -> str | ZeroShotData:
         return name
     test = part(name, samples)
     return ZeroShotData(test.name, TestSamples(test), list(test.prompts), ["{}"], False, groups=test.groups.tolist())
-
-
-def silent(line: str) -> None:
-    """Of a process that does not write."""
 
 
 def check_once(option: str, values: Sequence[str]) -> None:

@@ -41,6 +41,7 @@ def run(args: argparse.Namespace) -> None:
     from fare_hf.files.folders import whole_folder
     from fare_hf.lab.models import load_vlm_and_processor
     from fare_hf.vlm import swap_vision_tower
+    from fare_hf.vlm.swap.before_loading import check_swap
 
     encoder = encoder_path(args.encoder)
     if not is_in_lab(args.vlm):
@@ -51,25 +52,3 @@ def run(args: argparse.Namespace) -> None:
         vlm.save_pretrained(folder)
         processor.save_pretrained(folder)
     print(args.output_dir)
-
-
-def check_swap(vlm: str, encoder: str) -> None:
-    """Refuses by the two configurations alone what a swap would refuse after the model's gigabytes are loaded."""
-    from fare_hf.pretrained.configuration import read_configuration
-    from fare_hf.pretrained.loading import vlm_configuration
-    from fare_hf.vlm.families.table import family_of_config
-    from fare_hf.vlm.families.towers import kind_typed
-    from fare_hf.vlm.swap.compatibility import check_architecture
-
-    config = vlm_configuration(vlm)
-    family = family_of_config(config)
-    if Path(encoder).is_dir() and not (Path(encoder) / "config.json").is_file():
-        return  # open_clip's
-    try:
-        given = read_configuration(encoder)
-    except OSError:
-        return  # the swap itself says what it is
-    given = getattr(given, "vision_config", given)
-    if kind_typed(given.model_type) is None:
-        return  # a text encoder, another kind of tower: the swap names it
-    check_architecture(config, family, config.vision_config, given, encoder, vlm)

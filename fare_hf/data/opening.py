@@ -26,9 +26,10 @@ from fare_hf.data.image_folders import (
     splits_of,
 )
 from fare_hf.data.tar_archives import ARCHIVE_ERRORS, check_archives
+from fare_hf.files.documents import read_object
 from fare_hf.files.folders import is_missing_path
 
-__all__ = ["DAMAGED", "check_folder", "explained", "is_image_folder", "load_images", "open_split"]
+__all__ = ["DAMAGED", "check_folder", "explained", "is_image_folder", "load_images", "open_split", "whole_split"]
 
 logger = logging.getLogger(__name__)
 CONFIGURATIONS = re.compile(r"(?:available configs: |Available: )(\[.*?\])")
@@ -93,6 +94,18 @@ def is_image_folder(name: str) -> bool:
     """Whether a data set is a folder of image files, with nothing that says more about them."""
     folder = Path(name).expanduser()
     return folder.is_dir() and not has_configurations(folder) and list_folder(folder).is_plain
+
+
+def whole_split(name: str, otherwise: str = "test") -> str:
+    """The split to measure on where none is named: the only one of what lies here, `otherwise` of what has several."""
+    folder = Path(name).expanduser()
+    if (folder / "dataset_dict.json").is_file():
+        splits = list(read_object(folder / "dataset_dict.json").get("splits", []))
+    elif folder.is_dir() and not has_configurations(folder) and (listing := list_folder(folder)).is_of_images:
+        splits = list(split_patterns(listing))
+    else:
+        splits = []
+    return splits[0] if len(splits) == 1 else otherwise
 
 
 def open_split(

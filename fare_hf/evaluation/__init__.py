@@ -15,9 +15,11 @@ from fare_hf.evaluation.vlm.adversarial_images import export_adversarial, load_e
 from fare_hf.evaluation.vlm.captions import NamesConcept, evaluate_captions
 from fare_hf.evaluation.vlm.engine import TextEvaluation
 from fare_hf.evaluation.vlm.ensemble import evaluate_vlm
-from fare_hf.evaluation.vlm.forced_strings import evaluate_stealth, evaluate_targeted
+from fare_hf.evaluation.vlm.evaluate import evaluate_vlm_on_data
+from fare_hf.evaluation.vlm.forced_strings import evaluate_targeted
 from fare_hf.evaluation.vlm.metrics import Choice, Cider, VqaAccuracy, YesNo
 from fare_hf.evaluation.vlm.sets import load_vlm_set
+from fare_hf.evaluation.vlm.stealth import evaluate_stealth
 from fare_hf.evaluation.vlm.transfer import evaluate_transfer, evaluate_universal_text, transfer_matrix
 from fare_hf.evaluation.zero_shot.classification import evaluate_zero_shot
 from fare_hf.evaluation.zero_shot.corruptions import evaluate_corruptions
@@ -53,6 +55,7 @@ __all__ = [
     "evaluate_transfer",
     "evaluate_universal_text",
     "evaluate_vlm",
+    "evaluate_vlm_on_data",
     "evaluate_zero_shot",
     "export_adversarial",
     "fraction_interval",

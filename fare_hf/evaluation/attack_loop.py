@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import gather_object, parse_flag_from_env
 
 from fare_hf.attacks import ThreatModel
 from fare_hf.attacks.gradient import check_steps
 from fare_hf.attacks.threat_model import check_threat_model
+from fare_hf.evaluation.processes import divided
 
 __all__ = [
     "Attack",
@@ -25,7 +24,6 @@ __all__ = [
     "check_plan",
     "chunks",
     "gather",
-    "process_state",
     "read",
     "screening_steps",
 ]
@@ -39,12 +37,16 @@ class Stage:
     """One attack on those who are left, batch by batch.
 
     Attributes:
-        run: (sample indices, threat model, number of the batch) -> for each sample, whether it is fooled.
+        run: (sample indices, threat model, number of the batch) -> what was found, by the one process that has the
+            batch.
         attacks: sample index -> whether the attack is for this sample; those it is not for stay.
+        take: (what was found, sample indices, threat model) -> for each sample, whether it is fooled; in every
+            process, batch after batch.
     """
 
-    run: Callable[[list[int], ThreatModel, int], list[bool]]
+    run: Callable[[list[int], ThreatModel, int], Any]
     attacks: Callable[[int], bool] = lambda index: True
+    take: Callable[[Any, list[int], ThreatModel], list[bool]] = lambda found, batch, threat_model: found
 
 
 @dataclass
@@ -237,21 +239,12 @@ def _run_stage(
     stage: Stage, alive: list[int], threat_model: ThreatModel, batch_size: int, distributed: bool
 ) -> list[int]:
     """One attack over all who are still alive; returns who survives it."""
-    state = process_state() if distributed else None
-    rank, processes = (state.process_index, state.num_processes) if state else (0, 1)
+    batches = list(enumerate(chunks([index for index in alive if stage.attacks(index)], batch_size)))
+    found = divided(batches, lambda part: stage.run(part[1], threat_model, part[0]), distributed=distributed)
     fooled: set[int] = set()
-    for number, batch in enumerate(chunks([index for index in alive if stage.attacks(index)], batch_size)):
-        if number % processes == rank:
-            found = stage.run(batch, threat_model, number)
-            fooled |= {index for index, out in zip(batch, found, strict=True) if out}
-    if processes > 1:
-        fooled = set().union(*gather_object([fooled]))
+    for (_, batch), what in zip(batches, found, strict=True):
+        fooled |= {index for index, out in zip(batch, stage.take(what, batch, threat_model), strict=True) if out}
     return [index for index in alive if index not in fooled]
-
-
-def process_state() -> PartialState:
-    """The processes that accelerate or torchrun started; on a CPU `PartialState` sees one alone, if it is not told."""
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
 
 
 def mix(*numbers: int) -> int:

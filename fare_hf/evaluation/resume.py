@@ -49,7 +49,8 @@ def claim(folder: Path, settings: Mapping[str, Any]) -> str:
 
 def tower_digest(vlm: PreTrainedModel) -> str:
     """Tells the vision towers of models apart that differ in nothing else."""
-    return digest(*(str(p.double().sum().item()) for p in tower_of(vlm).parameters() if not p.is_meta))
+    weights = (p.detach() for p in tower_of(vlm).parameters() if not p.is_meta)
+    return digest(*(digest(_bytes(weight)) for weight in weights))  # a sum would depend on the number of threads
 
 
 def digest(*parts: str | bytes) -> str:
@@ -106,8 +107,12 @@ def _seal(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> str:
     parts: list[str | bytes] = [word for item in sorted(facts.items()) for word in item]
     for name, tensor in sorted(tensors.items()):
         parts += [name, f"{tensor.dtype} {tuple(tensor.shape)}"]
-        parts.append(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        parts.append(_bytes(tensor.detach()))
     return digest(*parts)
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,7 @@ def measure_zero_shot(
     rows = []
     for dataset, count in budget.samples.items():
         test = part(dataset, count)
-        options = _options(name, dataset, test.groups, threat_models, seed)
+        options = _options(name, dataset, test.groups, threat_models, seed, False)
         options |= {
             "steps": budget.steps,
             "target_classes": budget.target_classes,
@@ -143,13 +143,14 @@ def measure_captions(
     threat_models: Sequence[ThreatModel] = THREAT_MODELS,
     seed: int = 0,
     keep: Sequence[int] = (),
+    distributed: bool = False,
 ) -> TextEvaluation:
     """Captions of the main set, clean and attacked; a caption is right if it names the concept."""
     test = part("twemoji", budget.captions)
     wanted = [test.class_names[label] for label in test.labels.tolist()]
     prompts = zero_shot_prompts(test.class_names, "twemoji")
     targets = [prompts[label] for label in test.labels.tolist()]
-    options = _options(f"LLaVA + {name}", "twemoji", test.groups, threat_models, seed)
+    options = _options(f"LLaVA + {name}", "twemoji", test.groups, threat_models, seed, distributed)
     options |= {"prompt": PROMPT, "steps": budget.caption_steps, "max_new_tokens": 14, "keep": keep}
     return evaluate_captions(*llava, test.pixels, targets, wanted, correct=NamesConcept(all_concepts()), **options)
 
@@ -161,12 +162,13 @@ def measure_targeted(
     threat_models: Sequence[ThreatModel] = THREAT_MODELS,
     seed: int = 0,
     target: str = TARGET,
+    distributed: bool = False,
 ) -> list[Row]:
     """In how many images of each of the budget's sets an attacker makes the LLaVA caption them with the target."""
     rows = []
     for dataset in budget.targeted_sets:
         test = part(dataset, budget.targeted)
-        options = _options(f"LLaVA + {name}", dataset, test.groups, threat_models, seed)
+        options = _options(f"LLaVA + {name}", dataset, test.groups, threat_models, seed, distributed)
         options |= {"prompt": PROMPT, "steps": budget.targeted_steps, "max_new_tokens": 14}
         rows += evaluate_targeted(*llava, test.pixels, target, **options).rows
     return rows
@@ -178,12 +180,13 @@ def measure_questions(
     budget: Budget,
     threat_models: Sequence[ThreatModel] = THREAT_MODELS,
     seed: int = 0,
+    distributed: bool = False,
 ) -> list[Row]:
     """Yes-or-no questions: VQA accuracy on single drawings, POPE's F1 on scenes, clean and attacked."""
     rows = []
     for dataset, count in budget.questions.items():
         asked = load_question_set(dataset).first(count)
-        options = _options(f"LLaVA + {name}", dataset, asked.groups, threat_models, seed)
+        options = _options(f"LLaVA + {name}", dataset, asked.groups, threat_models, seed, distributed)
         options |= {"steps": budget.question_steps, "half": None, "max_new_tokens": 5}
         metric: TextMetric = VqaAccuracy([[answer] * 10 for answer in asked.answers])
         options |= {"task": "vqa", "targets": QUESTION_TARGETS}
@@ -195,8 +198,8 @@ def measure_questions(
 
 
 def _options(
-    model: str, dataset: str, groups: Tensor, threat_models: Sequence[ThreatModel], seed: int
+    model: str, dataset: str, groups: Tensor, threat_models: Sequence[ThreatModel], seed: int, distributed: bool
 ) -> dict[str, Any]:
     """What every evaluation is told."""
     options: dict[str, Any] = {"model": model, "dataset": dataset, "groups": groups.tolist()}
-    return options | {"threat_models": threat_models, "seed": seed}
+    return options | {"threat_models": threat_models, "seed": seed, "distributed": distributed}

@@ -61,7 +61,7 @@ def test_attack_writes_pictures_a_report_and_goes_on(
     assert rows[2].value > 0
     first = load_exported(tmp_path / "out" / "target-0" / "images")
     assert [entry["target"] for entry in first.entries] == ["face"] * 3
-    monkeypatch.setattr("fare_hf.evaluation.vlm.forced_strings.apgd", pytest.fail)
+    monkeypatch.setattr("fare_hf.evaluation.vlm.stealth.apgd", pytest.fail)
     cli.main(line)  # nothing is attacked again
     assert RobustnessReport.load(tmp_path / "out" / "report.json").rows == rows
 
@@ -80,7 +80,7 @@ def test_attack_writes_pictures_a_report_and_goes_on(
 def test_wrong_input_is_one_sentence_before_any_attack(
     changes: list[str], sentence: str, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fare_hf.evaluation.vlm.forced_strings.apgd", pytest.fail)
+    monkeypatch.setattr("fare_hf.evaluation.vlm.stealth.apgd", pytest.fail)
     with pytest.raises(SystemExit) as end:
         cli.main(words(place, tmp_path / "out", *changes))
     message = str(end.value)

@@ -14,8 +14,9 @@ from fare_hf.attacks import ThreatModel
 from fare_hf.data.pixels import quantize
 from fare_hf.evaluation import RobustnessReport
 from fare_hf.evaluation.vlm.adversarial_images import export_adversarial, load_exported, quantize_inside
-from fare_hf.evaluation.vlm.forced_strings import STEALTH_TARGETS, evaluate_stealth, read_targets
+from fare_hf.evaluation.vlm.forced_strings import read_targets
 from fare_hf.evaluation.vlm.sets import VLM_SETS, VlmSet, load_vlm_set
+from fare_hf.evaluation.vlm.stealth import STEALTH_TARGETS, evaluate_stealth
 from fare_hf.evaluation.vlm.transfer import evaluate_universal_text, transfer_matrix
 from fare_hf.vlm import generate_text
 
@@ -92,7 +93,7 @@ def test_success_is_measured_from_the_saved_picture(vlm, proc, tmp_path: Path) -
     with pytest.raises(ValueError, match="holds a run with another threat_model"):
         evaluate_stealth(vlm, proc, pixels, target, ThreatModel("linf", "1/255"), folder=tmp_path / "a", **options)
     # Interrupted after the first saved state, and called again: the same pictures.
-    import fare_hf.evaluation.vlm.forced_strings as room
+    import fare_hf.evaluation.vlm.stealth as room
 
     original, count = room.write_tensors, [0]
 

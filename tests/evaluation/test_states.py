@@ -21,8 +21,8 @@ from fare_hf.data.pixels import quantize
 from fare_hf.evaluation import Row
 from fare_hf.evaluation.resume import Change, SavedBatches, claim, read_tensors, write_tensors
 from fare_hf.evaluation.vlm.ensemble import evaluate_vlm
-from fare_hf.evaluation.vlm.forced_strings import evaluate_stealth
 from fare_hf.evaluation.vlm.metrics import VqaAccuracy
+from fare_hf.evaluation.vlm.stealth import evaluate_stealth
 from fare_hf.suites.settings import Job, Subject
 from fare_hf.suites.suite import read_suite, run_suite
 
@@ -70,14 +70,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     attack_vlm(vlm, proc, folder / "vlm")
     suite_run(folder / "suite")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("fare_hf.evaluation.vlm.forced_strings._Runs._finished", pytest.fail)
+        patch.setattr("fare_hf.evaluation.vlm.stealth._Runs._finished", pytest.fail)
         written = write_tensors
 
         def stops(path: Path, *words: Any) -> None:
             written(path, *words)
             raise KeyboardInterrupt
 
-        patch.setattr("fare_hf.evaluation.vlm.forced_strings.write_tensors", stops)
+        patch.setattr("fare_hf.evaluation.vlm.stealth.write_tensors", stops)
         stealth(vlm, proc, folder / "begun")
     return folder
 

@@ -14,20 +14,20 @@ FIGURE = ("task", "dataset", "metric", "threat_model")
 
 
 def paired_difference(first: Row, second: Row, *, seed: int = 0) -> tuple[float, tuple[float, float]]:
-    """How much higher the second model's rate is, with the paired 95 % bootstrap interval.
+    """How much higher the second model's figure is, with the paired 95 % bootstrap interval.
 
     The rows must be of the same samples in the same order, which only their count and their clusters can show here.
     Where no two samples differ, or all differ alike, the interval has no width: it then says nothing.
 
     Args:
-        first, second: rows of a report with `outcomes`, of one figure of two models.
+        first, second: rows of a report with `outcomes` or `scores`, of one figure of two models.
         seed: of the bootstrap.
 
     Returns:
-        The difference `second - first` in [-1, 1], and (low, high) around it.
+        The difference `second - first`, and (low, high) around it.
 
     Raises:
-        ValueError: other figures, a row without outcomes, another number of samples, other clusters.
+        ValueError: other figures, a row without either, another number of samples, other clusters.
     """
     if obstacle := _obstacle(first, second):
         raise ValueError(f"{second.model!r} cannot be compared with {first.model!r}: {obstacle}.")
@@ -36,13 +36,13 @@ def paired_difference(first: Row, second: Row, *, seed: int = 0) -> tuple[float,
 
 
 def difference_table(rows: Sequence[Row]) -> str:
-    """What each model's rates are above those of the first one, as Markdown; empty where nothing can be compared.
+    """What each model's figures are above those of the first one, as Markdown; empty where nothing can be compared.
 
     Args:
-        rows: of one task and metric. The first model with `outcomes` is what others are compared with; figures that
-            it lacks, or has from other samples, are left out.
+        rows: of one task and metric. The first model with `outcomes` or `scores` is what others are compared with;
+            figures that it lacks, or has from other samples, are left out.
     """
-    able = [row for row in rows if row.outcomes is not None]
+    able = [row for row in rows if _values(row)]
     base = {_column(row): row for row in able if row.model == able[0].model}
     others = [row for row in able if row.model != able[0].model and _column(row) in base]
     pairs = [(base[_column(row)], row) for row in others if not _obstacle(base[_column(row)], row)]
@@ -68,7 +68,7 @@ def _obstacle(first: Row, second: Row) -> str:
         if ours != theirs:
             return f"they have {name} {ours!r} and {theirs!r}, give rows of one figure"
     for row in (first, second):
-        if row.outcomes is None:
+        if not _values(row):
             return f"the row of {row.model!r} has no outcomes, measure it again as a rate"
     if first.n != second.n:
         return f"they have n {first.n} and {second.n}, measure both on the same samples"
@@ -82,4 +82,5 @@ def _column(row: Row) -> Column:
 
 
 def _values(row: Row) -> list[float]:
-    return [float(outcome) for outcome in row.outcomes or ""]
+    """What each sample gave; nothing where the row does not say it."""
+    return list(row.scores) if row.scores is not None else [float(outcome) for outcome in row.outcomes or ""]

@@ -38,11 +38,12 @@ class Row:
         seconds: wall time of the attack, kept with two decimals.
         outcomes: of a rate, n characters, 1 for each sample that succeeded and 0 for the others, in their order.
         clusters: n group numbers separated by spaces, where samples are not independent; only with outcomes.
+        scores: of a mean that is no rate, such as CIDEr, n numbers, what each sample is worth, in their order.
 
     Raises:
         ValueError: the first fault, with its field: an empty name, a value or interval that is not finite or outside
             [0, 1], a robust figure without its attack, an attack without its threat model, outcomes that are not
-            those of its value.
+            those of its value, scores whose mean is another.
 
     Example:
         >>> Row("CLIP", "zero-shot", "digits", "accuracy", value=0.5, ci=(0.4, 0.6), n=100).value
@@ -63,12 +64,14 @@ class Row:
     seconds: float | None = None
     outcomes: str | None = None
     clusters: str | None = None
+    scores: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.precision, (str, torch.dtype)):
             self._set("precision", str(self.precision).removeprefix("torch."))
-        if isinstance(self.ci, list):
-            self._set("ci", tuple(self.ci))
+        for name in ("ci", "scores"):
+            if isinstance(getattr(self, name), list):
+                self._set(name, tuple(getattr(self, name)))
         if fault := next(_faults(self), None):
             raise ValueError(f"the row has {fault}")
         if self.seconds is not None:
@@ -86,6 +89,7 @@ class Row:
         """The row as plain data; optional fields that are None are left out."""
         given = {name: getattr(self, name) for name in FIELDS}
         given |= {"ci": list(self.ci), "threat_model": self.threat_model and self.threat_model.to_dict()}
+        given["scores"] = None if self.scores is None else list(self.scores)
         given["attack"] = None if self.attack is None else dict(self.attack)
         return {name: value for name, value in given.items() if name in REQUIRED or value is not None}
 
@@ -167,6 +171,7 @@ def _faults(row: Row) -> Iterator[str]:
             yield f"{name} {getattr(row, name)!r}: give a name."
     yield from _faults_of_numbers(row)
     yield from _faults_of_outcomes(row)
+    yield from _faults_of_scores(row)
     yield from _faults_of_attack(row)
 
 
@@ -198,6 +203,16 @@ def _faults_of_outcomes(row: Row) -> Iterator[str]:
         numbers = clusters.split(" ") if isinstance(clusters, str) else []
         if outcomes is None or len(numbers) != n or not all(re.fullmatch("[0-9]+", number) for number in numbers):
             yield f"clusters {_short(clusters)}: give {n} group numbers and the outcomes of the same."
+
+
+def _faults_of_scores(row: Row) -> Iterator[str]:
+    scores, most = row.scores, LARGEST.get(row.metric, 1.0)
+    if scores is None:
+        return
+    if not isinstance(scores, tuple) or len(scores) != row.n or not all(_is_number(one, most) for one in scores):
+        yield f"scores {_short(scores)}: give {row.n} fractions, one per sample."
+    if row.outcomes is not None or not math.isclose(sum(scores) / row.n, row.value, abs_tol=1e-9):
+        yield f"value {row.value!r} and scores with mean {sum(scores) / row.n!r}: give those of its value alone."
 
 
 def _faults_of_attack(row: Row) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,14 @@ from fare_hf.data.pixels import quantize, to_pil
 from fare_hf.files.documents import MIB, read_bytes, read_object
 from fare_hf.files.folders import check_new_folder, path_inside, whole_folder
 
-__all__ = ["Exported", "check_sent", "export_adversarial", "load_exported", "quantize_inside", "read_png"]
+__all__ = [
+    "Exported",
+    "check_sent",
+    "export_adversarial",
+    "load_exported",
+    "quantize_inside",
+    "read_png",
+]
 
 MANIFEST = "manifest.json"
 FACTS = {"source", "threat_model", "attack"}
@@ -108,6 +116,7 @@ def export_adversarial(
     source: str,
     attack: Mapping[str, Any],
     entries: Sequence[Mapping[str, Any]] | None = None,
+    names: Sequence[str] | None = None,
 ) -> Path:
     """Write images, their clean versions and `manifest.json`, to try by hand on a model one cannot run.
 
@@ -119,40 +128,49 @@ def export_adversarial(
         source: name of the model they were made on.
         attack: as a report's row carries it.
         entries: for each image what else to say: its prompt, its label, its target string.
+        names: what each image is called, such as by its own file: it stands in the manifest (`original`), and its
+            letters and digits in the picture's file name.
 
     Returns:
         Path of the manifest.
 
     Raises:
-        ValueError: a folder that is not empty, another number of entries, or as `quantize_inside`.
+        ValueError: a folder that is not empty, another number of entries or names, or as `quantize_inside`.
     """
     folder = Path(folder)
     check_new_folder(folder)
     words = [{}] * len(points) if entries is None else list(entries)
-    if len(words) != len(points):
-        raise ValueError(f"{len(words)} entries for {len(points)} images: give one for each.")
+    for what, given in (("entries", words), ("names", points if names is None else names)):
+        if len(given) != len(points):
+            raise ValueError(f"{len(given)} {what} for {len(points)} images: give one for each.")
     check_pixels(points)
     held = quantize_inside(points, clean, threat_model)
     check_sent(held, quantize(clean.float()), threat_model)
     facts = {"source": source, "threat_model": threat_model.to_dict(), "attack": dict(attack)}
     with whole_folder(folder) as part:
-        listed = [{**file, **word} for file, word in zip(_write(part, held, clean), words, strict=True)]
+        listed = [{**file, **word} for file, word in zip(_write(part, held, clean, names), words, strict=True)]
         text = json.dumps({**facts, "images": listed}, indent=2, ensure_ascii=False)
         (part / MANIFEST).write_text(text + "\n", encoding="utf-8")
     return folder / MANIFEST
 
 
-def _write(folder: Path, held: Tensor, clean: Tensor) -> list[dict[str, str]]:
+def _write(folder: Path, held: Tensor, clean: Tensor, called: Sequence[str] | None) -> list[dict[str, str]]:
     """The pictures, and what the manifest says of their files."""
     (folder / "clean").mkdir()
     listed = []
     for number, (picture, plain) in enumerate(zip(to_pil(held), to_pil(clean), strict=True)):
-        names = {"file": f"{number:05d}.png", "clean": f"clean/{number:05d}.png"}
+        name = f"{number:05d}.png" if called is None else f"{number:05d}-{_plain(called[number])}.png"
+        names = {"file": name, "clean": f"clean/{name}"}
         picture.save(folder / names["file"])
         plain.save(folder / names["clean"])
         digests = {key: hashlib.sha256((folder / names[of]).read_bytes()).hexdigest() for key, of in SUMS.items()}
-        listed.append(names | digests)
+        listed.append(names | digests | ({} if called is None else {"original": called[number]}))
     return listed
+
+
+def _plain(name: str) -> str:
+    """A file name without its ending, in letters and digits that every system takes."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", Path(name).stem).strip("-")[:60] or "image"
 
 
 def load_exported(folder: str | Path) -> Exported:

@@ -54,6 +54,7 @@ def evaluate_captions(
     max_new_tokens: int = 20,
     groups: Sequence[Hashable] | None = None,
     keep: Sequence[int] = (),
+    distributed: bool = False,
 ) -> TextEvaluation:
     """Fraction of right captions, clean and under APGD through the whole model.
 
@@ -75,6 +76,8 @@ def evaluate_captions(
         seed, batch_size, max_new_tokens: as named.
         groups: one label per sample for a cluster bootstrap; None gives Wilson intervals.
         keep: indices of images whose perturbed pixels are wanted back, for pictures.
+        distributed: divide the batches among the processes of accelerate or torchrun, which must all call this; every
+            one of them gets what one process alone would.
 
     Returns:
         Rows (`task` "captions", `metric` "caption accuracy": clean, then one per threat model) and the answers.
@@ -102,6 +105,7 @@ def evaluate_captions(
     rule = NamesConcept(wanted) if correct is None else correct
     asked: dict[str, Any] = {"images": images, "prompts": [prompt] * len(images), "keep": keep, "seed": seed}
     asked |= {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "threshold": 0.0, "latest": True}
+    asked["distributed"] = distributed
     engine = VlmEngine(vlm, processor, score=lambda text, index: float(rule(text, wanted[index])), **asked)
     return evaluate_answers(
         engine,

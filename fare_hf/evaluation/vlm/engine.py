@@ -30,6 +30,7 @@ from fare_hf.evaluation.attack_loop import (
     gather,
     screening_steps,
 )
+from fare_hf.evaluation.processes import agreed, divided, process_state
 from fare_hf.evaluation.report.rows import Row, fraction_row
 from fare_hf.evaluation.result import Evaluation
 from fare_hf.evaluation.resume import Change, SavedBatches
@@ -90,8 +91,10 @@ class VlmEngine:
         keep: samples whose perturbed pixels are kept; None keeps all.
         latest: where an attack gave no lower score, its answer stands all the same; otherwise the one before.
         saved: finished batches of an interrupted run.
+        distributed: whether the batches are divided among the processes of accelerate or torchrun.
         states: per threat model what was found.
-        seconds: per threat model how long its batches took.
+        seconds: per threat model how long its batches took; of batches that several processes attacked at a time,
+            each one's share.
     """
 
     vlm: PreTrainedModel
@@ -106,6 +109,7 @@ class VlmEngine:
     keep: Collection[int] | None = None
     latest: bool = False
     saved: SavedBatches = SavedBatches(None)
+    distributed: bool = False
     states: dict[ThreatModel, Attacked] = field(default_factory=dict)
     seconds: dict[ThreatModel, float] = field(default_factory=lambda: defaultdict(float))
 
@@ -128,13 +132,18 @@ class VlmEngine:
         """Answers to the clean images, the only clean pass."""
         if not len(self.images):
             raise ValueError("the data set is empty: pass at least one image.")
-        answers = self.saved.answers()
-        for batch in chunks(range(len(answers), len(self.images)), self.batch_size):
-            pixels = gather(self.images, batch, self.device)
-            check_pixels(pixels)
-            answers += self.ask(pixels, batch)
-            self.saved.keep_answers(answers)
+        answers = agreed(self.saved.answers, distributed=self.distributed)
+        batches = list(chunks(range(len(answers), len(self.images)), self.batch_size))
+        for said in divided(batches, self._clean_answers, distributed=self.distributed):
+            answers += said
+            if self._writes:
+                self.saved.keep_answers(answers)
         return Attacked([self.finite_score(answer, index) for index, answer in enumerate(answers)], answers)
+
+    def _clean_answers(self, batch: list[int]) -> list[str]:
+        pixels = gather(self.images, batch, self.device)
+        check_pixels(pixels)
+        return self.ask(pixels, batch)
 
     def attack(self, clean: Attacked, threat_models: Sequence[ThreatModel], stages: Sequence[Stage]) -> list[Attacked]:
         """All stages within each ball; of one norm, a larger one begins with what a smaller one gave.
@@ -145,7 +154,7 @@ class VlmEngine:
         self.states.clear()
         self._clean = clean
         alive = [index for index, score in enumerate(clean.scores) if score > self.threshold]
-        attack_nested(alive, threat_models, stages, batch_size=self.batch_size)
+        attack_nested(alive, threat_models, stages, batch_size=self.batch_size, distributed=self.distributed)
         for threat_model in sorted(threat_models, key=lambda t: (t.norm, t.eps)):
             self.state(threat_model)
         return [self.states[threat_model] for threat_model in threat_models]
@@ -173,23 +182,25 @@ class VlmEngine:
             attacks: sample index -> whether the attack is for this sample.
         """
 
-        def run(batch: list[int], threat_model: ThreatModel, place: int) -> list[bool]:
+        def run(batch: list[int], threat_model: ThreatModel, place: int) -> tuple[list[Change], float]:
             state, key = self.state(threat_model), (threat_model, number, place, batch)
-            finished = self.saved.batch(*key)
-            if finished is None:
-                begin, seeds = time.perf_counter(), (self.seed, number, place)
-                points = attack_batch(self.images, batch, threat_model, attack, self.device, seeds)
-                finished = self._changes(state, batch, points, source), time.perf_counter() - begin
-                self.saved.keep_batch(*key, *finished)
-            elif changed := finished[0]:
-                images = gather(self.images, [change.index for change in changed], torch.device("cpu"))
-                threat_model.check(torch.stack([change.pixels for change in changed]), images)
-            for change in finished[0]:
-                self._take(state, change)
-            self.seconds[threat_model] += finished[1]
-            return [state.scores[index] <= self.threshold for index in batch]
+            if (finished := self.saved.batch(*key)) is not None:
+                self._check(finished[0], threat_model)
+                return finished
+            begin, seeds = time.perf_counter(), (self.seed, number, place)
+            points = attack_batch(self.images, batch, threat_model, attack, self.device, seeds)
+            changes = self._changes(state, batch, points, source)
+            found = changes, (time.perf_counter() - begin) / self._processes
+            self.saved.keep_batch(*key, *found)
+            return found
 
-        return Stage(run, attacks)
+        return Stage(run, attacks, self._take)
+
+    def _check(self, changes: Sequence[Change], threat_model: ThreatModel) -> None:
+        """What was read from a file lies in the ball."""
+        if changes:
+            images = gather(self.images, [change.index for change in changes], torch.device("cpu"))
+            threat_model.check(torch.stack([change.pixels for change in changes]), images)
 
     def finite_score(self, answer: str, index: int) -> float:
         """Of one answer; NaN would be above no threshold and below no score, and pass for both."""
@@ -217,10 +228,25 @@ class VlmEngine:
             changes.append(Change(index, *given, source(state, index), image.cpu()))
         return changes
 
-    def _take(self, state: Attacked, change: Change) -> None:
-        state.scores[change.index], state.answers[change.index] = change.score, change.answer
-        if self.keep is None or change.index in self.keep:
-            state.pixels[change.index], state.sources[change.index] = change.pixels, change.source
+    def _take(self, found: tuple[list[Change], float], batch: list[int], threat_model: ThreatModel) -> list[bool]:
+        """What a batch changed, whichever process attacked it; says who of the batch is fooled."""
+        changes, seconds = found
+        state = self.state(threat_model)
+        for change in changes:
+            state.scores[change.index], state.answers[change.index] = change.score, change.answer
+            if self.keep is None or change.index in self.keep:
+                state.pixels[change.index], state.sources[change.index] = change.pixels, change.source
+        self.seconds[threat_model] += seconds
+        return [state.scores[index] <= self.threshold for index in batch]
+
+    @property
+    def _processes(self) -> int:
+        return process_state().num_processes if self.distributed else 1
+
+    @property
+    def _writes(self) -> bool:
+        """Whether this process keeps the answers; a batch is kept by whoever attacked it."""
+        return not self.distributed or process_state().is_main_process
 
 
 def evaluate_answers(
@@ -278,9 +304,21 @@ def evaluate_answers(
 
 
 def answers_to(
-    vlm: PreTrainedModel, processor: Any, pixels: Tensor, prompt: str, *, batch_size: int, max_new_tokens: int
+    vlm: PreTrainedModel,
+    processor: Any,
+    pixels: Tensor,
+    prompt: str,
+    *,
+    batch_size: int,
+    max_new_tokens: int,
+    distributed: bool = False,
 ) -> list[str]:
-    """Answers to one prompt about each of some images, in batches."""
-    device, parts = tower_placement(vlm)[0], pixels.split(batch_size)
-    asked = (generate_text(vlm, processor, part.to(device), prompt, max_new_tokens=max_new_tokens) for part in parts)
-    return [answer for answers in asked for answer in answers]
+    """Answers to one prompt about each of some images, in batches, which several processes may divide."""
+    device = tower_placement(vlm)[0]
+
+    def ask(part: Tensor) -> list[str]:
+        return generate_text(vlm, processor, part.to(device), prompt, max_new_tokens=max_new_tokens)
+
+    return [
+        answer for answers in divided(pixels.split(batch_size), ask, distributed=distributed) for answer in answers
+    ]

@@ -66,6 +66,7 @@ def evaluate_vlm(
     max_new_tokens: int = 20,
     groups: Sequence[Hashable] | None = None,
     folder: str | Path | None = None,
+    distributed: bool = False,
 ) -> VlmEvaluation:
     """Figure of a metric on the clean images, and on the worst image that the ensemble finds within each ball.
 
@@ -88,6 +89,8 @@ def evaluate_vlm(
         groups: one label per sample for the bootstrap; None draws samples.
         folder: of this run alone, where each finished batch is written down, so that an interrupted call, made again,
             goes on after the last one with the same result; delete it when the result is kept.
+        distributed: divide the batches among the processes of accelerate or torchrun, which must all call this; every
+            one of them gets what one process alone would.
 
     Returns:
         Rows, and the worst answer found for each image.
@@ -113,7 +116,18 @@ def evaluate_vlm(
     names = {"model": model, "task": task, "dataset": dataset}
     counts = {"steps": steps, "batch_size": batch_size, "max_new_tokens": max_new_tokens}
     check_plan(n, threat_models, groups, seed, names, **counts)
-    engine = VlmEngine(vlm, processor, images, asked, metric.score, metric.threshold, seed, batch_size, max_new_tokens)
+    engine = VlmEngine(
+        vlm,
+        processor,
+        images,
+        asked,
+        metric.score,
+        metric.threshold,
+        seed,
+        batch_size,
+        max_new_tokens,
+        distributed=distributed,
+    )
     if folder is not None:
         effort = {"threat_models": sorted(map(str, threat_models)), "steps": steps, "targets": list(targets)}
         effort["half"] = None if half is None else _short(half)

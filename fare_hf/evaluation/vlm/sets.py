@@ -7,7 +7,6 @@ images and all of Flickr30k, which hold those.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from fare_hf.data.pixel_datasets import PixelDataset
 from fare_hf.evaluation.vlm.ensemble import QUESTION_TARGETS
 from fare_hf.evaluation.vlm.metrics import Choice, Cider, TextMetric, VqaAccuracy, YesNo
 
-__all__ = ["VLM_SETS", "VlmData", "VlmSet", "chat_prompt", "load_vlm_set", "vlm_set"]
+__all__ = ["VLM_SETS", "VlmData", "VlmSet", "chat_prompt", "is_vlm_set", "load_vlm_set", "strings", "vlm_set"]
 
 LMMS, SQA = "lmms-lab-encoder", "ScienceQA-IMG"
 CAPTION_QUESTION = "Provide a short caption for this image."
@@ -109,6 +108,11 @@ def vlm_set(name: str) -> VlmSet:
     raise ValueError(f"there is no set {name!r}: use one of {', '.join(row.name for row in VLM_SETS)}.")
 
 
+def is_vlm_set(name: str) -> bool:
+    """Whether a name is of a row of the table, as `vlm_set` reads it."""
+    return any(row.name.lower() == name.lower() for row in VLM_SETS)
+
+
 def load_vlm_set(
     row: VlmSet | str,
     processor: Any,
@@ -190,15 +194,15 @@ def _question(row: VlmSet, line: dict[str, Any]) -> str:
 def _metric(row: VlmSet, lines: Any) -> TextMetric:
     answers = list(lines[row.answer])
     if row.task == "captions":
-        return Cider([_strings(captions) for captions in answers], row.threshold)
+        return Cider([strings(captions) for captions in answers], row.threshold)
     if row.task == "vqa":
-        return VqaAccuracy([_strings(people) for people in answers])
+        return VqaAccuracy([strings(people) for people in answers])
     if row.task == "yes-no":
         return YesNo(answers, None if row.splits is None else list(lines[row.splits]))
     return Choice([answer if isinstance(answer, str) else chr(ord("A") + int(answer)) for answer in answers])
 
 
-def _strings(values: str | Sequence[Any]) -> list[str]:
-    """Answers as VQAv2 (`[{"answer": ...}]`) and the others (`[...]`) store them."""
-    items = [values] if isinstance(values, str) else list(values)
+def strings(values: Any) -> list[str]:
+    """Captions or answers, as VQAv2 (`[{"answer": ...}]`) and others (`[...]`, or one alone) store them."""
+    items = list(values) if isinstance(values, (list, tuple)) else [values]
     return [str(item["answer"]) if isinstance(item, dict) else str(item) for item in items]

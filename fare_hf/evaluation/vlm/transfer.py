@@ -22,6 +22,7 @@ from fare_hf.attacks import (
 )
 from fare_hf.encoders import frozen, matmul_patch_embedding
 from fare_hf.evaluation.attack_loop import check_plan, chunks, mix
+from fare_hf.evaluation.processes import divided
 from fare_hf.evaluation.report.rows import fraction_row
 from fare_hf.evaluation.result import Evaluation
 from fare_hf.evaluation.vlm.adversarial_images import check_sent
@@ -130,6 +131,7 @@ def evaluate_transfer(
     seed: int = 0,
     batch_size: int = 64,
     groups: Sequence[Hashable] | None = None,
+    distributed: bool = False,
 ) -> TransferMatrix:
     """Accuracy of every victim on the images that APGD on the cross entropy made on each source.
 
@@ -141,6 +143,8 @@ def evaluate_transfer(
         dataset: name for the rows.
         steps, seed, batch_size: of the attack.
         groups: of the intervals.
+        distributed: divide the batches among the processes of accelerate or torchrun, which must all call this; every
+            one of them gets what one process alone would.
 
     Raises:
         ValueError: no source or victim, what `check_plan` refuses, and what attacks raise.
@@ -150,11 +154,12 @@ def evaluate_transfer(
     batches = list(enumerate(chunks(range(len(pixels)), batch_size)))
 
     def made_on(logits: Logits) -> Tensor:
-        points = []
-        for number, batch in batches:
+        def attacked(part: tuple[int, list[int]]) -> Tensor:
+            number, batch = part
             loss, rng = ClassifierLoss(logits, labels[batch], "ce"), torch.Generator().manual_seed(mix(seed, number))
-            points.append(apgd(loss, pixels[batch], threat_model, steps=steps, generator=rng).pixels)
-        return torch.cat(points)
+            return apgd(loss, pixels[batch], threat_model, steps=steps, generator=rng).pixels.to("cpu")
+
+        return torch.cat(list(divided(batches, attacked, distributed=distributed))).to(pixels.device)
 
     @torch.no_grad()
     def right(logits: Logits, points: Tensor) -> list[bool]:
@@ -229,7 +234,7 @@ def evaluate_universal_text(
     judged = (pixels if held_out is None else held_out).to(device)
 
     def answers(images: Tensor) -> list[str]:
-        asked = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
+        asked: dict[str, Any] = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
         return [text for prompt in prompts for text in answers_to(vlm, processor, images, prompt, **asked)]
 
     with frozen(vlm), matmul_patch_embedding(vlm):

@@ -14,7 +14,7 @@ from fare_hf.convert.checkpoints import names_repository
 from fare_hf.data.pixel_datasets import PixelDataset
 from fare_hf.data.pixels import Normalization
 from fare_hf.encoders import check_encoder_type, load_encoder, text_class_embeddings
-from fare_hf.evaluation.attack_loop import process_state
+from fare_hf.evaluation.processes import process_state
 from fare_hf.evaluation.report.rows import Row
 from fare_hf.evaluation.result import Evaluation
 from fare_hf.evaluation.zero_shot.classification import evaluate_zero_shot

@@ -10,8 +10,7 @@ import datasets
 
 from fare_hf.data.class_names import mapping_line, prompt_names
 from fare_hf.data.columns import HuggingFaceDataset, check_labels, class_names_of, find_columns, stored
-from fare_hf.data.image_folders import list_folder, splits_of
-from fare_hf.data.opening import is_image_folder, load_images
+from fare_hf.data.opening import load_images, whole_split
 from fare_hf.data.pixel_datasets import PixelDataset
 from fare_hf.evaluation.zero_shot.sets import ZeroShotData
 
@@ -52,7 +51,7 @@ def load_labelled_images(
     """
     check_templates(templates or TEMPLATES)
     columns: dict[str, Any] = {"image_column": image_column, "label_column": label_column}
-    rows: Any = load_images(name, split or _whole(name), report=report, **columns)
+    rows: Any = load_images(name, split or whole_split(name), report=report, **columns)
     images, labels = find_columns(rows, **columns, name=name)
     if labels is None:
         raise _without_classes(name, rows)
@@ -80,12 +79,6 @@ def check_templates(templates: Sequence[str]) -> None:
             f"the template {templates if isinstance(templates, str) else bad[0]!r} has no {{}} for the "
             "class name: give sentences such as 'a photo of a {}.'."
         )
-
-
-def _whole(name: str) -> str:
-    """The split to measure on where none is named."""
-    splits = list(splits_of(list_folder(Path(name).expanduser()))) if is_image_folder(name) else []
-    return splits[0] if len(splits) == 1 else "test"
 
 
 def _without_classes(name: str, rows: HuggingFaceDataset) -> ValueError:

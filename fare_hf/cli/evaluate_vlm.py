@@ -1,0 +1,164 @@
+"""`fare-hf evaluate --vlm`: a vision-language model on images of one's own, or on the lab's."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fare_hf.cli.console import positive, refuse_given, silent, tell
+
+if TYPE_CHECKING:
+    from fare_hf.evaluation import RobustnessReport, Row
+
+__all__ = ["OF_A_VLM", "add_vlm_options", "run_vlm"]
+
+TASKS = ("captions", "vqa", "pope", "targeted")
+"""`fare_hf.evaluation.vlm.own_data.TASKS`, known here before that is imported (a test compares them)."""
+OF_A_VLM = ("task", "caption_column", "question_column", "answer_column", "prompt", "targets", "max_new_tokens")
+OF_AN_ENCODER_ALONE = ("label_column", "class_names", "text_model")
+PASSED = ("split", "image_column", "caption_column", "question_column", "answer_column", "prompt", "max_new_tokens")
+EFFORT = ("eps", "samples", "steps", "batch_size", "seed")
+STATES = "states"
+
+
+def add_vlm_options(parser: argparse.ArgumentParser) -> None:
+    """The options that --vlm brings."""
+    parser.add_argument(
+        "--vlm",
+        help="folder or repository of a LLaVA or one of its relatives, or lab:llava: measured with its own tower, and "
+        "with ENCODER swapped in, if one is given",
+    )
+    parser.add_argument(
+        "--task",
+        choices=TASKS,
+        help="of --vlm: captions (images with a caption or several), vqa (question and answers), pope (question and "
+        "yes or no), targeted (any images, and --targets)",
+    )
+    parser.add_argument("--caption_column", help="text, or a list of texts; found where just one is called so")
+    parser.add_argument("--question_column", help="of vqa and pope; found where just one is called so")
+    parser.add_argument("--answer_column", help="text, or a list of texts; found where just one is called so")
+    parser.add_argument("--prompt", help="what is asked of each image; of vqa and pope with {} for the question")
+    parser.add_argument("--targets", type=Path, help="file with one string a line, for the task targeted")
+    parser.add_argument("--max_new_tokens", type=positive, help="of an answer (default: 20, 5, 5, 32 by task)")
+
+
+def run_vlm(args: argparse.Namespace) -> RobustnessReport | None:
+    """One model with one tower or two; of several processes the first one writes, and gets the report."""
+    from transformers.utils import logging
+
+    from fare_hf.evaluation.processes import process_state
+    from fare_hf.files.folders import locked_folder
+    from fare_hf.lab.names import encoder_path
+
+    refuse_given(args, OF_AN_ENCODER_ALONE, "is for the classes of zero-shot, and --vlm asks for words: leave it out.")
+    if args.dataset is None or len(args.dataset) != 1 or args.task is None:
+        raise ValueError("--vlm needs one --dataset, and the --task: captions, vqa, pope or targeted.")
+    for name in ("encoder", "against"):
+        setattr(args, name, getattr(args, name) and encoder_path(getattr(args, name)))
+    first = process_state().is_main_process
+    _check_folder(args.output_dir)
+    logging.disable_progress_bar()  # bars of loaded weights say nothing of the attack
+    with locked_folder(args.output_dir, "an evaluation") if first else nullcontext():
+        report = _measured(args, _strings(args), first)
+        if not first:
+            return None
+        report.save(args.output_dir)
+        shutil.rmtree(args.output_dir / STATES, ignore_errors=True)  # the report is written
+    return report
+
+
+def _check_folder(folder: Path) -> None:
+    """A new folder, or one with the states of the same command that was interrupted."""
+    from fare_hf.files.folders import LOCK, check_new_folder
+
+    there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if there - {LOCK} != {STATES}:
+        check_new_folder(folder)
+
+
+def _strings(args: argparse.Namespace) -> list[str]:
+    from fare_hf.evaluation.vlm.forced_strings import read_targets
+
+    if args.targets is None:
+        return []
+    if args.task != "targeted":
+        raise ValueError(f"--targets is for the task targeted, not for {args.task}: leave it out.")
+    return read_targets(args.targets)
+
+
+def _measured(args: argparse.Namespace, strings: Sequence[str], first: bool) -> RobustnessReport:
+    from fare_hf.evaluation import evaluate_vlm_on_data
+    from fare_hf.lab.captions import chat
+    from fare_hf.lab.models import load_llava
+    from fare_hf.lab.names import LLAVA, is_in_lab, lab_name
+
+    dataset, prompts = args.dataset[0], args.templates or []
+    if is_in_lab(dataset):
+        return _on_the_lab(args, dataset, strings)
+    if len(prompts) > 1:
+        raise ValueError(f"--template is given {len(prompts)} times: with --vlm it is one whole prompt.")
+    if args.task == "targeted" and not strings:
+        raise ValueError("the task targeted needs --targets, a file with one string a line.")
+    template, vlm = (prompts[0] if prompts else None), args.vlm
+    if is_in_lab(vlm):
+        lab_name(vlm, [LLAVA.removeprefix("lab:")], "--vlm ")
+        template, vlm = template or chat("{}"), load_llava()
+    options = {name: getattr(args, name) for name in (*PASSED, *EFFORT) if getattr(args, name) is not None}
+    options |= {"encoder": args.encoder, "against": args.against, "template": template, "targets": strings}
+    options |= {"folder": args.output_dir / STATES, "report": tell if first else silent}
+    return evaluate_vlm_on_data(vlm, dataset, args.task, **options).report()
+
+
+def _on_the_lab(args: argparse.Namespace, dataset: str, strings: Sequence[str]) -> RobustnessReport:
+    """The lab's LLaVA on the lab's sets, as its shipped figures are measured."""
+    from fare_hf.attacks import ThreatModel
+    from fare_hf.evaluation import RobustnessReport, environment
+    from fare_hf.lab.models import load_llava
+    from fare_hf.lab.names import LLAVA, TEST_SETS
+    from fare_hf.vlm import swap_vision_tower
+
+    if args.vlm != LLAVA:
+        raise ValueError(f"--dataset {dataset} is for --vlm {LLAVA} alone: give images of your own.")
+    sets = {"captions": ["captions"], "vqa": ["yes-no"], "pope": ["pope"], "targeted": TEST_SETS}[args.task]
+    if dataset.removeprefix("lab:") not in sets:
+        raise ValueError(f"--task {args.task} has no {dataset} in the lab; use one of lab:{', lab:'.join(sets)}.")
+    why = f"is for images of your own: {dataset} has its own."
+    refuse_given(args, [*PASSED, "templates", "batch_size"], why)
+    if args.against is not None and args.encoder is None:
+        raise ValueError(f"--against {args.against} is what an encoder is compared with: give ENCODER too.")
+    threats = [ThreatModel("linf", radius) for radius in args.eps or ("2/255", "4/255")]
+    rows: list[Row] = []
+    for tower in [args.against] if args.encoder is None else [args.against, args.encoder]:
+        llava = load_llava()
+        if tower is not None:
+            swap_vision_tower(llava[0], tower)
+        name = "CLIP" if tower is None else Path(tower).name
+        rows += _lab_rows(args, name, llava, dataset.removeprefix("lab:"), threats, strings)
+    return RobustnessReport(rows, environment(seed=args.seed or 0))
+
+
+def _lab_rows(
+    args: argparse.Namespace, name: str, llava: Any, dataset: str, threats: Sequence[Any], strings: Sequence[str]
+) -> list[Row]:
+    from fare_hf.lab import measure
+
+    known: dict[str, Any] = {"threat_models": threats, "seed": args.seed or 0, "distributed": True}
+    few, steps = args.samples, args.steps
+    if args.task == "captions":
+        budget = measure.Budget(captions=few, caption_steps=steps or measure.Budget.caption_steps)
+        return measure.measure_captions(name, llava, budget, **known).rows
+    if args.task != "targeted":
+        budget = measure.Budget(questions={dataset: few}, question_steps=steps or measure.Budget.question_steps)
+        return measure.measure_questions(name, llava, budget, **known)
+    count, length = few or measure.Budget.targeted, steps or measure.Budget.targeted_steps
+    budget = measure.Budget(targeted=count, targeted_steps=length, targeted_sets=(dataset,))
+    rows: list[Row] = []
+    for target in strings or [measure.TARGET]:
+        found = measure.measure_targeted(name, llava, budget, **known, target=target)
+        rows += [replace(row, dataset=f"{dataset}, {target!r}") for row in found] if len(strings) > 1 else found
+    return rows

@@ -1,0 +1,46 @@
+"""Work divided among the processes that accelerate or torchrun started; every one of them gets all results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object, parse_flag_from_env
+
+__all__ = ["agreed", "divided", "process_state"]
+
+Part = TypeVar("Part")
+Result = TypeVar("Result")
+LONGEST_WAIT = timedelta(days=30)
+"""Of one process for another: a batch of 10,000 steps takes hours, and torch gives up after minutes by itself."""
+
+
+def process_state() -> PartialState:
+    """The processes that accelerate or torchrun started; on a CPU `PartialState` sees one alone, if it is not told."""
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    return PartialState(cpu=cpu, timeout=LONGEST_WAIT)
+
+
+def divided(parts: Sequence[Part], work: Callable[[Part], Result], *, distributed: bool) -> Iterator[Result]:
+    """Results of work on all parts, in the order of the parts; part i is done by process i modulo their number.
+
+    Args:
+        parts: the same in all processes, which must all take all results.
+        work: of one part; its result is sent to the others, round after round.
+        distributed: whether to divide; otherwise this process does everything.
+    """
+    state = process_state() if distributed else None
+    rank, processes = (state.process_index, state.num_processes) if state else (0, 1)
+    for start in range(0, len(parts), processes):
+        own = [work(part) for part in parts[start : start + processes][rank : rank + 1]]
+        yield from own if processes == 1 else gather_object(own)
+
+
+def agreed(decide: Callable[[], Result], *, distributed: bool) -> Result:
+    """What the first process finds, in all: what lies on the disk, say, which others may be writing to."""
+    if not distributed or process_state().num_processes == 1:
+        return decide()
+    return gather_object([decide()] if process_state().is_main_process else [])[0]

@@ -1,0 +1,261 @@
+"""Any vision-language model on anybody's images, in one call: clean and attacked, with its own tower or another."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from fare_hf.attacks import ThreatModel
+from fare_hf.evaluation.attack_loop import check_threat_models
+from fare_hf.evaluation.processes import process_state
+from fare_hf.evaluation.report.rows import Row, fraction_row
+from fare_hf.evaluation.result import Evaluation
+from fare_hf.evaluation.vlm.ensemble import VlmEvaluation, evaluate_vlm
+from fare_hf.evaluation.vlm.forced_strings import evaluate_targeted, target_loss
+from fare_hf.evaluation.vlm.metrics import YesNo
+from fare_hf.evaluation.vlm.own_data import Texts, check_task, load_vlm_data, load_vlm_images
+from fare_hf.evaluation.vlm.sets import VlmData, is_vlm_set, load_vlm_set, vlm_set
+from fare_hf.pretrained.loading import load_processor, load_vlm, vlm_configuration
+from fare_hf.vlm import swap_vision_tower
+from fare_hf.vlm.families.table import family_of_config
+from fare_hf.vlm.swap.before_loading import check_can_be_encoder, check_swap
+
+__all__ = ["evaluate_vlm_on_data"]
+
+logger = logging.getLogger(__name__)
+Name: TypeAlias = "str | os.PathLike[str]"
+
+
+def evaluate_vlm_on_data(
+    vlm: Name | tuple[Any, Any],
+    dataset: Name,
+    task: str,
+    *,
+    encoder: Name | None = None,
+    against: Name | None = None,
+    split: str | None = None,
+    image_column: str | None = None,
+    caption_column: str | None = None,
+    question_column: str | None = None,
+    answer_column: str | None = None,
+    prompt: str | None = None,
+    template: str | None = None,
+    targets: Sequence[str] = (),
+    eps: Sequence[float | str] = ("2/255", "4/255"),
+    samples: int | None = None,
+    steps: int = 100,
+    batch_size: int = 32,
+    max_new_tokens: int | None = None,
+    seed: int = 0,
+    folder: str | Path | None = None,
+    report: Callable[[str], None] = logger.info,
+) -> Evaluation:
+    """A vision-language model on images of one's own, clean and attacked, as `fare-hf evaluate --vlm` measures it.
+
+    Processes that `accelerate launch` started divide the batches, which are those of one process, so that the result
+    is the same too.
+
+    Args:
+        vlm: folder or repository of a model of `fare_hf.vlm.families.table.FAMILIES`; or the model and its processor.
+        dataset: as for `load_vlm_data`, or a set of the paper's table such as "COCO".
+        task: "captions" (CIDEr), "vqa" (VQA accuracy), "pope" (F1 of yes, and accuracy) under the ensemble of
+            `evaluate_vlm`; "targeted" (how often each of `targets` is forced).
+        encoder: swapped in for its tower; measured after the model with its own tower, on the same images.
+        against: another encoder, measured in the place of the own tower.
+        split, image_column, caption_column, question_column, answer_column, prompt, template, max_new_tokens: as
+            `own_data.Texts` says; not for a set of the table, but `template`.
+        targets: strings to force, for "targeted" alone.
+        eps: radii of the linf ball; none for clean figures alone.
+        samples: how many images, drawn by `seed`; None takes all, of the table's sets as many as the paper.
+        steps, batch_size, seed: of the attacks.
+        folder: where finished batches are written down, so that the same call, made again, goes on after the last one
+            (each string of "targeted" from its beginning); delete it when the result is kept.
+        report: gets a line on the images, and one whenever a tower's turn begins.
+
+    Returns:
+        Rows for each tower, clean and for each radius; `report()` has them as tables with the paired differences.
+
+    Raises:
+        ValueError, TypeError: what is no such model or no encoder, towers that do not fit, no such task, strings for
+            another task or none for "targeted", one that is too long, and as `load_vlm_data`; all but the length
+            before weights are loaded, where `vlm` is a name.
+
+    Example:
+        >>> import json, tempfile
+        >>> from fare_hf.data.pixels import to_pil
+        >>> from fare_hf.lab import encoder_folder, load_llava, load_test_set
+        >>> photos = Path(tempfile.mkdtemp())
+        >>> for number, picture in enumerate(to_pil(load_test_set("digits").pixels[:2])):
+        ...     picture.save(photos / f"{number}.png")
+        >>> lines = [{"file_name": f"{number}.png", "caption": "the number seven"} for number in range(2)]
+        >>> _ = (photos / "metadata.jsonl").write_text("\\n".join(map(json.dumps, lines)))
+        >>> chat = {"template": "USER: <image>\\n{} ASSISTANT:"}
+        >>> robust = encoder_folder("fare-4")
+        >>> found = evaluate_vlm_on_data(load_llava(), photos, "captions", encoder=robust, eps=[], **chat)
+        >>> [(row.model, row.metric) for row in found.rows]
+        [('LLaVA', 'CIDEr'), ('LLaVA + fare-4', 'CIDEr')]
+    """
+    texts = Texts(
+        split, image_column, caption_column, question_column, answer_column, prompt, template, max_new_tokens
+    )
+    threats = [ThreatModel("linf", radius) for radius in eps]
+    check_threat_models(threats)
+    if against is not None and encoder is None:
+        raise ValueError(f"against {str(against)!r} is what an encoder is compared with: give the encoder too.")
+    towers = [None if one is None else str(one) for one in ([against] if encoder is None else [against, encoder])]
+    plan = _Plan(str(dataset), task, texts, threats, tuple(targets), samples, steps, batch_size, seed)
+    _check(plan, vlm, towers)
+    own = _Model(*vlm, "LLaVA") if isinstance(vlm, tuple) else _loaded(str(vlm), plan)
+    found: list[Evaluation] = []
+    for number, tower in enumerate(towers):
+        place = None if folder is None else Path(folder) / f"tower-{number}"
+        with _with_tower(own, tower) as model:
+            report(f"measuring {model.name} on {plan.dataset}")
+            found.append(plan.measure(model, place, None if number else report))
+    return _together(found, seed)
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A vision-language model, its processor, and what rows call it."""
+
+    vlm: Any
+    processor: Any
+    name: str
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is measured, whatever the tower."""
+
+    dataset: str
+    task: str
+    texts: Texts
+    threats: Sequence[ThreatModel]
+    targets: tuple[str, ...]
+    samples: int | None
+    steps: int
+    batch_size: int
+    seed: int
+
+    @property
+    def of_the_table(self) -> bool:
+        """Whether the data set is one of the paper's, and no folder of that name."""
+        return is_vlm_set(self.dataset) and not Path(self.dataset).expanduser().is_dir()
+
+    def data(self, processor: Any, report: Callable[[str], None] | None) -> VlmData:
+        """Images with words, as a processor reads them."""
+        choice: dict[str, Any] = {"samples": self.samples, "seed": self.seed}
+        if self.of_the_table:
+            return load_vlm_set(self.dataset, processor, template=self.texts.template, **choice)
+        return load_vlm_data(self.dataset, processor, self.task, self.texts, report=report, **choice)
+
+    def images(self, processor: Any, report: Callable[[str], None] | None) -> tuple[str, Any, str, int]:
+        """Images without words; see `load_vlm_images`."""
+        choice: dict[str, Any] = {"samples": self.samples, "seed": self.seed}
+        return load_vlm_images(self.dataset, processor, self.texts, report=report, **choice)
+
+    def open(self, processor: Any, report: Callable[[str], None] | None = None) -> None:
+        """Look at the images and their columns, before any weights are loaded."""
+        (self.images if self.task == "targeted" else self.data)(processor, report)
+
+    def measure(self, model: _Model, folder: Path | None, report: Callable[[str], None] | None) -> Evaluation:
+        """One tower."""
+        options: dict[str, Any] = {"model": model.name, "threat_models": self.threats, "distributed": True}
+        options |= {"steps": self.steps, "batch_size": self.batch_size, "seed": self.seed}
+        if self.task == "targeted":
+            return self._targeted(model, report, options)
+        data = self.data(model.processor, report)
+        options |= {"task": data.task, "dataset": data.name, "targets": data.targets, "folder": folder}
+        options["max_new_tokens"] = data.max_new_tokens
+        found = evaluate_vlm(model.vlm, model.processor, data.images, data.prompts, data.metric, **options)
+        return _with_samples(found, data)
+
+    def _targeted(self, model: _Model, report: Callable[[str], None] | None, options: dict[str, Any]) -> Evaluation:
+        called, pixels, prompt, length = self.images(model.processor, report)
+        options |= {"prompt": prompt, "max_new_tokens": length}
+        for target in self.targets:  # before any attack: each has tokens, and room in an answer
+            target_loss(model.vlm, model.processor, prompt, target, length)
+        found = []
+        for target in self.targets:
+            names = {"dataset": called if len(self.targets) == 1 else f"{called}, {target!r}"}
+            found.append(evaluate_targeted(model.vlm, model.processor, pixels, target, **options | names))
+        return _together(found, self.seed)
+
+
+def _check(plan: _Plan, vlm: Name | tuple[Any, Any], towers: Sequence[str | None]) -> None:
+    """What can be refused before weights are loaded."""
+    check_task(plan.task, plan.texts)
+    if plan.task == "targeted" and not (plan.targets and plan.threats):
+        raise ValueError("the task 'targeted' forces strings by an attack: give targets, and eps.")
+    if plan.task != "targeted" and plan.targets:
+        raise ValueError(f"targets are for the task 'targeted', not for {plan.task!r}: leave them out.")
+    if len(set(towers)) < len(towers):
+        raise ValueError(f"{towers[0]!r} is compared with itself: give another encoder, or leave against out.")
+    if plan.of_the_table:
+        _check_of_the_table(plan)
+    for tower in filter(None, towers):
+        check_can_be_encoder(tower)
+        if not isinstance(vlm, tuple):
+            check_swap(str(vlm), tower)
+    if not isinstance(vlm, tuple):
+        family_of_config(vlm_configuration(str(vlm)))
+    plan.open(vlm[1] if isinstance(vlm, tuple) else load_processor(str(vlm)))
+
+
+def _check_of_the_table(plan: _Plan) -> None:
+    """A set of the table has a task, and says what is asked."""
+    row = vlm_set(plan.dataset)
+    tasks = {"yes-no": "pope", "choice": "choice"}.get(row.task, row.task)
+    if plan.task != tasks:
+        raise ValueError(f"{row.name} is a set of the task {tasks!r}, not {plan.task!r}: give images of your own.")
+    given = [name for name, value in vars(plan.texts).items() if value is not None and name != "template"]
+    if given:
+        raise ValueError(f"--{given[0]} is for images of your own: {row.name} has its own.")
+
+
+def _loaded(name: str, plan: _Plan) -> _Model:
+    vlm = load_vlm(name).eval().to(process_state().device)
+    return _Model(vlm, load_processor(name), _short(name))
+
+
+@contextmanager
+def _with_tower(own: _Model, tower: str | None) -> Iterator[_Model]:
+    """The model with another tower, and its processor with that one's resolution, as long as the context lasts."""
+    if tower is None:
+        yield own
+        return
+    with swap_vision_tower(own.vlm, tower, own.processor):
+        yield replace(own, name=f"{own.name} + {_short(tower)}")
+
+
+def _with_samples(found: VlmEvaluation, data: VlmData) -> Evaluation:
+    """With what each sample gave in the rows, so that towers are compared in pairs; of yes and no also the rate of
+    right answers, for F1 is no mean over samples."""
+    if isinstance(data.metric, YesNo):
+        right = [_right(row, scores, found.seed) for row, scores in zip(found.rows, found.outcomes, strict=True)]
+        return _together([found, Evaluation.of_rates(right)], found.seed)
+    scored = zip(found.rows, found.outcomes, strict=True)
+    return replace(found, rows=[replace(row, scores=tuple(map(float, scores))) for row, scores in scored])
+
+
+def _right(row: Row, scores: Sequence[float], seed: int) -> Row:
+    """The rate of right answers behind a row."""
+    kept = ("model", "task", "dataset", "threat_model", "attack", "precision", "batch_size", "seconds")
+    names = {name: getattr(row, name) for name in kept}
+    return fraction_row([score > 0 for score in scores], None, seed, metric="accuracy", **names)
+
+
+def _together(parts: Sequence[Evaluation], seed: int) -> Evaluation:
+    rows = [row for part in parts for row in part.rows]
+    return Evaluation(rows=rows, outcomes=[one for part in parts for one in part.outcomes], seed=seed)
+
+
+def _short(name: str) -> str:
+    """The last part of a path or repository's name."""
+    return Path(Path(name).resolve() if Path(name).is_dir() else name).name

@@ -1,0 +1,60 @@
+"""Captions, questions, forced strings and transfer in two processes of the real launcher: the result of one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.divided_vlm import COUNT, RUNS, everything, questions
+from helpers.launched_runs import TWO, start
+from helpers.paths import TESTS
+from helpers.vlm_folders import command, write_captions, write_llava
+
+from fare_hf.cli import main as cli
+from fare_hf.evaluation.vlm.metrics import VqaAccuracy
+
+SCRIPT = TESTS / "helpers" / "distributed" / "vlm_run.py"
+
+
+def interrupted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    """One process that is stopped in its second batch; says how many are finished."""
+    left, score = [COUNT + 2], VqaAccuracy.score
+
+    def ends(self: Any, answer: str, index: int) -> float:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return score(self, answer, index)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(VqaAccuracy, "score", ends)
+        questions(folder, {"distributed": False})
+    return len(list((folder / "questions").glob("linf-*.safetensors")))
+
+
+def test_two_processes_find_what_one_does_and_go_on_where_it_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two, photos = tmp_path / "two", write_captions(tmp_path / "photos", 4)
+    llava = write_llava(tmp_path / "llava")
+    words = command(llava, photos, "captions", "--json")
+    finished = interrupted(two, monkeypatch)
+    run = {"folder": str(two), "commands": [[*words, "--output_dir", str(tmp_path / "reports" / "two")]]}
+    ended = start(run, *TWO.split(), script=SCRIPT)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    first, second = (json.loads((two / f"{rank}.json").read_text()) for rank in range(2))
+    assert first.pop("processes") == second.pop("processes") == 2
+    one = json.loads(json.dumps(everything(tmp_path / "one", distributed=False)))
+    for name in RUNS:
+        shares = [found[name].pop("attacked") for found in (first, second)]
+        whole = one[name].pop("attacked")
+        assert all(shares), f"of {name} one process attacked nothing"
+        done = finished if name == "questions" else 0
+        assert sorted(shares[0] + shares[1]) == sorted(whole[done:]), name
+        assert first[name] == second[name] == one[name], name
+    cli.main([*words, "--output_dir", str(tmp_path / "reports" / "one")])
+    reports = [json.loads((tmp_path / "reports" / name / "report.json").read_text()) for name in ("one", "two")]
+    rows = [[row | {"seconds": 0} for row in report["rows"]] for report in reports]
+    assert rows[0] == rows[1] and json.loads(ended.stdout)["rows"] == reports[1]["rows"]

@@ -1,0 +1,229 @@
+"""A vision-language model on images of one's own: in Python, by the command; what cannot be measured."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from helpers.tiny_llava import encoder, images
+from helpers.vlm_folders import SAID, TEMPLATE, command, write_captions, write_images, write_llava
+from PIL import Image
+
+from fare_hf import RobustnessReport, evaluate_vlm, evaluate_vlm_on_data, swap_vision_tower
+from fare_hf.attacks import ThreatModel
+from fare_hf.cli import evaluate_vlm as options_of_the_command
+from fare_hf.cli import main as cli
+from fare_hf.data.pixels import to_pil
+from fare_hf.evaluation import paired_difference
+from fare_hf.evaluation.vlm import own_data
+from fare_hf.evaluation.vlm.engine import VlmEngine
+from fare_hf.evaluation.vlm.metrics import Cider
+from fare_hf.lab.models import load_vlm_and_processor
+
+QUESTIONS = [{"question": f"what {word} ?", "answer": answer} for word, answer in (("red", "cat"), ("blue", "dog"))]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LLaVA, two encoders for it, and images with every kind of words."""
+    place = tmp_path_factory.mktemp("own")
+    write_llava(place / "llava")
+    for seed, name in enumerate(("robust", "other"), 5):
+        encoder(seed=seed).save_pretrained(place / name)
+    write_captions(place / "photos", 4)
+    write_images(place / "asked", QUESTIONS)
+    write_images(place / "yes-no", [{"question": "a cat ?", "answer": word} for word in ("yes", "No")])
+    write_images(place / "plain", [{}, {}])
+    (place / "plain" / "metadata.jsonl").unlink()
+    (place / "strings.txt").write_text("# one\nred dog\n")
+    return place
+
+
+def measured(place: Path, dataset: str, task: str, **options: Any) -> Any:
+    asked = {"template": TEMPLATE, "steps": 2, "batch_size": 2, "eps": ["4/255"]} | options
+    return evaluate_vlm_on_data(place / "llava", place / dataset, task, **asked)
+
+
+def test_the_command_knows_the_tasks_of_the_library() -> None:
+    assert options_of_the_command.TASKS == own_data.TASKS
+
+
+def test_an_encoder_is_compared_with_the_own_tower_as_by_the_longer_way(place: Path) -> None:
+    found = measured(place, "photos", "captions", encoder=place / "robust", seed=3)
+    assert [row.model for row in found.rows] == ["llava"] * 2 + ["llava + robust"] * 2
+    assert "Difference to llava in points" in found.report().to_markdown()
+    vlm, processor = load_vlm_and_processor(str(place / "llava"))
+    swap_vision_tower(vlm, str(place / "robust"), processor)
+    captions = [[SAID[number % 3], SAID[(number + 1) % 3]] for number in range(4)]
+    pictures = torch.stack([torch.tensor(list(p.getdata())).view(32, 32, 3) for p in to_pil(images(4))])
+    pixels = pictures.permute(0, 3, 1, 2).float().div(255)
+    prompt = TEMPLATE.replace("{}", "Provide a short caption for this image.")
+    names: dict[str, Any] = {"model": "llava + robust", "task": "captions", "dataset": "photos", "batch_size": 2}
+    names |= {"threat_models": [ThreatModel("linf", "4/255")], "steps": 2, "seed": 3}
+    longer = evaluate_vlm(vlm, processor, pixels, prompt, Cider(captions), **names)
+    assert found.outcomes[2:] == longer.outcomes
+    assert [(row.value, row.ci, row.attack) for row in found.rows[2:]] == [
+        (row.value, row.ci, row.attack) for row in longer.rows
+    ]
+    change, _ = paired_difference(found.rows[0], found.rows[2])
+    assert change == pytest.approx(found.rows[2].value - found.rows[0].value, abs=1e-9)
+
+
+def test_questions_and_strings(place: Path, tmp_path: Path) -> None:
+    asked = measured(place, "asked", "vqa", prompt="{} in a word")
+    assert [(row.task, row.metric, row.n) for row in asked.rows] == [("vqa", "VQA accuracy", 2)] * 2
+    yes_no = measured(place, "yes-no", "pope", samples=2)
+    assert [row.metric for row in yes_no.rows] == ["F1", "F1", "accuracy", "accuracy"]
+    forced = measured(place, "plain", "targeted", targets=["red dog", "face"], eps=["128/255"], steps=20)
+    assert [row.dataset for row in forced.rows] == ["plain, 'red dog'"] * 2 + ["plain, 'face'"] * 2
+    assert forced.rows[1].value > 0
+    path = forced.report().save(tmp_path)
+    assert RobustnessReport.load(path).rows == forced.rows
+    scored = asked.report().save(tmp_path / "scored")
+    assert RobustnessReport.load(scored).rows == asked.rows and asked.rows[0].scores is not None
+
+
+def test_the_command_prints_json_alone_and_goes_on(
+    place: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = command(place / "llava", place / "photos", "captions", "--against", str(place / "other"), "--json")
+    words = [words[0], str(place / "robust"), *words[1:], "--output_dir", str(tmp_path / "report")]
+
+    def interrupted(*words: Any, **options: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(VlmEngine, "attack", interrupted)
+        cli.main(words)
+    assert (tmp_path / "report" / "states" / "tower-0" / "clean.json").is_file()
+    assert "the same command goes on" in capfd.readouterr().err
+    asked: list[list[int]] = []
+    ask = VlmEngine._clean_answers
+    monkeypatch.setattr(VlmEngine, "_clean_answers", lambda self, batch: asked.append(batch) or ask(self, batch))
+    cli.main(words)
+    assert len(asked) == 2  # of the second tower alone
+    text = (tmp_path / "report" / "report.json").read_text()
+    assert capfd.readouterr().out == text and not (tmp_path / "report" / "states").exists()
+    assert {row["model"] for row in json.loads(text)["rows"]} == {"llava + other", "llava + robust"}
+
+
+def test_the_lab_as_its_figures_are_measured(tmp_path: Path) -> None:
+    words = ["evaluate", "lab:fare-4", "--vlm", "lab:llava", "--dataset", "lab:digits", "--task", "targeted"]
+    cli.main([*words, "--samples", "2", "--steps", "2", "--eps", "4/255", "--output_dir", str(tmp_path)])
+    rows = RobustnessReport.load(tmp_path).rows
+    assert [(row.model, row.dataset) for row in rows] == [("LLaVA + CLIP", "digits")] * 2 + [
+        ("LLaVA + fare-4", "digits")
+    ] * 2
+
+
+def saved(columns: dict[str, Any]) -> Callable[[Path], None]:
+    """Two images with columns, as `save_to_disk` writes them."""
+
+    def save(folder: Path) -> None:
+        rows = datasets.Dataset.from_dict({"image": to_pil(images(2)), **columns})
+        rows.cast_column("image", datasets.Image()).save_to_disk(folder / "saved")
+
+    return save
+
+
+REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
+    ("plain", "captions", {}, "no column 'caption'; its columns are image: name the caption with --caption_column"),
+    ("asked", "captions", {}, "its columns are image, question, answer: name the caption with --caption_column"),
+    ("photos", "vqa", {}, "no column 'question'; .*--question_column"),
+    ("photos", "captions", {"caption_column": "text"}, "--caption_column 'text' is not in .*photos'; its columns are"),
+    ("photos", "captions", {"answer_column": "text"}, "--answer_column says nothing to the task 'captions'"),
+    ("asked", "pope", {}, "has the answer 'cat' in 'answer': the task 'pope' wants yes or no"),
+    ("asked", "vqa", {"prompt": "what?"}, "--prompt 'what\\?' has no {} for the question"),
+    ("photos", "captions", {"template": None}, "LlavaProcessor has no chat template: give template"),
+    ("photos", "captions", {"split": "night"}, "night"),
+    ("photos", "caption", {}, "no task 'caption': use one of captions, vqa, pope, targeted"),
+    ("plain", "targeted", {}, "forces strings by an attack: give targets"),
+    ("plain", "targeted", {"targets": ["a"], "eps": []}, "give targets, and eps"),
+    ("photos", "captions", {"targets": ["a"]}, "targets are for the task 'targeted', not for 'captions'"),
+    ("photos", "captions", {"eps": [4]}, "did you mean 4/255"),
+    ("photos", "captions", {"vlm": "robust"}, "is a 'clip_vision_model' model, not a vision-language model: name one"),
+    ("photos", "captions", {"encoder": "llava"}, "is a vision-language model .llava., and an encoder is wanted"),
+    ("photos", "captions", {"encoder": "nowhere"}, "there is nothing at .*nowhere', where the encoder should be"),
+    ("photos", "captions", {"encoder": "robust", "against": "robust"}, "is compared with itself"),
+    ("photos", "captions", {"against": "robust"}, "is what an encoder is compared with: give the encoder too"),
+    ("COCO", "vqa", {}, "COCO is a set of the task 'captions', not 'vqa'"),
+    ("COCO", "captions", {"split": "val"}, "--split is for images of your own: COCO has its own"),
+]
+
+
+@pytest.mark.parametrize(("dataset", "task", "options", "sentence"), REFUSED)
+def test_what_cannot_be_measured_is_one_sentence_before_weights_are_loaded(
+    dataset: str, task: str, options: dict[str, Any], sentence: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fare_hf.evaluation.vlm.evaluate.load_vlm", pytest.fail)
+    paths = {name: place / options[name] for name in ("vlm", "encoder", "against") if name in options}
+    told = {"vlm": place / "llava", "template": TEMPLATE} | options | paths
+    images_there = place / dataset if dataset != "COCO" else dataset
+    with pytest.raises(ValueError, match=sentence) as found:
+        evaluate_vlm_on_data(dataset=images_there, task=task, **told)
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("columns", "sentence"),
+    [
+        ({"caption": ["a", "b"], "text": ["c", "d"]}, "several columns that may be the caption .caption, text."),
+        ({"caption": ["a", None]}, "sample 1 of .* has no 'caption' .None.: leave such images out"),
+        ({"caption": [["a"], []]}, "sample 1 of .* has no 'caption'"),
+    ],
+)
+def test_captions_that_are_no_captions(columns: dict[str, Any], sentence: str, place: Path, tmp_path: Path) -> None:
+    saved(columns)(tmp_path)
+    with pytest.raises(ValueError, match=sentence):
+        evaluate_vlm_on_data(place / "llava", tmp_path / "saved", "captions", template=TEMPLATE)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (
+            ["ENC", "--dataset", "x", "--task", "captions"],
+            "--task is for a vision-language model: give that with --vlm",
+        ),
+        (["--vlm", "VLM", "--task", "captions"], "--vlm needs one --dataset"),
+        (["--vlm", "VLM", "--dataset", "x"], "and the --task: captions, vqa, pope or targeted"),
+        (
+            ["--vlm", "VLM", "--dataset", "x", "--task", "vqa", "--class_names", "a"],
+            "--class_names is for the classes",
+        ),
+        (["--vlm", "VLM", "--dataset", "x", "--task", "targeted"], "needs --targets, a file with one string a line"),
+        (
+            ["--vlm", "VLM", "--dataset", "x", "--task", "vqa", "--targets", "STR"],
+            "--targets is for the task targeted",
+        ),
+        (["--vlm", "VLM", "--dataset", "lab:digits", "--task", "targeted"], "lab:digits is for --vlm lab:llava alone"),
+        (["--vlm", "lab:llava", "--dataset", "lab:digits", "--task", "vqa"], "use one of lab:yes-no"),
+        (
+            ["--vlm", "lab:llava", "--dataset", "lab:captions", "--task", "captions", "--prompt", "a"],
+            "--prompt is for",
+        ),
+        (["--vlm", "VLM", "--suite", "lab"], "--vlm is not for --suite"),
+    ],
+)
+def test_the_command_refuses_what_it_would_drop(words: list[str], sentence: str, place: Path, tmp_path: Path) -> None:
+    there = {"VLM": "llava", "ENC": "robust", "STR": "strings.txt"}
+    words = [str(place / there[word]) if word in there else word for word in words]
+    with pytest.raises(SystemExit) as end:
+        cli.main(["evaluate", *words, "--output_dir", str(tmp_path / "out")])
+    assert re.search(sentence, str(end.value)) and "\n" not in str(end.value)
+
+
+def test_a_hub_like_set_without_paths(place: Path, tmp_path: Path) -> None:
+    """Answers as a column of classes, pictures without files, a split that has another name."""
+    answers = datasets.Features({"image": datasets.Image(), "question": datasets.Value("string")})
+    answers["label"] = datasets.ClassLabel(names=["no", "yes"])
+    rows = {"image": [Image.new("RGB", (40, 36), (9, 99, 9))] * 2, "question": ["a cat ?"] * 2, "label": [1, 0]}
+    datasets.DatasetDict({"all": datasets.Dataset.from_dict(rows, answers)}).save_to_disk(tmp_path / "hub")
+    found = evaluate_vlm_on_data(place / "llava", tmp_path / "hub", "pope", template=TEMPLATE, eps=[])
+    assert [row.n for row in found.rows] == [2, 2] and found.outcomes[0] == found.outcomes[1]

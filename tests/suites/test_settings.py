@@ -289,7 +289,8 @@ def test_no_option_is_new_without_a_look_at_what_ignores_it() -> None:
         "convert": {"--to", "--output_dir", "--base", "--activation", "--visual_only", "--revision"},
         "evaluate": {f"--{name}" for name in (
             "suite models dataset split image_column label_column class_names templates template against text_model "
-            "eps steps samples batch_size seed json output_dir").split()},
+            "eps steps samples batch_size seed json output_dir vlm task caption_column question_column "
+                "answer_column prompt targets max_new_tokens").split()},
         "merge": {f"--{name}" for name in (
             "output_dir push_to_hub hub_model_id hard_links private no-private revision "
             "encoder_revision base").split()},

@@ -30,9 +30,9 @@ from fare_hf.evaluation.report.rows import fraction_row
 from fare_hf.evaluation.vlm.adversarial_images import load_exported, quantize_inside
 from fare_hf.evaluation.vlm.engine import VlmEngine
 from fare_hf.evaluation.vlm.ensemble import evaluate_vlm
-from fare_hf.evaluation.vlm.stealth import evaluate_stealth
 from fare_hf.evaluation.vlm.metrics import Choice, Cider, VqaAccuracy, YesNo
 from fare_hf.evaluation.vlm.sets import chat_prompt
+from fare_hf.evaluation.vlm.stealth import evaluate_stealth
 from fare_hf.evaluation.vlm.transfer import evaluate_universal_text
 from fare_hf.evaluation.zero_shot.classification import logits_function, predict_zero_shot
 from fare_hf.evaluation.zero_shot.drift import retrieval_recall

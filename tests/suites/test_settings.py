@@ -286,7 +286,9 @@ def test_no_option_is_new_without_a_look_at_what_ignores_it() -> None:
             "dataset encoder victims targets question template split dataset_config eps max_new_tokens output_dir "
             "steps samples batch_size save_every seed").split()},
         "card": {"--report", "--report_model", "--license", "--revision"},
+        "completion": set(),
         "convert": {"--to", "--output_dir", "--base", "--activation", "--visual_only", "--revision"},
+        "env": {"--json"},
         "evaluate": {f"--{name}" for name in (
             "suite models dataset split image_column label_column class_names templates template against text_model "
             "eps steps samples batch_size seed json output_dir vlm task caption_column question_column "

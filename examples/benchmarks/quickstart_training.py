@@ -19,14 +19,14 @@ from typing import Any
 
 from turns import write
 
-from fare_hf.lab.recipes import QUICK_STEPS, command, recipe
+from fare_hf.lab.recipes import QUICK_STEPS, command, quick_recipe
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Seconds of one training, and its images per second."""
-    options = recipe("fare-4", args.max_steps)
+    options = quick_recipe(args.max_steps)
     options |= {"per_device_train_batch_size": str(args.batch_size)} if args.batch_size else {}
-    options |= {"logging_steps": str(min(50, args.max_steps)), "save_strategy": "steps"}
+    options["save_strategy"] = "steps"
     options["save_steps"] = str(args.max_steps)
     with tempfile.TemporaryDirectory() as folder:
         begin = time.perf_counter()

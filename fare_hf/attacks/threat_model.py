@@ -263,13 +263,15 @@ def _add_inwards(pixels: Tensor, change: Tensor) -> Tensor:
     """
     total = pixels + change
     part = total - pixels
-    error = (pixels - (total - part)) + (change - part)
-    return torch.where(error * change.sign() < 0, torch.nextafter(total, pixels), total)
+    error = (
+        (total - part).neg_().add_(pixels).add_(part.neg_().add_(change))
+    )  # in place: large tensors cost their room
+    return torch.where(error.mul_(change.sign()) < 0, torch.nextafter(total, pixels), total)
 
 
 def _linf_bounds(pixels: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Smallest and largest fp32 value each pixel may take in the ball and the box."""
-    radius = torch.full_like(pixels, _float32_below(eps))
+    radius = torch.full((), _float32_below(eps), device=pixels.device)
     return _add_inwards(pixels, -radius).clamp_min_(0), _add_inwards(pixels, radius).clamp_max_(1)
 
 

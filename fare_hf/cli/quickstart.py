@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fare_hf.cli.console import positive
 from fare_hf.files.folders import check_new_folder
+from fare_hf.numerals import parse_fraction
 
 __all__ = ["EXAMPLES", "GOING_ON", "PURPOSE", "add_options", "check", "run"]
 
@@ -14,6 +15,7 @@ PURPOSE = "break a CLIP, make it robust, swap it into a LLaVA, measure: 8 minute
 EXAMPLES = """\
 fare-hf quickstart
 fare-hf quickstart --output_dir outputs/again
+fare-hf quickstart --minutes 20 --output_dir outputs/longer
 """
 GOING_ON = "empty the output_dir, and run the same command again"
 FOLDER = Path("outputs/quickstart")
@@ -24,7 +26,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output_dir", type=Path, default=FOLDER, help=f"must be empty or absent (default: {FOLDER.as_posix()})"
     )
-    parser.add_argument("--max_steps", type=positive, help="training steps (default: as many as the figures are of)")
+    longer = parser.add_mutually_exclusive_group()
+    longer.add_argument("--max_steps", type=positive, help="training steps (default: as many as the figures are of)")
+    longer.add_argument(
+        "--minutes",
+        type=_minutes,
+        help="more time than it takes as it is: a longer training, and more images measured (default: as it is)",
+    )
 
 
 def check(args: argparse.Namespace) -> None:
@@ -35,6 +43,17 @@ def check(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> None:
     """The quickstart of the lab."""
     from fare_hf.lab.quickstart import Quickstart
+    from fare_hf.lab.quickstart_plan import Plan
 
-    options = {} if args.max_steps is None else {"max_steps": args.max_steps}
-    Quickstart(args.output_dir, **options).run()
+    plan = Plan() if args.max_steps is None else Plan(args.max_steps)
+    Quickstart(args.output_dir, plan, args.minutes).run()
+
+
+def _minutes(text: str) -> float:
+    """An argument that is a number of minutes."""
+    try:
+        if number := parse_fraction(text, "--minutes"):
+            return number
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is no number of minutes above 0")

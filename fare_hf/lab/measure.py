@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -80,20 +80,24 @@ class Budget:
 
 FULL = Budget({"twemoji": None, "fashion": None, "digits": None}, questions={name: None for name in QUESTION_SETS})
 QUICK = Budget(
-    {"twemoji": 224, "fashion": 100, "digits": 100},
+    {"twemoji": 160, "fashion": 60, "digits": 60},
     steps=20,
-    captions=48,
+    captions=40,
     caption_steps=40,
-    targeted=32,
-    targeted_steps=60,
+    targeted=20,
+    targeted_steps=40,
     questions={"yes-no": 48, "pope": 16},
     question_steps=20,
 )
-SEEDS = replace(
-    QUICK,
-    samples={"twemoji": 200, "fashion": 150, "digits": 150},
+SEEDS = Budget(
+    {"twemoji": 200, "fashion": 150, "digits": 150},
+    steps=20,
     captions=100,
+    caption_steps=40,
+    targeted=32,
+    targeted_steps=60,
     questions={"yes-no": 100, "pope": 40},
+    question_steps=20,
 )
 """For several seeds of one training (`examples/lab_seeds.py`)."""
 

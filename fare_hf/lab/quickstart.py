@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
-import textwrap
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,26 +15,29 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from tqdm.auto import tqdm
+from transformers import CLIPVisionModelWithProjection, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from fare_hf.encoders import load_encoder
-from fare_hf.evaluation import NamesConcept, RobustnessReport, Row, SheetRow, TextEvaluation, attack_sheet, environment
-from fare_hf.evaluation.report.attack_sheet import Answer
+from fare_hf.evaluation import RobustnessReport, Row, TextEvaluation, environment
 from fare_hf.files.folders import check_new_folder
 from fare_hf.lab import measure, recipes
-from fare_hf.lab.drawings import all_concepts
 from fare_hf.lab.models import load_clip, load_llava
 from fare_hf.lab.names import encoder_folder
+from fare_hf.lab.quickstart_plan import REPORT, TRAINING, Plan, TimeLeft, in_words
+from fare_hf.lab.quickstart_shown import PICTURES, draw, lower, proof, said, summary, wrapped
 from fare_hf.lab.saving import save_with_report
 from fare_hf.vlm import swap_vision_tower
 
-__all__ = ["Quickstart", "summary"]
+__all__ = ["Quickstart"]
 
-PICTURES = 4
+STRONGEST = measure.THREAT_MODELS[-1:]
+"""4/255 alone: what survives it survives 2/255, and the smaller ball would take most of the time."""
 BAR: dict[str, Any] = {"leave": False, "dynamic_ncols": True, "disable": None}
 """Bars of the attacks: gone when done, and only in a terminal, as a file keeps every state of a bar."""
+STEP = re.compile(r"step (\d+): loss ([\d.e+-]+)")
+"""A line of the training's log."""
 INTRODUCTION = """\
 A small CLIP, trained on drawings, is the eye of a small LLaVA. An attacker who may change every pixel by at most 4/255
 breaks both. FARE makes the CLIP robust, the LLaVA takes it without being trained again, and everything is measured
@@ -52,22 +57,28 @@ class Quickstart:
 
     Attributes:
         output_dir: where everything goes; must be empty or absent.
-        max_steps: training steps.
-        budget: how much is measured.
+        plan: how much is trained and measured.
+        minutes: how long all of it shall take on this machine; None is as long as `plan` takes. More lengthens the
+            training and measures more images; less is refused when the first stage has shown the machine's speed.
     """
 
     output_dir: Path
-    max_steps: int = recipes.QUICK_STEPS
-    budget: measure.Budget = measure.QUICK
+    plan: Plan = Plan()
+    minutes: float | None = None
     rows: list[Row] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.output_dir = Path(self.output_dir)
         check_new_folder(self.output_dir)
+        self.left = TimeLeft(self.plan.costs())
 
     def run(self) -> Path:
-        """Runs it all; returns the path of `report.json`."""
-        started = time.perf_counter()
+        """Runs it all; returns the path of `report.json`.
+
+        Raises:
+            ValueError: the training failed, or `minutes` is less than all of it takes.
+        """
         print(INTRODUCTION.format(folder=self.output_dir), flush=True)
         with without_bars_for_loading():
             path = self.tell()
@@ -75,62 +86,135 @@ class Quickstart:
         for name, what in FILES.items():
             if (self.output_dir / name).exists():
                 print(f"  {name:14s} {what}")
-        print(f"{time.perf_counter() - started:.0f} s in all.")
+        print(f"{self.left.elapsed():.0f} s in all.")
         return path
 
     def tell(self) -> Path:
         """The five stages; returns the path of `report.json`."""
-        with stage("1/5 Fine-tune the CLIP with FARE at eps 4/255; no labels are used"):
+        with self.stage("1/5 Attack the CLIP: does it still know what a drawing shows?"):
+            clean, attacked = self.zero_shot("CLIP", load_encoder(str(encoder_folder("clip"))))
+            self.prove(lower(attacked, clean), "the CLIP is broken", clean, attacked)
+            self.lengthen()
+        with self.stage("2/5 Fine-tune it with FARE at eps 4/255; no labels are used"):
             self.fine_tune()
-        encoder_dir = self.output_dir / "encoder"
-        with stage("2/5 Attack zero-shot classification: CLIP, the new FARE encoder, a TeCoA-4 to compare"):
-            self.zero_shot({"CLIP": encoder_folder("clip"), "FARE": encoder_dir, "TeCoA": encoder_folder("tecoa-4")})
-        llava = load_llava()
-        with stage("3/5 Attack the LLaVA with its original tower"):
-            before = self.language("CLIP", llava)
-        with stage("4/5 Swap the FARE encoder in, touch nothing else, and attack again"):
-            print(f"    >>> swap_vision_tower(llava, {str(encoder_dir)!r})")
-            swapped = swap_vision_tower(llava[0], str(encoder_dir))
-            print(f"    {swapped.changed} of {swapped.tensors} weight tensors of the tower changed", flush=True)
-            after = self.language("FARE", llava)
-        with stage("5/5 Write the report, the model card and the picture"):
+        with self.stage("3/5 Load the new encoder with transformers alone and attack it, and a TeCoA-4 to compare"):
+            robust = self.zero_shot("FARE", self.loaded())[1]
+            self.prove(lower(attacked, robust), "FARE made it robust: CLIP, then FARE, attacked", attacked, robust)
+            self.zero_shot("TeCoA", load_encoder(str(encoder_folder("tecoa-4"))))
+        with self.stage("4/5 Attack the LLaVA, swap the FARE encoder in, touch nothing else, and attack again"):
+            before, after = self.with_both_towers()
+        with self.stage("5/5 Write the report, the model card and the picture"):
             return self.write(before, after)
 
+    @contextmanager
+    def stage(self, title: str) -> Iterator[None]:
+        """A heading before; after it how long it took, and how long the rest will take."""
+        print(f"\n=== {title}", flush=True)
+        started = time.perf_counter()
+        yield
+        print(f"    ({time.perf_counter() - started:.0f} s; {self.left})", flush=True)
+
+    def prove(self, shown: bool, claim: str, first: Row, second: Row) -> None:
+        """A line for what two rates show."""
+        print(proof(shown, claim, f"{first.value:.1%}, {second.value:.1%} of {first.dataset}"), flush=True)
+
+    def lengthen(self) -> None:
+        """Makes the plan as long as `minutes`, now that the speed of the machine is known."""
+        if self.minutes is None:
+            return
+        usual = self.left.elapsed() + self.left.seconds()
+        if self.minutes * 60 < usual:
+            raise ValueError(
+                f"minutes={self.minutes:g} is too little: on this machine the quickstart takes about "
+                f"{in_words(usual)} as it is; give more, or leave --minutes out."
+            )
+        # The first stage is done, of as many images as it had.
+        self.plan = self.plan.lengthened(self.minutes * 60 / usual)
+        done, self.left.costs = self.left.costs["CLIP"], self.plan.costs()
+        self.left.costs["CLIP"] = done
+        budget, steps = self.plan.budget, self.plan.max_steps
+        images = ", ".join(f"{count} of {name}" for name, count in budget.samples.items())
+        print(f"    {self.minutes:g} minutes: {steps} training steps; images measured: {images}", flush=True)
+
     def fine_tune(self) -> None:
-        """`accelerate launch -m fare_hf.train`, as a user would type it."""
-        words = recipes.command(recipes.recipe("fare-4", self.max_steps), self.output_dir)
+        """`accelerate launch -m fare_hf.train`, as a user would type it; each line of its log says the time left."""
+        words = recipes.command(recipes.quick_recipe(self.plan.max_steps), self.output_dir)
         print(f"{wrapped('$ ' + recipes.shown(words))}\n", flush=True)
         # Nothing is downloaded here, and loading takes no time: the one bar is the training's.
-        done = subprocess.run(words, env=os.environ | {"HF_HUB_DISABLE_PROGRESS_BARS": "1"})
-        if done.returncode:
-            raise ValueError(f"the training stopped with exit status {done.returncode}; what it said stands above.")
+        variables = os.environ | {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONUNBUFFERED": "1"}
+        with subprocess.Popen(words, env=variables, stdout=subprocess.PIPE, text=True) as training:
+            assert training.stdout is not None
+            for line in training.stdout:
+                self.pass_on(line.rstrip())
+        if training.returncode:
+            raise ValueError(
+                f"the training stopped with exit status {training.returncode}; what it said stands above."
+            )
+        self.left.finish(TRAINING)
+        first, last = self.losses[0], self.losses[-1]
+        figures = f"loss under attack {first:.4g}, then {last:.4g}, after {self.plan.max_steps} steps"
+        print(proof(last < first, "FARE trained", figures), flush=True)
 
-    def zero_shot(self, encoders: dict[str, Path]) -> None:
-        """Zero-shot accuracy of each encoder, clean and attacked."""
-        clip = load_clip()
-        with tqdm(total=len(encoders) * len(self.budget.samples), unit="set", **BAR) as bar:
-            for name, folder in encoders.items():
-                encoder = load_encoder(str(folder))
-                for dataset, count in self.budget.samples.items():
-                    bar.set_description(f"    attacking {name} on {dataset}")
-                    budget = replace(self.budget, samples={dataset: count})
-                    self._add(measure.measure_zero_shot(name, encoder, clip, budget))
-                    bar.update()
+    def pass_on(self, line: str) -> None:
+        """A line of the training; one of its log with the time that is left for everything, not for its bar alone."""
+        if found := STEP.match(line):
+            self.losses.append(float(found[2]))
+            self.left.finish(TRAINING, int(found[1]) / self.plan.max_steps)
+            line = f"{line}; {self.left}"
+        bar = sys.stdout.isatty()  # the bar stands in this line of the terminal: over it
+        print(f"\r{line:<{shutil.get_terminal_size().columns - 1}}" if bar else line, flush=True)
 
-    def language(self, name: str, llava: Any) -> TextEvaluation:
-        """Captions and a forced sentence, at 4/255 alone to save time."""
-        strongest = measure.THREAT_MODELS[-1:]
+    def loaded(self) -> PreTrainedModel:
+        """The encoder, read by transformers as by anybody who has no fare_hf."""
+        folder = str(self.output_dir / "encoder")
+        encoder = CLIPVisionModelWithProjection.from_pretrained(folder).eval()
+        print(f"    >>> CLIPVisionModelWithProjection.from_pretrained({folder!r})")
+        print(proof(True, "it loads", f"{encoder.num_parameters():,} weights"), flush=True)
+        return encoder
+
+    def zero_shot(self, name: str, encoder: PreTrainedModel) -> tuple[Row, Row]:
+        """Zero-shot accuracy of an encoder on each set; returns the first set's rows, clean and attacked."""
+        clip, found = load_clip(), []
+        counts = self.plan.budget.samples
+        with tqdm(total=len(counts), unit="set", **BAR) as bar:
+            for dataset, count in counts.items():
+                bar.set_description(f"    attacking {name} on {dataset}")
+                budget = replace(self.plan.budget, samples={dataset: count})
+                found += measure.measure_zero_shot(name, encoder, clip, budget, STRONGEST)
+                self.keep(found[-2:])
+                bar.update()
+        self.left.finish(name)
+        return found[0], found[1]
+
+    def with_both_towers(self) -> tuple[TextEvaluation, TextEvaluation]:
+        """What the LLaVA says with its original tower, and with the FARE encoder in its place."""
+        llava, encoder_dir = load_llava(), str(self.output_dir / "encoder")
+        before, forced = self.language("CLIP", llava)
+        print(f"    >>> swap_vision_tower(llava, {encoder_dir!r})")
+        swapped = swap_vision_tower(llava[0], encoder_dir)
+        figures = f"{swapped.changed} of {swapped.tensors} weight tensors of the tower changed"
+        print(proof(swapped.changed > 0, "it is swapped in", figures), flush=True)
+        after, less = self.language("FARE", llava)
+        captions = before.rows[-1], after.rows[-1]
+        self.prove(lower(*captions), "attacked captions are right more often: CLIP, then FARE", *captions)
+        self.prove(lower(less, forced), "a sentence is forced less often: CLIP, then FARE", forced, less)
+        return before, after
+
+    def language(self, name: str, llava: Any) -> tuple[TextEvaluation, Row]:
+        """Captions, and how often a sentence is forced on the first of the sets."""
         with tqdm(total=2, unit="task", **BAR) as bar:
             bar.set_description("    attacking captions")
-            captions = measure.measure_captions(name, llava, self.budget, strongest, keep=range(PICTURES * 4))
-            self._add(captions.rows)
+            captions = measure.measure_captions(name, llava, self.plan.budget, STRONGEST, keep=range(PICTURES * 4))
+            self.keep(captions.rows)
             bar.update()
             bar.set_description(f"    forcing {measure.TARGET!r}")
-            self._add(measure.measure_targeted(name, llava, self.budget, strongest))
+            forced = measure.measure_targeted(name, llava, self.plan.budget, STRONGEST)
+            self.keep(forced)
             bar.update()
-        return captions
+        self.left.finish(f"LLaVA + {name}")
+        return captions, forced[1]
 
-    def _add(self, rows: list[Row]) -> None:
+    def keep(self, rows: list[Row]) -> None:
         """Keeps rows and prints a line for each, above the bar."""
         self.rows += rows
         for row in rows:
@@ -144,17 +228,9 @@ class Quickstart:
         folder = self.output_dir / "encoder"
         named = {"eps": "4/255", "shown": "FARE", "repo_id": "fare_hf-lab-quickstart"}
         save_with_report(load_encoder(str(folder)), recipe, folder, report=report, **named)
-        draw(before, after, self.budget, self.output_dir / "picture.png")
+        draw(before, after, self.plan.budget, self.output_dir / "picture.png")
+        self.left.finish(REPORT)
         return path
-
-
-@contextmanager
-def stage(title: str) -> Iterator[None]:
-    """A heading before, the seconds after."""
-    print(f"\n=== {title}", flush=True)
-    started = time.perf_counter()
-    yield
-    print(f"    ({time.perf_counter() - started:.0f} s)", flush=True)
 
 
 @contextmanager
@@ -167,71 +243,3 @@ def without_bars_for_loading() -> Iterator[None]:
     finally:
         if shown:
             transformers_logging.enable_progress_bar()
-
-
-def wrapped(command: str) -> str:
-    """A command on several lines, as a shell would take it."""
-    lines = textwrap.wrap(command, 100, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
-    return " \\\n".join(lines)
-
-
-def said(row: Row) -> str:
-    """One figure as a line."""
-    low, high = row.ci
-    figure = f"{row.value:6.1%}  [{low:.1%}, {high:.1%}]  n={row.n}"
-    return f"{row.model:14s} {row.task:10s} {row.dataset:8s} {radius(row):12s} {figure}"
-
-
-def radius(row: Row) -> str:
-    """`clean`, or the threat model."""
-    return str(row.threat_model or "clean")
-
-
-def summary(rows: list[Row]) -> str:
-    """The table at the end: a line for each task, data set and threat model, a column for each encoder, in percent."""
-    cells: dict[tuple[str, str, str], dict[str, str]] = {}
-    for row in rows:
-        metric = row.metric if row.metric != "accuracy" else f"{row.task} accuracy"
-        line = cells.setdefault((metric, row.dataset, radius(row)), {})
-        low, high = row.ci
-        line[row.model.removeprefix("LLaVA + ")] = f"{100 * row.value:.1f} [{100 * low:.0f}, {100 * high:.0f}]"
-    columns = list(dict.fromkeys(name for line in cells.values() for name in line))
-    head = f"{'percent, with 95 % intervals':44s}" + "".join(f"{name:>17s}" for name in columns)
-    lines = [
-        f"{metric:20s}{dataset:10s}{threat:14s}" + "".join(f"{line.get(name, ''):>17s}" for name in columns)
-        for (metric, dataset, threat), line in cells.items()
-    ]
-    hint = "target forced: how often the attacker's sentence is written, less is better"
-    return "\n".join([head, "-" * len(head), *lines, hint])
-
-
-def draw(before: TextEvaluation, after: TextEvaluation, budget: measure.Budget, path: Path) -> None:
-    """Clean image, the attack on either tower, and what both LLaVAs say, for images that both were attacked on."""
-    test, threat = measure.part("twemoji", budget.captions), measure.THREAT_MODELS[-1]
-    sides = {"CLIP": before, "FARE": after}
-    shared = set.intersection(*(set(side.adversarial[str(threat)]) for side in sides.values()))
-    rule = NamesConcept(all_concepts())
-    rows = [
-        sheet_row(test.pixels[index], index, sides, str(threat), test.class_names[test.labels[index]], rule)
-        for index in sorted(shared)[:PICTURES]
-    ]
-    if not rows:
-        print("    no picture: no image was captioned rightly by both LLaVAs", flush=True)
-        return
-    attack_sheet(rows, path, threat_model=threat, title="What the lab's LLaVA says, with both towers")
-
-
-def sheet_row(
-    pixels: Tensor, index: int, sides: dict[str, TextEvaluation], threat: str, wanted: str, rule: NamesConcept
-) -> SheetRow:
-    """One image of the picture; answers that name the concept are marked right."""
-
-    def marked(text: str) -> Answer:
-        return Answer(text, rule(text, wanted))
-
-    clean = {name: marked(side.clean[index]) for name, side in sides.items()}
-    attacked = {
-        f"attack on {name}": (side.adversarial[threat][index], {name: marked(side.attacked[threat][index])})
-        for name, side in sides.items()
-    }
-    return SheetRow(pixels, clean, attacked, wanted)

@@ -298,7 +298,7 @@ def test_no_option_is_new_without_a_look_at_what_ignores_it() -> None:
             "encoder_revision base").split()},
         "push": {f"--{name}" for name in (
             "private no-private revision create_pr tag commit_message with_text_encoder").split()},
-        "quickstart": {"--output_dir", "--max_steps"},
+        "quickstart": {"--output_dir", "--max_steps", "--minutes"},
         "swap": {"--output_dir"},
     }  # fmt: skip
 

@@ -10,15 +10,26 @@ models: runs side by side are put together with `--include`.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
-from fare_hf import RobustnessReport, swap_vision_tower
+from fare_hf import RobustnessReport, ThreatModel, swap_vision_tower
 from fare_hf.encoders import load_encoder
 from fare_hf.evaluation import Row, environment
 from fare_hf.lab import ENCODERS, encoder_folder, load_clip, load_llava, measure
 
 MODELS = ("clip", *ENCODERS, "llava-clip", "llava-fare-4", "llava-tecoa-4")
-BEGIN, END = "<!-- lab-table:begin -->", "<!-- lab-table:end -->"
+FOUR = ThreatModel("linf", "4/255")
+SELECTED = {
+    "zero-shot, clean": ("zero-shot", "twemoji", None),
+    "zero-shot, 2/255": ("zero-shot", "twemoji", ThreatModel("linf", "2/255")),
+    "zero-shot, 4/255": ("zero-shot", "twemoji", FOUR),
+    "clothes, clean": ("zero-shot", "fashion", None),
+    "captions, clean": ("captions", "twemoji", None),
+    "captions, 4/255": ("captions", "twemoji", FOUR),
+    "sentence forced, 4/255": ("targeted", "twemoji", FOUR),
+}
+"""Columns of the short table: task, data set and threat model."""
 NAMES = {"clip": "CLIP", "fare-2": "FARE-2", "fare-4": "FARE-4", "tecoa-2": "TeCoA-2", "tecoa-4": "TeCoA-4"}
 
 
@@ -30,7 +41,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--models", nargs="*", default=MODELS, choices=MODELS, metavar="MODEL", help=", ".join(MODELS))
     parser.add_argument("--include", nargs="*", type=Path, default=[], help="report.json of runs with other --models")
-    parser.add_argument("--readme", type=Path, default=None, help="a page whose table is replaced by this one")
+    help_ = "pages whose tables are replaced: the whole one, or the short one of the README"
+    parser.add_argument("--readme", type=Path, nargs="+", default=[], metavar="PAGE", help=help_)
     args = parser.parse_args()
     budget = measure.QUICK if args.quick else measure.FULL
     saved = args.output_dir / "report.json"
@@ -43,8 +55,8 @@ def main() -> None:
             save(rows, args.seed, args.output_dir)
     report = save(rows, args.seed, args.output_dir)
     print(report.to_markdown())
-    if args.readme:
-        write_into(args.readme, report)
+    for page in args.readme:
+        write_into(page, report)
 
 
 def shown(model: str) -> str:
@@ -75,13 +87,36 @@ def save(rows: list[Row], seed: int, folder: Path) -> RobustnessReport:
 
 
 def write_into(page: Path, report: RobustnessReport) -> None:
-    """Replaces what stands between the page's two marks by the table, its command and its versions."""
-    head, rest = page.read_text().split(BEGIN)
+    """Replaces what stands between a page's marks by the whole table or the short one."""
+    text = page.read_text()
+    for mark, table in (("lab-table", whole), ("lab-selection", selection)):
+        begin, end = f"<!-- {mark}:begin -->", f"<!-- {mark}:end -->"
+        if begin in text:
+            head, rest = text.split(begin)
+            text = f"{head}{begin}\n{table(report)}\n{end}{rest.split(end)[1]}"
+    page.write_text(text)
+
+
+def whole(report: RobustnessReport) -> str:
+    """The report's tables, with its command and its versions."""
     versions = ", ".join(f"{name} {version}" for name, version in report.environment["versions"].items())
     machine = report.environment["machine"]
     source = f"`{report.environment['command']}`, seed {report.environment['seed']}; {versions}; {machine['cpu']}"
-    table = f"{BEGIN}\n{report.to_markdown().strip()}\n\n{source}, {machine['cores']} cores.\n"
-    page.write_text(head + table + END + rest.split(END)[1])
+    return f"{report.to_markdown().strip()}\n\n{source}, {machine['cores']} cores."
+
+
+def selection(report: RobustnessReport, models: Sequence[str] = ("CLIP", "TeCoA-4", "FARE-4")) -> str:
+    """A line for each encoder, alone and in the LLaVA, and below it the attacks."""
+    cells = {(row.model.removeprefix("LLaVA + "), row.task, row.dataset, row.threat_model): row for row in report.rows}
+    lines = [["encoder", *SELECTED], ["---", *("---:" for _ in SELECTED)]]
+    for model in models:
+        found = [cells[model, *column] for column in SELECTED.values()]
+        lines.append([model, *(f"{100 * r.value:.1f} [{100 * r.ci[0]:.0f}, {100 * r.ci[1]:.0f}]" for r in found)])
+    attacked = {task: cells[models[0], task, "twemoji", FOUR] for task in ("zero-shot", "captions", "targeted")}
+    attacks = "; ".join(f"{task} {row.attack_text}, n = {row.n}" for task, row in attacked.items())
+    clothes = cells[models[0], *SELECTED["clothes, clean"]].n
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"{table}\n\nIn percent, with 95 % intervals. Attacks: {attacks}; clothes n = {clothes}."
 
 
 if __name__ == "__main__":

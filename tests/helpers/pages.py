@@ -11,6 +11,7 @@ takes long, options to `SHORT`; where it runs for ever or is tested elsewhere, a
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -48,6 +49,7 @@ STAND_INS = {
     "chs20/fare4-clip": "open_clip/fare4-clip",
     "chs20/fare2-clip": "open_clip/fare4-clip",
     "chs20/tecoa4-clip": "open_clip/fare4-clip",
+    "LEAF-CLIP/CLIP-ViT-L-FARE2": str(encoder_folder("fare-2")),
     "imagenet-1k": "path/to/images",
     "ILSVRC/imagenet-1k": "path/to/images",
     "cifar10": "path/to/photos",
@@ -123,7 +125,13 @@ class Session:
 
     def run(self, block: Block) -> None:
         """Runs a block; refuses a language that no test runs."""
-        kinds = {"python": self.python, "bash": self.bash, "yaml": self.yaml, "text": lambda block: None}
+        kinds = {
+            "python": self.python,
+            "bash": self.bash,
+            "yaml": self.yaml,
+            "json": lambda block: json.loads(block.text),
+        }
+        kinds["text"] = lambda block: None
         assert block.language in kinds, f"{self.page}:{block.line}: ```{block.language}; what cannot run is `text`"
         kinds[block.language](block)
 

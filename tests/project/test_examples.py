@@ -16,6 +16,7 @@ from helpers.environments import environment
 from helpers.environments import run as run_there
 from helpers.in_process import instead_of_subprocess
 from helpers.paths import EXAMPLES, ROOT, TESTS
+from PIL import Image
 from transformers import CLIPVisionModelWithProjection
 
 from fare_hf import RobustnessReport
@@ -79,6 +80,16 @@ def test_image_encoder_consumer(capsys: pytest.CaptureFixture[str], monkeypatch:
 def test_swap_lab_captions(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     run("swap_lab_captions.py", "--images", "2", "--steps", "2", monkeypatch=monkeypatch)
     assert capsys.readouterr().out.count("\n| ") == 3
+
+
+def test_lab_picture_draws_both_towers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = tmp_path / "picture.png"
+    run("lab_picture.py", "--images", "2", "--steps", "2", "--output", str(picture), monkeypatch=monkeypatch)
+    assert str(picture) in capsys.readouterr().out
+    with Image.open(picture) as drawn:  # clean, and the attack on either tower with its difference
+        assert drawn.width > 5 * 160
 
 
 @pytest.mark.slow

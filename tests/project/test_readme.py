@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import runpy
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 from helpers.pages import blocks, commands, stood_in
-from helpers.paths import ROOT
+from helpers.paths import EXAMPLES, ROOT
 from PIL import Image
 
 from fare_hf import RobustnessReport
@@ -18,8 +19,10 @@ README = (ROOT / "README.md").read_text()
 COMMANDS = [command for block in blocks("README.md") if block.language == "bash" for command in commands(block)]
 
 
-def test_there_are_snippets() -> None:
-    assert len([block for block in blocks("README.md") if block.language == "python"]) >= 2 and len(COMMANDS) >= 5
+def test_it_is_a_screen_and_a_half_with_three_snippets() -> None:
+    kinds = [block.language for block in blocks("README.md")]
+    assert "python" in kinds and len(COMMANDS) >= 5
+    assert len(README.splitlines()) <= 130 and (ROOT / "docs/images/before-and-after.png").exists()
 
 
 def test_the_first_training_runs_by_the_real_launcher(tmp_path: Path) -> None:
@@ -38,11 +41,28 @@ def test_the_test_command_is_that_of_ci() -> None:
     assert makes and "make test" in makes and all(command in ci for command in makes)
 
 
-def test_the_table_is_the_shipped_report() -> None:
-    table = README.split("<!-- lab-table:begin -->")[1].split("<!-- lab-table:end -->")[0]
+LAB_TABLE = runpy.run_path(str(EXAMPLES / "lab_table.py"))
+
+
+def test_the_tables_are_the_shipped_report(tmp_path: Path) -> None:
+    """The short one here, the whole one in docs/results.md, as `lab_table.py` writes them."""
     report = RobustnessReport.load(ROOT / "model_cards" / "lab" / "report.json")
-    assert report.to_markdown().strip() in table
-    assert report.environment["command"] in table
+    results = (ROOT / "docs" / "results.md").read_text()
+    assert report.to_markdown().strip() in results and report.environment["command"] in results
+    assert LAB_TABLE["selection"](report) in README
+    for name, text in {"README.md": README, "results.md": results}.items():
+        (tmp_path / name).write_text(text)
+        LAB_TABLE["write_into"](tmp_path / name, report)
+        assert (tmp_path / name).read_text() == text
+
+
+def test_the_short_table_holds_the_report_s_own_figures() -> None:
+    report = RobustnessReport.load(ROOT / "model_cards" / "lab" / "report.json")
+    line = next(line for line in README.splitlines() if line.startswith("| FARE-4 |"))
+    row = next(
+        r for r in report.rows if (r.model, r.dataset, str(r.threat_model)) == ("FARE-4", "twemoji", "linf 4/255")
+    )
+    assert line.split("|")[4].split()[0] == f"{100 * row.value:.1f}"
 
 
 def test_report_of_the_table_is_valid_json() -> None:

@@ -22,7 +22,7 @@ the command line wins. In Python they are the fields of `FareConfig`, but for th
 def training_page() -> str:
     """A table for each group of the help."""
     parts = [HEAD]
-    for group in build_parser("fare-hf train", None, everything=False)._action_groups:
+    for group in build_parser("fare-hf train", "", "", everything=False)._action_groups:
         actions = [action for action in group._group_actions if action.help != argparse.SUPPRESS]
         actions = [action for action in actions if not isinstance(action, argparse._HelpAction)]
         lines = [_line(action) for action in actions if action.dest != "help_all"]

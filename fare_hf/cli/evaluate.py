@@ -54,8 +54,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "encoder",
         nargs="?",
-        help="folder or repository of a CLIP or of its vision encoder, or one such as lab:fare-4; with --vlm what is "
-        "swapped in; not with --suite",
+        help="folder or repository of a CLIP or SigLIP, or of its vision encoder, or one such as lab:fare-4; with "
+        "--vlm what is swapped in; not with --suite",
     )
     parser.add_argument(
         "--suite", help="lab, paper-zero-shot, paper-vlm, or a YAML file, which says all but --models and --output_dir"
@@ -80,7 +80,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--against", help="the original: measured on the same images, and compared in pairs")
     parser.add_argument(
-        "--text_model", help="CLIP whose text encoder reads the names (default: the one the encoder was made from)"
+        "--text_model",
+        help="CLIP or SigLIP whose text encoder reads the names (default: the one the encoder was made from)",
     )
     parser.add_argument("--eps", nargs="+", help="radii of the linf ball (default: 2/255 4/255)")
     parser.add_argument("--steps", type=positive, help="APGD steps of each run (default: 100; of the lab's sets 50)")
@@ -198,7 +199,7 @@ def lab_options(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any
     ours = [lab_name(name, TEST_SETS, "--dataset ") for name in names if is_in_lab(name)]
     options: dict[str, Any] = {}
     path = encoder_path(args.encoder)
-    check_encoder_type(path)
+    check_encoder_type(path, "pooled")
     if args.text_model is None and (ours or is_in_lab(args.encoder)) and text_model_of(path) is None:
         options["text_model"] = encoder_path("lab:clip")
     if len(ours) == len(names):

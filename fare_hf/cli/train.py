@@ -26,7 +26,7 @@ from fare_hf.data.columns import class_names_of, is_stream
 from fare_hf.data.opening import is_image_folder
 from fare_hf.data.pixel_datasets import load_pixels
 from fare_hf.data.streaming import spread_samples
-from fare_hf.encoders import check_encoder_type, load_encoder
+from fare_hf.encoders import check_compared, check_encoder_type, load_encoder
 from fare_hf.encoders.reading import FEATURES
 from fare_hf.hub.base_model import base_name, inherited_license
 from fare_hf.hub.retry import Retries, bounded_waits
@@ -35,6 +35,7 @@ from fare_hf.lab import load_test_samples, load_training_set
 from fare_hf.lab.names import is_in_lab
 from fare_hf.objectives import OBJECTIVES, TecoaObjective
 from fare_hf.pretrained.configuration import load_image_processor
+from fare_hf.pretrained.encoder_families import compared_embedding
 from fare_hf.pretrained.loading import load_processor
 from fare_hf.training import FareConfig, FareTrainer
 from fare_hf.training.checkpointing.output_folder import checkpoint_to_resume, how_to_go_on
@@ -73,6 +74,8 @@ def train(script: FareScriptArguments, config: FareConfig) -> Path:
     checkpoint_to_resume(str(config.output_dir), config.resume_from_checkpoint)
     _check_model(script.model, config.embedding)  # before anything large is fetched or prepared
     check_arguments(script, config)
+    if "class_names" in OBJECTIVES[config.objective].options:
+        check_compared(script.model, config.embedding, script.clip)
     set_seed(config.seed)
     encoder, reading = _load_model(script, config)
     if script.with_text_encoder:  # what would fail after the last step fails before the first
@@ -80,7 +83,7 @@ def train(script: FareScriptArguments, config: FareConfig) -> Path:
     train_set, eval_set, processor = _load_data(script, config, reading)
     texts = DataSetTexts(config, train_set, script.dataset, script.clip, _printer(config))
     objective = make_objective(config, texts)
-    eval_set, validation = _prepare_evaluation(script, config, eval_set)
+    eval_set, validation = _prepare_evaluation(script, config, eval_set, compared_embedding(encoder.config))
     trainer = FareTrainer(
         model=encoder,
         args=config,
@@ -167,9 +170,10 @@ def _load_processor(name: str) -> Any:
 
 
 def _prepare_evaluation(
-    script: FareScriptArguments, config: FareConfig, eval_set: Any
+    script: FareScriptArguments, config: FareConfig, eval_set: Any, compared: str | None
 ) -> tuple[Any, TecoaObjective | None]:
-    """The images to evaluate on, of which some are read now, and their classes for zero-shot accuracies."""
+    """The images to evaluate on, of which some are read now, and their classes for zero-shot accuracies, which need
+    the `compared` embedding."""
     classes = class_names_of(eval_set)
     if eval_set is not None and config.eval_images:
         eval_set = spread_samples(eval_set, config.eval_images, config.seed)
@@ -178,6 +182,7 @@ def _prepare_evaluation(
             eval_set[number]  # one that cannot be read would end the run after hours
     templates = ["{}"] if is_in_lab(script.dataset) else config.templates
     names: dict[str, Any] = {"text_model": script.clip, "templates": templates, "dataset": script.dataset}
+    names["compared"] = compared
     return eval_set, make_validation(config, classes, eval_set, report=_printer(config), **names)
 
 

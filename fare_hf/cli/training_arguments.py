@@ -92,7 +92,7 @@ class FareScriptArguments:
 
     @property
     def clip(self) -> str:
-        """The CLIP whose text encoder is meant."""
+        """The CLIP or SigLIP whose text encoder is meant."""
         return self.text_model or self.model
 
 

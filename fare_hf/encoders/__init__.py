@@ -5,11 +5,20 @@ from __future__ import annotations
 from fare_hf.encoders.embedding import EMBEDDINGS, embed, make_embed
 from fare_hf.encoders.loading import check_encoder_type, load_complete, load_encoder
 from fare_hf.encoders.modes import evaluating, freeze, freeze_unused, frozen, matmul_patch_embedding, other_forwards
-from fare_hf.encoders.text import logit_scale_of, text_class_embeddings, text_classifier
+from fare_hf.encoders.text import (
+    check_compared,
+    compared_with_texts,
+    logit_bias_of,
+    logit_scale_of,
+    text_class_embeddings,
+    text_classifier,
+)
 
 __all__ = [
     "EMBEDDINGS",
+    "check_compared",
     "check_encoder_type",
+    "compared_with_texts",
     "embed",
     "evaluating",
     "freeze",
@@ -17,6 +26,7 @@ __all__ = [
     "frozen",
     "load_complete",
     "load_encoder",
+    "logit_bias_of",
     "logit_scale_of",
     "make_embed",
     "matmul_patch_embedding",

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from fare_hf.encoders.embedding import check_embedding
 from fare_hf.pretrained.configuration import check_room, read_configuration
-from fare_hf.pretrained.encoder_families import encoder_types, family_of_type
+from fare_hf.pretrained.encoder_families import REFUSED, encoder_types, family_of_type
 from fare_hf.pretrained.loading import check_found, load_with_findings
 from fare_hf.pretrained.validation import check_answers, check_recorded, check_weights, recorded_architecture
 
@@ -20,7 +20,7 @@ def load_encoder(name_or_path: str, embedding: str = "projected", **kwargs: Any)
     """Loads a vision encoder in fp32, complete or not at all.
 
     Args:
-        name_or_path: a Hub repository or a folder; a whole `CLIPModel` works too, only its vision part is read.
+        name_or_path: a Hub repository or a folder; a whole CLIP or SigLIP works too, only its vision part is read.
         embedding: one of `EMBEDDINGS`; `projected` gives a `CLIPVisionModelWithProjection`, others the plain class.
         kwargs: passed to `from_pretrained` (`revision`, `token`, `attn_implementation`, ...).
 
@@ -61,6 +61,8 @@ def _encoder_class(name_or_path: str, embedding: str, **kwargs: Any) -> type[Pre
     except ValueError as error:
         raise ValueError(f"{name_or_path!r} is not a vision encoder or CLIP: {error}") from error
     model_type, family = config.model_type, family_of_type(config.model_type)
+    if model_type in REFUSED:
+        raise ValueError(f"{name_or_path!r} is a {model_type!r} model, which reads {REFUSED[model_type]}.")
     if family is None:
         raise ValueError(
             f"{name_or_path!r} is a {model_type!r} model, not a vision encoder or CLIP; "

@@ -24,10 +24,13 @@ fragmentation.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
-from fare_hf.pretrained.encoder_families import class_tokens_of
+import torch
+
+from fare_hf.pretrained.encoder_families import class_tokens_of, family_of_type
 
 __all__ = ["Memory", "block_bytes", "count_memory", "count_parameters", "token_count"]
 
@@ -94,12 +97,13 @@ def block_bytes(config: Any, *, half: bool, trained: bool) -> int:
 
 
 def count_parameters(config: Any) -> int:
-    """Weights of an encoder with its projection, norms and biases included."""
-    config = getattr(config, "vision_config", config)
-    width, inner = config.hidden_size, _inner(config)
-    block = 4 * (width * width + width) + 2 * width * inner + inner + width + 4 * width
-    embeddings = config.num_channels * config.patch_size**2 * width + (token_count(config) + 1) * width
-    return config.num_hidden_layers * block + embeddings + 4 * width + width * (config.projection_dim or 0)
+    """Weights of an encoder, with its projection where it has one; nothing is filled."""
+    config = copy.deepcopy(getattr(config, "vision_config", config))
+    family = family_of_type(config.model_type)
+    assert family is not None
+    cls: Any = family.projecting or family.plain
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in cls(config).parameters())
 
 
 def token_count(config: Any) -> int:

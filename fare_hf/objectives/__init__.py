@@ -6,6 +6,7 @@ from fare_hf.objectives.agft import AgftObjective
 from fare_hf.objectives.bounded_fare import BoundedFareObjective
 from fare_hf.objectives.fare import FareObjective
 from fare_hf.objectives.objective import ClassTexts, Objective
+from fare_hf.objectives.sigmoid_tecoa import SigmoidTecoaObjective
 from fare_hf.objectives.sim_clip import SimClipObjective
 from fare_hf.objectives.tecoa import TecoaObjective
 
@@ -16,11 +17,12 @@ __all__ = [
     "ClassTexts",
     "FareObjective",
     "Objective",
+    "SigmoidTecoaObjective",
     "SimClipObjective",
     "TecoaObjective",
 ]
 
-_KINDS = (FareObjective, TecoaObjective, SimClipObjective, AgftObjective, BoundedFareObjective)
+_KINDS = (FareObjective, TecoaObjective, SigmoidTecoaObjective, SimClipObjective, AgftObjective, BoundedFareObjective)
 
 OBJECTIVES: dict[str, type[Objective]] = {kind.name: kind for kind in _KINDS}
 """By the name that `--objective`, recipes and cards give them."""

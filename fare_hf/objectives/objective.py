@@ -29,6 +29,9 @@ class ClassTexts(Protocol):
     def logit_scale(self) -> float:
         """The factor on the cosines that was asked for, or else the text model's own."""
 
+    def logit_bias(self) -> float:
+        """What the text model adds to the scaled cosines."""
+
 
 class Objective(ABC):
     """What is minimised, and maximised by the inner attack. A new one is a file with a subclass, and a line in

@@ -20,7 +20,8 @@ class TecoaObjective(Objective):
     Mao et al., ICLR 2023, arXiv 2212.07016.
 
     Args:
-        text_embeddings: (K, D), one a class, in the space of the projected image embeddings; normalised here.
+        text_embeddings: (K, D), one a class, in the space of the image embeddings (of a CLIP, the projected ones);
+            normalised here.
         logit_scale: factor on the cosines; 100 is CLIP's.
 
     Raises:
@@ -47,7 +48,7 @@ class TecoaObjective(Objective):
     needs_labels = True
     runs_original = False
     keeps_embedding = False
-    embeddings = ("projected",)
+    embeddings = ("projected", "pooled")
     options = ("class_names", "templates", "logit_scale")
 
     def __init__(self, text_embeddings: Tensor, logit_scale: float = 100.0) -> None:
@@ -94,20 +95,20 @@ class TecoaObjective(Objective):
         return labels.to(device=pixels.device, dtype=torch.long)
 
     def __call__(self, embeddings: Tensor, targets: Tensor) -> Tensor:
-        """(B, D) projected embeddings and (B,) classes to (B,) in [0, inf).
+        """(B, D) image embeddings and (B,) classes to (B,) in [0, inf).
 
         Raises:
             ValueError: embeddings of another dimension than the texts'.
         """
-        if embeddings.ndim != 2 or embeddings.shape[1] != self.text_embeddings.shape[1]:
-            raise ValueError(
-                f"embeddings have shape {tuple(embeddings.shape)}, class texts {tuple(self.text_embeddings.shape)}: "
-                "use the projected embedding with its own text encoder."
-            )
         return F.cross_entropy(self.logits(embeddings), targets, reduction="none")
 
     def logits(self, embeddings: Tensor) -> Tensor:
-        """(B, D) projected embeddings to the scaled cosines (B, K)."""
+        """(B, D) image embeddings to the scaled cosines (B, K); raises ValueError as a call does."""
+        if embeddings.ndim != 2 or embeddings.shape[1] != self.text_embeddings.shape[1]:
+            raise ValueError(
+                f"embeddings have shape {tuple(embeddings.shape)}, class texts {tuple(self.text_embeddings.shape)}: "
+                "use the embedding that is compared with texts (of a CLIP the projected one) and its own text encoder."
+            )
         images = F.normalize(wide(embeddings), dim=-1)
         # Kept on the device after the first call: copying it at every attack step would be a host sync.
         self.text_embeddings = self.text_embeddings.to(images)

@@ -16,6 +16,8 @@ from transformers import (
     CLIPVisionModelWithProjection,
     Dinov2Model,
     PreTrainedModel,
+    SiglipModel,
+    SiglipTextModel,
     SiglipVisionModel,
 )
 
@@ -23,10 +25,13 @@ __all__ = [
     "ENCODER_FAMILIES",
     "PUBLISHED",
     "PUBLISHED_WHOLE",
+    "REFUSED",
     "TEXT_TYPES",
     "TOWER_TYPES",
     "EncoderFamily",
     "class_tokens_of",
+    "compared_embedding",
+    "compared_width",
     "encoder_types",
     "family_of_text",
     "family_of_type",
@@ -43,11 +48,14 @@ class EncoderFamily:
         whole: `model_type` of the model with both parts; None where there is none.
         text: `model_type` of the text part; None where there is none.
         projecting: class of the vision part with its projection, for `projected`; None where there is none.
-        text_class: class of the text part whose embeddings are compared with projected ones.
+        text_class: class of the text part, whose embeddings those of images are compared with.
         whole_class: class of both parts, of which a robust encoder can be published with its text encoder.
         class_tokens: tokens before those of the patches.
         attention_pooling: whether one learned query makes the pooled output.
         any_size: whether it takes images of other sizes than its configuration's, of two sides too.
+        sigmoid: whether it was trained on one pair of image and text at a time (Zhai et al. 2023, arXiv 2303.15343):
+            its logits have a bias, its scale has no bound, and its texts are in lower case, padded to their full
+            length and read with their padding.
         published: whether `save_robust_encoder` makes a card for it.
     """
 
@@ -61,12 +69,18 @@ class EncoderFamily:
     class_tokens: int = 1
     attention_pooling: bool = False
     any_size: bool = False
+    sigmoid: bool = False
     published: bool = False
 
     @property
     def classes(self) -> tuple[type[PreTrainedModel], ...]:
         """Of the vision part: plain, and with its projection."""
         return (self.plain, self.projecting) if self.projecting else (self.plain,)
+
+    @property
+    def compared(self) -> str | None:
+        """The embedding that is compared with texts; None where there are none."""
+        return "projected" if self.projecting else "pooled" if self.text_class else None
 
     def projects(self, class_name: str) -> bool:
         """Whether a class of this family, by its name, is the one with the projection."""
@@ -90,10 +104,20 @@ ENCODER_FAMILIES = (
         SiglipVisionModel,
         whole="siglip",
         text="siglip_text_model",
+        text_class=SiglipTextModel,
+        whole_class=SiglipModel,
         class_tokens=0,
         attention_pooling=True,
+        sigmoid=True,
     ),
 )
+
+REFUSED = dict.fromkeys(
+    ("siglip2", "siglip2_vision_model"),
+    "images of any aspect ratio (NaFlex), whose patches are cut before the model; the checkpoints of SigLIP 2 for one "
+    "size, such as google/siglip2-base-patch16-224, are 'siglip' models",
+)
+"""Types that look like one of a family -> what they read instead."""
 
 TOWER_TYPES = tuple(family.tower for family in ENCODER_FAMILIES)
 TEXT_TYPES = tuple(family.text for family in ENCODER_FAMILIES if family.text)
@@ -123,3 +147,15 @@ def class_tokens_of(config: Any, otherwise: int = 1) -> int:
     """Tokens before those of the patches in a vision part; `otherwise` in one of no family here."""
     family = family_of_type(config.model_type)
     return family.class_tokens if family else otherwise
+
+
+def compared_embedding(config: Any) -> str | None:
+    """The embedding of a vision encoder that is compared with texts, if any; `projected` of one of no family here."""
+    family = family_of_type(getattr(config, "model_type", None))
+    return "projected" if family is None else family.compared
+
+
+def compared_width(config: Any) -> int:
+    """Numbers of an embedding that is compared with texts, by the configuration of the vision part or the whole."""
+    vision = getattr(config, "vision_config", config)
+    return vision.projection_dim if compared_embedding(config) == "projected" else vision.hidden_size

@@ -22,6 +22,7 @@ from fare_hf.encoders.reading import FEATURES, READINGS
 from fare_hf.hub import check_repo_id
 from fare_hf.numerals import parse_fraction
 from fare_hf.objectives import OBJECTIVES
+from fare_hf.pretrained.encoder_families import compared_embedding
 from fare_hf.training.logging.measurements import measured_names
 
 __all__ = ["Faults", "check_config", "check_launch", "check_parts", "check_sharding", "refuse"]
@@ -286,7 +287,7 @@ def check_parts(
     """
     refuse(_faults_of_reading(args, reading))
     refuse(_faults_of_model(args, model, processing_class, reading))
-    refuse(_faults_of_objective(args, objective, validation))
+    refuse(_faults_of_objective(args, model, objective, validation))
     refuse(_faults_of_evaluation(args, eval_dataset, validation))
 
 
@@ -313,8 +314,15 @@ def _faults_of_model(args: Any, model: nn.Module, processing_class: Any, reading
         )
 
 
-def _faults_of_objective(args: Any, objective: Any, validation: Any) -> Faults:
+def _faults_of_objective(args: Any, model: nn.Module, objective: Any, validation: Any) -> Faults:
     kind = OBJECTIVES[args.objective]
+    compared = compared_embedding(model.config)
+    texts = "class_names" in getattr(objective or kind, "options", ())
+    yield (
+        texts and args.embedding != compared,
+        f"embedding={args.embedding!r} of a {type(model).__name__} is not compared with texts; use "
+        f"{compared or 'an objective without texts'!r}.",
+    )
     yield (
         objective is None and "class_names" in kind.options,
         f"objective={kind.name!r} needs text embeddings; pass objective={kind.__name__}(...).",
@@ -330,7 +338,7 @@ def _faults_of_objective(args: Any, objective: Any, validation: Any) -> Faults:
             objective is not None and asked not in (None, own),
             f"args.{option}={asked} is not objective.{attribute}={own}; leave it out.",
         )
-    read = validation is not None or "class_names" in getattr(objective or kind, "options", ())
+    read = validation is not None or texts
     given = {"class_names": args.class_names, "templates": tuple(args.templates) != TEMPLATES and args.templates}
     for name, value in given.items():
         yield value and not read, f"{name}={value!r} is not read by the objective; leave it out."

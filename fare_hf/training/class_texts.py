@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fare_hf.data.class_names import mapping_line, prompt_names, several_classes
 from fare_hf.data.columns import check_labels, class_names_of
-from fare_hf.encoders import logit_scale_of, text_class_embeddings
+from fare_hf.encoders import logit_bias_of, logit_scale_of, text_class_embeddings
 from fare_hf.objectives import OBJECTIVES, ClassTexts, Objective, TecoaObjective
 from fare_hf.training.config import FareConfig
 
@@ -28,7 +28,7 @@ class DataSetTexts:
         config: with `class_names`, `templates` and `logit_scale`, which is set to what was used.
         train_set: with `class_names`, and the labels that they are of.
         name: of the data set, for messages.
-        text_model: a CLIP repository or folder.
+        text_model: repository or folder of a CLIP or SigLIP.
         say: prints a line.
     """
 
@@ -62,6 +62,10 @@ class DataSetTexts:
             self.config.logit_scale = logit_scale_of(self.text_model)
         return self.config.logit_scale
 
+    def logit_bias(self) -> float:
+        """The text model's own."""
+        return logit_bias_of(self.text_model)
+
     def _check_labels(self, classes: int) -> None:
         column = getattr(self.train_set, "label_column", "labels")
         if column is None:
@@ -85,6 +89,7 @@ def make_validation(
     *,
     text_model: str,
     templates: Sequence[str],
+    compared: str | None = "projected",
     dataset: str = "the data set",
     report: Callable[[str], None] = logger.info,
 ) -> TecoaObjective | None:
@@ -94,8 +99,9 @@ def make_validation(
         args: the configuration.
         classes: the evaluation set's own names of its classes; None where it has none.
         eval_dataset: the evaluation set, a `PixelDataset` or a list of samples.
-        text_model: CLIP whose text encoder embeds the names.
+        text_model: CLIP or SigLIP whose text encoder embeds the names.
         templates: sentences with `{}` for a name.
+        compared: the encoder's embedding that is compared with texts; None where there are none.
         dataset: its name, for messages.
         report: gets one line on what the classes are called.
 
@@ -103,12 +109,13 @@ def make_validation(
         ValueError: accuracies choose the best model and cannot be measured; class names that nothing reads.
     """
     wanted = (args.metric_for_best_model or "").removeprefix("eval_").endswith("_accuracy")
-    if not classes or args.embedding != "projected" or not args.eval_attack_steps:
+    if not classes or args.embedding != compared or not args.eval_attack_steps:
         asked = "metric_for_best_model" if wanted else "class_names"
         if wanted or (args.class_names and "class_names" not in OBJECTIVES[args.objective].options):
             raise ValueError(
-                f"{asked}={getattr(args, asked)!r} needs an --eval_split with a ClassLabel column, the projected "
-                f"embedding and eval_attack_steps above 0; {'or use loss' if wanted else 'leave it out'}."
+                f"{asked}={getattr(args, asked)!r} needs an --eval_split with a ClassLabel column, the embedding that "
+                f"is compared with texts ({compared}) and eval_attack_steps above 0; "
+                f"{'or use loss' if wanted else 'leave it out'}."
             )
         return None
     try:

@@ -16,7 +16,7 @@ from fare_hf.encoders.memory import Memory, count_memory, count_parameters
 from fare_hf.objectives import OBJECTIVES
 from fare_hf.objectives.objective import update_images
 from fare_hf.pretrained.configuration import read_configuration
-from fare_hf.pretrained.encoder_families import TOWER_TYPES
+from fare_hf.pretrained.encoder_families import REFUSED, TOWER_TYPES, family_of_type
 from fare_hf.training.attack import attack_of, attack_steps_at
 from fare_hf.training.batches import share_of_batch
 from fare_hf.training.config import FareConfig
@@ -90,6 +90,9 @@ def estimate(model: str, args: FareConfig, processes: int = 1) -> Estimate:
     if args.max_steps < 1:
         raise ValueError("max_steps=-1 counts epochs, whose length is not known here; give --max_steps.")
     shape = encoder_config(model)
+    family = family_of_type(shape.model_type)
+    if args.embedding == "projected" and (family is None or family.projecting is None):
+        raise ValueError(f"{model!r} is a {shape.model_type!r} model without a projection; give --embedding pooled.")
     flops, layers = count_flops(shape, args.embedding), shape.num_hidden_layers
     blocks = layers if args.trained_blocks is None else args.trained_blocks
     check_blocks(blocks, layers)
@@ -151,6 +154,8 @@ def encoder_config(name: str) -> Any:
             f"{', '.join(SHAPES)}."
         ) from error
     vision = getattr(config, "vision_config", config)
+    if config.model_type in REFUSED:
+        raise ValueError(f"{name!r} is a {config.model_type!r} model, which reads {REFUSED[config.model_type]}.")
     if vision.model_type not in TOWER_TYPES:
         raise ValueError(f"{name!r} is a {config.model_type!r} model, not a vision encoder or CLIP: name one.")
     return vision

@@ -6,7 +6,14 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+    Dinov2Config,
+    Dinov2Model,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
 
 from fare_hf.encoders import embed
 from fare_hf.encoders.memory import block_bytes, count_memory, count_parameters, token_count
@@ -55,6 +62,11 @@ def test_parameters_and_tokens_are_those_of_the_model() -> None:
     config = config_of(3)
     assert count_parameters(config) == sum(p.numel() for p in CLIPVisionModelWithProjection(config).parameters())
     assert token_count(config) == 65
+    for other in (
+        SiglipVisionModel(SiglipVisionConfig(**SHAPE)),
+        Dinov2Model(Dinov2Config(hidden_size=64, num_attention_heads=4)),
+    ):
+        assert count_parameters(other.config) == sum(p.numel() for p in other.parameters())
 
 
 def test_checkpointing_and_frozen_weights_take_less() -> None:

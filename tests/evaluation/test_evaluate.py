@@ -185,7 +185,7 @@ def labelled(values: list[Any]) -> Callable[[Path], None]:
         (
             None,
             {"encoder": "ROBUST"},
-            "names no CLIP on the Hub that it was fine-tuned from: give it with --text_model",
+            "names no CLIP or SigLIP on the Hub that it was fine-tuned from: give it with --text_model",
         ),
         (None, {"encoder": "ROBUST", "against": "ROBUST"}, "is compared with itself"),
         (None, {"encoder": "VLM"}, "is a 'llava' model, not a vision encoder or CLIP"),

@@ -135,6 +135,9 @@ class Texts:
     def logit_scale(self) -> float:
         return 7.0
 
+    def logit_bias(self) -> float:
+        return -3.0
+
 
 @pytest.mark.parametrize("kind", OBJECTIVES.values(), ids=OBJECTIVES)
 def test_what_an_objective_says_of_itself_is_what_it_does(kind: type[Objective]) -> None:

@@ -43,7 +43,7 @@ def targets(labels: list[int] | None) -> Tensor:
         "TeCoA: another embedding",
         lambda: TecoaObjective(TEXTS)(torch.zeros(2, 4), torch.tensor([0, 1])),
         ValueError,
-        "embeddings have shape (2, 4), class texts (6, 5): use the projected embedding with its own text encoder.",
+        "embeddings have shape (2, 4), class texts (6, 5): use the embedding that is compared with texts",
     ),
     Refusal("TeCoA: one class", lambda: TecoaObjective(TEXTS[:1]), ValueError, "at least 2 classes"),
     Refusal("TeCoA: texts of NaN", lambda: TecoaObjective(TEXTS * math.nan), ValueError, "NaN"),

@@ -1,4 +1,4 @@
-"""Zero-shot classification of a CLIP encoder, clean and under a white-box attack."""
+"""Zero-shot classification of a CLIP or SigLIP encoder, clean and under a white-box attack."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from fare_hf.evaluation.attack_loop import Stage as LoopStage
 from fare_hf.evaluation.attack_loop import attack_batch, attack_nested, check_plan, chunks, read, screening_steps
 from fare_hf.evaluation.report.rows import Row, fraction_row
 from fare_hf.evaluation.result import Evaluation
+from fare_hf.pretrained.encoder_families import compared_embedding, compared_width
 
 __all__ = ["evaluate_zero_shot", "logits_function", "predict_zero_shot"]
 
@@ -53,7 +54,7 @@ def evaluate_zero_shot(
     of a tenth of the steps comes first, as it fools most samples of an undefended model. The rows name what was run.
 
     Args:
-        encoder: `CLIPVisionModelWithProjection`.
+        encoder: `CLIPVisionModelWithProjection` or `SiglipVisionModel`.
         text_embeddings: (K, D), of `text_classifier`.
         images: tensor (N, 3, H, W) in [0, 1], or a map-style data set of `{"pixel_values", "labels"}`.
         labels: N class numbers; None takes `labels` of the data set's items.
@@ -155,7 +156,7 @@ def predict_zero_shot(
 
 def _texts(encoder: PreTrainedModel, text_embeddings: torch.Tensor) -> torch.Tensor:
     """The texts (K, D) in fp32 on the encoder's device; ValueError for another width than its embeddings have."""
-    width = encoder.config.projection_dim
+    width = compared_width(encoder.config)
     if text_embeddings.ndim != 2 or text_embeddings.shape[1] != width:
         raise ValueError(
             f"text_embeddings have shape {tuple(text_embeddings.shape)}: pass (K, {width}), as the encoder."
@@ -187,11 +188,12 @@ def _logits_function(
     size: int | None = None,
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """Pixels (B, 3, H, W) in [0, 1], resized to `size` if one is given, to fp32 logits (B, K)."""
-    dtype = next(encoder.parameters()).dtype
+    dtype, compared = next(encoder.parameters()).dtype, compared_embedding(encoder.config)
+    assert compared is not None  # or there would be no texts
 
     def logits_of(pixels: torch.Tensor) -> torch.Tensor:
         pixels = pixels if size is None else resize(pixels, size)
-        embeddings = embed(encoder, normalization(pixels).to(dtype), "projected").float()
+        embeddings = embed(encoder, normalization(pixels).to(dtype), compared).float()
         return logit_scale * F.normalize(embeddings, dim=-1) @ text.T
 
     return logits_of

@@ -1,4 +1,4 @@
-"""Any CLIP encoder on any labelled images, in one call: clean and attacked accuracy, beside its original."""
+"""Any CLIP or SigLIP encoder on any labelled images, in one call: clean and attacked accuracy, beside its original."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fare_hf.attacks import ThreatModel
 from fare_hf.convert.checkpoints import names_repository
 from fare_hf.data.pixel_datasets import PixelDataset
 from fare_hf.data.pixels import Normalization
-from fare_hf.encoders import check_encoder_type, load_encoder, text_class_embeddings
+from fare_hf.encoders import check_compared, compared_with_texts, load_encoder, text_class_embeddings
 from fare_hf.evaluation.processes import process_state
 from fare_hf.evaluation.report.rows import Row
 from fare_hf.evaluation.result import Evaluation
@@ -27,7 +27,7 @@ from fare_hf.pretrained.configuration import (
     read_configuration,
     read_json_object,
 )
-from fare_hf.pretrained.encoder_families import family_of_text
+from fare_hf.pretrained.encoder_families import compared_width, family_of_text
 from fare_hf.pretrained.validation import RECORD
 
 __all__ = ["evaluate", "text_model_of"]
@@ -55,20 +55,21 @@ def evaluate(
     seed: int = 0,
     report: Callable[[str], None] = logger.info,
 ) -> Evaluation:
-    """Zero-shot accuracy of a CLIP encoder on labelled images, clean and attacked, as `fare-hf evaluate` measures it.
+    """Zero-shot accuracy of a CLIP or SigLIP encoder on labelled images, clean and attacked, as `fare-hf
+    evaluate` measures it.
 
-    Images go through the encoder's own image processor, class names through the text encoder of the CLIP that it was
+    Images go through the encoder's own image processor, class names through the text encoder of the model that it was
     fine-tuned from. Processes that `accelerate launch` started divide the attacks.
 
     Args:
-        encoder: folder or repository of a CLIP, or of its vision encoder with the projection.
+        encoder: folder or repository of a CLIP or SigLIP, or of its vision encoder (a CLIP's with the projection).
         dataset: folder of images (a folder a class), saved data set, or repository on the Hub; a set of the paper's
             table such as "cifar10"; one that is open; or several of these.
         split, image_column, label_column, class_names, templates: as for `load_labelled_images`; not for a set that
             has its own.
         eps: radii of the linf ball; none for clean accuracy alone.
         against: the original, or another encoder, measured first on the same images and compared in pairs.
-        text_model: CLIP whose text encoder reads the class names; None is `text_model_of` each encoder.
+        text_model: CLIP or SigLIP whose text encoder reads the class names; None is `text_model_of` each encoder.
         samples: how many images, drawn by `seed`; None takes all, or of the table's sets as many as the paper.
         steps, target_classes, batch_size, seed: of the attack, as for `evaluate_zero_shot`.
         report: gets a line on the images, and one on what their classes are called.
@@ -77,7 +78,7 @@ def evaluate(
         Rows for each encoder, clean and for each radius; `report()` has them as tables, to print and to save.
 
     Raises:
-        ValueError: what is no encoder with a projection, no known text model, images without classes, and as
+        ValueError: what is no encoder that is compared with texts, no known text model, images without classes, and as
             `load_labelled_images`; all before any attack.
         OSError: an encoder without an image processor.
 
@@ -116,7 +117,7 @@ def evaluate(
         _check_width(one, own)
     rows: list[Row] = []
     for number, (one, called) in enumerate(zip(subjects, _called(subjects), strict=True)):
-        model: Any = load_encoder(one).to(process_state().device)
+        model: Any = load_encoder(one, compared_with_texts(one)).to(process_state().device)
         names: dict[str, Any] = {"model": called, "normalization": Normalization.from_processor(processors[number])}
         for datas, text in zip(opened, embedded[number], strict=True):
             data = datas[number]
@@ -127,13 +128,13 @@ def evaluate(
 
 
 def text_model_of(name_or_path: str) -> str | None:
-    """The CLIP whose texts an encoder's embeddings are compared with.
+    """The CLIP or SigLIP whose texts an encoder's embeddings are compared with.
 
     Args:
         name_or_path: folder or repository.
 
     Returns:
-        Itself where it is a whole CLIP; else the repository that its fare_hf.json or its card names as base; None
+        Itself where it is whole; else the repository that its fare_hf.json or its card names as base; None
         where neither does (a folder that was the base may lie anywhere).
     """
     if family_of_text(read_configuration(name_or_path).model_type):
@@ -150,12 +151,15 @@ def text_model_of(name_or_path: str) -> str | None:
 
 def _text_model(name_or_path: str, given: str | os.PathLike[str] | None) -> str:
     """The one given, or the encoder's own; the encoder's kind is checked on the way."""
-    check_encoder_type(name_or_path)
-    text_model = str(given) if given is not None else text_model_of(name_or_path)
+    compared = compared_with_texts(name_or_path)
+    if given is not None:
+        check_compared(name_or_path, compared, str(given))
+        return str(given)
+    text_model = text_model_of(name_or_path)
     if text_model is None:
         raise ValueError(
-            f"{name_or_path!r} has no text encoder and names no CLIP on the Hub that it was fine-tuned from: give it "
-            "with --text_model."
+            f"{name_or_path!r} has no text encoder and names no CLIP or SigLIP on the Hub that it was fine-tuned "
+            "from: give it with --text_model."
         )
     return text_model
 
@@ -187,13 +191,12 @@ def _called(subjects: Sequence[str]) -> list[str]:
 
 def _check_width(name: str, embedded: Sequence[Any]) -> None:
     """Texts and images are embedded in one space, as the configuration alone says."""
-    config = read_configuration(name)
-    width = getattr(config, "vision_config", config).projection_dim
+    width = compared_width(read_configuration(name))
     for text in embedded:
         if width != text.shape[1]:
             raise ValueError(
-                f"{name!r} has projection_dim {width}, the texts have {text.shape[1]}: give the CLIP that it was "
-                "fine-tuned from with --text_model."
+                f"{name!r} has embeddings of {width} numbers, the texts have {text.shape[1]}: give the model that it "
+                "was fine-tuned from with --text_model."
             )
 
 

@@ -6,11 +6,12 @@ LOWEST := $(VENV)-lowest/bin
 PYTEST := -m pytest -n auto --dist worksteal -m "not slow and not gpu"
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-lowest test-slow check format clean
+.PHONY: help quickstart test browser test-lowest test-slow check format clean
 
 help:
 	@echo "make quickstart   attack a CLIP, make it robust with FARE, swap it into a LLaVA, measure (8 minutes on 2 cores)"
 	@echo "make test         the tests (5 minutes on 2 cores)"
+	@echo "make browser      install Chromium with apt-get, for the tests of the page; without one they are skipped"
 	@echo "make test-lowest  what depends on other libraries, with the lowest versions that pyproject.toml accepts"
 	@echo "make test-slow    the tests that take minutes each"
 	@echo "make check        lint, format and types"
@@ -28,6 +29,9 @@ quickstart: $(BIN)/.installed
 
 test: $(BIN)/.installed
 	$(BIN)/python $(PYTEST)
+
+browser:
+	command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; }
 
 # Attacks and the lab are tested with the pinned versions alone: they use torch, or what the other tests use.
 $(LOWEST)/.installed: pyproject.toml constraints-lowest.txt

@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import Any
 
 from fare_hf import __version__
-from fare_hf.cli import attack, card, completion, convert, env, evaluate, merge, push, quickstart, swap
+from fare_hf.cli import app, attack, card, completion, convert, env, evaluate, merge, push, quickstart, swap
 from fare_hf.cli.console import CommandParser, Parser, examples, hide_notices, one_sentence
 from fare_hf.cli.first_look import look_first
 
@@ -21,7 +21,7 @@ __all__ = ["COMMANDS", "OF_A_TRAINING", "build_parser", "main"]
 
 COMMANDS = {
     module.__name__.rpartition(".")[2]: module
-    for module in (evaluate, attack, swap, merge, convert, push, card, quickstart, env, completion)
+    for module in (evaluate, attack, swap, merge, convert, push, card, app, quickstart, env, completion)
 }
 OF_A_TRAINING = {
     "train": "fine-tune an encoder; same as python -m fare_hf.train",

@@ -70,6 +70,7 @@ SHORT = {
 }
 # First words of a command -> the test that runs it; here its options are read by the command's own parser.
 ELSEWHERE = {
+    "fare-hf app": "app/test_serving.py",
     "fare-hf quickstart": "lab/test_quickstart.py",
     "fare-hf evaluate --suite lab": "suites/test_suite.py",
     "fare-hf evaluate --suite paper": "suites/test_suite.py",

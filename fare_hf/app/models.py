@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fare_hf.evaluation.attack_loop import process_state
+from fare_hf.evaluation.processes import process_state
 from fare_hf.evaluation.vlm.sets import CAPTION_QUESTION, chat_prompt
 from fare_hf.lab.captions import chat
 from fare_hf.lab.models import load_vlm_and_processor

@@ -42,7 +42,7 @@ def build_page(models: Sequence[Model]) -> gr.Blocks:
                     [(picture.image, picture.shows) for picture in pictures],
                     label="1. The picture",
                     columns=4,
-                    height=430,
+                    height="auto",
                     allow_preview=False,
                     selected_index=0,
                     format="png",

@@ -15,6 +15,7 @@ from fare_hf.cli.first_look import look_first
 from fare_hf.cli.training_options import parse
 
 REFUSED = {
+    "app --vlm some/vlm": "--vlm some/vlm needs an --encoder",
     "swap nowhere/at/all lab:fare-4 --output_dir r": "VLM 'nowhere/at/all' is no file or folder here: check the path.",
     "swap v e --output_dir full": "the folder 'full' is not empty",
     "swap v lab:fare-9 --output_dir r": "'lab:fare-9' is not in the lab",

@@ -61,7 +61,8 @@ def test_what_does_not_run_is_refused(session: Session, block: Block) -> None:
 @pytest.mark.parametrize("page", [*PAGES, *OWN_TEST])
 def test_links_lead_somewhere(page: str) -> None:
     text = (ROOT / page).read_text()
-    for target, _, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(#([^)]*))?\)", text):
+    links = re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", text)
+    for target, anchor in [*links, *((source, "") for source in re.findall(r'<img src="([^"]*)"', text))]:
         path = ((ROOT / page).parent / target) if target else ROOT / page
         assert path.exists(), target
         if anchor:

@@ -20,6 +20,7 @@ A test runs every script, on parts of the lab.
 SECTIONS = {
     "Scripts": "*.py",
     "Notebooks": "**/*.ipynb",
+    "A Space of Hugging Face": "space/*.py",
     "Recipes for `--config`": "recipes/*.yaml",
     "Configurations of accelerate": "accelerate/*.yaml",
     "Benchmarks": "benchmarks/*.*",

@@ -24,10 +24,9 @@ from helpers.tiny_clip import tiny_clip_config
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from transformers import CLIPImageProcessorPil, Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from fare_hf.cli import train
-from fare_hf.encoders import load_encoder
 from fare_hf.files.folders import LOCK, locked_folder
 from fare_hf.objectives import FareObjective, TecoaObjective
 from fare_hf.training import FareConfig, FareTrainer
@@ -67,25 +66,6 @@ def test_what_would_be_ignored_is_refused(name: str) -> None:
         check_options(SimpleNamespace(**values | {name: other}))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("label_smoothing_factor", 0.1),
-        ("auto_find_batch_size", True),
-        ("ignore_data_skip", True),
-        ("neftune_noise_alpha", 5.0),
-        ("include_for_metrics", ["inputs"]),
-        ("batch_eval_metrics", True),
-        ("logit_scale", 50.0),
-        ("metric_for_best_model", "loss"),
-    ],
-)
-def test_a_configuration_refuses_it(name: str, value: Any, tmp_path: Path) -> None:
-    FareConfig(str(tmp_path), use_cpu=True)
-    with pytest.raises(ValueError, match=f"{name}="):
-        FareConfig(str(tmp_path), use_cpu=True, **{name: value})
-
-
 @pytest.mark.parametrize("name", sorted(TRAINER_REFUSED))
 def test_a_trainer_refuses_it(name: str, legacy_vision_folder: Path, tmp_path: Path) -> None:
     made = tiny_trainer(str(legacy_vision_folder), str(tmp_path))
@@ -95,14 +75,6 @@ def test_a_trainer_refuses_it(name: str, legacy_vision_folder: Path, tmp_path: P
         FareTrainer(train_dataset=RandomPixels(), **options, **{name: value})
     with pytest.raises(TypeError, match="no argument 'optimisers'"):
         FareTrainer(train_dataset=RandomPixels(), **options, optimisers=None)
-
-
-def test_a_metric_that_nobody_measures_is_refused_before_the_first_step(
-    legacy_vision_folder: Path, tmp_path: Path
-) -> None:
-    options = {"eval_strategy": "steps", "eval_steps": 2, "eval_dataset": RandomPixels(4)}
-    with pytest.raises(ValueError, match="metric_for_best_model='bleu' is not measured; give one of"):
-        tiny_trainer(str(legacy_vision_folder), str(tmp_path), metric_for_best_model="bleu", **options)
 
 
 @pytest.mark.parametrize(
@@ -323,25 +295,6 @@ def test_names_that_no_evaluation_reads_are_refused(
         shutil.copy(path, tmp_path / "flat" / f"{number}.png")
     with pytest.raises(SystemExit, match=message):
         train.main(command(clip_folder, tmp_path / "flat", tmp_path / "out", "--max_steps", "1", *words.split()))
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"eval_images": 3, "eval_dataset": RandomPixels(7)}, "eval_images=3 is not read here: eval_dataset has 7"),
-        ({"objective": "tecoa", "logit_scale": 50.0}, "logit_scale=50.0 is not objective.logit_scale=100.0"),
-    ],
-)
-def test_a_trainer_refuses_what_its_parts_contradict(
-    options: dict[str, Any], message: str, legacy_vision_folder: Path, tmp_path: Path
-) -> None:
-    args = {name: value for name, value in options.items() if name != "eval_dataset"}
-    config = FareConfig(str(tmp_path), use_cpu=True, per_device_train_batch_size=2, eval_strategy="epoch", **args)
-    objective = TecoaObjective(torch.eye(4)) if config.objective == "tecoa" else None
-    processor = CLIPImageProcessorPil.from_pretrained(legacy_vision_folder)
-    more = {"processing_class": processor, "objective": objective, "eval_dataset": options.get("eval_dataset")}
-    with pytest.raises(ValueError, match=message):
-        FareTrainer(load_encoder(str(legacy_vision_folder)), config, RandomPixels(), **more)
 
 
 @pytest.mark.parametrize("limit", [60_000, 200_000])

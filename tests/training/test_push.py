@@ -22,7 +22,6 @@ from PIL import Image
 from safetensors.torch import load, load_file
 
 from fare_hf.cli.train import FareScriptArguments, main
-from fare_hf.training import FareConfig
 from fare_hf.training.publish import recipe
 
 
@@ -82,13 +81,6 @@ def test_no_right_is_told_before_the_first_step(hub: LoopbackHub, clip_folder: P
     hub.fail("GET /api/whoami-v2", times=99, status=503)
     with pytest.raises(OSError, match="asking who the token belongs to: .*503.* Nothing was sent.$"):
         tiny_trainer(str(clip_folder), str(tmp_path / "out"), **options)
-
-
-def test_what_would_publish_the_optimizer_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="would publish the optimizer's state"):
-        FareConfig(output_dir=str(tmp_path), use_cpu=True, push_to_hub=True, hub_strategy="checkpoint")
-    with pytest.raises(ValueError, match="repository name 'me/a b' is not valid"):
-        FareConfig(output_dir=str(tmp_path), use_cpu=True, push_to_hub=True, hub_model_id="me/a b")
 
 
 def test_a_licence_that_cannot_be_handed_on_is_told_before_the_first_step(

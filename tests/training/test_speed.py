@@ -206,21 +206,6 @@ def test_a_global_batch_is_divided(
     assert (config.per_device_train_batch_size, config.gradient_accumulation_steps) == expected
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"attack_steps_start": 11}, "attack_steps_start=11 is not in 1 to attack_steps=10"),
-        ({"attack_bf16": True, "bf16": True}, "is for training in fp32"),
-        ({"trained_blocks": 0}, "trained_blocks=0 is not positive"),
-        ({"eval_images": -1}, "eval_images=-1 is negative"),
-        ({"torch_compile": True}, "set dataloader_drop_last=True"),
-    ],
-)
-def test_options_that_cannot_work_are_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=message):
-        FareConfig(str(tmp_path), use_cpu=True, **options)
-
-
 def test_operations_of_a_window_are_counted(clip_folder: Path, tmp_path: Path) -> None:
     trainer = tiny_trainer(str(clip_folder), str(tmp_path), max_steps=1)
     trainer._window.peak = 1e9

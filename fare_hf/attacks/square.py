@@ -88,7 +88,7 @@ def square(
         if not search.drop_fooled():
             break
         at = int(query / queries * 10_000) if rescale_schedule else query
-        search.step(math.sqrt(_share(at, share) * height * width))
+        search.step(math.sqrt(window_share(at, share) * height * width))
     search.attacked.raise_if_bad()
     threat_model.check(search.best, search.clean)
     return search.result()
@@ -196,14 +196,14 @@ class _Search:
 
     def _pattern(self, size: int) -> Tensor:
         """A window of unit length whose halves are of opposite sign, upright or lying, (size, size)."""
-        upper = _bump(size // 2, size)
-        pattern = torch.cat([upper, -_bump(size - size // 2, size)]) if size > 1 else torch.ones(1, 1)
+        upper = bump(size // 2, size)
+        pattern = torch.cat([upper, -bump(size - size // 2, size)]) if size > 1 else torch.ones(1, 1)
         if torch.rand(1, generator=self.generator, device=self.generator.device).item() > 0.5:
             pattern = pattern.T
         return (pattern / pattern.norm()).to(self.clean.device)
 
 
-def _share(query: int, share: float) -> float:
+def window_share(query: int, share: float) -> float:
     """Share of the image that the window of a query covers."""
     for last, divisor in _SCHEDULE:
         if query <= last:
@@ -211,7 +211,7 @@ def _share(query: int, share: float) -> float:
     return share / _SMALLEST
 
 
-def _bump(rows: int, columns: int) -> Tensor:
+def bump(rows: int, columns: int) -> Tensor:
     """Nested rectangles around the centre, each inner one higher by 1, 1/4, 1/9, ... from the inside out, length 1."""
     bump = torch.zeros(rows, columns)
     centre = (rows // 2, columns // 2)

@@ -183,12 +183,12 @@ def _on_white(image: PillowImage.Image) -> PillowImage.Image:
     layers = image.convert("RGBA")
     if layers.getchannel("A").getextrema()[0] == 255:
         return layers.convert("RGB")
-    _say_white()
+    warn_of_transparency()
     background = PillowImage.new("RGBA", layers.size, (*WHITE, 255))
     return PillowImage.alpha_composite(background, layers).convert("RGB")
 
 
 @functools.cache
-def _say_white() -> None:
+def warn_of_transparency() -> None:
     """Once in a process."""
     logger.warning("there are transparent images: each is drawn on white %s.", WHITE)

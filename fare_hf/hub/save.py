@@ -16,12 +16,11 @@ from transformers import PreTrainedModel
 from fare_hf.attacks import ThreatModel
 from fare_hf.encoders import load_complete
 from fare_hf.evaluation import RobustnessReport
-from fare_hf.evaluation.report.plots import draw_summary
 from fare_hf.files.documents import read_object
 from fare_hf.files.folders import check_new_folder, whole_folder
 from fare_hf.hub.base_model import base_name, inherited_license, is_hub_id
-from fare_hf.hub.card.regenerate import KEPT, RECORD, content_of, record_of, report_without_paths
-from fare_hf.hub.card.render import PLOT, CardContent, render_card
+from fare_hf.hub.card.regenerate import KEPT, card_files, content_of, published_report
+from fare_hf.hub.card.render import CardContent
 from fare_hf.hub.contents import VOCABULARIES
 from fare_hf.hub.local_paths import without_local_paths
 from fare_hf.hub.text_encoder import save_tokenizer, whole_clip
@@ -107,58 +106,60 @@ def save_robust_encoder(
     """
     folder = Path(folder)
     check_new_folder(folder)
+    base = _check_names(encoder, base_model, datasets)
+    given = {"license": license, "license_name": license_name, "license_link": license_link} if license else {}
+    terms: dict[str, Any] = inherited_license(base_model) if license is None else given
+    images = _image_processor(processor, encoder)
+    weights = _weights(encoder)
+    clip, tokenizer = (None, None) if text_encoder is None else whole_clip(encoder, text_encoder)
+    fields, files = published_report(report)
+    content = CardContent(
+        name=repo_id or folder.resolve().name,
+        base_model=base,
+        class_name=type(encoder).__name__,
+        threat_model=threat_model,
+        # As it is read back from fare_hf.json, so that the card can be rendered again to the letter.
+        training=without_local_paths(json.loads(json.dumps(dict(training or {}), default=str))),
+        report_model=None if report_model is None else str(without_local_paths(report_model)),
+        vlm=str(without_local_paths(vlm)) if vlm else _default_vlm(encoder.config),
+        datasets=datasets,
+        text_encoder=clip is not None,
+        architecture=architecture_of(encoder.config),
+        **fields,
+        **terms,
+    )
+    files |= card_files(content)
+    model: Any = encoder if clip is None else clip
+    weights = weights if clip is None else _weights(clip)
+    check_answers(model, f"the {type(model).__name__}")
+    config = _config(model, type(model).__name__)
+    with whole_folder(folder) as new:  # nobody ever sees, or publishes, half of it
+        save_torch_state_dict(weights, new, max_shard_size=max_shard_size)
+        _write(new, files, config, images, tokenizer)
+    return folder
+
+
+def _check_names(encoder: PreTrainedModel, base_model: str, datasets: Sequence[str]) -> str:
+    """The name of the base model; raises as `save_robust_encoder` for what no card can name."""
     class_name = type(encoder).__name__
     if class_name not in PUBLISHED:
         raise TypeError(f"{class_name} cannot be published as a robust encoder: pass one of {', '.join(PUBLISHED)}.")
     base = base_name(base_model)
     if wrong := [name for name in datasets if not is_hub_id(name)]:
         raise ValueError(f"datasets has {wrong[0]!r}, no name that a data set on the Hub can have: leave it out.")
-    given = {"license": license, "license_name": license_name, "license_link": license_link} if license else {}
-    terms: dict[str, Any] = inherited_license(base_model) if license is None else given
-    check_configuration(encoder.config, f"the encoder's {type(encoder.config).__name__}")
-    images = _image_processor(processor)
-    check_image_processor(images, f"the image processor {type(images).__name__}", encoder.config)
-    weights = _weights(encoder)
-    clip, tokenizer = (None, None) if text_encoder is None else whole_clip(encoder, text_encoder)
-    published = None if report is None else report_without_paths(report)
-    plot = None if published is None else draw_summary(published.rows)
-    content = CardContent(
-        name=repo_id or folder.resolve().name,
-        base_model=base,
-        class_name=class_name,
-        threat_model=threat_model,
-        # As it is read back from fare_hf.json, so that the card can be rendered again to the letter.
-        training=without_local_paths(json.loads(json.dumps(dict(training or {}), default=str))),
-        report=published,
-        report_model=None if report_model is None else str(without_local_paths(report_model)),
-        vlm=str(without_local_paths(vlm)) if vlm else _default_vlm(encoder.config),
-        datasets=datasets,
-        text_encoder=clip is not None,
-        architecture=architecture_of(encoder.config),
-        plot=None if plot is None else PLOT,
-        **terms,
-    )
-    texts = {"README.md": render_card(content), RECORD: record_of(content)}
-    if published is not None:
-        texts["report.json"] = published.to_json()
-    model: Any = encoder if clip is None else clip
-    weights = weights if clip is None else _weights(clip)
-    check_answers(model, f"the {type(model).__name__}")
-    config = _config(model, type(model).__name__)
+    return base
 
-    with whole_folder(folder) as part:  # nobody ever sees, or publishes, half of it
-        save_torch_state_dict(weights, part, max_shard_size=max_shard_size)
-        config.save_pretrained(part)
-        images.save_pretrained(part)
-        if tokenizer is not None:
-            save_tokenizer(tokenizer, part)
-        for path in part.glob("*.json"):
-            _shorten_paths(path)
-        for name, text in texts.items():
-            (part / name).write_text(text, encoding="utf-8")
-        if plot is not None:
-            (part / PLOT).write_bytes(plot)
-    return folder
+
+def _write(folder: Path, files: Mapping[str, bytes], config: Any, images: Any, tokenizer: Any | None) -> None:
+    """The files of the card; configuration, image processor and tokenizer, without the paths of this machine."""
+    config.save_pretrained(folder)
+    images.save_pretrained(folder)
+    if tokenizer is not None:
+        save_tokenizer(tokenizer, folder)
+    for path in folder.glob("*.json"):
+        _shorten_paths(path)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
 
 
 def _shorten_paths(path: Path) -> None:
@@ -176,14 +177,16 @@ def _default_vlm(config: Any) -> str:
     return "llava-hf/llava-1.5-7b-hf" if shape == (1024, 24, 14, 336) else "path/to/a/llava-with-this-vision-encoder"
 
 
-def _image_processor(processor: Any) -> Any:
+def _image_processor(processor: Any, encoder: PreTrainedModel) -> Any:
     """A copy of the image processor that stands alone; one made for pixels in [0, 1] would mislead its users."""
+    check_configuration(encoder.config, f"the encoder's {type(encoder.config).__name__}")
     images = copy.deepcopy(getattr(processor, "image_processor", processor))
     if not getattr(images, "do_normalize", False):
         raise ValueError(
             f"the image processor {type(images).__name__} has do_normalize off: pass the original model's, as users "
             "of the encoder need its normalisation."
         )
+    check_image_processor(images, f"the image processor {type(images).__name__}", encoder.config)
     return images
 
 

@@ -126,7 +126,7 @@ def load_test_set(name: str) -> TestSet:
     """
     name = lab_name(name, TEST_SETS)
     classes = {"fashion": FASHION_CLASSES, "digits": DIGIT_CLASSES}.get(name, ZERO_SHOT_CONCEPTS)
-    images, concepts = _images(name)
+    images, concepts = images_of(name)
     labels = torch.tensor([classes.index(concept) for concept in concepts])
     groups = torch.arange(len(labels)) if name in ("fashion", "digits") else labels
     pixels = torch.from_numpy(images).float().div_(255)
@@ -162,7 +162,7 @@ def load_test_samples(name: str) -> TestSamples:
 
 
 @cache
-def _images(name: str) -> tuple[np.ndarray, tuple[str, ...]]:
+def images_of(name: str) -> tuple[np.ndarray, tuple[str, ...]]:
     """Images (N, 3, 160, 160) uint8 of a test set and what they show; kept, for composing them takes seconds."""
     if name in ("fashion", "digits"):
         grey, concepts = grey_images(name, "test")

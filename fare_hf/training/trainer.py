@@ -99,6 +99,10 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
     hub_model_id: Any
     compiled_by: str | None = None
     """Backend of torch.compile, whoever asked for it."""
+    attack: BatchAttack
+    """What perturbs the images of a batch."""
+    window: Window
+    """What happened since the last line of the log."""
 
     def __init__(
         self,
@@ -153,11 +157,11 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
         light = partial(attack_mode, dtype=dtype or lower, float8=args.attack_fp8)
         hold = evaluating if sharded else light
         attack = partial(BatchAttack, self.args, reading=self.reading, hold=hold, autocast=lower)
-        self._attack = attack(objective=self.objective)
+        self.attack = attack(objective=self.objective)
         self._class_attack = None if self.validation is None else attack(objective=self.validation)
         self.flops, self.trained_share = self.reading.flops(model), trained_share(model)
         self.half = (dtype or lower) is not None
-        self._window = Window(self.args.device, self.half)
+        self.window = Window(self.args.device, self.half)
         self._evaluated: list[Tensor] = []
         self._began, self._evaluating = time.perf_counter(), 0.0
         self.callback_handler.callbacks.insert(0, SayAtStart(self))  # before the bar
@@ -172,15 +176,15 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
         """The encoder's forward returns no loss: attack the batch, then one forward of what the attack found."""
         self._replaced.add(inputs.pop("replaced", []))
         steps = attack_steps_at(self.args, self.state.global_step / max(self.state.max_steps, 1))
-        self._window.begin()
+        self.window.begin()
         with self._fast_patches():
-            attacked = self._attack(self.model, self.original, inputs, self.state.global_step, steps)
+            attacked = self.attack(self.model, self.original, inputs, self.state.global_step, steps)
             self._count(len(inputs["pixel_values"]), steps)
             embeddings, losses = self._update_losses(model, attacked, inputs["pixel_values"])
             if not losses.isfinite().all():
                 raise NonFiniteError(blame(self.state.global_step + 1, inputs, losses))
             if self._is_measured_step():
-                self._window.add(self._measure(inputs["pixel_values"], embeddings, losses, attacked.start_losses))
+                self.window.add(self._measure(inputs["pixel_values"], embeddings, losses, attacked.start_losses))
         loss = losses.mean() * self.share_of_update(len(losses))
         return (loss, {"embeddings": embeddings}) if return_outputs else loss
 
@@ -194,7 +198,7 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
         """The Trainer computes no loss without labels: here it is the loss under attack, from fixed random starts."""
         inputs = self._prepare_inputs(inputs)
         with self._fast_patches(), torch.no_grad():
-            attacked = self._attack(self.model, self.original, inputs, EVALUATION)
+            attacked = self.attack(self.model, self.original, inputs, EVALUATION)
             embeddings = self.reading.embed(model, attacked.pixels)
             losses = self.objective(embeddings, attacked.targets)
             values = self._measure(inputs["pixel_values"], embeddings, losses, attacked.start_losses)
@@ -227,7 +231,7 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds what was measured since the last line, over all processes."""
         if "loss" in logs:
-            logs.update(self._window.close(self.accelerator))
+            logs.update(self.window.close(self.accelerator))
         super().log(logs, start_time)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
@@ -293,11 +297,11 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
         """Tells the window what a batch costs."""
         each = self.flops.step(
             steps.count,
-            clean_target=self._attack.embeds_original,
+            clean_target=self.attack.embeds_original,
             trained=self.trained_share,
             update_images=update_images(self.objective),
         )
-        self._window.count(images * self.accelerator.num_processes, images * each)
+        self.window.count(images * self.accelerator.num_processes, images * each)
 
     def _classify(self, inputs: dict[str, Any]) -> Tensor:
         """`(B, 2)`: 1 where an image is classified rightly, clean and attacked."""
@@ -328,7 +332,7 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
         if self.args.logging_strategy == IntervalStrategy.STEPS:
             first = self.args.logging_first_step and step == 1
             return first or step % self.state.logging_steps == 0
-        return self.args.logging_strategy == IntervalStrategy.EPOCH and self._window.measured == 0
+        return self.args.logging_strategy == IntervalStrategy.EPOCH and self.window.measured == 0
 
     def _fast_patches(self) -> AbstractContextManager[Any]:
         """Patch embeddings as matrix products on CPU."""

@@ -76,16 +76,16 @@ class VlmLoss:
             raise ValueError(f"{len(prompts)} prompts for {len(texts)} texts: give one text (and prompt) per image.")
         self.vlm, self.processor = vlm, processor
         self._family = family_of(vlm)
-        self._prompts, self._answers = prompts, list(texts)
+        self.prompts, self.texts = prompts, list(texts)
         self._prefix = Prefix(vlm)
         # The number of placeholders follows from the tower's resolution, which a swap may change, and from the image's
         # size in families that cut it into tiles.
-        self._texts: dict[tuple[int, int, int], _Texts] = {}
+        self._prepared: dict[tuple[int, int, int], _Texts] = {}
         self._texts_for(self._usual)
 
     def __len__(self) -> int:
         """Number of texts B."""
-        return len(self._answers)
+        return len(self.texts)
 
     @property
     def labels(self) -> Tensor:
@@ -94,7 +94,7 @@ class VlmLoss:
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Losses of shape (B,), fp32 (fp64 for an fp64 model), differentiable in pixels (B, 3, H, W) in [0, 1]."""
-        return self._reduce(*self._logits(pixels))
+        return self._reduce(*self.logits(pixels))
 
     def with_match(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Losses (B,) and, from the same forward, whether greedy decoding would write the text (B,) bool.
@@ -103,7 +103,7 @@ class VlmLoss:
         flag is exact up to rounding; it lets a targeted attack keep an iterate that works. Where the logits are not
         numbers nothing matches.
         """
-        logits, labels = self._logits(pixels)
+        logits, labels = self.logits(pixels)
         match = (logits.detach().argmax(-1) == labels) | (labels == IGNORED)
         losses = self._reduce(logits, labels)
         return losses, match.all(1) & losses.detach().isfinite().to(match.device)
@@ -112,9 +112,9 @@ class VlmLoss:
         """The same loss for a subset of the texts, without preparing the tokens again."""
         chosen = torch.as_tensor(indices)
         part = copy.copy(self)
-        part._prompts = [self._prompts[index] for index in chosen.tolist()]
-        part._answers = [self._answers[index] for index in chosen.tolist()]
-        part._texts = {size: texts.select(chosen.to(texts.labels.device)) for size, texts in self._texts.items()}
+        part.prompts = [self.prompts[index] for index in chosen.tolist()]
+        part.texts = [self.texts[index] for index in chosen.tolist()]
+        part._prepared = {size: texts.select(chosen.to(texts.labels.device)) for size, texts in self._prepared.items()}
         return part
 
     @property
@@ -127,11 +127,11 @@ class VlmLoss:
         """The texts for images of `size`, prepared on first use."""
         size = size if self._family.any_resolution else self._usual
         key = (self._usual[0], *size)
-        if key not in self._texts:
-            self._texts[key] = _prepare(self.vlm, self.processor, self._prompts, self._answers, size)
-        return self._texts[key]
+        if key not in self._prepared:
+            self._prepared[key] = _prepare(self.vlm, self.processor, self.prompts, self.texts, size)
+        return self._prepared[key]
 
-    def _logits(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def logits(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, L - first, V) that predict the labels (B, L - first) from the first answer token on."""
         inputs = self._family.inputs(self._family.settings(self.processor), pixels)
         if len(pixels) != len(self):

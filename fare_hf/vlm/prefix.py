@@ -38,7 +38,7 @@ class Prefix:
 
     def inputs(self, rows: Rows, processor: Any) -> dict[str, Any]:
         """Text inputs of a forward pass: ids after the prefix, the whole mask, and the prefix itself."""
-        length = self._length(rows, processor)
+        length = self.length(rows, processor)
         extras = {name: tensor[:, length:] for name, tensor in rows.extras.items()}
         found = {"input_ids": rows.ids[:, length:], "attention_mask": rows.mask, **extras}
         if length == 0:
@@ -47,7 +47,7 @@ class Prefix:
         cache.batch_repeat_interleave(len(rows.ids))
         return {**found, "past_key_values": cache, "use_cache": True}
 
-    def _length(self, rows: Rows, processor: Any) -> int:
+    def length(self, rows: Rows, processor: Any) -> int:
         """Columns that are the same in all rows, real, and before any image token."""
         family = family_of(self.vlm)
         if not family.keeps_prefix:

@@ -21,7 +21,7 @@ from fare_hf.attacks import (
     square,
     universal_perturbation,
 )
-from fare_hf.attacks.square import _bump, _share
+from fare_hf.attacks.square import bump, window_share
 
 THREATS = [ThreatModel("linf", "6/255"), ThreatModel("l2", 0.4)]
 SIDE = 10
@@ -82,10 +82,10 @@ def test_square_does_not_depend_on_who_is_left(threat_model: ThreatModel) -> Non
 
 def test_square_schedule_and_pattern_are_the_papers() -> None:
     shares = {0: 0.8, 10: 0.8, 11: 0.4, 51: 0.2, 201: 0.1, 501: 0.05, 1001: 0.025, 2001: 0.0125, 9000: 0.8 / 512}
-    assert all(_share(query, 0.8) == pytest.approx(share) for query, share in shares.items())
-    bump = _bump(3, 5)
-    assert bump.norm() == pytest.approx(1)
-    assert bump.argmax() == 1 * 5 + 2 and bump[0, 0] == bump.min()
+    assert all(window_share(query, 0.8) == pytest.approx(share) for query, share in shares.items())
+    pattern = bump(3, 5)
+    assert pattern.norm() == pytest.approx(1)
+    assert pattern.argmax() == 1 * 5 + 2 and pattern[0, 0] == pattern.min()
 
 
 def test_square_without_success() -> None:

@@ -106,7 +106,7 @@ def grey_key(mode: str) -> bytes:
     ids=["RGBA", "LA", "RGBa", "palette", "grey", "16 bit"],
 )
 def test_what_is_transparent_is_drawn_on_white_and_said_once(value: Any, caplog: pytest.LogCaptureFixture) -> None:
-    decoding._say_white.cache_clear()
+    decoding.warn_of_transparency.cache_clear()
     for _ in range(2):
         array = np.asarray(to_rgb(value))
         assert (array[:, :16] == 0).all() and (array[:, 16:] == 255).all()
@@ -114,7 +114,7 @@ def test_what_is_transparent_is_drawn_on_white_and_said_once(value: Any, caplog:
 
 
 def test_opaque_pictures_are_as_they_were(caplog: pytest.LogCaptureFixture) -> None:
-    decoding._say_white.cache_clear()
+    decoding.warn_of_transparency.cache_clear()
     opaque = PICTURE.copy()
     opaque.putalpha(255)
     assert np.array_equal(np.asarray(to_rgb(opaque)), BYTES) and not caplog.text

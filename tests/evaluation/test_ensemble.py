@@ -139,7 +139,7 @@ def test_batches_change_nothing_in_the_bookkeeping(
     pixels = images(len(truths), seed=seed)
 
     def batched(loss: Any, clean: torch.Tensor, *rest: Any, start: Any = None, **options: Any) -> Any:
-        texts = loss._answers if isinstance(loss, VlmLoss) else loss.__closure__[0].cell_contents._answers
+        texts = loss.texts if isinstance(loss, VlmLoss) else loss.__closure__[0].cell_contents.texts
         half = torch.is_autocast_enabled("cpu")
         begins = [None] * len(clean) if start is None else start
         made = [scramble(z, t, s, half) for z, t, s in zip(clean, texts, begins, strict=True)]

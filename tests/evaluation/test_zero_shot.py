@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,11 @@ from helpers.tiny_llava import encoder, images, processor
 from torch.nn import functional as F
 from transformers import AutoTokenizer, CLIPModel, CLIPTextModelWithProjection
 
-import fare_hf.evaluation.attack_loop as survivors
 from fare_hf.attacks import ThreatModel, apgd, cross_entropy
 from fare_hf.data.pixels import Normalization
 from fare_hf.evaluation import RobustnessReport, evaluate_zero_shot, text_classifier
 from fare_hf.evaluation.attack_loop import Stage, attack_batch, attack_nested, gather, screening_steps
+from fare_hf.evaluation.zero_shot import classification
 
 NAMES = ["cat", "dog", "bird", "red fish"]
 TEMPLATES = ["a photo of a {}.", "a {}."]
@@ -109,22 +110,20 @@ def test_few_classes_and_the_name_of_what_was_run(classes: int, changes: dict, n
 
 
 def test_only_survivors_are_attacked_in_full_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[tuple[str, list[int]]] = []
-    original = survivors._run_stage
+    seen: dict[tuple[str, int], list[list[int]]] = {}
 
-    def spy(stage, alive, threat_model, *rest):
-        left = original(stage, alive, threat_model, *rest)
-        seen.append((str(threat_model), list(alive)))
-        assert set(left) <= set(alive)
-        return left
+    def spy(pixels, batch, threat_model, attack, device, seeds):
+        seen.setdefault((str(threat_model), seeds[1]), []).append(batch)
+        return attack_batch(pixels, batch, threat_model, attack, device, seeds)
 
-    monkeypatch.setattr(survivors, "_run_stage", spy)
+    monkeypatch.setattr(classification, "attack_batch", spy)
     rows = evaluate(wrong=4, threat_models=[ThreatModel("linf", "8/255"), ThreatModel("linf", "2/255")])
-    assert seen[0] == ("linf 2/255", list(range(4, 24)))
-    sizes = [len(alive) for _, alive in seen]
-    assert (
-        sizes == sorted(sizes, reverse=True) and [name for name, _ in seen] == ["linf 2/255"] * 5 + ["linf 8/255"] * 5
-    )
+    stages = [[index for batch in batches for index in batch] for batches in seen.values()]
+    assert stages[0] == list(range(4, 24))
+    assert all(set(later) <= set(alive) for alive, later in pairwise(stages))
+    assert all(len(batch) == 7 for batches in seen.values() for batch in batches[:-1])
+    order = [(name, stage) for name in ("linf 2/255", "linf 8/255") for stage in range(5)]
+    assert list(seen) == [stage for stage in order if stage in seen] and order[5] in seen
     assert rows[0].value == 20 / 24
 
 

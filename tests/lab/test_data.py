@@ -58,7 +58,7 @@ def test_no_drawing_of_a_test_style_is_in_a_training_style() -> None:
 def test_test_sets_are_large_enough_labelled_and_always_the_same(name: str) -> None:
     first = load_test_set(name)
     if name in ("twemoji", "digits"):  # composed again, for one set of each kind
-        sets._images.cache_clear()
+        sets.images_of.cache_clear()
     second = load_test_set(name)
     assert len(first) >= 500
     assert first.pixels.shape == (len(first), 3, scenes.IMAGE_SIZE, scenes.IMAGE_SIZE)

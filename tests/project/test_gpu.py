@@ -53,7 +53,7 @@ def test_a_step_of_the_attack_makes_no_host_wait(device: str, clip_folder: Path,
         batch = {name: value.to(device) for name, value in batch.items()}
         trainer.model.to(device)
         trainer.original.to(device)
-        attack = partial(trainer._attack, trainer.model, trainer.original, batch, 0)
+        attack = partial(trainer.attack, trainer.model, trainer.original, batch, 0)
         attack()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")

@@ -169,7 +169,7 @@ def test_a_killed_suite_goes_on(tmp_path: Path) -> None:
     words += ["--output_dir", str(tmp_path / "out")]
     rows = tmp_path / "out" / "rows"
     with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        for _ in range(1200):
+        for _ in range(6000):
             if list(rows.glob("*.json")) or process.poll() is not None:
                 break
             time.sleep(0.05)

@@ -44,7 +44,7 @@ def test_a_step_of_the_attack_makes_no_host_wait(clip_folder: Path, tmp_path: Pa
         trainer = tiny_trainer(str(clip_folder), str(tmp_path), attack_steps=steps)
         batch = trainer.data_collator([RandomPixels()[number] for number in range(4)])
         with Syncs() as syncs:
-            trainer._attack(trainer.model, trainer.original, batch, 0)
+            trainer.attack(trainer.model, trainer.original, batch, 0)
         counts.append(syncs.count)
     assert counts[0] == counts[1] > 0
 
@@ -83,7 +83,7 @@ def test_an_attack_in_eight_bits_is_as_strong(tmp_path: Path) -> None:
     losses = []
     for eight in (False, True):
         trainer = tiny_trainer(folder, str(tmp_path), attack_step_size="3/255", attack_fp8=eight, **options)
-        found = trainer._attack(trainer.model, trainer.original, batch, 0)
+        found = trainer.attack(trainer.model, trainer.original, batch, 0)
         with torch.no_grad():
             embeddings = trainer.reading.embed(load_encoder(folder).eval(), found.pixels)
             losses.append(FareObjective()(embeddings, found.targets).mean().item())
@@ -208,10 +208,10 @@ def test_a_global_batch_is_divided(
 
 def test_operations_of_a_window_are_counted(clip_folder: Path, tmp_path: Path) -> None:
     trainer = tiny_trainer(str(clip_folder), str(tmp_path), max_steps=1)
-    trainer._window.peak = 1e9
+    trainer.window.peak = 1e9
     counted = Counter[str]()
-    count = trainer._window.count
-    trainer._window.count = lambda images, flops: (counted.update(flops=flops), count(images, flops))[1]
+    count = trainer.window.count
+    trainer.window.count = lambda images, flops: (counted.update(flops=flops), count(images, flops))[1]
     trainer.args.logging_steps = trainer.state.logging_steps = 1
     trainer.train()
     assert counted["flops"] == 8 * trainer.flops.step(2)
@@ -253,5 +253,6 @@ def test_images_of_all_processes_are_counted(
 ) -> None:
     trainer = tiny_trainer(str(clip_folder), str(tmp_path))
     monkeypatch.setattr(Accelerator, "num_processes", 3)
-    trainer._count(8, attack_steps_at(trainer.args, 0))
-    assert trainer._window.images == 24
+    batch = trainer.data_collator([RandomPixels()[number] for number in range(8)])
+    trainer.compute_loss(trainer.model, batch)
+    assert trainer.window.images == 24

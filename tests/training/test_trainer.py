@@ -272,15 +272,15 @@ def test_random_starts_depend_on_seed_step_and_sample_alone(clip_folder: Path, t
     trainer = tiny_trainer(str(clip_folder), str(tmp_path))
     pixels = torch.full((3, 3, 32, 32), 0.5)
     state = torch.get_rng_state()
-    batch = trainer._attack.random_start(pixels, torch.tensor([4, 9, 4]), 0)
-    alone = trainer._attack.random_start(pixels[:1], torch.tensor([9]), 0)
+    batch = trainer.attack.random_start(pixels, torch.tensor([4, 9, 4]), 0)
+    alone = trainer.attack.random_start(pixels[:1], torch.tensor([9]), 0)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(batch[0], batch[2])
     assert torch.equal(batch[1], alone[0])
     assert not torch.equal(batch[0], batch[1])
-    assert not torch.equal(trainer._attack.random_start(pixels[:1], torch.tensor([9]), 1), alone)
+    assert not torch.equal(trainer.attack.random_start(pixels[:1], torch.tensor([9]), 1), alone)
     trainer.args.seed += 1
-    assert not torch.equal(trainer._attack.random_start(pixels[:1], torch.tensor([9]), 0), alone)
+    assert not torch.equal(trainer.attack.random_start(pixels[:1], torch.tensor([9]), 0), alone)
 
 
 def test_modes_flags_and_forwards_are_restored_after_a_step(clip_folder: Path, tmp_path: Path) -> None:

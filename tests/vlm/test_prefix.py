@@ -12,6 +12,7 @@ from helpers.tiny_llava import PROMPT, encoder, images, llava, processor
 from torch import nn
 
 from fare_hf.vlm import VlmLoss, swap_vision_tower
+from fare_hf.vlm.prefix import Prefix
 
 
 class Adapted(nn.Module):
@@ -120,12 +121,11 @@ CHANGES += [another_tensor, a_module_replaced, a_hook, a_buffer]
 
 
 @contextmanager
-def without_prefix(loss: VlmLoss) -> Iterator[None]:
-    loss._prefix._length = lambda *_: 0  # type: ignore[method-assign]
-    try:
+def without_prefix() -> Iterator[None]:
+    """Nothing before the image is kept."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Prefix, "length", lambda *_: 0)
         yield
-    finally:
-        del loss._prefix._length
 
 
 @torch.no_grad()
@@ -135,7 +135,7 @@ def test_every_change_is_noticed(change: Callable[[Any], None], adapted: Any) ->
     before = loss(pixels)
     change(adapted)
     after = loss(pixels)
-    with without_prefix(loss):
+    with without_prefix():
         torch.testing.assert_close(after, loss(pixels), rtol=1e-5, atol=1e-5)
     assert not torch.allclose(after, before, rtol=1e-3)
 

@@ -80,7 +80,7 @@ def test_paligemma_does_not_read_its_answer_ahead() -> None:
     """The prompt is read in both directions: an answer that were read so would know itself."""
     model, processor, prompt = made("PaliGemma")
     pixels = images(2)[:1].expand(2, -1, -1, -1)
-    logits, labels = VlmLoss(model, processor, prompt, ["a red cat", "a red dog"])._logits(pixels)
+    logits, labels = VlmLoss(model, processor, prompt, ["a red cat", "a red dog"]).logits(pixels)
     assert labels[0].tolist() != labels[1].tolist()
     torch.testing.assert_close(logits[0, :3], logits[1, :3], rtol=1e-5, atol=1e-5)
 
@@ -101,6 +101,5 @@ def test_gemma3_losses_with_close_ups_are_the_models_own() -> None:
     loss = VlmLoss(model, processor, prompt, texts)
     expected = [own_loss(model, processor, p, prompt, t) for p, t in zip(to_pil(pixels), texts, strict=True)]
     torch.testing.assert_close(loss(pixels).detach(), torch.tensor(expected), rtol=5e-2, atol=5e-2)
-    assert (
-        loss._texts[(32, 32, 96)].rows.ids.shape[1] > loss.labels.shape[1]
-    )  # three close-ups have their placeholders
+    pictures = GEMMA.inputs(GEMMA.settings(processor), pixels)["pixel_values"]
+    assert len(pictures) == 2 * 4 and loss.logits(pixels)[1].shape[1] > 0  # three close-ups of each, with their tokens

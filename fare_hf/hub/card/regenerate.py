@@ -24,12 +24,11 @@ from fare_hf.pretrained.validation import RECORD
 
 __all__ = [
     "KEPT",
-    "RECORD",
+    "card_files",
     "card_under_name",
     "content_of",
-    "record_of",
+    "published_report",
     "regenerate_card",
-    "report_without_paths",
     "rewrite_card",
 ]
 
@@ -95,16 +94,9 @@ def rewrite_card(folder: str | os.PathLike[str], *, report: RobustnessReport | N
     card, before = folder / "README.md", content_of(folder)
     if card.exists() and read_text(path_inside(folder, card.name)) != render_card(before):
         raise ValueError(f"'{card}' was edited by hand: move it away to have it rendered again.")
-    files: dict[str, bytes] = {}
-    report = None if report is None else report_without_paths(report)
-    plot = None if report is None else draw_summary(report.rows)
-    if report is not None:
-        changes |= {"report": report, "plot": None if plot is None else PLOT}
-        files["report.json"] = report.to_json().encode()
-    if plot is not None:
-        files[PLOT] = plot
-    content = replace(before, **changes)
-    files |= {RECORD: record_of(content).encode(), "README.md": render_card(content).encode()}
+    fields, files = published_report(report)
+    content = replace(before, **changes | (fields if files else {}))
+    files |= card_files(content)
     _replace(folder, files)
     if content.plot is None:
         (folder / PLOT).unlink(missing_ok=True)
@@ -133,9 +125,20 @@ def content_of(folder: Path) -> CardContent:
     )
 
 
-def report_without_paths(report: RobustnessReport) -> RobustnessReport:
-    """The report as it is published: without the paths of this machine in names and in the command."""
-    return RobustnessReport.from_dict(without_local_paths(json.loads(report.to_json())))
+def published_report(report: RobustnessReport | None) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """What a card's content holds of a report, without the paths of this machine, and its files; nothing for None."""
+    if report is None:
+        return {"report": None, "plot": None}, {}
+    shown = RobustnessReport.from_dict(without_local_paths(json.loads(report.to_json())))
+    plot, files = draw_summary(shown.rows), {"report.json": shown.to_json().encode()}
+    if plot is not None:
+        files[PLOT] = plot
+    return {"report": shown, "plot": None if plot is None else PLOT}, files
+
+
+def card_files(content: CardContent) -> dict[str, bytes]:
+    """The card, and the record that it can be rendered from again to the letter."""
+    return {"README.md": render_card(content).encode(), RECORD: record_of(content).encode()}
 
 
 def _check_record(folder: Path, record: dict[str, Any]) -> None:

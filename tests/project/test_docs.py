@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
 from functools import cache
 from pathlib import Path
 
 import pytest
 import yaml
+from helpers.in_process import run_command
+from helpers.pages import blocks
 from helpers.paths import EXAMPLES, ROOT
 
 from fare_hf.files.documents import front_matter
@@ -107,6 +110,16 @@ def test_every_objective_and_cheaper_option_is_explained() -> None:
     recipes, experimental = ((DOCS / f"{name}.md").read_text() for name in ("recipes", "experimental"))
     assert all(f"| `{name}` |" in recipes for name in OBJECTIVES)
     assert all(f"--{name}" in experimental for name in CHEAPER)
+
+
+def test_the_estimate_on_the_page_is_what_the_command_says(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = blocks("docs/fine-tune.md")
+    number = next(number for number, block in enumerate(found) if block.text.startswith("fare-hf estimate"))
+    monkeypatch.chdir(ROOT)
+    run_command(shlex.split(found[number].text))
+    assert found[number + 1].language == "text" and found[number + 1].text in capsys.readouterr().out
 
 
 def test_figures_of_the_gallery_have_a_source() -> None:

@@ -25,6 +25,7 @@ __all__ = [
     "CommandParser",
     "Parser",
     "examples",
+    "hide_bars",
     "hide_notices",
     "named_values",
     "natural",
@@ -125,6 +126,17 @@ def hide_notices() -> None:
     for name, passes in FILTERS.items():
         logging.getLogger(name).addFilter(passes)  # once, however often this is called
     warnings.filterwarnings("ignore", message=".*'pin_memory' argument is set as true but no accelerator")
+
+
+def hide_bars() -> None:
+    """Hides the bars of each model that is loaded or saved; those of data sets in a file, which keeps every state."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    if not sys.stderr.isatty():
+        from datasets import disable_progress_bars
+
+        disable_progress_bars()
 
 
 def one_line(error: BaseException) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 from fare_hf import __version__
 from fare_hf.cli import app, attack, card, completion, convert, env, evaluate, merge, push, quickstart, swap
-from fare_hf.cli.console import CommandParser, Parser, examples, hide_notices, one_sentence
+from fare_hf.cli.console import CommandParser, Parser, examples, hide_bars, hide_notices, one_sentence
 from fare_hf.cli.first_look import look_first
 
 __all__ = ["COMMANDS", "OF_A_TRAINING", "build_parser", "main"]
@@ -54,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command.check(args)
         from fare_hf.hub.retry import Retries, bounded_waits
 
+        hide_bars()
         with bounded_waits(Retries()):
             command.run(args)
 

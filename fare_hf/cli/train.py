@@ -18,7 +18,8 @@ from typing import Any
 
 from transformers import ProgressCallback, set_seed
 
-from fare_hf.cli.console import hide_notices, one_sentence, program_of
+from fare_hf.cli.card import base_hint
+from fare_hf.cli.console import hide_bars, hide_notices, one_sentence, program_of
 from fare_hf.cli.recipe_files import expand_config
 from fare_hf.cli.training_arguments import FareScriptArguments, check_arguments
 from fare_hf.cli.training_options import OptionParser, build_parser, parse
@@ -32,7 +33,7 @@ from fare_hf.hub.base_model import base_name, inherited_license
 from fare_hf.hub.retry import Retries, bounded_waits
 from fare_hf.hub.text_encoder import whole_clip
 from fare_hf.lab import load_test_samples, load_training_set
-from fare_hf.lab.names import is_in_lab
+from fare_hf.lab.names import MODELS, is_in_lab
 from fare_hf.objectives import OBJECTIVES, TecoaObjective
 from fare_hf.pretrained.configuration import load_image_processor
 from fare_hf.pretrained.encoder_families import compared_embedding
@@ -41,7 +42,8 @@ from fare_hf.training import FareConfig, FareTrainer
 from fare_hf.training.checkpointing.output_folder import checkpoint_to_resume, how_to_go_on
 from fare_hf.training.class_texts import DataSetTexts, make_objective, make_validation
 from fare_hf.training.logging.progress import ReadableProgress
-from fare_hf.training.publish import recipe, save_encoder
+from fare_hf.training.logging.start import SayHowToSave
+from fare_hf.training.publish import recipe
 from fare_hf.vlm.features import VlmFeatures
 from fare_hf.vlm.tower_files import features_family, load_vision_tower
 
@@ -95,10 +97,14 @@ def train(script: FareScriptArguments, config: FareConfig) -> Path:
         card=_card(script),
         reading=reading,
     )
+    trainer.remove_callback(SayHowToSave)
     if not config.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(ReadableProgress())
-    return _run(trainer, config)
+    folder = _run(trainer, config)
+    if not script.model.startswith(str(MODELS)) and (hint := base_hint(trainer.card["base_model"], folder)):
+        _printer(config)(hint)
+    return folder
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "python -m fare_hf.train") -> None:
@@ -111,6 +117,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m fare_hf.
         try:
             words = expand_config(words, {action.dest for action in parser._actions} - {"config"})
             script, config = parse(parser, words)
+            hide_bars()
             with bounded_waits(Retries()):
                 train(script, config)
         except KeyboardInterrupt:
@@ -217,13 +224,13 @@ def _run(trainer: FareTrainer, config: FareConfig) -> Path:
 
 def _save(trainer: FareTrainer, config: FareConfig) -> Path:
     """Writes the encoder with its card on the main process."""
-    folder = Path(str(config.output_dir)) / "encoder"
+    run_folder = Path(str(config.output_dir))
     if trainer.is_world_process_zero():
         # Before the encoder: where that is, nothing is missing. What a kill left of an earlier attempt goes.
-        (folder.parent / "training.json").write_text(json.dumps(recipe(trainer), indent=2) + "\n", encoding="utf-8")
-        for part in folder.parent.glob(".encoder.*.part"):
+        (run_folder / "training.json").write_text(json.dumps(recipe(trainer), indent=2) + "\n", encoding="utf-8")
+        for part in run_folder.glob(".encoder.*.part"):
             shutil.rmtree(part)
-    save_encoder(trainer, folder)
+    folder = trainer.save_encoder()
     if trainer.is_world_process_zero():
         print(f"The robust encoder is in {folder}")
     trainer.accelerator.wait_for_everyone()

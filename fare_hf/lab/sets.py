@@ -54,11 +54,12 @@ class DrawingsForTraining(Dataset):
     @property
     def processor(self) -> CLIPImageProcessor:
         """The lab CLIP's image processor."""
-        from transformers import CLIPImageProcessor  # whose import gives a notice, which command lines hide first
+        from transformers import AutoImageProcessor
 
         from fare_hf.lab.names import MODELS
 
-        return CLIPImageProcessor.from_pretrained(MODELS / "clip")
+        # With pillow whatever is installed: the lab's figures were measured so.
+        return AutoImageProcessor.from_pretrained(MODELS / "clip", backend="pil")
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch whose images `__getitem__` makes."""

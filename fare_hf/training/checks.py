@@ -32,6 +32,8 @@ Faults = Iterable[tuple[object, str]]
 PRECISIONS = ("no", "fp16", "bf16")
 UNTRIED = {"ACCELERATE_USE_MEGATRON_LM": "Megatron-LM", "ACCELERATE_USE_PARALLELISM_CONFIG": "parallelism_config"}
 """Ways to divide a model that accelerate would take from the environment, beside DeepSpeed."""
+DASHBOARDS = ("tensorboard", "trackio", "wandb")
+"""Values of `report_to` that show pictures."""
 TEMPLATES = ("This is a photo of a {}.",)
 """Sentences of class names where none are given."""
 WHOLE = {"cpu", "mps"}
@@ -174,6 +176,11 @@ def _counts(args: Any) -> Faults:
         yield value is not None and value < 1, f"{name}={value} is not positive; give at least 1, or leave it out."
     for name in ("eval_images", "eval_attack_steps", "save_total_limit", "dataloader_num_workers"):
         yield (getattr(args, name) or 0) < 0, f"{name}={getattr(args, name)} is negative; give a number from 0."
+    pictures, shown = args.picture_steps, set(args.report_to).intersection(DASHBOARDS)
+    yield (
+        pictures is not None and (pictures < 1 or not shown),
+        f"picture_steps={pictures} shows nothing; give at least 1, and report_to one of {', '.join(DASHBOARDS)}.",
+    )
     last = args.max_steps
     yield (
         last == 0 or last < -1,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import torch
 from transformers import SchedulerType, TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
@@ -147,6 +148,12 @@ class FareConfig(TrainingArguments):
         2, "Checkpoints that are kept, the best one among them; 0 keeps all.", "saving", decides=False
     )
     logging_steps: float = option(50, "Steps between two lines of the log.", decides=False)
+    picture_steps: int | None = option(
+        None,
+        "Steps between two pictures (4 images, what the attack made of them, the difference) for the dashboards of "
+        "--report_to; off by default.",
+        decides=False,
+    )
     hub_strategy: HubStrategy | str = option(
         "end",
         "end: publish at the end; every_save: each save too; all_checkpoints: each on a branch.",
@@ -169,6 +176,8 @@ class FareConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         check_launch(self.use_cpu, self.deepspeed)
+        if self.use_cpu or not torch.accelerator.is_available():
+            self.dataloader_pin_memory = False  # nothing to pin for
         if self.accelerator_config is None and self.dataloader_pin_memory:
             self.accelerator_config = {"non_blocking": True}  # copies to the device do not wait
         if self.dataloader_num_workers is None:

@@ -23,6 +23,7 @@ class TrainingRun(Protocol):
     card: dict[str, Any]
     state: TrainerState
     accelerator: Accelerator
+    callback_handler: Any
     flops: Flops
     half: bool
     trained_share: float

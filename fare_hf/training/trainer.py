@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,11 +31,12 @@ from fare_hf.training.checks import check_parts
 from fare_hf.training.class_texts import make_objective
 from fare_hf.training.compiling import compile_encoders
 from fare_hf.training.config import FareConfig
-from fare_hf.training.logging.measurements import EpochCallback, Window, summarise
+from fare_hf.training.logging.measurements import EpochCallback, LastLine, Window, WithoutEpochs, summarise
+from fare_hf.training.logging.pictures import AttackPictures
 from fare_hf.training.logging.replaced_images import ReplacedImages
-from fare_hf.training.logging.start import SayAtStart
+from fare_hf.training.logging.start import SayAtStart, SayHowToSave
 from fare_hf.training.non_finite import FiniteTrainer, NonFiniteError, blame
-from fare_hf.training.publish import check_push, publish, publish_checkpoint
+from fare_hf.training.publish import check_push, publish, publish_checkpoint, save_encoder
 from fare_hf.training.sharding import prepare_frozen, set_up_sharding
 from fare_hf.training.trainable import train_first_blocks, trained_share
 from fare_hf.training.trainer_options import check_trainer_options
@@ -150,6 +152,9 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
         self.original = prepare_frozen(self.accelerator, cast_for_good(reference, dtype).to(self.args.device))
         self.reading.to(self.args.device)
         self.add_callback(EpochCallback())
+        self.add_callback(LastLine())
+        self.pictures = AttackPictures(self)
+        self.add_callback(self.pictures)
         self._replaced = ReplacedImages(str(args.output_dir), args.process_index)
         self.add_callback(self._replaced)
         lower = torch.bfloat16 if args.attack_bf16 or args.attack_fp8 else None
@@ -164,7 +169,8 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
         self.window = Window(self.args.device, self.half)
         self._evaluated: list[Tensor] = []
         self._began, self._evaluating = time.perf_counter(), 0.0
-        self.callback_handler.callbacks.insert(0, SayAtStart(self))  # before the bar
+        self.callback_handler.callbacks[:0] = [SayAtStart(self), WithoutEpochs()]  # before the bar and the dashboards
+        self.add_callback(SayHowToSave())
 
     def compute_loss(
         self,
@@ -183,6 +189,7 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
             embeddings, losses = self._update_losses(model, attacked, inputs["pixel_values"])
             if not losses.isfinite().all():
                 raise NonFiniteError(blame(self.state.global_step + 1, inputs, losses))
+            self.pictures.look(inputs["pixel_values"], attacked.pixels)
             if self._is_measured_step():
                 self.window.add(self._measure(inputs["pixel_values"], embeddings, losses, attacked.start_losses))
         loss = losses.mean() * self.share_of_update(len(losses))
@@ -276,6 +283,22 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
             self, folder, commit_message=commit_message, token=token, revision=revision, private=private, **save
         )
 
+    def save_encoder(self, folder: str | os.PathLike[str] | None = None) -> Path:
+        """Writes the encoder as it is published, with its card; every process calls this.
+
+        Args:
+            folder: absent or empty; by default `encoder` in the output_dir, where `fare-hf train` puts it.
+
+        Returns:
+            The folder.
+
+        Raises:
+            ValueError: as `save_robust_encoder`.
+        """
+        folder = Path(str(self.args.output_dir)) / "encoder" if folder is None else Path(folder)
+        save_encoder(self, folder)
+        return folder
+
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """The Trainer uploads the checkpoint as it is; here its encoder goes to a branch, or to the run's branch."""
         # Private: `push_to_hub=True` alone makes the Trainer upload, pickles included, and no public method is asked.
@@ -330,8 +353,8 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
         """Whether this step ends in a line of the log; the first of a window where lines come by epoch."""
         step = self.state.global_step + 1
         if self.args.logging_strategy == IntervalStrategy.STEPS:
-            first = self.args.logging_first_step and step == 1
-            return first or step % self.state.logging_steps == 0
+            ends = step == self.state.max_steps or (self.args.logging_first_step and step == 1)
+            return ends or step % self.state.logging_steps == 0
         return self.args.logging_strategy == IntervalStrategy.EPOCH and self.window.measured == 0
 
     def _fast_patches(self) -> AbstractContextManager[Any]:

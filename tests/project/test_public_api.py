@@ -27,6 +27,14 @@ def test_unknown_names_raise() -> None:
         fare_hf.robustify  # noqa: B018
 
 
+def test_importing_the_package_imports_nothing_large() -> None:
+    """Nor do the names of the lab, and what a folder of checkpoints holds."""
+    modules = "fare_hf, fare_hf.lab.names, fare_hf.training.checkpointing.output_folder"
+    code = f"import sys, {modules}; print([m for m in ('torch', 'numpy', 'transformers', 'PIL') if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
 def test_attacks_need_torch_alone() -> None:
     code = "import sys, fare_hf.attacks; print([m for m in ('transformers', 'datasets', 'PIL') if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -284,7 +284,7 @@ def test_random_starts_depend_on_seed_step_and_sample_alone(clip_folder: Path, t
 
 
 def test_modes_flags_and_forwards_are_restored_after_a_step(clip_folder: Path, tmp_path: Path) -> None:
-    trainer = tiny_trainer(str(clip_folder), str(tmp_path), max_steps=1)
+    trainer = tiny_trainer(str(clip_folder), str(tmp_path), max_steps=1, logging_strategy="no")
     modes: list[bool] = []
     trainer.model.vision_model.encoder.layers[0].register_forward_hook(lambda m, *_: modes.append(m.training))
     trainer.train()

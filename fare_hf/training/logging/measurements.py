@@ -9,11 +9,21 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from transformers import TrainerCallback
+from transformers import IntervalStrategy, TrainerCallback
 
 from fare_hf.encoders.flops import peak_flops
 
-__all__ = ["MEASURED", "EpochCallback", "Window", "greater_is_better", "measured_names", "peak_memory", "summarise"]
+__all__ = [
+    "MEASURED",
+    "EpochCallback",
+    "LastLine",
+    "Window",
+    "WithoutEpochs",
+    "greater_is_better",
+    "measured_names",
+    "peak_memory",
+    "summarise",
+]
 
 MEASURED = {
     "loss": False,
@@ -83,6 +93,27 @@ class EpochCallback(TrainerCallback):
         dataset: Any = getattr(kwargs.get("train_dataloader"), "dataset", None)
         if hasattr(dataset, "set_epoch"):
             dataset.set_epoch(int(state.epoch or 0))
+
+
+class LastLine(TrainerCallback):
+    """Logs the last step too: a run that is shorter than `logging_steps` would end without a figure."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Asks for a line where there is none yet."""
+        logs = IntervalStrategy(args.logging_strategy) == IntervalStrategy.STEPS
+        control.should_log = control.should_log or (logs and state.global_step == state.max_steps)
+
+
+class WithoutEpochs(TrainerCallback):
+    """Keeps out of bars and dashboards what the Trainer adds to each line and nobody reads as a curve.
+
+    `trainer_state.json` has the epoch still. The Trainer's operations are those of a language model.
+    """
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Takes it out, before the callbacks that follow."""
+        for name in ("epoch", "total_flos"):
+            logs.pop(name, None)
 
 
 def peak_memory(device: torch.device) -> int:

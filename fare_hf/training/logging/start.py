@@ -22,7 +22,7 @@ from fare_hf.training.estimate import training_flops
 from fare_hf.training.objective_facts import objective_facts
 from fare_hf.training.run import TrainingRun
 
-__all__ = ["SayAtStart", "facts_of_run"]
+__all__ = ["SayAtStart", "SayHowToSave", "facts_of_run"]
 
 
 class SayAtStart(TrainerCallback):
@@ -40,6 +40,15 @@ class SayAtStart(TrainerCallback):
         if state.is_world_process_zero:
             lines = [f"  {name:10} {fact}" for name, fact in facts_of_run(self.trainer).items()]
             print("This run:", *lines, sep="\n", flush=True)
+
+
+class SayHowToSave(TrainerCallback):
+    """Says at the end what writes the encoder; the command line writes it itself, and removes this."""
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Prints it."""
+        if state.is_world_process_zero:
+            print(f"trainer.save_encoder() writes the encoder with its card to {args.output_dir}/encoder", flush=True)
 
 
 def facts_of_run(trainer: TrainingRun) -> dict[str, str]:

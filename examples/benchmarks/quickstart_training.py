@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import tempfile
@@ -19,7 +20,7 @@ from typing import Any
 
 from turns import write
 
-from fare_hf.lab.recipes import QUICK_STEPS, command, quick_recipe
+from fare_hf.lab.recipes import ALLOCATOR, QUICK_STEPS, command, quick_recipe
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -30,7 +31,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     options["save_steps"] = str(args.max_steps)
     with tempfile.TemporaryDirectory() as folder:
         begin = time.perf_counter()
-        subprocess.run(command(options, Path(folder) / "run"), check=True)
+        subprocess.run(command(options, Path(folder) / "run"), check=True, env=os.environ | ALLOCATOR)
         seconds = time.perf_counter() - begin
         state = Path(folder) / "run" / f"checkpoint-{args.max_steps}" / "trainer_state.json"
         log = [line for line in json.loads(state.read_text())["log_history"] if "images_per_second" in line]

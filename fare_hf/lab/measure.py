@@ -80,11 +80,11 @@ class Budget:
 
 FULL = Budget({"twemoji": None, "fashion": None, "digits": None}, questions={name: None for name in QUESTION_SETS})
 QUICK = Budget(
-    {"twemoji": 160, "fashion": 60, "digits": 60},
+    {"twemoji": 120, "fashion": 40, "digits": 40},
     steps=20,
-    captions=40,
+    captions=60,
     caption_steps=40,
-    targeted=20,
+    targeted=12,
     targeted_steps=40,
     questions={"yes-no": 48, "pope": 16},
     question_steps=20,

@@ -141,8 +141,8 @@ class Quickstart:
         words = recipes.command(recipes.quick_recipe(self.plan.max_steps), self.output_dir)
         print(f"{wrapped('$ ' + recipes.shown(words))}\n", flush=True)
         # Nothing is downloaded here, and loading takes no time: the one bar is the training's.
-        variables = os.environ | {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONUNBUFFERED": "1"}
-        with subprocess.Popen(words, env=variables, stdout=subprocess.PIPE, text=True) as training:
+        variables = recipes.ALLOCATOR | {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONUNBUFFERED": "1"}
+        with subprocess.Popen(words, env=os.environ | variables, stdout=subprocess.PIPE, text=True) as training:
             assert training.stdout is not None
             for line in training.stdout:
                 self.pass_on(line.rstrip())
@@ -201,7 +201,7 @@ class Quickstart:
         return before, after
 
     def language(self, name: str, llava: Any) -> tuple[TextEvaluation, Row]:
-        """Captions, and how often a sentence is forced on the first of the sets."""
+        """Captions, and how often a sentence is forced on the last of the sets."""
         with tqdm(total=2, unit="task", **BAR) as bar:
             bar.set_description("    attacking captions")
             captions = measure.measure_captions(name, llava, self.plan.budget, STRONGEST, keep=range(PICTURES * 4))
@@ -212,7 +212,7 @@ class Quickstart:
             self.keep(forced)
             bar.update()
         self.left.finish(f"LLaVA + {name}")
-        return captions, forced[1]
+        return captions, forced[-1]
 
     def keep(self, rows: list[Row]) -> None:
         """Keeps rows and prints a line for each, above the bar."""

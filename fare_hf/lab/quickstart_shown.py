@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from fare_hf.evaluation import NamesConcept, Row, SheetRow, TextEvaluation, attack_sheet
+from fare_hf.evaluation import NamesConcept, Row, SheetRow, TextEvaluation, attack_sheet, paired_difference
 from fare_hf.evaluation.report.attack_sheet import Answer
 from fare_hf.lab import measure
 from fare_hf.lab.drawings import all_concepts
@@ -36,7 +36,12 @@ def proof(shown: bool, claim: str, figures: str) -> str:
 
 
 def lower(low: Row, high: Row) -> bool:
-    """Whether one rate lies below another, with intervals that do not touch."""
+    """Whether one rate lies below another.
+
+    Of two models on the same samples where their paired interval is above 0; else where intervals do not touch.
+    """
+    if low.model != high.model and low.n == high.n:
+        return paired_difference(low, high)[1][0] > 0
     return low.ci[1] < high.ci[0]
 
 

@@ -14,7 +14,7 @@ import torch
 
 from fare_hf.lab.names import ENCODERS, encoder_folder, lab_name
 
-__all__ = ["LEARNING_RATES", "LONG_STEPS", "QUICK_STEPS", "command", "quick_recipe", "recipe", "shown"]
+__all__ = ["ALLOCATOR", "LEARNING_RATES", "LONG_STEPS", "QUICK_STEPS", "command", "quick_recipe", "recipe", "shown"]
 
 COMMON: dict[str, str] = {
     "dataset": "lab:drawings",
@@ -43,6 +43,12 @@ TeCoA  32     2    750    1e-3: 61.1 / 22.6; **2e-3: 61.9 / 23.4**
 """
 QUICK: dict[str, str] = {}
 """What the quickstart's recipe changes."""
+ALLOCATOR = {
+    "MALLOC_MMAP_THRESHOLD_": "1000000000",
+    "MALLOC_TRIM_THRESHOLD_": "2000000000",
+    "MALLOC_TOP_PAD_": "200000000",
+}
+"""Environment in which glibc keeps what a step frees for the next one, instead of getting it from the system anew."""
 STEP_SIZES = {"2/255": "1.5/255", "4/255": "3/255"}
 TECOA = {"objective": "tecoa", "templates": "a photo of {}"}
 

@@ -15,9 +15,9 @@ from helpers.in_process import instead_of_subprocess, run_command, run_main
 from transformers import CLIPVisionModel
 
 from fare_hf.evaluation.report.rows import fraction_row
-from fare_hf.lab import measure, recipes
+from fare_hf.lab import load_test_set, measure, recipes
 from fare_hf.lab.quickstart import Quickstart
-from fare_hf.lab.quickstart_plan import Plan, TimeLeft, in_words
+from fare_hf.lab.quickstart_plan import WHOLE, Plan, TimeLeft, in_words
 from fare_hf.lab.quickstart_shown import lower, proof
 
 TINY = measure.Budget(
@@ -73,15 +73,24 @@ def check_story(run: Path, said: str, bars: str) -> None:
     assert "2/2" in bars and "Traceback" not in bars
 
 
-def test_a_training_that_stops_stops_the_quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recipes, "command", lambda *_: [sys.executable, "-c", "raise SystemExit(3)"])
+def test_a_training_that_stops_stops_the_quickstart_after_what_it_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It keeps memory between steps, and its log says what is left of the whole run."""
+    said = (
+        "import os; print('step 2: loss 2.5, more'); print(os.environ['MALLOC_TRIM_THRESHOLD_']); raise SystemExit(3)"
+    )
+    monkeypatch.setattr(recipes, "command", lambda *_: [sys.executable, "-c", said])
     with pytest.raises(ValueError, match="the training stopped with exit status 3"):
-        Quickstart(tmp_path / "run").fine_tune()
+        Quickstart(tmp_path / "run", Plan(4)).fine_tune()
+    assert re.search(r"step 2: loss 2.5, more; about .* left in all\n2000000000\n", capfd.readouterr().out)
 
 
 def test_a_claim_is_shown_where_intervals_do_not_touch() -> None:
     many, some, few = (fraction_row([True] * part + [False] * (100 - part), **NAMES) for part in (90, 40, 35))
     assert lower(few, many) and not lower(many, few) and not lower(few, some)
+    assert lower(replace(few, model="other"), some)  # the same samples, and never worse
+    assert not lower(few, replace(few, model="other"))
     assert proof(False, "it holds", "1 %, 2 %") == "    => NOT shown: it holds (1 %, 2 %)"
 
 
@@ -108,6 +117,7 @@ def test_a_longer_plan_measures_more_as_far_as_sets_go_and_trains_the_rest() -> 
     costs = [sum(each.costs().values()) for each in (plan, longer)]
     assert costs[1] == pytest.approx(3 * costs[0], rel=0.01) and longer.max_steps > 300
     assert plan.lengthened(1) == plan
+    assert all(len(load_test_set(name)) == count for name, count in WHOLE.items())
 
 
 def test_minutes_lengthen_the_run_or_are_refused_with_what_it_takes(

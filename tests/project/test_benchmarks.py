@@ -14,6 +14,8 @@ import torch
 from helpers.paths import EXAMPLES
 from transformers import CLIPVisionModelWithProjection
 
+from fare_hf.lab import measure
+
 BENCHMARKS = EXAMPLES / "benchmarks"
 
 
@@ -77,3 +79,17 @@ def test_processes_compares_two_with_one(tmp_path: Path, monkeypatch: pytest.Mon
     words = ["--model", "tiny", "--batch_size", "2", "--steps", "2", "--turns", "1", "--output", str(output)]
     run("processes.py", *words, monkeypatch=monkeypatch)
     assert json.loads(output.read_text())["factor"] > 0
+
+
+def test_quickstart_parts_attacks_each_encoder_in_one_ball_and_in_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        measure, "QUICK", measure.Budget({}, steps=1, target_classes=1, caption_steps=1, targeted_steps=1)
+    )
+    output = tmp_path / "parts.json"
+    run("quickstart_parts.py", "--samples", "2", "--output", str(output), monkeypatch=monkeypatch)
+    found = json.loads(output.read_text())["cpu_seconds_of_an_image"]
+    assert all(set(found[name]) == {"4/255", "2/255 and 4/255"} for name in ("CLIP", "FARE", "TeCoA"))
+    assert all(set(found[f"LLaVA + {name}"]) == {"caption", "sentence"} for name in ("CLIP", "FARE"))
+    assert all(value > 0 for part in found.values() for value in part.values())

@@ -68,6 +68,7 @@ def main() -> None:
     """Prints the seconds and writes them down."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=40, help="of the drawings; of the other sets and answers fewer")
+    parser.add_argument("--load", help="what else the machine did, for the record")
     parser.add_argument("--output", type=Path, help="JSON file")
     args = parser.parse_args()
     torch.set_num_threads(1)

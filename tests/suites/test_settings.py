@@ -252,7 +252,7 @@ def test_no_option_is_new_without_a_look_at_what_ignores_it() -> None:
         "attack": {f"--{name}" for name in (
             "dataset encoder victims targets question template split dataset_config eps max_new_tokens output_dir "
             "steps samples batch_size save_every seed").split()},
-        "card": {"--report", "--report_model", "--license", "--revision"},
+        "card": {"--report", "--report_model", "--license", "--revision", "--base_model"},
         "completion": set(),
         "convert": {"--to", "--output_dir", "--base", "--activation", "--visual_only", "--revision"},
         "env": {"--json"},

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fare_hf.cli.console import named_values, natural, positive, refuse_given, refuse_missing, refuse_no_file
+from fare_hf.cli.console import named_values, natural, positive, refuse_given, refuse_missing, refuse_no_file, silent
 from fare_hf.numerals import parse_eps
 
 __all__ = ["EXAMPLES", "GOING_ON", "PURPOSE", "QUESTION", "add_options", "check", "run"]
@@ -45,7 +47,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--targets", type=Path, help="file with one string a line (default: six harmless ones)")
     parser.add_argument("--question", default=QUESTION, help=f"asked of each image (default: {QUESTION})")
     parser.add_argument("--template", help="prompt with {} for the question, for processors without a chat template")
-    parser.add_argument("--split", help="of the data set (default: train)")
+    parser.add_argument("--split", help="of the data set (default: the only one, or train)")
     parser.add_argument("--dataset_config", default=None, help="of a data set with several configurations")
     parser.add_argument("--eps", default="2/255", help="radius of the linf ball (default: 2/255)")
     parser.add_argument("--output_dir", type=Path, required=True, help="called again with it, an attack goes on")
@@ -65,8 +67,10 @@ def check(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> None:
     """Attacks string after string; what is finished is not run again."""
     from fare_hf.attacks import ThreatModel
+    from fare_hf.evaluation.processes import process_state
     from fare_hf.evaluation.report.environment import environment
     from fare_hf.evaluation.report.report import RobustnessReport
+    from fare_hf.evaluation.vlm.adversarial_images import MANIFEST
     from fare_hf.evaluation.vlm.forced_strings import read_targets, target_loss
     from fare_hf.evaluation.vlm.stealth import STEALTH_TARGETS, evaluate_stealth
     from fare_hf.files.folders import locked_folder
@@ -79,27 +83,60 @@ def run(args: argparse.Namespace) -> None:
     vlm, processor, prompt = _model(args)
     for target in targets:  # before any attack: each has tokens, and room in an answer
         target_loss(vlm, processor, prompt, target, args.max_new_tokens)
-    pixels, dataset = _pixels(args, processor), Path(args.dataset).name
-    options: dict[str, Any] = {"prompt": prompt, "model": Path(args.encoder or args.vlm).name}
-    options |= {name: getattr(args, name) for name in COUNTS if name != "samples"}
+    (pixels, called), dataset = _images(args, processor), Path(args.dataset).name
+    first = process_state().is_main_process
+    say: Callable[[object], None] = print if first else lambda line: None
+    options: dict[str, Any] = {"prompt": prompt, "model": Path(args.encoder or args.vlm).name, "image_names": called}
+    options |= {name: getattr(args, name) for name in COUNTS if name != "samples"} | {"distributed": True}
     rows: list[Any] = []
-    with locked_folder(args.output_dir, "an attack"):
+    with locked_folder(args.output_dir, "an attack") if first else nullcontext():
+        bar = _Bar(len(targets), math.ceil(len(pixels) / args.batch_size), args.steps, shown=first)
         for number, target in enumerate(targets):
             options |= {"dataset": f"{dataset}, string {number}", "folder": args.output_dir / f"target-{number}"}
+            options["progress"] = partial(bar.show, number)
             found = evaluate_stealth(vlm, processor, pixels, target, threat_model, **options)
             rows += found.rows
             forced = f"{sum(found.forced)} of {len(found.forced)}"
-            print(f"{target!r}: {forced} pictures force it; they are in {found.folder}")
+            say(f"{target!r}: {forced} pictures force it; they and all answers are in {found.folder / MANIFEST}")
+        bar.end()
         for victim, encoder in victims.items():
             rows += _transfer(vlm, processor, prompt, targets, victim, encoder, args)
-        report = RobustnessReport(rows, environment(seed=args.seed))
-        path = report.save(args.output_dir)
-    print(report.to_markdown())
-    print(path)
+        legend = {"legend": {f"string {number}": target for number, target in enumerate(targets)}}
+        report = RobustnessReport(rows, environment(seed=args.seed) | legend)
+        if first:
+            report.save(args.output_dir)
+    say(report.to_markdown())
+    say(args.output_dir / "report.json")
+
+
+class _Bar:
+    """Steps done and the time left, if no picture is done before its last step; of several processes the first one's.
+
+    Args:
+        strings, batches, steps: how many, one inside the other.
+        shown: whether this process shows it.
+    """
+
+    def __init__(self, strings: int, batches: int, steps: int, shown: bool) -> None:
+        from tqdm.auto import tqdm
+
+        self.batches, self.steps = batches, steps
+        self._bar: Any = tqdm(total=strings * batches * steps, unit="step", smoothing=0, disable=not shown)
+
+    def show(self, string: int, batch: int, done: int) -> None:
+        """How far one batch of one string is."""
+        self._bar.set_description(f"string {string}, batch {batch + 1} of {self.batches}", refresh=False)
+        self._bar.update((string * self.batches + batch) * self.steps + done - self._bar.n)
+
+    def end(self) -> None:
+        """All strings are done."""
+        self._bar.update(self._bar.total - self._bar.n)
+        self._bar.close()
 
 
 def _model(args: argparse.Namespace) -> tuple[Any, Any, str]:
     """The model with its tower, its processor, and the prompt; refuses what the lab does not read."""
+    from fare_hf.evaluation.processes import process_state
     from fare_hf.evaluation.vlm.sets import chat_prompt
     from fare_hf.lab.captions import chat
     from fare_hf.lab.models import load_vlm_and_processor
@@ -119,26 +156,34 @@ def _model(args: argparse.Namespace) -> tuple[Any, Any, str]:
     encoder = args.encoder and encoder_path(args.encoder)
     vlm, processor = load_vlm_and_processor(args.vlm)
     if encoder is not None:
-        print(swap_vision_tower(vlm, encoder, processor))
-    return vlm, processor, prompt
+        report = swap_vision_tower(vlm, encoder, processor)
+        if process_state().is_main_process:
+            print(report)
+    return vlm.to(process_state().device), processor, prompt
 
 
-def _pixels(args: argparse.Namespace, processor: Any) -> Any:
-    """The first images, in 8 bit as files hold them, at the tower's resolution."""
+def _images(args: argparse.Namespace, processor: Any) -> tuple[Any, list[str]]:
+    """The first images, in 8 bit as files hold them, at the tower's resolution; and what each is called."""
     import torch
 
+    from fare_hf.data.opening import whole_split
     from fare_hf.data.pixel_datasets import load_pixels
     from fare_hf.data.pixels import quantize
+    from fare_hf.evaluation.processes import process_state
     from fare_hf.lab.measure import part
     from fare_hf.lab.names import is_in_lab
 
     if is_in_lab(args.dataset):
-        return quantize(part(args.dataset, args.samples).pixels)
-    split, options = args.split or "train", {"config": args.dataset_config, "report": print}
+        test = part(args.dataset, args.samples)
+        return quantize(test.pixels), [test.class_names[label] for label in test.labels.tolist()]
+    split = args.split or whole_split(args.dataset, "train")
+    options = {"config": args.dataset_config, "report": print if process_state().is_main_process else silent}
     data: Any = load_pixels(args.dataset, split, processor.image_processor, labels=False, **options)
     if not len(data):
         raise ValueError(f"{args.dataset!r} holds no image in the split {split!r}: give at least one.")
-    return quantize(torch.stack([data[index]["pixel_values"] for index in range(min(args.samples, len(data)))]))
+    chosen = range(min(args.samples, len(data)))
+    pixels = torch.stack([data[index]["pixel_values"] for index in chosen])
+    return quantize(pixels), [data.file_name(index) for index in chosen]
 
 
 def _transfer(
@@ -154,7 +199,7 @@ def _transfer(
     from fare_hf.vlm import swap_vision_tower
 
     def forced(target: str, pixels: Any) -> list[bool]:
-        options = {"batch_size": args.batch_size, "max_new_tokens": args.max_new_tokens}
+        options = {"batch_size": args.batch_size, "max_new_tokens": args.max_new_tokens, "distributed": True}
         answers = answers_to(vlm, processor, as_sent(pixels, processor), prompt, **options)
         return [says(answer, target) for answer in answers]
 

@@ -129,6 +129,7 @@ def run_suite_file(args: argparse.Namespace) -> None:
     """`--suite`: jobs that are finished already are not run again."""
     from transformers.utils import logging
 
+    from fare_hf.evaluation.processes import process_state
     from fare_hf.suites import load_suite, run_suite
 
     if args.encoder is not None:
@@ -137,7 +138,8 @@ def run_suite_file(args: argparse.Namespace) -> None:
     suite = load_suite(args.suite, models)
     logging.disable_progress_bar()  # bars of loaded weights would write over the one that says what is left
     report = run_suite(suite, args.output_dir)
-    show(report, args)
+    if process_state().is_main_process:
+        show(report, args)
 
 
 def show(report: RobustnessReport, args: argparse.Namespace) -> None:

@@ -135,6 +135,12 @@ class PixelDataset(_Images, Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
+    def file_name(self, index: int) -> str:
+        """What an image's file is called, without its folder; of one that has none its number."""
+        value = self.dataset[int(index)][self.image_column]
+        path = value.get("path") if isinstance(value, Mapping) else value if isinstance(value, str) else None
+        return Path(path).name if path else f"image {index}"
+
     def fingerprint(self) -> str:
         """Of the first, middle and last image as they are stored, to tell another data set."""
         last, rows = len(self.dataset) - 1, _undecoded(stored(self.dataset), self.image_column)

@@ -14,13 +14,16 @@ from transformers import CLIPModel
 
 from fare_hf.data.pixels import Normalization
 from fare_hf.encoders import EMBEDDINGS, load_complete, load_encoder, text_classifier
+from fare_hf.evaluation.processes import process_state
 from fare_hf.evaluation.report.rows import Row
 from fare_hf.evaluation.vlm.transfer import evaluate_transfer
 from fare_hf.evaluation.zero_shot.classification import ATTACKS, evaluate_zero_shot, logits_function
 from fare_hf.evaluation.zero_shot.corruptions import check_corruptions, evaluate_corruptions
 from fare_hf.evaluation.zero_shot.drift import clean_drift
+from fare_hf.evaluation.zero_shot.evaluate import text_model_of
 from fare_hf.evaluation.zero_shot.gradient_masking import check_gradient_masking
-from fare_hf.evaluation.zero_shot.sets import load_zero_shot_set, zero_shot_set
+from fare_hf.evaluation.zero_shot.labelled_images import TEMPLATES, check_templates, load_labelled_images
+from fare_hf.evaluation.zero_shot.sets import ZeroShotData, load_zero_shot_set, zero_shot_set
 from fare_hf.lab import TEST_SETS, load_clip
 from fare_hf.lab.measure import part, text_embeddings
 from fare_hf.lab.names import encoder_path, is_in_lab, lab_name
@@ -83,10 +86,14 @@ class OnImages(Job):
     Attributes:
         batch_size: images of a forward pass.
         text: the CLIP whose texts stand for the classes; None is each model's own.
+        label_column, class_names, templates: of a folder or repository, as for `load_labelled_images`.
     """
 
     batch_size: Count = None
-    text: Annotated[Text | None, Says.ON_THE_HUB] = None
+    text: Annotated[Text | None, Says.NOT_OF_THE_LAB] = None
+    label_column: Annotated[Text | None, Says.OF_OWN_DATA] = None
+    class_names: Annotated[Names, Says.OF_OWN_DATA] = None
+    templates: Annotated[Names, Says.OF_OWN_DATA] = None
 
     def check(self, where: str) -> None:
         super().check(where)
@@ -94,6 +101,8 @@ class OnImages(Job):
             require_path(f"text of {where}", self.text)
         if is_in_lab(self.set):
             lab_name(self.set, TEST_SETS, f"{where}: set ")
+        elif self.is_own:
+            check_templates(self.templates or TEMPLATES)
         else:
             zero_shot_set(self.set)
 
@@ -103,14 +112,21 @@ class OnImages(Job):
             test = part(self.dataset, self.samples)
             embeddings = text_embeddings(load_clip(), test)
             return LabelledImages(test.pixels, test.labels, lambda name_or_path: embeddings, test.groups.tolist())
-        processor, chosen = _image_processor(subject.name_or_path), self.given("samples", "seed", "root")
-        data = load_zero_shot_set(self.set, processor, **chosen)
+        data = self.opened(_image_processor(subject.name_or_path))
 
         def texts(name_or_path: str) -> Tensor:
-            clip = _clip(encoder_path(self.text) if self.text else name_or_path)
+            clip = _clip(encoder_path(self.text) if self.text else text_model_of(name_or_path) or name_or_path)
             return text_classifier(*clip, data.class_names, data.templates)
 
         return LabelledImages(data.images, None, texts, native=data.native)
+
+    def opened(self, processor: Any) -> ZeroShotData:
+        """The set with its classes, as an image processor reads it."""
+        chosen = self.given("samples", "seed")
+        if not self.is_own:
+            return load_zero_shot_set(self.set, processor, **chosen, **self.given("root"))
+        columns = self.given("split", "image_column", "label_column", "class_names", "templates")
+        return load_labelled_images(self.set, processor, **chosen, **columns)
 
     def row_names(self, subject: Subject) -> dict[str, Any]:
         """What rows are called, and the normalisation of the encoder."""
@@ -143,13 +159,13 @@ class ZeroShot(OnImages, Attacked):
         return super().silent() | (set() if self.masking_checks and self.eps else mute)
 
     def run(self, subject: Subject) -> list[Row]:
-        data, encoder = self.data(subject), load_encoder(subject.name_or_path)
+        data, encoder = self.data(subject), load_encoder(subject.name_or_path).to(process_state().device)
         effort = self.given("steps", "restarts", "target_classes", "queries", "batch_size", "seed")
         options = effort | self.given("attack", "stop_fooled") | self.row_names(subject)
-        options |= {"groups": data.groups, "native": data.native, "threat_models": self.threats()}
+        options |= {"groups": data.groups, "native": data.native, "threat_models": self.threats(), "distributed": True}
         texts = data.texts(subject.name_or_path)
         rows = evaluate_zero_shot(encoder, texts, data.images, data.labels, **options).rows
-        if self.masking_checks:
+        if self.masking_checks and process_state().is_main_process:
             self._check_masking(subject, data, effort)
         return rows
 
@@ -161,7 +177,7 @@ class ZeroShot(OnImages, Attacked):
         folder.mkdir(parents=True, exist_ok=True)
         for threat in self.threats():
             report = check_gradient_masking(logits_of, pixels, labels, threat, surrogate=surrogate, **effort)
-            name = f"{subject.model}, {self.dataset}, {str(threat).replace('/', '_')}"
+            name = f"{subject.model}, {self.dataset}, {threat}".replace("/", "_")
             (folder / f"{name}.md").write_text(report.to_markdown(), encoding="utf-8")
             (folder / f"{name}.json").write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
 
@@ -183,7 +199,7 @@ class Drift(OnImages):
         return super().silent() | {"text"}
 
     def figures(self) -> tuple[Any, ...]:
-        return self.kind, self.set, self.embedding
+        return self.kind, self.dataset, self.embedding
 
     def run(self, subject: Subject) -> list[Row]:
         data, original = self.data(subject), load_encoder(subject.models[self.original])
@@ -236,6 +252,7 @@ class Transfer(OnImages, Attacked):
         victims = {name: data.logits(subject.models[name]) for name in self.victims}
         sources = {subject.model: victims.get(subject.model) or data.logits(subject.name_or_path)}
         options = self.given("steps", "batch_size", "seed") | {"groups": data.groups, "dataset": self.dataset}
+        options["distributed"] = True
         shown = (sources, victims, *data.whole())
         return [row for threat in self.threats() for row in evaluate_transfer(*shown, threat, **options).rows]
 

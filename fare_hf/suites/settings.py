@@ -100,7 +100,9 @@ Template = Annotated[
 class Says(Enum):
     """What else the type of a setting may say of it."""
 
-    ON_THE_HUB = "it is of sets that are not the lab's"
+    NOT_OF_THE_LAB = "it is of sets that are not the lab's"
+    OF_THE_TABLE = "it is of the paper's sets"
+    OF_OWN_DATA = "it is of sets that are neither the lab's nor the paper's"
     OF_AN_ATTACK = "it says nothing without `eps`"
     MODELS = "it names models of the suite"
 
@@ -131,11 +133,12 @@ class Job:
     None leaves a setting to what the job runs.
 
     Attributes:
-        set: what is evaluated on.
+        set: what is evaluated on: one of the lab's or of the paper's, a folder, or a repository (`user/name`).
         samples: how many images; None is all.
         seed: of every choice and random start.
         models: names of those that it is for; None is all.
-        root: folder with copies of sets, instead of the Hub.
+        root: folder with copies of the paper's sets, instead of the Hub.
+        split, image_column: of a folder or repository.
     """
 
     kind: ClassVar[str]
@@ -143,7 +146,9 @@ class Job:
     samples: Samples = None
     seed: Seed = 0
     models: Texts | None = None
-    root: Annotated[Folder, Says.ON_THE_HUB] = None
+    root: Annotated[Folder, Says.OF_THE_TABLE] = None
+    split: Annotated[Text | None, Says.OF_OWN_DATA] = None
+    image_column: Annotated[Text | None, Says.OF_OWN_DATA] = None
 
     @classmethod
     def settings(cls) -> dict[str, list[Any]]:
@@ -153,7 +158,9 @@ class Job:
 
     def silent(self) -> frozenset[str]:
         """Settings that say nothing beside the others."""
-        mute = [Says.ON_THE_HUB] if is_in_lab(self.set) else []
+        lab = is_in_lab(self.set)
+        mute = [Says.OF_THE_TABLE] if self.is_own else [Says.OF_OWN_DATA]
+        mute += [Says.NOT_OF_THE_LAB, Says.OF_THE_TABLE] if lab else []
         mute += [] if getattr(self, "eps", None) else [Says.OF_AN_ATTACK]
         return frozenset(name for name, said in self.settings().items() if any(word in said for word in mute))
 
@@ -164,19 +171,27 @@ class Job:
 
     def figures(self) -> tuple[Any, ...]:
         """What its figures are called; a report holds each once."""
-        return self.kind, self.set
+        return self.kind, self.dataset
 
     def given(self, *names: str) -> dict[str, Any]:
         """Those of some settings that are not left to what the job runs."""
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     @property
+    def is_own(self) -> bool:
+        """Whether the set is a folder or a repository, not one of the lab's or the paper's."""
+        return not is_in_lab(self.set) and ("/" in self.set or Path(self.set).expanduser().is_dir())
+
+    @property
     def dataset(self) -> str:
-        """The set's name without `lab:`."""
-        return self.set.removeprefix("lab:")
+        """The set's name without `lab:`, a folder's without what it lies in."""
+        folder = Path(self.set).expanduser()
+        return folder.resolve().name if self.is_own and folder.is_dir() else self.set.removeprefix("lab:")
 
     def check(self, where: str) -> None:
         """Raises ValueError, where no job like this can work: sets that are not known, radii that are none."""
+        if self.is_own and is_missing_path(self.set):
+            raise ValueError(f"{where} has set {self.set!r}, and there is no such folder: check the path.")
 
     def run(self, subject: Subject) -> list[Row]:
         """Measure one model."""
@@ -202,6 +217,7 @@ class Attacked(Job):
         return [ThreatModel(self.norm, eps) for eps in self.eps or []]
 
     def check(self, where: str) -> None:
+        super().check(where)
         try:
             balls = self.threats() or [ThreatModel(self.norm, 0)]
         except (TypeError, ValueError) as error:

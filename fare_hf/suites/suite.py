@@ -16,12 +16,14 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
+from fare_hf.evaluation.processes import agreed, process_state
 from fare_hf.evaluation.report.environment import environment
 from fare_hf.evaluation.report.report import RobustnessReport
 from fare_hf.evaluation.report.rows import Row, read_rows
@@ -170,6 +172,9 @@ def run_suite(
     Each finished job is a file under `output_dir/rows`, written whole: after an interruption the call goes on with the
     first job that has none. Jobs whose settings were changed are run anew.
 
+    Processes that `accelerate launch` started divide the attacks of zero-shot, transfer and VLM jobs; all get the
+    report, and the first one writes it.
+
     Args:
         suite: what to run.
         output_dir: where rows and report go, and what jobs write beside them.
@@ -184,23 +189,37 @@ def run_suite(
     """
     output_dir = Path(output_dir)
     models = {name: encoder_path(name_or_path) for name, name_or_path in suite.models.items()}
-    with locked_folder(output_dir, "a suite"):
+    first = process_state().is_main_process
+    with locked_folder(output_dir, "a suite") if first else nullcontext():
         (output_dir / "rows").mkdir(parents=True, exist_ok=True)
         planned = {output_dir / "rows" / f"{_key(facts)}.json": (job, facts) for job, facts in _planned(suite)}
-        finished = {path: _read_rows(path, facts) for path, (_, facts) in planned.items() if path.exists()}
-        with tqdm(total=len(planned), initial=len(finished), disable=not progress, desc=suite.name) as bar:
+        there = {path: facts for path, (_, facts) in planned.items() if path.exists()}
+        finished = agreed(lambda: {path: _read_rows(path, facts) for path, facts in there.items()}, distributed=True)
+        bar: Any = tqdm(total=len(planned), initial=len(finished), disable=not (progress and first), desc=suite.name)
+        with bar:
             for path, (job, facts) in planned.items():
                 states = output_dir / "states" / path.stem
                 if path not in finished:
                     bar.set_postfix_str(f"{facts['model']}: {job.kind} {job.set}")
                     subject = Subject(facts["model"], models[facts["model"]], models, output_dir, states)
-                    _write_rows(path, facts, job.run(subject))
-                    finished[path] = _read_rows(path, facts)
+                    finished[path] = _kept_rows(path, facts, job.run(subject))
                     bar.update()
-                shutil.rmtree(states, ignore_errors=True)  # the rows are written
+                if first:
+                    shutil.rmtree(states, ignore_errors=True)  # the rows are written
         report = RobustnessReport([row for path in planned for row in finished[path]], environment(command))
-        report.save(output_dir)
+        if first:
+            report.save(output_dir)
     return report
+
+
+def _kept_rows(path: Path, facts: Mapping[str, Any], rows: list[Row]) -> list[Row]:
+    """The rows of a job as the first process wrote and read them."""
+
+    def keep() -> list[Row]:
+        _write_rows(path, facts, rows)
+        return _read_rows(path, facts)
+
+    return agreed(keep, distributed=True)
 
 
 def _planned(suite: Suite) -> Iterator[tuple[Job, dict[str, Any]]]:

@@ -5,18 +5,33 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
+from fare_hf.evaluation.processes import process_state
 from fare_hf.evaluation.report.rows import Row
 from fare_hf.evaluation.vlm.ensemble import evaluate_vlm
+from fare_hf.evaluation.vlm.evaluate import with_samples
 from fare_hf.evaluation.vlm.forced_strings import evaluate_targeted
+from fare_hf.evaluation.vlm.own_data import (
+    COLUMNS,
+    TASKS,
+    Texts,
+    VlmImages,
+    check_task,
+    load_vlm_data,
+    load_vlm_images,
+)
 from fare_hf.evaluation.vlm.sets import CAPTION_QUESTION, VlmData, chat_prompt, load_vlm_set, vlm_set
 from fare_hf.files.folders import is_missing_path
 from fare_hf.lab import TEST_SETS, measure
+from fare_hf.lab.captions import chat
 from fare_hf.lab.models import load_vlm_and_processor
 from fare_hf.lab.names import LLAVA, TEXT_SETS, is_in_lab, lab_name
-from fare_hf.suites.settings import Attacked, Count, Job, Says, Subject, Template, Text
+from fare_hf.suites.settings import Attacked, Count, Job, Says, Subject, Template, Text, one_of
 from fare_hf.vlm import swap_vision_tower
 
 __all__ = ["VLM_JOBS", "Targeted", "Vlm"]
+
+TARGETED_TOKENS = 20
+"""Of an answer, as `evaluate_targeted` has it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,46 +39,84 @@ class OfAVlm(Attacked):
     """Of a vision-language model with the subject for its tower.
 
     Attributes:
-        vlm: which; `lab:llava` has the lab's sets, every other one those of the Hub.
+        vlm: which; `lab:llava` has the lab's sets, every other one the paper's, and all have folders and repositories.
         template: of prompts, for models without a chat template.
         batch_size: images of a forward pass.
     """
 
     lab_sets: ClassVar[tuple[str, ...]]
     vlm: Text
-    template: Annotated[Template, Says.ON_THE_HUB] = None
-    batch_size: Annotated[Count, Says.ON_THE_HUB] = None
+    template: Annotated[Template, Says.NOT_OF_THE_LAB] = None
+    batch_size: Annotated[Count, Says.NOT_OF_THE_LAB] = None
 
     def check(self, where: str) -> None:
         super().check(where)
-        if is_in_lab(self.set) != (self.vlm == LLAVA):
+        if not self.is_own and is_in_lab(self.set) != (self.vlm == LLAVA):
             raise ValueError(
-                f"{where} has set {self.set!r} for vlm {self.vlm!r}: only {LLAVA} has lab sets, and no other sets."
+                f"{where} has set {self.set!r} for vlm {self.vlm!r}: only {LLAVA} has lab sets, others the paper's."
             )
         if is_missing_path(self.vlm):
             raise ValueError(f"{where} has vlm {self.vlm!r}, and there is nothing: check the path.")
         if is_in_lab(self.set):
             lab_name(self.set, self.lab_sets, f"{where}: set ")
-        else:
+        elif not self.is_own:
             vlm_set(self.set)
 
     def swapped(self, subject: Subject) -> tuple[Any, Any]:
         """The model with the subject for its tower, and its processor."""
         vlm, processor = load_vlm_and_processor(self.vlm)
         swap_vision_tower(vlm, subject.name_or_path)
-        return vlm, processor
+        return vlm.to(process_state().device), processor
 
     def data(self, processor: Any) -> VlmData:
         """The set, as the model reads it."""
         return load_vlm_set(self.set, processor, **self.given("samples", "seed", "root", "template"))
 
+    def texts(self, prompt: str | None, *names: str) -> Texts:
+        """Where a folder or repository has its images and words."""
+        template = self.template or (chat("{}") if self.vlm == LLAVA else None)
+        return Texts(prompt=prompt, template=template, **self.given("split", "image_column", *names))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Vlm(OfAVlm):
-    """Captions or answers, as `evaluate_vlm`; an interrupted job goes on in its middle."""
+    """Captions or answers, as `evaluate_vlm`; an interrupted job goes on in its middle.
+
+    Attributes:
+        task: of a folder or repository, "captions", "vqa" or "pope".
+        caption_column, question_column, answer_column, prompt, max_new_tokens: of it, as for `load_vlm_data`.
+    """
 
     kind: ClassVar[str] = "vlm"
     lab_sets: ClassVar[tuple[str, ...]] = TEXT_SETS
+    task: Annotated[str | None, one_of(TASKS[:3]), Says.OF_OWN_DATA] = None
+    caption_column: Annotated[Text | None, Says.OF_OWN_DATA] = None
+    question_column: Annotated[Text | None, Says.OF_OWN_DATA] = None
+    answer_column: Annotated[Text | None, Says.OF_OWN_DATA] = None
+    prompt: Annotated[Text | None, Says.OF_OWN_DATA] = None
+    max_new_tokens: Annotated[Count, Says.OF_OWN_DATA] = None
+
+    def check(self, where: str) -> None:
+        super().check(where)
+        if self.is_own and self.task is None:
+            raise ValueError(f"{where} has set {self.set!r} and no task: say captions, vqa or pope.")
+        if self.is_own and self.task is not None:
+            check_task(self.task, self.texts(self.prompt))
+
+    def silent(self) -> frozenset[str]:
+        others = {column for columns in COLUMNS.values() for column in columns} - set(COLUMNS.get(self.task or "", ()))
+        return super().silent() | others
+
+    def figures(self) -> tuple[Any, ...]:
+        return (*super().figures(), self.task)
+
+    def data(self, processor: Any) -> VlmData:
+        if not self.is_own:
+            return super().data(processor)
+        return load_vlm_data(self.set, processor, self.task or "", self._texts(), **self.given("samples", "seed"))
+
+    def _texts(self) -> Texts:
+        return self.texts(self.prompt, "caption_column", "question_column", "answer_column", "max_new_tokens")
 
     def run(self, subject: Subject) -> list[Row]:
         vlm, processor = self.swapped(subject)
@@ -72,16 +125,17 @@ class Vlm(OfAVlm):
         data = self.data(processor)
         options = self.given("steps", "batch_size", "seed") | {"threat_models": self.threats()}
         options |= {"model": subject.model, "task": data.task, "dataset": data.name, "targets": data.targets}
-        options |= {"max_new_tokens": data.max_new_tokens, "folder": subject.states}
-        return evaluate_vlm(vlm, processor, data.images, data.prompts, data.metric, **options).rows
+        options |= {"max_new_tokens": data.max_new_tokens, "folder": subject.states, "distributed": True}
+        found = evaluate_vlm(vlm, processor, data.images, data.prompts, data.metric, **options)
+        return with_samples(found, data).rows if self.is_own else found.rows
 
     def _run_on_the_lab(self, model: str, llava: tuple[Any, Any]) -> list[Row]:
         if self.dataset == "captions":
             budget = measure.Budget(captions=self.samples, caption_steps=self.steps or measure.Budget.caption_steps)
-            return measure.measure_captions(model, llava, budget, self.threats(), self.seed).rows
+            return measure.measure_captions(model, llava, budget, self.threats(), self.seed, distributed=True).rows
         questions = {self.dataset: self.samples}
         budget = measure.Budget(questions=questions, question_steps=self.steps or measure.Budget.question_steps)
-        return measure.measure_questions(model, llava, budget, self.threats(), self.seed)
+        return measure.measure_questions(model, llava, budget, self.threats(), self.seed, distributed=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,30 +152,40 @@ class Targeted(OfAVlm):
     kind: ClassVar[str] = "targeted"
     lab_sets: ClassVar[tuple[str, ...]] = TEST_SETS
     target: Text | None = None
-    question: Annotated[Text, Says.ON_THE_HUB] = CAPTION_QUESTION
-    max_new_tokens: Annotated[Count, Says.ON_THE_HUB] = None
+    question: Annotated[Text, Says.NOT_OF_THE_LAB] = CAPTION_QUESTION
+    max_new_tokens: Annotated[Count, Says.NOT_OF_THE_LAB] = None
 
     def check(self, where: str) -> None:
         super().check(where)
-        if not self.eps or (self.vlm != LLAVA and self.target is None):
+        if not self.eps or (not is_in_lab(self.set) and self.target is None):
             raise ValueError(
-                f"{where} is of kind 'targeted': give it eps, and a target string for models not of the lab."
+                f"{where} is of kind 'targeted': give it eps, and a target string for sets that are not the lab's."
             )
 
     def run(self, subject: Subject) -> list[Row]:
         vlm, processor = self.swapped(subject)
         if is_in_lab(self.set):
             return self._run_on_the_lab(subject.model, (vlm, processor))
+        options = self.given("steps", "batch_size", "seed") | {"threat_models": self.threats(), "distributed": True}
+        shown = self.shown(processor)
+        options |= {"model": subject.model, "dataset": shown.name, "prompt": shown.prompt}
+        options["max_new_tokens"] = shown.max_new_tokens
+        return evaluate_targeted(vlm, processor, shown.images, self.target or "", **options).rows
+
+    def shown(self, processor: Any) -> VlmImages:
+        """The images, and what is asked of them."""
+        if self.is_own:
+            texts = self.texts(self.question, "max_new_tokens")
+            return load_vlm_images(self.set, processor, texts, **self.given("samples", "seed"))
         data = self.data(processor)
-        options = self.given("steps", "batch_size", "seed", "max_new_tokens") | {"threat_models": self.threats()}
-        options |= {"model": subject.model, "dataset": data.name}
-        options["prompt"] = chat_prompt(processor, self.question, self.template)
-        return evaluate_targeted(vlm, processor, data.images, self.target or "", **options).rows
+        prompt = chat_prompt(processor, self.question, self.template)
+        return VlmImages(data.name, data.images, prompt, self.max_new_tokens or TARGETED_TOKENS)
 
     def _run_on_the_lab(self, model: str, llava: tuple[Any, Any]) -> list[Row]:
         images, steps = self.samples or measure.Budget.targeted, self.steps or measure.Budget.targeted_steps
         budget = measure.Budget(targeted=images, targeted_steps=steps, targeted_sets=(self.dataset,))
-        return measure.measure_targeted(model, llava, budget, self.threats(), self.seed, **self.given("target"))
+        options = self.given("target") | {"distributed": True}
+        return measure.measure_targeted(model, llava, budget, self.threats(), self.seed, **options)
 
 
 VLM_JOBS: tuple[type[Job], ...] = (Vlm, Targeted)

@@ -18,7 +18,10 @@ from fare_hf.cli import attack
 from fare_hf.cli import main as cli
 from fare_hf.data.pixels import to_pil
 from fare_hf.evaluation.vlm.adversarial_images import load_exported
+from fare_hf.evaluation.vlm.engine import answers_to
 from fare_hf.evaluation.vlm.sets import CAPTION_QUESTION
+from fare_hf.evaluation.vlm.stealth import as_sent
+from fare_hf.lab.models import load_vlm_and_processor
 
 TEMPLATE = "user : <image> {} assistant :"
 FARE_HF = str(Path(sys.executable).with_name("fare-hf"))
@@ -33,7 +36,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     encoder(seed=5).save_pretrained(place / "encoder")
     (place / "pictures").mkdir()
     for number, picture in enumerate(to_pil(images(3))):
-        picture.save(place / "pictures" / f"{number}.png")
+        picture.save(place / "pictures" / f"beach {number}.png")
     (place / "targets.txt").write_text("# two\nface\n\nred dog\n")
     return place
 
@@ -51,7 +54,7 @@ def test_the_default_question_is_that_of_the_paper() -> None:
 
 
 def test_attack_writes_pictures_a_report_and_goes_on(
-    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = words(place, tmp_path / "out", "--steps", "30", "--victims", f"other={place / 'encoder'}")
     cli.main(line)
@@ -61,6 +64,16 @@ def test_attack_writes_pictures_a_report_and_goes_on(
     assert rows[2].value > 0
     first = load_exported(tmp_path / "out" / "target-0" / "images")
     assert [entry["target"] for entry in first.entries] == ["face"] * 3
+    assert [entry["original"] for entry in first.entries] == ["beach 0.png", "beach 1.png", "beach 2.png"]
+    assert [entry["file"] for entry in first.entries] == [f"0000{n}-beach-{n}.png" for n in range(3)]
+    vlm, proc = load_vlm_and_processor(str(place / "llava"))
+    asked = {"prompt": TEMPLATE.replace("{}", "describe the image"), "batch_size": 32, "max_new_tokens": 4}
+    for kind, pixels in (("answer", first.pixels), ("clean_answer", first.clean)):
+        assert [entry[kind] for entry in first.entries] == answers_to(vlm, proc, as_sent(pixels, proc), **asked)
+    said = capsys.readouterr()
+    assert "string 0, batch 1 of 1" in said.err and "60/60" in said.err  # strings x batches x steps, and the time left
+    for page in (said.out, (tmp_path / "out" / "report.md").read_text()):
+        assert "- string 0: face\n- string 1: red dog\n" in page
     monkeypatch.setattr("fare_hf.evaluation.vlm.stealth.apgd", pytest.fail)
     cli.main(line)  # nothing is attacked again
     assert RobustnessReport.load(tmp_path / "out" / "report.json").rows == rows

@@ -10,7 +10,8 @@ import pytest
 from helpers.divided_vlm import COUNT, RUNS, everything, questions
 from helpers.launched_runs import TWO, start
 from helpers.paths import TESTS
-from helpers.vlm_folders import command, write_captions, write_llava
+from helpers.tiny_llava import encoder
+from helpers.vlm_folders import TEMPLATE, command, write_captions, write_llava
 
 from fare_hf.cli import main as cli
 from fare_hf.evaluation.vlm.metrics import VqaAccuracy
@@ -41,7 +42,12 @@ def test_two_processes_find_what_one_does_and_go_on_where_it_stopped(
     llava = write_llava(tmp_path / "llava")
     words = command(llava, photos, "captions", "--json")
     finished = interrupted(two, monkeypatch)
-    run = {"folder": str(two), "commands": [[*words, "--output_dir", str(tmp_path / "reports" / "two")]]}
+    suite = ["evaluate", "--suite", str(write_suite(tmp_path, llava, photos)), "--output_dir"]
+    run: dict[str, Any] = {
+        "folder": str(two),
+        "commands": [[*words, "--output_dir", str(tmp_path / "reports" / "two")]],
+    }
+    run["commands"].append([*suite, str(tmp_path / "suites" / "two")])
     ended = start(run, *TWO.split(), script=SCRIPT)
     assert ended.returncode == 0, ended.stderr[-3000:]
     first, second = (json.loads((two / f"{rank}.json").read_text()) for rank in range(2))
@@ -55,6 +61,18 @@ def test_two_processes_find_what_one_does_and_go_on_where_it_stopped(
         assert sorted(shares[0] + shares[1]) == sorted(whole[done:]), name
         assert first[name] == second[name] == one[name], name
     cli.main([*words, "--output_dir", str(tmp_path / "reports" / "one")])
-    reports = [json.loads((tmp_path / "reports" / name / "report.json").read_text()) for name in ("one", "two")]
-    rows = [[row | {"seconds": 0} for row in report["rows"]] for report in reports]
-    assert rows[0] == rows[1] and json.loads(ended.stdout)["rows"] == reports[1]["rows"]
+    cli.main([*suite, str(tmp_path / "suites" / "one")])
+    for kind in ("reports", "suites"):
+        reports = [json.loads((tmp_path / kind / name / "report.json").read_text()) for name in ("one", "two")]
+        rows = [[row | {"seconds": 0} for row in report["rows"]] for report in reports]
+        assert rows[0] == rows[1] and len(rows[0]) == 2, kind
+    assert ended.stdout.count('"schema_version"') == ended.stdout.count("### captions") == 1  # of the first alone
+
+
+def write_suite(folder: Path, llava: Path, photos: Path) -> Path:
+    """One job on the same captions."""
+    encoder(seed=5).save_pretrained(folder / "encoder")
+    job = f"kind: vlm, vlm: {llava}, set: {photos}, task: captions, template: '{TEMPLATE}', steps: 2, batch_size: 2"
+    text = f"name: s\nmodels: {{A: {folder}/encoder}}\njobs:\n  - {{{job}, eps: [4/255]}}\n"
+    (folder / "suite.yaml").write_text(text)
+    return folder / "suite.yaml"

@@ -228,3 +228,12 @@ def test_environment_is_plain_and_keeps_no_token() -> None:
     assert mask_secrets("--token=secret hf_0123456789") == "--token=*** ***"
     assert "seed" not in environment() and environment()["command"]
     json.dumps(found, allow_nan=False)
+
+
+def test_a_notebook_shows_the_tables_and_what_names_mean() -> None:
+    rows = [Row("<b>A</b>", "t", "string 0", "accuracy", value=0.5, ci=(0.25, 0.75), n=4)]
+    report = RobustnessReport(rows, {"legend": {"string 0": "a *cat*"}})
+    shown = report._repr_html_()
+    assert "<td>&lt;b&gt;A&lt;/b&gt;</td><td>50.0 [25.0, 75.0]</td>" in shown and "<td>string 0, clean</td>" in shown
+    assert report.to_markdown().endswith("\n\n- string 0: a \\*cat\\*\n")
+    assert RobustnessReport(rows, {"legend": 5}).to_markdown() == RobustnessReport(rows).to_markdown()

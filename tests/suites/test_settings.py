@@ -21,12 +21,20 @@ VALUES: dict[str, Any] = {
     **{"restarts": 2, "target_classes": 1, "queries": 5, "batch_size": 2, "stop_fooled": True, "masking_checks": True},
     **{"surrogate": "A", "original": "A", "embedding": "pooled", "names": ["fog"], "severities": [1]},
     **{"target": "a cat", "question": "what?", "max_new_tokens": 4, "victims": ["A"], "template": "<image> {}"},
-    **{"root": ".", "text": "lab:clip"},
+    **{"root": ".", "text": "lab:clip", "split": "test", "image_column": "image", "label_column": "label"},
+    **{"class_names": ["a", "b"], "templates": ["a {}"], "task": "captions", "caption_column": "caption"},
+    **{"question_column": "question", "answer_column": "answer", "prompt": "what is in it?"},
 }
 """One value of each setting, which is right where the setting is read."""
-SETS = {"vlm": ("lab:captions", "COCO"), "targeted": ("lab:digits", "COCO")}
+SETS = {"vlm": ("lab:captions", "COCO", "user/photos"), "targeted": ("lab:digits", "COCO", "user/photos")}
+SOURCES = ("lab", "paper", "own")
 NEEDED = {"drift": {"original": "A"}, "transfer": {"victims": ["A"], "eps": ["4/255"]}}
-CASES = [(kind, lab) for kind in KINDS for lab in (True, False)]
+CASES = [(kind, source) for kind in KINDS for source in SOURCES]
+MUTE = {
+    "lab": {Says.NOT_OF_THE_LAB, Says.OF_THE_TABLE, Says.OF_OWN_DATA},
+    "paper": {Says.OF_OWN_DATA},
+    "own": {Says.OF_THE_TABLE},
+}
 
 
 @pytest.fixture(autouse=True)
@@ -35,14 +43,15 @@ def corruptions_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fare_hf.suites.encoder_jobs.check_corruptions", lambda names, severities: None)
 
 
-def job_of(kind: str, lab: bool) -> dict[str, Any]:
+def job_of(kind: str, source: str) -> dict[str, Any]:
     """The least that a job of a kind says."""
-    job: dict[str, Any] = {"kind": kind, "set": SETS.get(kind, ("lab:digits", "CIFAR-10"))[0 if lab else 1]}
-    job |= NEEDED.get(kind, {})
+    sets = SETS.get(kind, ("lab:digits", "CIFAR-10", "user/photos"))
+    job: dict[str, Any] = {"kind": kind, "set": sets[SOURCES.index(source)]}
+    job |= NEEDED.get(kind, {}) | ({"task": "captions"} if (kind, source) == ("vlm", "own") else {})
     if kind in SETS:
-        job["vlm"] = "lab:llava" if lab else "llava-hf/x"
+        job["vlm"] = "lab:llava" if source == "lab" else "llava-hf/x"
     if kind == "targeted":
-        job |= {"eps": ["4/255"]} | ({} if lab else {"target": "a cat"})
+        job |= {"eps": ["4/255"]} | ({} if source == "lab" else {"target": "a cat"})
     return job
 
 
@@ -56,32 +65,38 @@ def attacked(job: dict[str, Any]) -> dict[str, Any]:
     return job | {name: value for name, value in more.items() if name in KINDS[job["kind"]].settings()}
 
 
-def readable(kind: str, lab: bool) -> list[str]:
-    """What a kind may say, of the lab's sets or of others."""
+def readable(kind: str, source: str) -> list[str]:
+    """What a kind may say, of the lab's sets, the paper's or one's own."""
     said = KINDS[kind].settings().items()
-    never = {("drift", "text")}  # it reads no texts
-    return [name for name, words in said if not (lab and Says.ON_THE_HUB in words) and (kind, name) not in never]
+    never = {("drift", "text"), ("vlm", "question_column"), ("vlm", "answer_column")}  # no texts; captions ask nothing
+    return [
+        name for name, words in said if not MUTE[source] & set(map(_hashable, words)) and (kind, name) not in never
+    ]
+
+
+def _hashable(word: Any) -> Any:
+    return word if isinstance(word, Says) else None
 
 
 @pytest.mark.parametrize("setting", VALUES)
-@pytest.mark.parametrize(("kind", "lab"), CASES)
-def test_a_setting_is_read_by_its_kind_or_refused(kind: str, lab: bool, setting: str) -> None:
+@pytest.mark.parametrize(("kind", "source"), CASES)
+def test_a_setting_is_read_by_its_kind_or_refused(kind: str, source: str, setting: str) -> None:
     """`queries` in a drift job was dropped; so were `batch_size` and `question` of the lab's LLaVA."""
-    job = attacked(job_of(kind, lab))
+    job = attacked(job_of(kind, source))
     check(job)
     told = job | {setting: VALUES[setting]}
-    if setting in readable(kind, lab):
+    if setting in readable(kind, source):
         check(told)
         return
     with pytest.raises(ValueError, match=f"has '{setting}', which says nothing to it: .* it reads kind, set, samples"):
         check(told)
 
 
-@pytest.mark.parametrize(("kind", "lab"), CASES)
-def test_what_a_kind_reads_is_what_it_runs_with(kind: str, lab: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "source"), CASES)
+def test_what_a_kind_reads_is_what_it_runs_with(kind: str, source: str, tmp_path: Path) -> None:
     """The settings against `run` itself: a real job, whose fields note who asks for them."""
-    told = attacked(job_of(kind, lab)) | {"vlm": "lab:llava" if lab else "llava-hf/x"}
-    told |= {name: VALUES[name] for name in readable(kind, lab) if name in VALUES}
+    told = attacked(job_of(kind, source)) | {"vlm": "lab:llava" if source == "lab" else "llava-hf/x"}
+    told |= {name: VALUES[name] for name in readable(kind, source) if name in VALUES}
     asked: set[str] = set()
 
     class Noted(KINDS[kind]):  # type: ignore[misc, valid-type]
@@ -104,7 +119,19 @@ def test_what_a_kind_reads_is_what_it_runs_with(kind: str, lab: bool, tmp_path: 
 
 def _is_work(name: str) -> bool:
     """Functions that load or measure; those that only pick settings stay what they are."""
-    work = ("evaluate_", "load_", "check_", "clean_", "swap_", "chat_", "text_", "logits_", "part")
+    work = (
+        "evaluate_",
+        "load_",
+        "check_",
+        "clean_",
+        "swap_",
+        "chat_",
+        "text_",
+        "logits_",
+        "part",
+        "with_",
+        "VlmImages",
+    )
     return name.startswith(work) or name in ("_clip", "_normalization", "_image_processor", "measure", "json")
 
 
@@ -176,12 +203,12 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("changes", "sentence"), WRONG, ids=lambda value: str(value)[:40])
 def test_values_that_cannot_be_are_refused_before_any_work(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence) as found:
-        check(attacked(job_of("zero-shot", True)) | changes)
+        check(attacked(job_of("zero-shot", "lab")) | changes)
     assert "\n" not in str(found.value)
 
 
 def test_defaults_are_for_the_jobs_that_read_them() -> None:
-    check(job_of("zero-shot", True) | {"eps": ["4/255"]}, {"steps": 2, "seed": 1})
+    check(job_of("zero-shot", "lab") | {"eps": ["4/255"]}, {"steps": 2, "seed": 1})
 
 
 ATTACK = ["attack", "lab:llava", "--dataset", "lab:digits", "--output_dir", "r"]
@@ -282,6 +309,8 @@ def test_ctrl_c_and_bugs_of_every_command(
         "swap": ["v", "e", "--output_dir", str(tmp_path / "r")],
         "convert": ["s", "--output_dir", str(tmp_path / "r"), "--to", "open_clip"],
         "card": ["s"],
+        "completion": ["bash"],
+        "env": [],
         "quickstart": ["--output_dir", str(tmp_path / "r")],
     }[command]
 

@@ -13,8 +13,9 @@ from typing import Any
 
 from fare_hf.evaluation.report.paired import difference_table
 from fare_hf.evaluation.report.rows import NAMES, Row, read_rows
-from fare_hf.evaluation.report.tables import markdown
+from fare_hf.evaluation.report.tables import html_tables, markdown
 from fare_hf.files.documents import read_json
+from fare_hf.files.markup import inline
 
 __all__ = ["SCHEMA_VERSION", "RobustnessReport"]
 
@@ -83,8 +84,16 @@ class RobustnessReport:
         return json.dumps(self.to_dict(), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
     def to_markdown(self) -> str:
-        """Tables for people (`tables.markdown`), and below those of rates the models' paired differences."""
-        return markdown(self.rows, difference_table)
+        """Tables for people (`tables.markdown`), below those of rates and means the models' paired differences, and
+        below all what the environment's `legend` says of names in the tables."""
+        legend = self.environment.get("legend") if isinstance(self.environment, dict) else None
+        said = legend.items() if isinstance(legend, dict) else ()
+        lines = [f"- {inline(name)}: {inline(what)}\n" for name, what in said]
+        return "\n".join([markdown(self.rows, difference_table), *(["".join(lines)] if lines else [])])
+
+    def _repr_html_(self) -> str:
+        """The tables in a notebook."""
+        return html_tables(self.rows)
 
     def save(self, folder: str | Path) -> Path:
         """Write `report.json` and `report.md` into a folder (made if absent); returns the path of the JSON."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from html import escape
 from typing import TypeVar
 
 from fare_hf.attacks import ThreatModel
 from fare_hf.evaluation.report.rows import Row
 from fare_hf.files.markup import inline
 
-__all__ = ["Column", "columns_of", "grid", "markdown"]
+__all__ = ["Column", "columns_of", "grid", "html_tables", "markdown"]
 
 Column = tuple[str, ThreatModel | None]
 """A data set and a threat model, None for clean figures."""
@@ -33,6 +34,20 @@ def markdown(rows: Sequence[Row], below: Callable[[Sequence[Row]], str] | None =
         parts = [title, table, _attacks(chosen), below(chosen) if below else ""]
         sections.append("\n\n".join(part for part in parts if part) + "\n")
     return "\n".join(sections)
+
+
+def html_tables(rows: Sequence[Row]) -> str:
+    """The tables of `markdown` without what stands below them, as HTML for a notebook."""
+    parts = []
+    for task, metric in _unique((row.task, row.metric) for row in rows):
+        chosen = [row for row in rows if (row.task, row.metric) == (task, metric)]
+        columns, cells = columns_of(chosen), {(row.model, row.dataset, row.threat_model): _cell(row) for row in chosen}
+        lines = [["model", *(f"{dataset}, {ball or 'clean'}" for dataset, ball in columns)]]
+        for model in _unique(row.model for row in chosen):
+            lines.append([model, *(cells.get((model, *column), "") for column in columns)])
+        body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in line)}</tr>" for line in lines)
+        parts.append(f"<h4>{escape(task)}: {escape(metric)}, in percent</h4><table>{body}</table>")
+    return "".join(parts)
 
 
 def grid(rows: Sequence[Row], cells: Mapping[tuple[str, Column], str]) -> str:

@@ -128,8 +128,7 @@ def export_adversarial(
         source: name of the model they were made on.
         attack: as a report's row carries it.
         entries: for each image what else to say: its prompt, its label, its target string.
-        names: what each image is called, such as by its own file: it stands in the manifest (`original`), and its
-            letters and digits in the picture's file name.
+        names: what each image is called, such as by its own file; its letters and digits stand in the picture's name.
 
     Returns:
         Path of the manifest.
@@ -164,7 +163,7 @@ def _write(folder: Path, held: Tensor, clean: Tensor, called: Sequence[str] | No
         picture.save(folder / names["file"])
         plain.save(folder / names["clean"])
         digests = {key: hashlib.sha256((folder / names[of]).read_bytes()).hexdigest() for key, of in SUMS.items()}
-        listed.append(names | digests | ({} if called is None else {"original": called[number]}))
+        listed.append(names | digests)
     return listed
 
 

@@ -18,14 +18,14 @@ from fare_hf.evaluation.result import Evaluation
 from fare_hf.evaluation.vlm.ensemble import VlmEvaluation, evaluate_vlm
 from fare_hf.evaluation.vlm.forced_strings import evaluate_targeted, target_loss
 from fare_hf.evaluation.vlm.metrics import YesNo
-from fare_hf.evaluation.vlm.own_data import Texts, check_task, load_vlm_data, load_vlm_images
+from fare_hf.evaluation.vlm.own_data import Texts, VlmImages, check_task, load_vlm_data, load_vlm_images
 from fare_hf.evaluation.vlm.sets import VlmData, is_vlm_set, load_vlm_set, vlm_set
 from fare_hf.pretrained.loading import load_processor, load_vlm, vlm_configuration
 from fare_hf.vlm import swap_vision_tower
 from fare_hf.vlm.families.table import family_of_config
 from fare_hf.vlm.swap.before_loading import check_can_be_encoder, check_swap
 
-__all__ = ["evaluate_vlm_on_data"]
+__all__ = ["evaluate_vlm_on_data", "with_samples"]
 
 logger = logging.getLogger(__name__)
 Name: TypeAlias = "str | os.PathLike[str]"
@@ -155,8 +155,8 @@ class _Plan:
             return load_vlm_set(self.dataset, processor, template=self.texts.template, **choice)
         return load_vlm_data(self.dataset, processor, self.task, self.texts, report=report, **choice)
 
-    def images(self, processor: Any, report: Callable[[str], None] | None) -> tuple[str, Any, str, int]:
-        """Images without words; see `load_vlm_images`."""
+    def images(self, processor: Any, report: Callable[[str], None] | None) -> VlmImages:
+        """Images without words."""
         choice: dict[str, Any] = {"samples": self.samples, "seed": self.seed}
         return load_vlm_images(self.dataset, processor, self.texts, report=report, **choice)
 
@@ -174,17 +174,17 @@ class _Plan:
         options |= {"task": data.task, "dataset": data.name, "targets": data.targets, "folder": folder}
         options["max_new_tokens"] = data.max_new_tokens
         found = evaluate_vlm(model.vlm, model.processor, data.images, data.prompts, data.metric, **options)
-        return _with_samples(found, data)
+        return with_samples(found, data)
 
     def _targeted(self, model: _Model, report: Callable[[str], None] | None, options: dict[str, Any]) -> Evaluation:
-        called, pixels, prompt, length = self.images(model.processor, report)
-        options |= {"prompt": prompt, "max_new_tokens": length}
+        shown = self.images(model.processor, report)
+        options |= {"prompt": shown.prompt, "max_new_tokens": shown.max_new_tokens}
         for target in self.targets:  # before any attack: each has tokens, and room in an answer
-            target_loss(model.vlm, model.processor, prompt, target, length)
+            target_loss(model.vlm, model.processor, shown.prompt, target, shown.max_new_tokens)
         found = []
         for target in self.targets:
-            names = {"dataset": called if len(self.targets) == 1 else f"{called}, {target!r}"}
-            found.append(evaluate_targeted(model.vlm, model.processor, pixels, target, **options | names))
+            names = {"dataset": shown.name if len(self.targets) == 1 else f"{shown.name}, {target!r}"}
+            found.append(evaluate_targeted(model.vlm, model.processor, shown.images, target, **options | names))
         return _together(found, self.seed)
 
 
@@ -234,7 +234,7 @@ def _with_tower(own: _Model, tower: str | None) -> Iterator[_Model]:
         yield replace(own, name=f"{own.name} + {_short(tower)}")
 
 
-def _with_samples(found: VlmEvaluation, data: VlmData) -> Evaluation:
+def with_samples(found: VlmEvaluation, data: VlmData) -> Evaluation:
     """With what each sample gave in the rows, so that towers are compared in pairs; of yes and no also the rate of
     right answers, for F1 is no mean over samples."""
     if isinstance(data.metric, YesNo):

@@ -16,13 +16,19 @@ from fare_hf.evaluation.vlm.ensemble import QUESTION_TARGETS
 from fare_hf.evaluation.vlm.metrics import Cider, TextMetric, VqaAccuracy, YesNo
 from fare_hf.evaluation.vlm.sets import CAPTION_QUESTION, SHORT_ANSWER, VlmData, chat_prompt, strings
 
-__all__ = ["TASKS", "Texts", "check_task", "load_vlm_data", "load_vlm_images"]
+__all__ = ["COLUMNS", "TASKS", "Texts", "VlmImages", "check_task", "load_vlm_data", "load_vlm_images"]
 
 MAX_NEW_TOKENS = {"captions": 20, "vqa": 5, "pope": 5, "targeted": 32}
 TASKS = tuple(MAX_NEW_TOKENS)
-CAPTION_COLUMNS = ("caption", "captions", "sentences", "text", "texts")
-QUESTION_COLUMNS = ("question", "questions", "query")
-ANSWER_COLUMNS = ("answer", "answers", "label")
+ASKED = ("question_column", "answer_column")
+COLUMNS: dict[str, tuple[str, ...]] = {"captions": ("caption_column",), "vqa": ASKED, "pope": ASKED, "targeted": ()}
+"""Task -> the columns of words that it reads."""
+CALLED = {
+    "caption_column": ("caption", "captions", "sentences", "text", "texts"),
+    "question_column": ("question", "questions", "query"),
+    "answer_column": ("answer", "answers", "label"),
+}
+"""What such columns are called, where a data set does not say it."""
 FEWEST_ANSWERS = 4
 """VQA accuracy wants three people who agree with a fourth: of fewer answers to a question, each counts as right."""
 
@@ -48,6 +54,23 @@ class Texts:
     prompt: str | None = None
     template: str | None = None
     max_new_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class VlmImages:
+    """Images without words.
+
+    Attributes:
+        name: as reports give it.
+        images: map-style, items of `{"pixel_values"}`.
+        prompt: with the image token.
+        max_new_tokens: of an answer.
+    """
+
+    name: str
+    images: Any
+    prompt: str
+    max_new_tokens: int
 
 
 def load_vlm_data(
@@ -98,24 +121,22 @@ def load_vlm_images(
     samples: int | None = None,
     seed: int = 0,
     report: Callable[[str], None] | None = None,
-) -> tuple[str, PixelDataset, str, int]:
-    """Opens images without words, to force strings in: the name for reports, the pixels, the prompt, and how many
-    tokens an answer may have. Arguments and errors are those of `load_vlm_data`."""
+) -> VlmImages:
+    """Opens images without words, to force strings in. Arguments and errors are those of `load_vlm_data`."""
     texts = texts or Texts()
     check_task("targeted", texts)
     rows, image, called = _opened(name, "targeted", texts, samples, seed, report)
     prompt = chat_prompt(processor, texts.prompt or CAPTION_QUESTION, texts.template)
     pixels = PixelDataset(rows, processor.image_processor, image)
-    return called, pixels, prompt, texts.max_new_tokens or MAX_NEW_TOKENS["targeted"]
+    return VlmImages(called, pixels, prompt, texts.max_new_tokens or MAX_NEW_TOKENS["targeted"])
 
 
 def check_task(task: str, texts: Texts) -> None:
     """Raises ValueError for a task that there is not, and for a column or prompt that says nothing to it."""
     if task not in TASKS:
         raise ValueError(f"there is no task {task!r}: use one of {', '.join(TASKS)}.")
-    read = {"captions": ["caption_column"], "targeted": []}.get(task, ["question_column", "answer_column"])
-    for column in ("caption_column", "question_column", "answer_column"):
-        if getattr(texts, column) is not None and column not in read:
+    for column in ("caption_column", *ASKED):
+        if getattr(texts, column) is not None and column not in COLUMNS[task]:
             raise ValueError(f"--{column} says nothing to the task {task!r}: leave it out.")
     if task in ("vqa", "pope") and texts.prompt is not None and "{}" not in texts.prompt:
         raise ValueError(f"--prompt {texts.prompt!r} has no {{}} for the question, which each image has: add it.")
@@ -140,17 +161,12 @@ def _opened(
 
 def _columns(task: str, texts: Texts, rows: Any, image: str, name: str) -> list[str]:
     """The columns with words that a task reads."""
-    if task == "targeted":
-        return []
-    if task == "captions":
-        return [_column(rows, image, texts.caption_column, "caption_column", CAPTION_COLUMNS, name)]
-    question = _column(rows, image, texts.question_column, "question_column", QUESTION_COLUMNS, name)
-    return [question, _column(rows, image, texts.answer_column, "answer_column", ANSWER_COLUMNS, name)]
+    return [_column(rows, image, getattr(texts, option), option, name) for option in COLUMNS[task]]
 
 
-def _column(rows: Any, image: str, given: str | None, option: str, known: Sequence[str], name: str) -> str:
+def _column(rows: Any, image: str, given: str | None, option: str, name: str) -> str:
     """The column that is named, or the only one with a name that such columns have."""
-    there = ", ".join(rows.features)
+    there, known = ", ".join(rows.features), CALLED[option]
     if given is not None:
         if given not in rows.features:
             raise ValueError(f"--{option} {given!r} is not in {name!r}; its columns are {there}.")

@@ -142,6 +142,8 @@ def evaluate_stealth(
         after = written(as_sent(held, processor))
     words = {"target": target, "prompt": prompt}
     said = [words | {"clean_answer": old, "answer": new} for old, new in zip(before, after, strict=True)]
+    for entry, name in zip(said, image_names or (), strict=image_names is not None):
+        entry["original"] = name
     facts: dict[str, Any] = {"source": model, "attack": used, "entries": said, "names": image_names}
 
     def export() -> None:

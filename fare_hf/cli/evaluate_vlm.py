@@ -49,6 +49,7 @@ def add_vlm_options(parser: argparse.ArgumentParser) -> None:
 
 def run_vlm(args: argparse.Namespace) -> RobustnessReport | None:
     """One model with one tower or two; of several processes the first one writes, and gets the report."""
+    from datasets import disable_progress_bars
     from transformers.utils import logging
 
     from fare_hf.evaluation.processes import process_state
@@ -62,7 +63,8 @@ def run_vlm(args: argparse.Namespace) -> RobustnessReport | None:
         setattr(args, name, getattr(args, name) and encoder_path(getattr(args, name)))
     first = process_state().is_main_process
     _check_folder(args.output_dir)
-    logging.disable_progress_bar()  # bars of loaded weights say nothing of the attack
+    logging.disable_progress_bar()  # bars of loaded weights and of opened tables say nothing of the attack
+    disable_progress_bars()
     with locked_folder(args.output_dir, "an evaluation") if first else nullcontext():
         report = _measured(args, _strings(args), first)
         if not first:

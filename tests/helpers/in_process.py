@@ -25,14 +25,14 @@ def run_main(main: Callable[[], None], words: Sequence[str], monkeypatch: pytest
 
 
 def run_command(words: Sequence[str]) -> None:
-    """`fare-hf ...`, or `accelerate launch -m fare_hf.train ...` with the launcher's own reading of its options."""
+    """`fare-hf ...`, or `accelerate launch -m` of fare_hf.train or .cli, with the launcher's own reading of its options."""
     if words[0] == "fare-hf":
         cli.main(words[1:])
         return
     begin = words.index("launch" if "launch" in words else "accelerate.commands.launch")
     launch = launch_command_parser().parse_args(words[begin + 1 :])
-    assert launch.module and launch.training_script == "fare_hf.train"
-    train.main(launch.training_script_args)
+    assert launch.module and launch.training_script in ("fare_hf.train", "fare_hf.cli")
+    (cli if launch.training_script == "fare_hf.cli" else train).main(launch.training_script_args)
 
 
 def instead_of_subprocess(words: Sequence[str], **options: object) -> subprocess.CompletedProcess[str]:

@@ -40,6 +40,11 @@ PAGES = [
 ]
 
 CLIP = str(encoder_folder("clip"))
+CHAT = (
+    "USER: {% for part in messages[0]['content'] %}{% if part['type'] == 'image' %}<image>\n"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %} ASSISTANT:"
+)
+"""As LLaVA-1.5's repository has it, for one turn."""
 # Word of a command, or string of a Python block -> the same in the prepared folder (see `prepare`), or of the lab.
 STAND_INS = {
     "openai/clip-vit-large-patch14-336": CLIP,
@@ -59,11 +64,14 @@ TRAINING = (
     f"--model {CLIP} --use_cpu --max_steps 1 --warmup_steps 0 --attack_steps 1 --per_device_train_batch_size 1 "
     "--global_batch_size 1 --dataloader_drop_last false --dataloader_num_workers 0 --disable_tqdm true"
 )
+ASKED = "--samples 2 --steps 1 --max_new_tokens 12"
 # First words of a command -> options put at its end, where the last one wins.
 SHORT = {
     "accelerate launch -m fare_hf.train": TRAINING,
+    "accelerate launch -m fare_hf.cli evaluate --vlm": ASKED,
     "accelerate launch -m fare_hf.cli evaluate": f"--samples 4 --steps 2 --text_model {CLIP}",
     "fare-hf train": TRAINING,
+    "fare-hf evaluate --vlm": ASKED,
     "fare-hf evaluate --suite": "",
     "fare-hf evaluate": f"--samples 4 --steps 2 --text_model {CLIP}",
     "fare-hf attack": "--samples 1 --steps 2",
@@ -106,13 +114,27 @@ def prepare(folder: Path) -> None:
         (folder / "path/to" / path).parent.mkdir(parents=True, exist_ok=True)
         picture.save(folder / "path/to" / path)
     picture.save(folder / "picture.png")
+    write_words(folder / "path/to/captions", {"caption": ["a dog on a beach", "a dog runs"]}, {"caption": ["a cat"]})
+    asked = {"question": "what is it?", "answer": "a dog"}
+    write_words(folder / "path/to/questions", asked, asked | {"answer": "a cat"})
+    (folder / "strings.txt").write_text("a cat\n")
     model, processor = load_llava()
+    processor.chat_template = CHAT
     model.save_pretrained(folder / "llava")
     processor.save_pretrained(folder / "llava")
     options = ["--to", "open_clip", "--base", CLIP, "--output_dir", str(folder / "open_clip" / "fare4-clip")]
     run_command(["fare-hf", "convert", str(encoder_folder("fare-4")), *options])
     shutil.copytree(ROOT / "examples" / "recipes", folder / "examples" / "recipes")
     shutil.copytree(encoder_folder("fare-4"), folder / "fare4" / "encoder")
+
+
+def write_words(folder: Path, *rows: dict[str, object]) -> None:
+    """Images with words about them."""
+    folder.mkdir(parents=True)
+    for number, _ in enumerate(rows):
+        Image.effect_noise((160, 160), 90).convert("RGB").save(folder / f"{number}.png")
+    lines = [json.dumps({"file_name": f"{number}.png", **row}) for number, row in enumerate(rows)]
+    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
 
 
 class Session:
@@ -147,7 +169,10 @@ class Session:
         """Written to the file that the first line names, cut short."""
         name = re.match(r"# (\S+\.yaml)\n", block.text)
         assert name, f"{self.page}:{block.line}: the first line of a yaml block is the name of its file, as a comment"
-        cut = re.sub(r"\b(samples|steps|max_steps): \d+", lambda found: f"{found[1]}: 2", block.text)
+        text = block.text
+        for word, other in STAND_INS.items():
+            text = re.sub(rf"(?<=[ \[]){re.escape(word)}(?=[,}}\]\s])", other, text)
+        cut = re.sub(r"\b(samples|steps|max_steps): \d+", lambda found: f"{found[1]}: 2", text)
         Path(name[1]).write_text(cut)
 
     def bash(self, block: Block) -> None:

@@ -41,7 +41,9 @@ keep each sample's outcome in `report.json`, and `report.md` gives the models' d
 """
 
 NOTES = {
-    Says.ON_THE_HUB: "not for sets of the lab",
+    Says.NOT_OF_THE_LAB: "not for sets of the lab",
+    Says.OF_THE_TABLE: "for sets of the paper",
+    Says.OF_OWN_DATA: "for folders and repositories",
     Says.OF_AN_ATTACK: "only with `eps`",
     Says.MODELS: "by its name in `models`",
 }

@@ -85,7 +85,7 @@ def _without_classes(name: str, rows: HuggingFaceDataset) -> ValueError:
     return ValueError(
         f"{name!r} has no classes (its columns are {', '.join(rows.features or {})}): put the images into a folder a "
         "class, or name the labels with --label_column and their classes with --class_names; images with captions "
-        "are for evaluate_captions."
+        "are for --vlm and --task captions."
     )
 
 

@@ -25,7 +25,7 @@ def run_main(main: Callable[[], None], words: Sequence[str], monkeypatch: pytest
 
 
 def run_command(words: Sequence[str]) -> None:
-    """`fare-hf ...`, or `accelerate launch -m` of fare_hf.train or .cli, with the launcher's own reading of its options."""
+    """`fare-hf ...`, or `accelerate launch -m` of fare_hf.train or .cli, whose options the launcher reads itself."""
     if words[0] == "fare-hf":
         cli.main(words[1:])
         return

@@ -276,6 +276,7 @@ def options_of(command: str) -> set[str]:
 def test_no_option_is_new_without_a_look_at_what_ignores_it() -> None:
     """Whoever adds an option says here which others silence it (`OPTIONS` above), or that none does."""
     assert {command: options_of(command) - {"--help"} for command in cli.COMMANDS} == {
+        "app": {"--vlm", "--encoder", "--template", "--host", "--port"},
         "attack": {f"--{name}" for name in (
             "dataset encoder victims targets question template split dataset_config eps max_new_tokens output_dir "
             "steps samples batch_size save_every seed").split()},
@@ -302,6 +303,7 @@ def test_ctrl_c_and_bugs_of_every_command(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     words = {
+        "app": [],
         "attack": ["lab:llava", "--dataset", "lab:digits", "--output_dir", str(tmp_path / "r")],
         "evaluate": ["x", "--output_dir", str(tmp_path / "r")],
         "merge": ["v", "e", "--output_dir", str(tmp_path / "r")],

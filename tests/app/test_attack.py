@@ -7,13 +7,12 @@ import torch
 from PIL import Image
 
 from fare_hf.app.attack import Found, Settings, attack_models
-from fare_hf.app.models import Model, load_models
+from fare_hf.app.models import Model
 from fare_hf.app.pictures import Picture
 from fare_hf.attacks import ThreatModel, apgd
-from fare_hf.encoders import frozen, load_encoder, matmul_patch_embedding
+from fare_hf.encoders import frozen, matmul_patch_embedding
 from fare_hf.evaluation.vlm.adversarial_images import check_sent, quantize_inside
-from fare_hf.lab import encoder_folder, load_llava
-from fare_hf.vlm import tower_of
+from fare_hf.lab import load_llava
 
 BALL = ThreatModel("linf", "4/255")
 
@@ -24,14 +23,6 @@ def picture() -> Picture:
     image = Image.new("RGB", (160, 160), (20, 60, 200))
     image.paste((230, 30, 30), (40, 40, 120, 120))
     return Picture(image)
-
-
-def test_the_two_models_share_all_but_the_tower(models: list[Model]) -> None:
-    original, robust = (model.vlm for model in models)
-    assert original.get_input_embeddings().weight is robust.get_input_embeddings().weight
-    for vlm, folder in ((original, "clip"), (robust, "fare-4")):
-        held, expected = tower_of(vlm).state_dict(), load_encoder(str(encoder_folder(folder)), "tokens").state_dict()
-        assert all(torch.equal(held[name], tensor) for name, tensor in expected.items())
 
 
 @pytest.mark.parametrize("target", ["", "a photo of a cat"])
@@ -75,11 +66,6 @@ def test_a_text_without_room_and_an_attack_without_end_are_refused(models: list[
         Settings(BALL, steps=0)
     with pytest.raises(ValueError, match="201 characters"):
         Settings(BALL, target="x" * 201)
-
-
-def test_a_template_is_not_for_the_lab() -> None:
-    with pytest.raises(ValueError, match="template is for other models than lab:llava"):
-        load_models("lab:llava", "lab:fare-4", "{} <image>")
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import pytest
+import yaml
 from helpers.browser import chromium
 from helpers.paths import ROOT
 from PIL import Image
@@ -127,3 +128,31 @@ def test_a_file_of_more_than_10_mb_is_not_taken(address: str) -> None:
     with pytest.raises(HTTPError) as refused:
         urlopen(request)
     assert refused.value.code == 413
+
+
+def test_a_space_is_of_the_pinned_gradio() -> None:
+    _, front, _ = (ROOT / "examples/space/README.md").read_text().split("---\n", 2)
+    facts = yaml.safe_load(front)
+    assert (facts["sdk"], facts["app_file"], facts["license"]) == ("gradio", "app.py", "apache-2.0")
+    assert f"gradio=={facts['sdk_version']}\n" in (ROOT / "constraints.txt").read_text()
+    assert (ROOT / "examples/space/requirements.txt").read_text() == "fare_hf[app]\n"
+
+
+@pytest.mark.slow
+def test_one_attack_at_a_time_and_a_stopped_one_ends(page: Any, address: str) -> None:
+    points = "[...document.querySelectorAll('#losses polyline')].map(line => line.points.length)"
+    first, second = (page.context.browser.new_page() for _ in range(2))
+    for visitor in (first, second):
+        visitor.goto(address)
+        visitor.wait_for_selector("#attack")
+        visitor.locator("#steps input[type=number]").fill("200")
+        visitor.locator("#steps input[type=number]").blur()
+        visitor.click("#attack")
+        visitor.wait_for_timeout(3000)
+    assert first.evaluate(points)[0] > 1 and second.evaluate(points) == []
+    first.click("#stop")
+    second.wait_for_function(f"{points}[0] > 10", timeout=60_000)
+    stopped = first.evaluate(points)
+    second.click("#stop")
+    second.wait_for_timeout(2000)
+    assert first.evaluate(points) == stopped and sum(stopped) < 402

@@ -45,10 +45,12 @@ def mirror(root: Path, count: int = 6, corrupt: int | None = None, size: int = 1
     return root
 
 
-def test_the_table_is_the_papers() -> None:
-    assert len(ZERO_SHOT_SETS) == 14 and len({row.repo for row in ZERO_SHOT_SETS}) == 14
-    assert [row.samples for row in ZERO_SHOT_SETS] == [1000] * 13 + [5000]
-    assert {row.name for row in ZERO_SHOT_SETS if row.native} == {"CIFAR-10", "CIFAR-100", "STL-10"}
+def test_the_table_begins_with_the_papers() -> None:
+    assert (
+        len({row.repo for row in ZERO_SHOT_SETS}) == len({row.name for row in ZERO_SHOT_SETS}) == len(ZERO_SHOT_SETS)
+    )
+    assert [row.samples for row in ZERO_SHOT_SETS[:14]] == [1000] * 13 + [5000]
+    assert {row.name for row in ZERO_SHOT_SETS[:14] if row.native} == {"CIFAR-10", "CIFAR-100", "STL-10"}
     # The names of the reference's datasets.txt, where "wds/vtab/pets" is the repository "wds_vtab-pets".
     assert {row.repo.removeprefix("clip-benchmark/wds_").replace("vtab-", "vtab/") for row in ZERO_SHOT_SETS[:13]} == {
         *("vtab/cifar10", "stl10", "vtab/cifar100", "cars", "vtab/caltech101", "vtab/pets", "vtab/flowers"),

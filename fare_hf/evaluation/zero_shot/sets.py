@@ -72,7 +72,7 @@ ZERO_SHOT_SETS: tuple[ZeroShotSet, ...] = (
     ZeroShotSet("ImageNet-Sketch", "clip-benchmark/wds_imagenet_sketch", 1000),
     ZeroShotSet("ImageNet", "clip-benchmark/wds_imagenet1k", 1000, samples=5000),
 )
-"""The paper's 13 sets and ImageNet."""
+"""The paper's 13 sets and ImageNet; others stand after them."""
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,6 @@ from fare_hf.lab.names import MODELS, is_in_lab
 from fare_hf.objectives import OBJECTIVES, TecoaObjective
 from fare_hf.pretrained.configuration import load_image_processor
 from fare_hf.pretrained.encoder_families import compared_embedding
-from fare_hf.pretrained.loading import load_processor
 from fare_hf.training import FareConfig, FareTrainer
 from fare_hf.training.checkpointing.output_folder import checkpoint_to_resume, how_to_go_on
 from fare_hf.training.class_texts import DataSetTexts, make_objective, make_validation
@@ -144,8 +143,7 @@ def _load_model(script: FareScriptArguments, config: FareConfig) -> tuple[Any, V
     """The encoder, or the tower of a vision-language model and how that reads it."""
     if config.embedding != FEATURES:
         return load_encoder(script.model, config.embedding), None
-    processor = None if script.image_processor is None else load_processor(script.image_processor)
-    return load_vision_tower(script.model, processor=processor, image_side=script.image_side)
+    return load_vision_tower(script.model, processor=script.image_processor, image_side=script.image_side)
 
 
 def _load_data(script: FareScriptArguments, config: FareConfig, reading: VlmFeatures | None) -> tuple[Any, Any, Any]:

@@ -27,6 +27,7 @@ from fare_hf.hub.text_encoder import save_tokenizer, whole_clip
 from fare_hf.pretrained.configuration import check_configuration, check_image_processor, load_image_processor
 from fare_hf.pretrained.encoder_families import PUBLISHED
 from fare_hf.pretrained.validation import architecture_of, check_answers
+from fare_hf.vlm.families.towers import TOWERS
 
 __all__ = ["copy_with_text_encoder", "save_robust_encoder"]
 
@@ -61,7 +62,8 @@ def save_robust_encoder(
     folder appears whole or not at all.
 
     Args:
-        encoder: `CLIPVisionModelWithProjection` or `CLIPVisionModel`, unwrapped from DDP and the like.
+        encoder: `CLIPVisionModelWithProjection` or `CLIPVisionModel`, or the tower of a vision-language model that
+            has a class of its own; unwrapped from DDP and the like.
         folder: absent or empty.
         processor: image processor of the original (or a processor that holds one), with its normalisation on.
         base_model: Hub name of the original, or a folder: of that the card tells the last part of its path alone.
@@ -76,8 +78,8 @@ def save_robust_encoder(
         license_name: of the licence "other".
         license_link: its text.
         repo_id: name that the card's snippets load; None takes the folder's name.
-        vlm: LLaVA with this encoder's architecture, for the card's snippet; None is LLaVA-1.5 7B for a ViT-L/14 at
-            336 px, and a placeholder otherwise.
+        vlm: model with this encoder's architecture, for the card's snippet; None is LLaVA-1.5 7B for a ViT-L/14 at
+            336 px, the base model for a tower of a class of its own, and a placeholder otherwise.
         datasets: what it was trained on, by the names of the Hub's data sets.
         text_encoder: folder or repository of the original CLIP, to put its text encoder and tokenizer into the
             folder too: then it also loads as `CLIPModel` and in the zero-shot image classification pipeline.
@@ -121,7 +123,7 @@ def save_robust_encoder(
         # As it is read back from fare_hf.json, so that the card can be rendered again to the letter.
         training=without_local_paths(json.loads(json.dumps(dict(training or {}), default=str))),
         report_model=None if report_model is None else str(without_local_paths(report_model)),
-        vlm=str(without_local_paths(vlm)) if vlm else _default_vlm(encoder.config),
+        vlm=str(without_local_paths(vlm)) if vlm else _default_vlm(encoder, base),
         datasets=datasets,
         text_encoder=clip is not None,
         architecture=architecture_of(encoder.config),
@@ -131,7 +133,8 @@ def save_robust_encoder(
     files |= card_files(content)
     model: Any = encoder if clip is None else clip
     weights = weights if clip is None else _weights(clip)
-    check_answers(model, f"the {type(model).__name__}")
+    if type(model).__name__ not in TOWERS:  # which are not called with pixels alone
+        check_answers(model, f"the {type(model).__name__}")
     config = _config(model, type(model).__name__)
     with whole_folder(folder) as new:  # nobody ever sees, or publishes, half of it
         save_torch_state_dict(weights, new, max_shard_size=max_shard_size)
@@ -142,8 +145,9 @@ def save_robust_encoder(
 def _check_names(encoder: PreTrainedModel, base_model: str, datasets: Sequence[str]) -> str:
     """The name of the base model; raises as `save_robust_encoder` for what no card can name."""
     class_name = type(encoder).__name__
-    if class_name not in PUBLISHED:
-        raise TypeError(f"{class_name} cannot be published as a robust encoder: pass one of {', '.join(PUBLISHED)}.")
+    if class_name not in (*PUBLISHED, *TOWERS):
+        known = ", ".join((*PUBLISHED, *TOWERS))
+        raise TypeError(f"{class_name} cannot be published as a robust encoder: pass one of {known}.")
     base = base_name(base_model)
     if wrong := [name for name in datasets if not is_hub_id(name)]:
         raise ValueError(f"datasets has {wrong[0]!r}, no name that a data set on the Hub can have: leave it out.")
@@ -171,8 +175,11 @@ def _shorten_paths(path: Path) -> None:
         path.write_text(json.dumps(shortened, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _default_vlm(config: Any) -> str:
-    """The published LLaVA that the encoder fits, else a path for the reader to replace."""
+def _default_vlm(encoder: PreTrainedModel, base: str) -> str:
+    """The published LLaVA that the encoder fits, else a path for the reader to replace; of a tower, its own model."""
+    config: Any = encoder.config
+    if type(encoder).__name__ in TOWERS:
+        return base
     shape = (config.hidden_size, config.num_hidden_layers, config.patch_size, config.image_size)
     return "llava-hf/llava-1.5-7b-hf" if shape == (1024, 24, 14, 336) else "path/to/a/llava-with-this-vision-encoder"
 
@@ -198,7 +205,7 @@ def _weights(encoder: PreTrainedModel) -> dict[str, torch.Tensor]:
             raise ValueError(f"the encoder's '{name}' is on the meta device: load its weights before saving.")
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"the encoder's '{name}' holds NaN or infinity: check its training before publishing.")
-        whole = name if name.startswith(PREFIXED) else PREFIX + name
+        whole = name if type(encoder).__name__ in TOWERS or name.startswith(PREFIXED) else PREFIX + name
         found[whole] = tensor.detach().to("cpu", copy=True).contiguous()
     return found
 

@@ -296,10 +296,12 @@ def _part_faults(part: Any) -> Iterator[str]:
 def _processor_faults(processor: Any, vision: Any) -> Iterator[str]:
     for field in ("image_mean", "image_std"):
         yield from _channel_faults(field, getattr(processor, field, None), getattr(vision, "num_channels", 3))
+    areas = getattr(processor, "merge_size", None) is not None  # the sizes of Qwen's are numbers of pixels
+    most = LARGEST_SIDE**2 if areas else LARGEST_SIDE
     for field in ("size", "crop_size"):
         for side, value in dict(getattr(processor, field, None) or {}).items():
             if value is not None:
-                yield from (f"has {fault}" for fault in _size_faults(f"{field}.{side}", value, LARGEST_SIDE))
+                yield from (f"has {fault}" for fault in _size_faults(f"{field}.{side}", value, most))
     factor = getattr(processor, "rescale_factor", None)
     yield from (f"has {fault}" for fault in _number_faults("rescale_factor", factor))
     if factor is not None and not SMALLEST_SCALE <= factor <= LARGEST_CHANNEL:

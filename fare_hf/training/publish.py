@@ -21,6 +21,7 @@ from fare_hf.training.config import CHEAPER
 from fare_hf.training.objective_facts import objective_facts
 from fare_hf.training.run import TrainingRun
 from fare_hf.training.sharding import whole_encoder
+from fare_hf.vlm.families.towers import TOWERS
 
 __all__ = ["can_publish", "check_push", "publish", "publish_checkpoint", "recipe", "save_encoder"]
 
@@ -72,7 +73,7 @@ def _texts(trainer: TrainingRun) -> dict[str, Any]:
 def can_publish(trainer: TrainingRun) -> bool:
     """Whether the encoder is one that `save_robust_encoder` takes."""
     encoder = trainer.accelerator.unwrap_model(trainer.model)
-    return any(cls.__name__ in PUBLISHED for cls in type(encoder).__mro__)
+    return any(cls.__name__ in (*PUBLISHED, *TOWERS) for cls in type(encoder).__mro__)
 
 
 def save_encoder(trainer: TrainingRun, folder: str | os.PathLike[str], **changes: Any) -> None:
@@ -96,8 +97,13 @@ def check_push(trainer: TrainingRun, token: str | None) -> str:
         ValueError: what is wrong, and what to change.
         PushError: the Hub does not answer.
     """
+    name = type(trainer.accelerator.unwrap_model(trainer.model)).__name__
+    if name in TOWERS:
+        raise ValueError(
+            f"push_to_hub=True does not publish a {name} yet; leave it out, and upload the output_dir's encoder/ "
+            "yourself (hf upload)."
+        )
     if not can_publish(trainer):
-        name = type(trainer.accelerator.unwrap_model(trainer.model)).__name__
         raise ValueError(
             f"push_to_hub=True publishes CLIP vision encoders, not a {name}; leave it out, and push it yourself."
         )
@@ -160,7 +166,7 @@ def _push_options(trainer: TrainingRun, **given: Any) -> dict[str, Any]:
 def _options(trainer: TrainingRun, changes: dict[str, Any]) -> dict[str, Any]:
     """Arguments of `save_robust_encoder`."""
     _name_base(trainer)
-    card = {**trainer.card, "processor": trainer.processing_class, "threat_model": trainer.args.threat_model}
+    card = {"processor": trainer.processing_class, **trainer.card, "threat_model": trainer.args.threat_model}
     return {**card, "training": recipe(trainer), **changes}
 
 

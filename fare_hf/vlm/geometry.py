@@ -17,10 +17,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["check_processor", "fit", "resize", "square"]
+__all__ = ["check_processor", "fit", "merged_patches", "resize", "square"]
 
-MODES = {2: "bilinear", 3: "bicubic"}
-"""PIL's numbers of the filters that torch has too."""
+MODES = {1: "lanczos", 2: "bilinear", 3: "bicubic"}
+"""PIL's numbers of the filters that are known here; torch has all but the first."""
+LANCZOS = 3
+"""Pixels on either side that its window reaches, where an image is enlarged."""
 
 
 def fit(settings: Any, pixels: Tensor) -> Tensor:
@@ -57,8 +59,32 @@ def _passes(pixels: Tensor, size: tuple[int, int], mode: str, height_first: bool
     (height, width), (rows, columns) = pixels.shape[-2:], size
     for shape in ((rows, width) if height_first else (height, columns), size):
         if pixels.shape[-2:] != shape:
-            pixels = F.interpolate(pixels, shape, mode=mode, align_corners=False, antialias=True).clamp(0, 1)
+            pixels = _resampled(pixels, shape, mode).clamp(0, 1)
     return pixels
+
+
+def _resampled(pixels: Tensor, shape: tuple[int, int], mode: str) -> Tensor:
+    """One side resized; a sum of weighted pixels may leave [0, 1]."""
+    if mode != "lanczos":
+        return F.interpolate(pixels, shape, mode=mode, align_corners=False, antialias=True)
+    if shape[1] == pixels.shape[-1]:
+        return _lanczos(pixels.shape[-2], shape[0]).to(pixels) @ pixels
+    return pixels @ _lanczos(pixels.shape[-1], shape[1]).to(pixels).t()
+
+
+@cache
+def _lanczos(old: int, new: int) -> Tensor:
+    """Weights (new, old) of Pillow's Lanczos filter, in fp64."""
+    scale = old / new
+    reach = LANCZOS * max(scale, 1)
+    centres = (torch.arange(new, dtype=torch.float64) + 0.5) * scale
+    first = (centres - reach + 0.5).floor().clamp(min=0)
+    last = (centres + reach + 0.5).floor().clamp(max=old)
+    columns = torch.arange(old, dtype=torch.float64)
+    inside = (columns >= first[:, None]) & (columns < last[:, None])
+    distances = (columns + 0.5 - centres[:, None]) / max(scale, 1)
+    weights = torch.sinc(distances) * torch.sinc(distances / LANCZOS) * inside * (distances.abs() < LANCZOS)
+    return weights / weights.sum(1, keepdim=True)
 
 
 @cache
@@ -98,6 +124,36 @@ def square(pixels: Tensor, levels: Sequence[int]) -> Tensor:
     return square
 
 
+def merged_patches(values: Tensor, patch: int, merge: int, frames: int) -> tuple[Tensor, Tensor]:
+    """Images as rows of patches, those that are merged to one token one after the other, as Qwen's towers read them.
+
+    Args:
+        values: (B, C, H, W), sides of a whole number of tokens.
+        patch: pixels a side.
+        merge: patches a side of a token.
+        frames: equal frames that a picture counts as.
+
+    Returns:
+        (B * rows * columns, C * frames * patch * patch), and the grid (B, 3): 1, rows, columns.
+
+    Raises:
+        ValueError: sides of no whole number of tokens.
+    """
+    height, width = values.shape[-2:]
+    if height % (patch * merge) or width % (patch * merge):
+        raise ValueError(
+            f"images of {height} x {width} pixels are no whole number of tokens of {patch * merge} pixels, and "
+            "do_resize of the image processor is off: switch it on, or resize them."
+        )
+    rows, columns = height // patch, width // patch
+    parts = values.unflatten(-1, (columns // merge, merge, patch)).unflatten(-4, (rows // merge, merge, patch))
+    # (B, C, row, row in token, y, column, column in token, x) -> tokens, patches of a token, values of a patch
+    parts = parts.permute(0, 2, 5, 3, 6, 1, 4, 7).unsqueeze(6)
+    repeated = parts.expand(*parts.shape[:6], frames, *parts.shape[7:])
+    grid = torch.tensor([[1, rows, columns]] * len(values), device=values.device)
+    return repeated.flatten(5).flatten(0, 4), grid
+
+
 def check_processor(settings: Any) -> None:
     """The processor does what these functions do.
 
@@ -106,7 +162,7 @@ def check_processor(settings: Any) -> None:
     """
     name = type(settings).__name__
     if settings.do_resize and int(settings.resample) not in MODES:
-        raise ValueError(f"the filter {settings.resample} of the {name} is unknown: use bicubic or bilinear.")
+        raise ValueError(f"the filter {settings.resample} of the {name} is unknown: use lanczos, bicubic or bilinear.")
     factor = settings.rescale_factor
     if not settings.do_rescale or not math.isclose(factor, 1 / 255, rel_tol=1e-6):
         raise ValueError(f"the {name} does not rescale bytes by 1/255: set do_rescale and rescale_factor.")

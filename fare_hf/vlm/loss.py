@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from fare_hf.vlm.families.table import family_of, tower_placement
+from fare_hf.vlm.families.table import family_of, tower_of, tower_placement
+from fare_hf.vlm.families.towers import kind_of
 from fare_hf.vlm.prefix import Prefix
 from fare_hf.vlm.prompts import Rows, prompt_rows, start_device
 
@@ -120,7 +121,8 @@ class VlmLoss:
     @property
     def _usual(self) -> tuple[int, int]:
         """The tower's own size."""
-        size = int(self.vlm.config.vision_config.image_size)
+        tower = tower_of(self.vlm)
+        size = kind_of(tower).side(tower.config)
         return size, size
 
     def _texts_for(self, size: tuple[int, int]) -> _Texts:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import MODEL_MAPPING, AutoModel, PreTrainedModel
+from transformers import MODEL_MAPPING, PROCESSOR_MAPPING, AutoModel, PreTrainedModel
 
 from fare_hf.convert.checkpoints import find_file
-from fare_hf.pretrained.loading import load_processor, vlm_configuration
+from fare_hf.pretrained.configuration import load_image_processor
+from fare_hf.pretrained.loading import vlm_configuration
 from fare_hf.pretrained.validation import check_weights
 from fare_hf.pretrained.weight_files import INDEX, SINGLE, read_index
 from fare_hf.vlm.families.family import Family, image_processor_of
@@ -44,7 +46,7 @@ def load_vision_tower(
     Args:
         vlm: folder or Hub repository of the model.
         revision: of a Hub repository.
-        processor: of the model; None is that of its repository.
+        processor: of the model, or the folder or repository of one; None is that of its own repository.
         image_side: pixels a side of the training images; None is what the tower was made for, or 448 for one that
             reads any size.
 
@@ -62,8 +64,9 @@ def load_vision_tower(
         torch.Size([1, 256, 3584])
     """
     config, family = features_family(vlm, revision)
-    processor = load_processor(vlm, revision) if processor is None else processor
-    side = image_side or _side(config)
+    if processor is None or isinstance(processor, str):
+        processor = _processor(processor or vlm, config, None if processor else revision)
+    side = image_side or _side(config, family)
     around = _without_language_model(config, family)
     _fill(around, vlm, revision)
     check_weights(around, f"{vlm!r}")
@@ -76,7 +79,7 @@ def load_vision_tower(
         settings=family.settings(processor),
         processor=_squares(image_processor_of(processor), side),
         image_side=side,
-        saved={"vlm": vlm},
+        saved={"vlm": vlm} | ({"processor": image_processor_of(processor)} if family.kinds[0].own else {}),
     )
     return tower.eval(), features
 
@@ -105,10 +108,17 @@ def features_family(vlm: str, revision: str | None = None) -> tuple[Any, Family]
     return config, family
 
 
-def _side(config: Any) -> int:
+def _side(config: Any, family: Family) -> int:
     """Pixels a side that a tower was made for."""
-    size = getattr(config.vision_config, "image_size", None)
-    return ANY_SIDE if size is None else size if isinstance(size, int) else int(size[0])
+    size = ANY_SIDE if family.any_side else config.vision_config.image_size
+    return size if isinstance(size, int) else int(size[0])
+
+
+def _processor(name: str, config: Any, revision: str | None) -> Any:
+    """What a model's processor does to images, without its words, and without videos, which need torchvision."""
+    kind = vars(PROCESSOR_MAPPING[type(config)]) if type(config) in PROCESSOR_MAPPING else {}
+    images = load_image_processor(name, revision=revision or "main")
+    return SimpleNamespace(image_processor=images, images_kwargs=kind.get("images_kwargs", {}))
 
 
 def _without_language_model(config: Any, family: Family) -> Any:

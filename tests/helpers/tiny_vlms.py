@@ -34,6 +34,7 @@ from helpers.tiny_vlms_further import (
     next_video,
     next_video_processor,
 )
+from helpers.tiny_vlms_own import OWN
 from tokenizers import AddedToken, processors
 from transformers import (
     AyaVisionConfig,
@@ -301,6 +302,7 @@ TINY: dict[str, Tiny] = {
         Tiny("PaliGemma", paligemma, paligemma_processor, siglip_encoder),
         Tiny("Gemma3", gemma3, gemma3_processor, siglip_encoder, GEMMA["boi_token"]),
         Tiny("Granite4Vision", granite4_vision, granite4_vision_processor, partial(siglip_encoder, hidden_size=64)),
+        *OWN,
     )
 }
 """Every family of the table."""

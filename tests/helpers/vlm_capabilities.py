@@ -18,16 +18,18 @@ import torch
 from helpers.paths import ROOT
 from helpers.tiny_llava import SIZE
 from helpers.tiny_vlms import TINY, Tiny, images
+from helpers.vlm_features import own_features, saved, wide_floats, without_rounding
 from PIL import Image
 from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, AutoProcessor, pipeline
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from fare_hf.data.pixels import to_pil
+from fare_hf.data.pixels import quantize, to_pil
 from fare_hf.encoders import frozen
 from fare_hf.vlm import VlmLoss, robust_pipeline, swap_vision_tower, tower_of, towers_of
 from fare_hf.vlm.families import table as families
 from fare_hf.vlm.families.family import join
 from fare_hf.vlm.families.refused import REFUSED, reason_for
+from fare_hf.vlm.families.towers import kind_of
 
 DOCUMENT = ROOT / "fare_hf" / "vlm" / "FAMILIES.md"
 OTHER = 48
@@ -73,20 +75,24 @@ def swap(tiny: Tiny) -> None:
     report = swap_vision_tower(model, encoder, processor)
     assert report.probe_difference == 0.0 and report.changed > 0
     vision = getattr(encoder, "vision_model", encoder)
-    pixels = images(2).sub(0.5)
+    inputs = kind_of(tower_of(model)).inputs(vision.config, images(2).sub(0.5))
     with torch.no_grad():
-        expected = vision(pixel_values=pixels, output_hidden_states=True)
+        expected = vision(**inputs, output_hidden_states=True)
         for tower in towers_of(model).values():
-            assert torch.equal(tower(pixel_values=pixels).last_hidden_state, expected.last_hidden_state)
+            assert torch.equal(tower(**inputs).last_hidden_state, expected.last_hidden_state)
             if hasattr(tower, "dtype"):
-                found = tower(pixel_values=pixels, output_hidden_states=True).hidden_states
-                assert all(torch.equal(a, b) for a, b in zip(found, expected.hidden_states, strict=True))
+                found = tower(**inputs, output_hidden_states=True)
+                assert all(torch.equal(a, b) for a, b in zip(found.hidden_states, expected.hidden_states, strict=True))
+                if kind_of(tower).own and expected.get("pooler_output") is not None:
+                    assert torch.equal(found.pooler_output, expected.pooler_output)
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in others.items())
 
 
 def other_resolution(tiny: Tiny) -> None:
     """An encoder of 48 px in place of 32: the whole model runs on what its processor makes, with more tokens."""
     model, processor = made(tiny)
+    if kind_of(tower_of(model)).own:
+        raise NotClaimed("its own tower")
     encoder = tiny.encoder(image_size=OTHER)
     if not families.family_of(model).any_size:
         try:
@@ -181,7 +187,8 @@ def loss_gradient(tiny: Tiny) -> None:
     """`VlmLoss` is the model's own loss (1e-5; 5e-2 where the processor rounds to bytes), and its slope is right."""
     model, processor = made(tiny)
     for (height, width), tolerance in (((SIZE, SIZE), 1e-5), ((50, 70), 5e-2), ((96, 31), 5e-2)):
-        if tolerance == 1e-5 and hasattr(processor.image_processor, "image_grid_pinpoints"):
+        tiles = ("image_grid_pinpoints", "max_image_size")
+        if tolerance == 1e-5 and any(hasattr(processor.image_processor, name) for name in tiles):
             tolerance = 5e-2  # tiles are larger than the image: it is resized
         pixels = images(2, height, width, seed=3).mul(255).round().div(255)
         losses = VlmLoss(model, processor, tiny.prompt, TEXTS)(pixels)
@@ -190,29 +197,13 @@ def loss_gradient(tiny: Tiny) -> None:
     _check_slope(model, processor, tiny.prompt)
 
 
-def without_rounding(model: Any) -> Any:
-    """In fp64, with norms that do not round to fp32, which would drown finite differences."""
-    for parent in list(model.modules()):
-        for name, part in list(parent.named_children()):
-            if type(part).__name__.endswith("RMSNorm"):
-                plain = torch.nn.RMSNorm(part.weight.shape, eps=1e-6)
-                shift = 1 if type(part).__name__.startswith("Gemma") else 0
-                plain.weight.data = part.weight.data + shift
-                setattr(parent, name, plain)
-            if type(part).__name__ == "Cohere2LayerNorm":
-                even = torch.nn.LayerNorm(part.weight.shape, eps=part.variance_epsilon, bias=False)
-                even.weight = part.weight
-                setattr(parent, name, even)
-    return model.double()
-
-
 def _check_slope(model: Any, processor: Any, prompt: str) -> None:
     """Directional derivatives against central differences in fp64."""
     without_rounding(model)
     loss = VlmLoss(model, processor, prompt, TEXTS)
     pixels = images(2, 40, 56, seed=4).double().mul(0.5).add(0.25)  # away from 0 and 1, where resizing is clamped
     direction = torch.randn(pixels.shape, generator=torch.Generator().manual_seed(3)).double()
-    with frozen(model):
+    with frozen(model), wide_floats():
         point = pixels.clone().requires_grad_()
         slope = (torch.autograd.grad(loss(point).sum(), point)[0] * direction).flatten(1).sum(1)
         h = 1e-4  # Cohere 2 rotates its queries in fp32: a smaller step would drown in its rounding
@@ -222,6 +213,22 @@ def _check_slope(model: Any, processor: Any, prompt: str) -> None:
     torch.testing.assert_close(slope, difference, rtol=1e-4, atol=1e-7)
 
 
+def features(tiny: Tiny) -> None:
+    """What is read of the tower, from its files alone, is what the whole model makes of its processor's output."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            model, tower, reading = saved(folder, tiny)
+        except ValueError as error:
+            raise NotClaimed("no `get_image_features`") from error
+    pixels = quantize(images(2, seed=3))
+    found, expected = reading.embed(tower, pixels), own_features(model, tiny.processor(), pixels)
+    assert found.shape == expected.shape and found.shape[0] == 2 and found.std() > 0
+    # Tiles are resized, which rounds to bytes in the processor.
+    tiles = any(hasattr(reading.settings, name) for name in ("image_grid_pinpoints", "max_image_size"))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.05 if tiles else 1e-5)
+    assert type(tower).__name__ in reading.family.tower_classes
+
+
 CAPABILITIES: dict[str, Callable[[Tiny], None]] = {
     "swap": swap,
     "other resolution": other_resolution,
@@ -229,6 +236,7 @@ CAPABILITIES: dict[str, Callable[[Tiny], None]] = {
     "save and reload": save_and_reload,
     "pipeline": in_pipeline,
     "VlmLoss = own loss, gradient = finite differences": loss_gradient,
+    "features": features,
 }
 
 

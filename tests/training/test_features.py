@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.tiny_llava import SIZE, images, llava, processor
+from helpers.tiny_vlms import TINY
 from helpers.train_command import refusal, run, unlabelled
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
-from transformers import CLIPVisionModel, LlavaForConditionalGeneration
+from transformers import AutoImageProcessor, CLIPVisionModel, LlavaForConditionalGeneration
 
 from fare_hf import FareConfig, FareTrainer
 from fare_hf.data.pixel_datasets import PixelDataset
-from fare_hf.vlm import swap_vision_tower
+from fare_hf.vlm import swap_vision_tower, tower_of
 from fare_hf.vlm.tower_files import load_vision_tower
 
 FEATURES = ("--embedding", "features")
@@ -51,6 +52,31 @@ def test_the_tower_of_a_vlm_is_trained_saved_and_swapped_back(vlm: Path, tmp_pat
     assert moved == {
         name for name in old if name.startswith("model.vision_tower") and any(part in name for part in read)
     }
+
+
+@pytest.mark.parametrize("name", ["Qwen2_5_VL", "Qwen3VL", "SmolVLM", "InternVL"])
+def test_towers_of_their_own_are_trained_saved_and_swapped_back(name: str, tmp_path: Path) -> None:
+    """`encoder/` is of the tower's own class, loads with that class alone, and goes back into its model."""
+    tiny = TINY[name]
+    model, folder, out = tiny.model(), tmp_path / "vlm", tmp_path / "out"
+    model.save_pretrained(folder)
+    tiny.processor().image_processor.save_pretrained(folder)
+    pictures = unlabelled(tmp_path / "images")
+    run(folder, pictures, out, *FEATURES, "--image_side", str(SIZE), "--max_steps", "2", "--learning_rate", "1e-3")
+    tower = tower_of(model)
+    encoder = type(tower).from_pretrained(out / "encoder")
+    old = {name: tensor.clone() for name, tensor in tower.state_dict().items()}
+    moved = [name for name, tensor in encoder.state_dict().items() if not torch.equal(tensor, old[name])]
+    assert set(moved) >= {name for name in old if "attn" in name and name.endswith("weight")}
+    if name == "Qwen3VL":  # also what the language model reads of earlier blocks
+        assert any(name.startswith("deepstack_merger_list") for name in moved)
+    report = swap_vision_tower(model, str(out / "encoder"), tiny.processor())
+    assert report.probe_difference == 0.0 and report.cosine > 0.7 and report.image_tokens
+    card = (out / "encoder" / "README.md").read_text()
+    assert f"{type(tower).__name__}.from_pretrained" in card and "./vlm" in card and "AutoModelForImageText" in card
+    assert "clip" not in card.split("---")[1] and str(tmp_path) not in card
+    processor = AutoImageProcessor.from_pretrained(out / "encoder")
+    assert type(processor) is type(tiny.processor().image_processor)
 
 
 def test_training_lowers_the_loss_of_features_under_attack(vlm: Path, tmp_path: Path) -> None:

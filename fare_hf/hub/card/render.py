@@ -11,6 +11,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from fare_hf.attacks import ThreatModel
+from fare_hf.encoders.reading import FEATURES
 from fare_hf.evaluation import RobustnessReport
 from fare_hf.evaluation.report.rows import Row
 from fare_hf.evaluation.report.tables import markdown
@@ -20,6 +21,7 @@ from fare_hf.hub.base_model import is_hub_id
 from fare_hf.hub.licenses import check_license
 from fare_hf.objectives import OBJECTIVES, FareObjective
 from fare_hf.pretrained.encoder_families import PUBLISHED
+from fare_hf.vlm.families.towers import TOWERS
 
 __all__ = ["PLOT", "CardContent", "own_rows", "render_card"]
 
@@ -98,6 +100,16 @@ class CardContent:
         """Whether it has the visual projection, which zero-shot classification needs."""
         return self.class_name in PUBLISHED and PUBLISHED[self.class_name].projects(self.class_name)
 
+    @property
+    def own(self) -> bool:
+        """Whether it is the tower of one vision-language model, in a class of its own."""
+        return self.class_name in TOWERS
+
+    @property
+    def features(self) -> bool:
+        """Whether it was trained on what the language model of `vlm` reads."""
+        return self.own or self.training.get("embedding") == FEATURES
+
 
 def render_card(content: CardContent) -> str:
     """Fill the template.
@@ -123,7 +135,8 @@ def render_card(content: CardContent) -> str:
         threat_text=f"The attacker knows all weights and chooses any image near the clean one: {reach}; values stay "
         "valid colours. The encoder was trained against this.",
         snippet_transformers=_snippet_transformers(content),
-        snippet_llava=_snippet_llava(content),
+        host="the vision-language model that it was trained in" if content.features else "a LLaVA",
+        snippet_llava=_snippet_vlm(content) if content.features else _snippet_llava(content),
         snippet_zero_shot=_snippet_zero_shot(content) if content.projected else "",
         objective_text=explanation,
         keeps_embedding=_keeps_embedding(content.training),
@@ -133,7 +146,7 @@ def render_card(content: CardContent) -> str:
         else "No figures were measured for this encoder.",
         plot=content.plot if content.report else None,
         license_text=_license_text(content),
-        citation="\n".join([citation, CLIP, *_attack_citations(content)]),
+        citation="\n".join([citation, *([] if content.own else [CLIP]), *_attack_citations(content)]),
     )
     return str(card)
 
@@ -142,8 +155,9 @@ def _check_content(content: CardContent) -> None:
     """What goes into code as it is, into links, and into the head."""
     if content.license:
         check_license(content.license)
-    if content.class_name not in PUBLISHED:
-        raise ValueError(f"class_name {content.class_name!r} is not one of {', '.join(PUBLISHED)}: name one.")
+    if content.class_name not in (*PUBLISHED, *TOWERS):
+        known = ", ".join((*PUBLISHED, *TOWERS))
+        raise ValueError(f"class_name {content.class_name!r} is not one of {known}: name one.")
     if content.license_link and not is_link(content.license_link):
         raise ValueError(
             f"license_link {content.license_link[:200]!r} is no http(s) address: give one, or leave it out."
@@ -189,7 +203,7 @@ def _metadata(content: CardContent) -> ModelCardData:
     return ModelCardData(
         library_name="transformers",
         pipeline_tag="zero-shot-image-classification" if content.text_encoder else "image-feature-extraction",
-        tags=TAGS,
+        tags=[tag for tag in TAGS if not content.own or "clip" not in tag],
         **extra,
     )
 
@@ -244,6 +258,11 @@ def _recipe(training: Mapping[str, Any], threat_model: ThreatModel) -> Sequence[
 
 
 def _snippet_transformers(content: CardContent) -> str:
+    if content.own:
+        module = TOWERS[content.class_name].own_class.__module__
+        return f"""from {module} import {content.class_name}
+
+tower = {content.class_name}.from_pretrained({literal(content.name)}).eval()"""
     return f"""from PIL import Image
 import torch
 from transformers import AutoImageProcessor, {content.class_name}
@@ -266,6 +285,14 @@ swap_vision_tower(llava, {literal(content.name)})"""
 def _loadable(base_model: str) -> str:
     """The original in code: a folder's name is of the machine that trained, so whoever reads puts a path there."""
     return base_model.replace("./", "path/to/", 1) if base_model.startswith("./") else base_model
+
+
+def _snippet_vlm(content: CardContent) -> str:
+    return f"""from transformers import AutoModelForImageTextToText
+from fare_hf.vlm import swap_vision_tower
+
+model = AutoModelForImageTextToText.from_pretrained({literal(content.vlm)})
+swap_vision_tower(model, {literal(content.name)})"""
 
 
 def _snippet_zero_shot(content: CardContent) -> str:

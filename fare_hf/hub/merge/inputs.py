@@ -22,11 +22,10 @@ from fare_hf.convert.checkpoints import find_file
 from fare_hf.hub.merge.pickled import safetensors_of
 from fare_hf.hub.merge.shards import read_header, read_tensor
 from fare_hf.pretrained.configuration import read_configuration
-from fare_hf.pretrained.encoder_families import family_of_type
 from fare_hf.pretrained.validation import check_answers, check_recorded, recorded_architecture
 from fare_hf.pretrained.weight_files import INDEX, PICKLE, SINGLE, read_index
 from fare_hf.vlm.families.table import Family, family_of_config
-from fare_hf.vlm.families.towers import kind_typed
+from fare_hf.vlm.families.towers import TowerKind, kind_typed
 from fare_hf.vlm.swap.compatibility import check_architecture, check_weights
 from fare_hf.vlm.swap.encoder_files import transformers_folder
 
@@ -66,6 +65,13 @@ class EncoderFiles:
     card: Path | None = None
     _headers: dict[Path, tuple[dict[str, Any], int]] = field(default_factory=dict, repr=False)
 
+    @property
+    def kind(self) -> TowerKind:
+        """Of its tower."""
+        found = kind_typed(self.config.model_type)
+        assert found is not None  # checked when it was opened
+        return found
+
     def tensor(self, flat: str, dtype: torch.dtype) -> Tensor:
         """One weight in the type that it will have.
 
@@ -91,7 +97,7 @@ def tower_names(weight_map: Mapping[str, str], family: Family, encoder: EncoderF
     """
     flat: dict[str, str] = {}
     for leaf in _leaves(family):
-        own = re.compile(rf"(?:.*\.)?{leaf}\.{PARTS}")
+        own = re.compile(rf"(?:.*\.)?{leaf}\.{'(.+)' if encoder.kind.own else PARTS}")
         inside = {name: match[1] for name in weight_map if (match := own.fullmatch(name))}
         if not inside:
             raise ValueError(f"the checkpoint has no weights of a '{leaf}': name the repository of the whole model.")
@@ -167,16 +173,18 @@ def check_encoder(encoder: EncoderFiles) -> None:
     Raises:
         ValueError: it does not; a weight that its class needs is not there, or not finite.
     """
-    family = family_of_type(encoder.config.model_type)
-    assert family is not None  # of a tower's kind
+    family = encoder.kind.family
+    cls = family.plain if family else encoder.kind.own_class
     with init_empty_weights():
-        module: Any = family.plain(encoder.config)
+        module: Any = cls(encoder.config)
     missing = sorted(name for name in module.state_dict() if _flat(name) not in encoder.locations)
     kept = [name for name in missing if not _flat(name).startswith("head.")]
     if kept:
         raise ValueError(
             f"the encoder '{encoder.source}' has no weights for '{kept[0]}': pass one with all its parts."
         )
+    if encoder.kind.own:  # its weights are held to be finite one by one, as they are written
+        return
     if missing:  # published without its pooling, which no language model reads
         module.head = None
     attach_align_device_hook(

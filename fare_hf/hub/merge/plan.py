@@ -112,7 +112,7 @@ def plan_merge(vlm: str, folder: Path, files: list[str], encoder: EncoderFiles) 
     files = [relative_name(name, f"'{vlm}'") for name in files]
     weights = weight_map_of(folder, files)
     flat = tower_names(weights, family, encoder)
-    old, size = int(config.vision_config.image_size), int(encoder.config.image_size)
+    old, size = map(encoder.kind.side, (config.vision_config, encoder.config))
     changed = {weights[name] for name in flat}
     changed |= set() if old == size else {"config.json", *({INDEX, *PROCESSORS} & set(files))}
     processor = _completed(vlm, folder, files, config, family)

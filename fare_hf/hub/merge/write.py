@@ -108,7 +108,7 @@ def _rewrite_weights(plan: MergePlan, file: str, folder: Path, part: Path, cosin
     source, vision = folder / file, plan.encoder.config
     header, begin = read_header(source)
     old, size = plan.result.resolution
-    positions = (size // int(vision.patch_size)) ** 2 + class_tokens_of(vision, 0)
+    positions = 0 if plan.encoder.kind.own else (size // int(vision.patch_size)) ** 2 + class_tokens_of(vision, 0)
     new: dict[str, Callable[[], torch.Tensor]] = {}
     shapes: dict[str, list[int]] = {}
     for name, flat in plan.flat.items():

@@ -1,4 +1,4 @@
-"""AyaVision and Cohere 2 Vision: an image stretched over a grid of tiles, and the whole after them."""
+"""AyaVision, Cohere 2 Vision and InternVL: an image stretched over a grid of tiles, and the whole after them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from fare_hf.vlm.families.family import Family
 from fare_hf.vlm.geometry import resize
 
-__all__ = ["AyaVision", "Cohere2Vision"]
+__all__ = ["AyaVision", "Cohere2Vision", "InternVL"]
 
 
 class AyaVision(Family):
@@ -51,3 +51,13 @@ class Cohere2Vision(AyaVision):
 
     def scaled_fields(self, content: Mapping[str, Any], old: int, size: int) -> dict[str, Any]:
         return {"patch_size": (content.get("patch_size") or 16) * size // old}
+
+
+class InternVL(AyaVision):
+    """The same tiles; its tokenizer names the placeholder."""
+
+    feature_token = Family.feature_token
+
+    def processor_patch(self, config: Any, tower: Any) -> int:
+        """Its processor counts no patches."""
+        return int(tower.patch_size[0])

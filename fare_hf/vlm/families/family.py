@@ -48,8 +48,11 @@ class Family:
     keeps_prefix: bool = True
     counts: tuple[str, ...] = ()
 
+    any_side: ClassVar[bool] = False
+    """Whether its tower reads images of any shape, as they come."""
     of_image: ClassVar[tuple[str, ...]] = (
         "pixel_values", "pixel_values_images", "image_sizes", "batch_num_images", "num_patches", "num_crops",
+        "image_grid_thw", "pixel_attention_mask",
     )  # fmt: skip
     """What the processor makes of the picture; everything else it makes of the text."""
 

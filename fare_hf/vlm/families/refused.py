@@ -25,8 +25,6 @@ REFUSED: dict[str, str] = {
     "Kosmos2_5": "its tower reads patches that its processor cuts out of images of any shape, no CLIP and no SigLIP",
     "Mllama": "its tower is a two-stage transformer over tiles with gates of its own, no CLIP and no SigLIP",
     "Idefics2": NAVIT,
-    "Idefics3": NAVIT,
-    "SmolVLM": NAVIT,
     "Lfm2Vl": NAVIT,
     "Florence2": "its tower is a DaViT, no CLIP and no SigLIP",
     "FastVlm": TIMM.format("FastViTHD"),
@@ -55,7 +53,8 @@ def reason_for(names: Sequence[str], config: Any = None) -> str | None:
         if any(name.startswith(start) for name in names):
             return REFUSED[start]
     kind = getattr(getattr(config, "vision_config", None), "model_type", None)
-    if kind_typed(str(kind)):
+    known = kind_typed(str(kind))
+    if known is not None and not known.own:
         return f"its tower is a {kind!r}, but which features are read of it is not known here"
     if kind is not None:
         return f"its tower is a {kind!r}, no CLIPVisionModel and no SiglipVisionModel"

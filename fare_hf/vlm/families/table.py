@@ -9,15 +9,28 @@ import torch
 from accelerate.utils import extract_model_from_parallel
 from transformers import PreTrainedModel
 
-from fare_hf.vlm.families.aya_vision import AyaVision, Cohere2Vision
+from fare_hf.vlm.families.aya_vision import AyaVision, Cohere2Vision, InternVL
 from fare_hf.vlm.families.deepseek_vl import DeepseekVL
 from fare_hf.vlm.families.family import COUNTS, Family
 from fare_hf.vlm.families.gemma3 import Gemma3
 from fare_hf.vlm.families.idefics import Idefics
+from fare_hf.vlm.families.idefics3 import Idefics3
 from fare_hf.vlm.families.llava_next import Granite4Vision, LlavaNext
 from fare_hf.vlm.families.paligemma import PaliGemma
+from fare_hf.vlm.families.qwen_vl import QwenVL
 from fare_hf.vlm.families.refused import reason_for
-from fare_hf.vlm.families.towers import CLIP, IDEFICS, SIGLIP
+from fare_hf.vlm.families.towers import (
+    CLIP,
+    IDEFICS,
+    IDEFICS3,
+    INTERNVL,
+    QWEN2_5_VL,
+    QWEN2_VL,
+    QWEN3_VL,
+    SIGLIP,
+    SMOLVLM,
+    TowerKind,
+)
 
 __all__ = [
     "FAMILIES",
@@ -32,6 +45,12 @@ __all__ = [
     "towers_of",
     "unwrapped",
 ]
+
+
+def _own(row: type[Family], vlm_class: str, tower: str, kind: TowerKind, features: str = "normed") -> Family:
+    """A row whose tower is of its own class, made for images of one size or of any."""
+    return row(vlm_class, (tower,), (kind,), features, any_size=False, any_resolution=True, keeps_prefix=False)
+
 
 FAMILIES: tuple[Family, ...] = (
     Family("LlavaForConditionalGeneration", counts=COUNTS),
@@ -59,6 +78,13 @@ FAMILIES: tuple[Family, ...] = (
         keeps_prefix=False,
     ),
     Granite4Vision("Granite4VisionForConditionalGeneration", any_size=False, any_resolution=True),
+    # From here on towers of their own, in whose place only a tower of the same model fits.
+    _own(QwenVL, "Qwen2VLForConditionalGeneration", "model.visual", QWEN2_VL),
+    _own(QwenVL, "Qwen2_5_VLForConditionalGeneration", "model.visual", QWEN2_5_VL),
+    _own(QwenVL, "Qwen3VLForConditionalGeneration", "model.visual", QWEN3_VL),
+    _own(InternVL, "InternVLForConditionalGeneration", "model.vision_tower", INTERNVL, "layers"),
+    _own(Idefics3, "Idefics3ForConditionalGeneration", "model.vision_model", IDEFICS3),
+    _own(Idefics3, "SmolVLMForConditionalGeneration", "model.vision_model", SMOLVLM),
 )
 
 

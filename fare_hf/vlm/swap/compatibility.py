@@ -46,6 +46,8 @@ MINIMUM_WEIGHT_COSINE = 0.5
 """Fine-tuning turns no weight matrix further than this (the lab's encoders, with their large learning rates, keep
 0.68); matrices of another training, and those of other layers or heads of the same encoder, are at 0."""
 
+NO_ARCHITECTURE = ("_name_or_path", "architectures", "dtype", "transformers_version", "use_cache", "initializer_range")
+"""Fields of a configuration that do not change what weights compute."""
 PREFIX = "vision_model."
 # Of an encoder, never of the features that a language model reads.
 NOT_READ = ("visual_projection.", "head.", "embeddings.position_ids")
@@ -80,6 +82,10 @@ def check_architecture(config: Any, family: Family, tower: Any, new: Any, source
             f"the encoder '{source}' is a {_encoder_class(new)}, {place} needs a {wanted}: pass an encoder of the "
             "tower's kind."
         )
+    kind = kind_typed(tower.model_type)
+    if kind is not None and kind.own:
+        _check_same(tower.to_dict(), new.to_dict(), source, place)
+        return
     differing = [name for name in ARCHITECTURE_FIELDS if getattr(tower, name) != getattr(new, name)]
     layers, found = tower.num_hidden_layers, new.num_hidden_layers
     read = ", ".join(map(str, sorted(layers_read(config, family, layers)))) if not differing else ""
@@ -100,9 +106,19 @@ def check_architecture(config: Any, family: Family, tower: Any, new: Any, source
     )
 
 
+def _check_same(tower: Mapping[str, Any], new: Mapping[str, Any], source: str, place: str) -> None:
+    """A tower of a class of its own fits where every field is the same."""
+    for name, value in tower.items():
+        if name not in NO_ARCHITECTURE and _listed(new.get(name)) != _listed(value):
+            raise ValueError(
+                f"the encoder '{source}' has {name} {new.get(name)!r}, {place} has {value!r}: pass the tower of the "
+                "same model, of the same size."
+            )
+
+
 def _encoder_class(config: Any) -> str:
     kind = kind_typed(config.model_type)
-    return repr(config.model_type) if kind is None else kind.encoder.__name__
+    return repr(config.model_type) if kind is None else kind.encoder
 
 
 def check_writable(towers: Mapping[str, nn.Module]) -> None:

@@ -15,12 +15,12 @@ from transformers import CLIPVisionConfig, PreTrainedModel
 
 from fare_hf.convert import convert_from_open_clip
 from fare_hf.convert.checkpoints import OPEN_CLIP_CONFIG, WEIGHT_ENDINGS, find_file, read_state
-from fare_hf.encoders import load_encoder
+from fare_hf.encoders import load_complete, load_encoder
 from fare_hf.files.documents import front_matter, read_object, read_text
-from fare_hf.pretrained.configuration import load_image_processor
+from fare_hf.pretrained.configuration import load_image_processor, read_configuration
 from fare_hf.pretrained.encoder_families import TEXT_TYPES, encoder_types
 from fare_hf.vlm.families.table import unwrapped
-from fare_hf.vlm.families.towers import ENCODERS
+from fare_hf.vlm.families.towers import ENCODERS, TowerKind, kind_typed
 
 __all__ = ["Encoder", "base_model_of", "read_encoder", "transformers_folder"]
 
@@ -66,9 +66,13 @@ def read_encoder(
         ValueError: nothing there that is one; a text encoder.
         OSError: it cannot be read.
     """
+    kind = kind_typed(tower_config.model_type)
+    assert kind is not None  # of a family
     if not isinstance(encoder, (str, os.PathLike)):
-        return Encoder(_inner(encoder), type(encoder).__name__)
+        return Encoder(_inner(encoder, kind), type(encoder).__name__)
     with transformers_folder(encoder, tower_config, base=base, revision=revision) as (place, at, converted):
+        if kind.own:
+            return Encoder(_own(kind, place, at), place, _images(place, at), _base_model(encoder, revision))
         module = load_encoder(place, "tokens", revision=at or "main")
         if not isinstance(module, ENCODERS):
             raise ValueError(f"'{encoder}' holds a {type(module).__name__}: give a CLIP or SigLIP vision encoder.")
@@ -90,7 +94,10 @@ def transformers_folder(
     Raises:
         ValueError, OSError: as `read_encoder`.
     """
-    source = os.fspath(encoder)
+    source, kind = os.fspath(encoder), kind_typed(tower_config.model_type)
+    if kind is not None and kind.own:  # nobody else has a format for it
+        yield source, revision, False
+        return
     bare = Path(source).is_file() or source.endswith(WEIGHT_ENDINGS)
     if not bare and _is_transformers(source, revision):
         yield source, revision, False
@@ -139,9 +146,28 @@ def _is_transformers(source: str, revision: str | None) -> bool:
     )
 
 
-def _inner(encoder: Any) -> PreTrainedModel:
+def _own(kind: TowerKind, place: str, revision: str | None) -> PreTrainedModel:
+    """A tower of a class of its own, as a training on features saves it."""
+    found = read_configuration(place, revision=revision or "main").model_type
+    if found != kind.model_type:
+        raise ValueError(
+            f"'{place}' is a {found!r} model, and the vision tower a {kind.model_type!r}: pass a tower of the same "
+            "model, as a training with --embedding features saves it."
+        )
+    _check_folder(Path(place))
+    return load_complete(kind.own_class, place, revision=revision or "main")
+
+
+def _inner(encoder: Any, kind: TowerKind) -> PreTrainedModel:
     """The vision model inside a module."""
     encoder = unwrapped(encoder)
+    if kind.own:
+        if type(encoder).__name__ != kind.tower_class:
+            raise TypeError(
+                f"{type(encoder).__name__} does not fit this model, whose tower is a {kind.tower_class}: pass one of "
+                "the same model, as a training with --embedding features saves it."
+            )
+        return encoder
     inner = getattr(encoder, "vision_model", encoder)
     name = type(encoder).__name__
     if "Text" in name:

@@ -12,12 +12,13 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
 from fare_hf.data.pixels import Normalization, resize, to_pil
 from fare_hf.encoders import evaluating, frozen
 from fare_hf.finite import largest, largest_difference
-from fare_hf.vlm.families.table import placement
+from fare_hf.vlm.families.table import placement, tower_of
 from fare_hf.vlm.families.towers import kind_of
 from fare_hf.vlm.prompts import image_token_count, model_inputs
 
@@ -132,10 +133,14 @@ def clean_embeddings(
     device, own = placement(vision)
     config: Any = vision.config
     dtype = dtype or own
-    pixels = normalization(probe_images(PROBES, int(config.image_size))).to(device, dtype)
+    kind = kind_of(vision)
+    pixels = normalization(probe_images(PROBES, kind.side(config))).to(device, dtype)
     with evaluating(vision):
-        if kind_of(vision).pools_class_token:
+        if kind.pools_class_token:
             return _run(vision, pixels, dtype).pooler_output.float().cpu()
+        if kind.own:
+            last = _run(vision, pixels, dtype).last_hidden_state
+            return last.float().reshape(PROBES, -1, last.shape[-1]).mean(1).cpu()
         hidden = _run(vision, pixels, dtype, output_hidden_states=True).hidden_states
     return hidden[layers].float().mean(1).cpu()
 
@@ -175,7 +180,8 @@ def forward_check(vlm: Any, processor: Any) -> int:
 
 def _whole_inputs(vlm: Any, processor: Any) -> dict[str, Tensor]:
     """What the processor makes of an image that is wider than high."""
-    size = int(vlm.config.vision_config.image_size)
+    tower = tower_of(vlm)
+    size = kind_of(tower).side(tower.config)
     picture: Image.Image = to_pil(probe_images(1, size))[0].resize((size + size // 2, size))
     with _fitting(vlm):
         return model_inputs(vlm, processor, picture)
@@ -197,21 +203,23 @@ def _fitting(vlm: Any) -> Iterator[None]:
 
 def _run(vision: nn.Module, pixels: Tensor, dtype: torch.dtype, **options: Any) -> Any:
     """A forward pass in a dtype; the model's own weights stay as they are."""
+    inputs = {**kind_of(vision).inputs(vision.config, pixels), **options}
     if placement(vision)[1] == dtype:
-        return vision(pixel_values=pixels, **options)
+        return vision(**inputs)
     weights = {name: weight.detach().to(dtype) for name, weight in vision.named_parameters()}
-    return functional_call(vision, weights, kwargs={"pixel_values": pixels, **options})
+    return functional_call(vision, weights, kwargs=inputs)
 
 
 def _states(module: Any, tower: nn.Module) -> list[Tensor]:
     """All hidden states of a probe image, if the tower shows them, and last what it returns."""
     device, dtype = placement(module)
-    size = int(module.config.image_size)
+    kind = kind_of(tower)
+    size = kind.side(module.config)
     probe = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device, dtype)
-    if not kind_of(tower).shows_layers:
-        output = module(pixel_values=probe)
-        return [output.pooler_output, output.last_hidden_state]
-    output = module(pixel_values=probe, output_hidden_states=True)
+    inputs = kind.inputs(module.config, probe)
+    if not kind.shows_layers:
+        return [value for value in tree_leaves(dict(module(**inputs))) if isinstance(value, Tensor)]
+    output = module(**inputs, output_hidden_states=True)
     return [*output.hidden_states, output.last_hidden_state]
 
 

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from fare_hf.convert.checkpoints import names_repository
 from fare_hf.data.pixels import Normalization
 from fare_hf.encoders import load_encoder
+from fare_hf.encoders.modes import depth_of
 from fare_hf.finite import largest, smallest
 from fare_hf.vlm.families.family import Family, image_processor_of
 from fare_hf.vlm.families.table import family_of, layers_read, placement, towers_of, unwrapped
@@ -144,7 +145,7 @@ def _check_fit(parts: _Parts) -> None:
     config, new, processor = parts.vlm.config, parts.new, parts.processor
     for tower in parts.towers.values():
         compatibility.check_architecture(config, parts.family, tower.config, new.module.config, new.source)
-    old, size = parts.first.config.image_size, new.module.config.image_size
+    old, size = (kind_of(parts.first).side(part.config) for part in (parts.first, new.module))
     if processor is not None:
         complete_processor(parts.family, config, processor)
         compatibility.check_processor(parts.family, config, processor, parts.first.config)
@@ -172,7 +173,7 @@ def _describe(parts: _Parts, step: Callable[[str], None]) -> SwapReport:
     """The report before anything is changed."""
     first, new = parts.first, parts.new
     dtype = proof.probe_dtype(first)
-    layers = max(layers_read(parts.vlm.config, parts.family, first.config.num_hidden_layers))
+    layers = max(layers_read(parts.vlm.config, parts.family, depth_of(first.config)))
     normalization, borrowed = _normalization(new, parts.processor)
 
     def embed(vision: Any, dtype: torch.dtype | None = None) -> torch.Tensor:
@@ -194,7 +195,7 @@ def _describe(parts: _Parts, step: Callable[[str], None]) -> SwapReport:
         converted=new.converted,
         tensors=0,
         changed=0,
-        resolution=(int(first.config.image_size), int(new.module.config.image_size)),
+        resolution=(kind_of(first).side(first.config), kind_of(first).side(new.module.config)),
         cosine=cosine(theirs),
         base_model=new.base_model,
         base_cosine=None if base is None else cosine(base),

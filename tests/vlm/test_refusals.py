@@ -301,9 +301,9 @@ PROCESSORS = [
     Refusal("another size", lambda: swapped(proc=larger()), ValueError, "does not take what its processor makes"),
     Refusal(
         "an unknown filter",
-        lambda: LLAVA.inputs(LlavaImageProcessor(resample=1), images(1)),
+        lambda: LLAVA.inputs(LlavaImageProcessor(resample=4), images(1)),
         ValueError,
-        "the filter 1 of the LlavaImageProcessorPil is unknown: use bicubic or bilinear.",
+        "the filter 4 of the LlavaImageProcessorPil is unknown: use lanczos, bicubic or bilinear.",
     ),
     Refusal(
         "an unknown range",

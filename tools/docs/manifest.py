@@ -24,8 +24,9 @@ a `manifest.json` that says what they are. `load_exported(folder)` reads the fol
 changed, one outside of the folder, and pictures that leave the threat model.
 
 Of all pictures: {facts}, and `images`, a list with one entry for each. Of one picture: `file` and `clean` are paths
-inside the folder, {sums} their digests; whatever else stands there is what the caller said
-of it.
+inside the folder, {sums} their digests, and `original` is the file of yours that it was made
+of. Whatever else stands there is what the caller said of it; `fare-hf attack` says the string that was to be forced,
+the prompt, and what the model writes for the clean picture and for the one that is read back.
 
 ```json
 {example}
@@ -36,7 +37,8 @@ of it.
 def manifest_page() -> str:
     """Its fields, and one that was really written."""
     pixels = torch.full((1, 3, 8, 8), 0.4)
-    entries = [{"target": "a photo of a cat", "prompt": "USER: <image>\nProvide a short caption. ASSISTANT:"}]
+    said = {"target": "a photo of a cat", "prompt": "USER: <image>\nProvide a short caption. ASSISTANT:"}
+    said |= {"clean_answer": "a photo of a bear", "answer": "a photo of a cat"}
     attack = {"name": "apgd-target", "steps": 10_000, "restarts": 1, "seed": 0}
     with tempfile.TemporaryDirectory() as folder:
         path = export_adversarial(
@@ -46,7 +48,8 @@ def manifest_page() -> str:
             ThreatModel("linf", "2/255"),
             source="llava",
             attack=attack,
-            entries=entries,
+            entries=[said],
+            names=["holiday/bear.jpg"],
         )
         text = re.sub(r'"[0-9a-f]{64}"', '"..."', path.read_text(encoding="utf-8"))
     return HEAD.format(

@@ -63,6 +63,8 @@ def encoder_folder(name: str) -> Path:
     Raises:
         ValueError: if there is no such encoder.
     """
+    if name == LLAVA:
+        raise ValueError(f"{name!r} is a vision-language model and no encoder; use one such as lab:fare-4.")
     return MODELS / lab_name(name, ("clip", *ENCODERS))
 
 

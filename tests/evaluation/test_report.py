@@ -124,6 +124,12 @@ def test_markdown_is_a_line_per_model_and_a_column_per_radius() -> None:
     assert RobustnessReport([]).to_markdown() == ""
 
 
+def test_ciders_are_no_percentages() -> None:
+    cider = row(task="captions", metric="CIDEr", value=1.5, ci=[1.2, 1.8])
+    for report, unit in ((report_of(cider), "imes 100"), (report_of(row()), "n percent")):
+        assert f"{unit}, with 95 % intervals" in report.to_markdown() and unit in report._repr_html_()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

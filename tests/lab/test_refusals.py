@@ -28,7 +28,7 @@ from fare_hf.lab.questions import load_question_set
         "lab: a model that is no encoder",
         lambda: encoder_path("lab:llava"),
         ValueError,
-        "'lab:llava' is not in the lab; use one of lab:clip, lab:fare-2, lab:fare-4, lab:tecoa-2, lab:tecoa-4.",
+        "'lab:llava' is a vision-language model and no encoder; use one such as lab:fare-4.",
     ),
     Refusal(
         "lab: an encoder that is no VLM",

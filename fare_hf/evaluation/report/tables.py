@@ -7,7 +7,7 @@ from html import escape
 from typing import TypeVar
 
 from fare_hf.attacks import ThreatModel
-from fare_hf.evaluation.report.rows import Row
+from fare_hf.evaluation.report.rows import LARGEST, Row
 from fare_hf.files.markup import inline
 
 __all__ = ["Column", "columns_of", "grid", "html_tables", "markdown"]
@@ -46,7 +46,7 @@ def html_tables(rows: Sequence[Row]) -> str:
         for model in _unique(row.model for row in chosen):
             lines.append([model, *(cells.get((model, *column), "") for column in columns)])
         body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in line)}</tr>" for line in lines)
-        parts.append(f"<h4>{escape(task)}: {escape(metric)}, in percent</h4><table>{body}</table>")
+        parts.append(f"<h4>{escape(task)}: {escape(metric)}, {_unit(metric)}</h4><table>{body}</table>")
     return "".join(parts)
 
 
@@ -74,11 +74,16 @@ def _ball_order(ball: ThreatModel | None) -> tuple[str, float]:
 def _attacks(rows: Sequence[Row]) -> str:
     """The sample counts and the attacks that a table's figures come from."""
     counts = ", ".join(_unique(f"n = {row.n} ({inline(row.dataset)})" for row in rows))
-    note = f"In percent, with 95 % intervals; {counts}."
+    note = f"{_unit(rows[0].metric).capitalize()}, with 95 % intervals; {counts}."
     if sizes := _unique(str(row.batch_size) for row in rows if row.batch_size is not None):
         note += f" Batches of {' or '.join(sizes)} images."
     used = _unique(inline(row.attack_text) for row in rows if row.attack)
     return f"{note} Attack: {'; '.join(used)}." if used else note
+
+
+def _unit(metric: str) -> str:
+    """What the numbers of a table are: those of CIDEr exceed 100."""
+    return "times 100" if metric in LARGEST else "in percent"
 
 
 def _cell(row: Row) -> str:

@@ -157,20 +157,24 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
         self.add_callback(self.pictures)
         self._replaced = ReplacedImages(str(args.output_dir), args.process_index)
         self.add_callback(self._replaced)
-        lower = torch.bfloat16 if args.attack_bf16 or args.attack_fp8 else None
-        # FSDP fixes requires_grad when it first gathers a parameter: frozen then, it would never be trained.
-        light = partial(attack_mode, dtype=dtype or lower, float8=args.attack_fp8)
-        hold = evaluating if sharded else light
-        attack = partial(BatchAttack, self.args, reading=self.reading, hold=hold, autocast=lower)
-        self.attack = attack(objective=self.objective)
-        self._class_attack = None if self.validation is None else attack(objective=self.validation)
+        self._set_up_attacks(dtype)
         self.flops, self.trained_share = self.reading.flops(model), trained_share(model)
-        self.half = (dtype or lower) is not None
-        self.window = Window(self.args.device, self.half)
         self._evaluated: list[Tensor] = []
         self._began, self._evaluating = time.perf_counter(), 0.0
         self.callback_handler.callbacks[:0] = [SayAtStart(self), WithoutEpochs()]  # before the bar and the dashboards
         self.add_callback(SayHowToSave())
+
+    def _set_up_attacks(self, dtype: torch.dtype | None) -> None:
+        """The attack of a step and that of an evaluation's classes, in the precision that each multiplies in."""
+        lower = torch.bfloat16 if self.args.attack_bf16 or self.args.attack_fp8 else None
+        # FSDP fixes requires_grad when it first gathers a parameter: frozen then, it would never be trained.
+        light = partial(attack_mode, dtype=dtype or lower, float8=self.args.attack_fp8)
+        hold = evaluating if self.is_fsdp_enabled else light
+        attack = partial(BatchAttack, self.args, reading=self.reading, hold=hold, autocast=lower)
+        self.attack = attack(objective=self.objective)
+        self._class_attack = None if self.validation is None else attack(objective=self.validation)
+        self.half = (dtype or lower) is not None
+        self.window = Window(self.args.device, self.half)
 
     def compute_loss(
         self,

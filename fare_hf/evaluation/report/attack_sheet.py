@@ -19,6 +19,7 @@ __all__ = ["Answer", "SheetRow", "attack_sheet"]
 RIGHT, WRONG, PLAIN = "#1a7f37", "#c4261d", "#24292f"
 WIDTH = 32  # characters of an answer per line, what fits under a picture
 IMAGE, GAP, TITLE, LINE, HEADING = 2.5, 0.12, 0.4, 0.155, 0.75  # inches
+MAGNIFICATION = 20  # of the difference, drawn around mid-grey
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,6 @@ def attack_sheet(
     *,
     threat_model: ThreatModel,
     title: str = "",
-    magnification: float = 20.0,
 ) -> Path:
     """Draw clean images, attacked images, their differences, and what the models say to each.
 
@@ -67,7 +67,6 @@ def attack_sheet(
         path: file to write; its folder is made if absent.
         threat_model: named in the heading; every perturbed image is checked against it.
         title: first line of the heading.
-        magnification: factor on the difference, drawn around mid-grey.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -83,9 +82,9 @@ def attack_sheet(
         _draw(line[0], row.clean, f"clean: {row.reference}" if row.reference else "clean", row.clean_answers)
         for number, (name, (pixels, answers)) in enumerate(row.attacked.items()):
             threat_model.check(pixels[None].float(), row.clean[None].float())
-            difference = (0.5 + magnification * (pixels - row.clean)).clamp(0, 1)
+            difference = (0.5 + MAGNIFICATION * (pixels - row.clean)).clamp(0, 1)
             _draw(line[1 + 2 * number], pixels, name, answers)
-            _draw(line[2 + 2 * number], difference, f"difference x {magnification:g}", {})
+            _draw(line[2 + 2 * number], difference, f"difference x {MAGNIFICATION}", {})
     heading = f"white-box attack within {threat_model}"
     top = 1 - 0.1 / figure.get_figheight()
     figure.suptitle(f"{title}\n{heading}" if title else heading, fontsize=13, y=top, va="top")

@@ -140,17 +140,9 @@ def evaluate_stealth(
         points = torch.cat(list(found))
         direct, held = written(points), quantize_inside(points, clean, threat_model)
         after = written(as_sent(held, processor))
-    words = {"target": target, "prompt": prompt}
-    said = [words | {"clean_answer": old, "answer": new} for old, new in zip(before, after, strict=True)]
-    for entry, name in zip(said, image_names or (), strict=image_names is not None):
-        entry["original"] = name
+    said = _entries(before, after, image_names, target=target, prompt=prompt)
     facts: dict[str, Any] = {"source": model, "attack": used, "entries": said, "names": image_names}
-
-    def export() -> None:
-        if not (folder / "images").exists():
-            export_adversarial(folder / "images", points, clean, threat_model, **facts)
-
-    agreed(export, distributed=distributed)
+    _export(folder / "images", points, clean, threat_model, distributed, **facts)
     _check_files(folder / "images", held, said)
     names: dict[str, Any] = {"model": model, "task": "targeted", "dataset": dataset, "batch_size": batch_size}
     names["precision"] = tower_placement(vlm)[1]
@@ -162,6 +154,28 @@ def evaluate_stealth(
     rows = [row(before), row(direct, **robust), row(after, "target forced by the PNG", **robust)]
     forced = [says(answer, target) for answer in after]
     return StealthEvaluation.of_rates(rows, seed, answers=after, forced=forced, folder=folder / "images")
+
+
+def _entries(
+    before: Sequence[str], after: Sequence[str], image_names: Sequence[str] | None, **words: str
+) -> list[dict[str, str]]:
+    """What the manifest says of each picture: string and prompt, both answers, and what the image is called."""
+    said = [words | {"clean_answer": old, "answer": new} for old, new in zip(before, after, strict=True)]
+    for entry, name in zip(said, image_names or (), strict=image_names is not None):
+        entry["original"] = name
+    return said
+
+
+def _export(
+    folder: Path, points: Tensor, clean: Tensor, threat_model: ThreatModel, distributed: bool, **facts: Any
+) -> None:
+    """The pictures, written by one process where they are not there."""
+
+    def export() -> None:
+        if not folder.exists():
+            export_adversarial(folder, points, clean, threat_model, **facts)
+
+    agreed(export, distributed=distributed)
 
 
 def _check_files(folder: Path, held: Tensor, said: Sequence[dict[str, str]]) -> None:

@@ -14,6 +14,7 @@ from helpers.tiny_llava import encoder
 from helpers.vlm_folders import TEMPLATE, command, write_captions, write_llava
 
 from fare_hf.cli import main as cli
+from fare_hf.evaluation.vlm.adversarial_images import load_exported
 from fare_hf.evaluation.vlm.metrics import VqaAccuracy
 
 SCRIPT = TESTS / "helpers" / "distributed" / "vlm_run.py"
@@ -43,11 +44,11 @@ def test_two_processes_find_what_one_does_and_go_on_where_it_stopped(
     words = command(llava, photos, "captions", "--json")
     finished = interrupted(two, monkeypatch)
     suite = ["evaluate", "--suite", str(write_suite(tmp_path, llava, photos)), "--output_dir"]
-    run: dict[str, Any] = {
-        "folder": str(two),
-        "commands": [[*words, "--output_dir", str(tmp_path / "reports" / "two")]],
-    }
-    run["commands"].append([*suite, str(tmp_path / "suites" / "two")])
+    own = [*words, "--output_dir", str(tmp_path / "reports" / "two")]
+    forced = ["attack", str(llava), "--dataset", str(photos), "--template", TEMPLATE, "--steps", "2"]
+    forced += ["--batch_size", "2", "--max_new_tokens", "4", "--targets", str(strings(tmp_path)), "--output_dir"]
+    run: dict[str, Any] = {"folder": str(two), "commands": [own]}
+    run["commands"] += [[*suite, str(tmp_path / "suites" / "two")], [*forced, str(tmp_path / "attack" / "two")]]
     ended = start(run, *TWO.split(), script=SCRIPT)
     assert ended.returncode == 0, ended.stderr[-3000:]
     first, second = (json.loads((two / f"{rank}.json").read_text()) for rank in range(2))
@@ -62,11 +63,20 @@ def test_two_processes_find_what_one_does_and_go_on_where_it_stopped(
         assert first[name] == second[name] == one[name], name
     cli.main([*words, "--output_dir", str(tmp_path / "reports" / "one")])
     cli.main([*suite, str(tmp_path / "suites" / "one")])
-    for kind in ("reports", "suites"):
+    cli.main([*forced, str(tmp_path / "attack" / "one")])
+    pictures = [load_exported(tmp_path / "attack" / name / "target-0" / "images") for name in ("one", "two")]
+    assert pictures[0].entries == pictures[1].entries  # hashes of files, names, and what was written
+    for kind in ("reports", "suites", "attack"):
         reports = [json.loads((tmp_path / kind / name / "report.json").read_text()) for name in ("one", "two")]
         rows = [[row | {"seconds": 0} for row in report["rows"]] for report in reports]
-        assert rows[0] == rows[1] and len(rows[0]) == 2, kind
+        assert rows[0] == rows[1] and len(rows[0]) >= 2, kind
     assert ended.stdout.count('"schema_version"') == ended.stdout.count("### captions") == 1  # of the first alone
+
+
+def strings(folder: Path) -> Path:
+    """One string to force."""
+    (folder / "strings.txt").write_text("bird bird face\n")
+    return folder / "strings.txt"
 
 
 def write_suite(folder: Path, llava: Path, photos: Path) -> Path:

@@ -33,7 +33,7 @@ test: $(BIN)/.installed
 browser:
 	command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; }
 
-# Attacks and the lab are tested with the pinned versions alone: they use torch, or what the other tests use.
+# Attacks, the lab and the page are tested with the pinned versions alone: they use torch, or what the other tests use.
 $(LOWEST)/.installed: pyproject.toml constraints-lowest.txt
 	$(PYTHON) -m venv $(VENV)-lowest
 	$(LOWEST)/python -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' constraints.txt)
@@ -41,7 +41,7 @@ $(LOWEST)/.installed: pyproject.toml constraints-lowest.txt
 	@touch $@
 
 test-lowest: $(LOWEST)/.installed
-	$(LOWEST)/python $(PYTEST) --ignore tests/attacks --ignore tests/lab \
+	$(LOWEST)/python $(PYTEST) --ignore tests/app --ignore tests/attacks --ignore tests/lab \
 		--ignore tests/project/test_benchmarks.py --ignore tests/project/test_examples.py
 
 test-slow: $(BIN)/.installed

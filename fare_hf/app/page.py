@@ -24,7 +24,8 @@ SWEPT_EVERY, KEPT_FOR = 600, 3600  # seconds between looks for uploaded files, a
 WAITING = 20
 """Visitors in the queue; one attack runs at a time."""
 SHOWN_EVERY = 0.2  # seconds
-QUIET: Any = {"show_progress": "hidden", "api_visibility": "private"}
+QUIET: Any = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
+"""Of what is done at once: an attack that is asked for next must find the picture that was picked before."""
 INTRO = """<div class="fare-intro"><h1>Can a change that you do not see change what a model sees?</h1>
 <p>Two vision-language models that differ in their vision encoder alone: the <b>original</b>, and one made
 <b>robust</b> with FARE. Pick a picture and press <b>Attack</b>: an attacker who knows everything of a model changes

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 from transformers import (
-    CLIPImageProcessor,
+    AutoImageProcessor,
     CLIPModel,
     CLIPTokenizer,
     LlavaForConditionalGeneration,
@@ -115,7 +115,7 @@ def text_embeddings(clip: Clip, test: TestSet) -> Tensor:
 
 def lab_normalization() -> Normalization:
     """The normalisation of every lab model."""
-    return Normalization.from_processor(CLIPImageProcessor.from_pretrained(MODELS / "clip"))
+    return Normalization.from_processor(AutoImageProcessor.from_pretrained(MODELS / "clip", backend="pil"))
 
 
 def measure_zero_shot(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -111,6 +112,11 @@ class SwapReport:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.undo()
+
+    def _repr_html_(self) -> str:
+        """In a notebook: the lines of `str(report)` as a list."""
+        first, *others = (html.escape(line) for line in str(self).splitlines())
+        return f"<b>{first}</b><ul>{''.join(f'<li>{line}</li>' for line in others)}</ul>"
 
     def __str__(self) -> str:
         lines = [f"{self.source} -> {self.tower} of {self.vlm_class}{' (from open_clip)' if self.converted else ''}"]

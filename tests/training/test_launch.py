@@ -87,6 +87,7 @@ def test_ctrl_c_while_libraries_are_imported_is_one_sentence(words: str, tmp_pat
     """A `torch` that is interrupted as it is imported, in the place of the real one."""
     (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
     paths = os.pathsep.join([str(tmp_path), str(ROOT), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, *words.split(), "--model", "m"]
+    options = ["--model", "m", "--dataset", "d", "--output_dir", str(tmp_path / "o")]
+    command = [sys.executable, *words.split(), *options]
     found = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths})
     assert found.returncode == 130 and "interrupted" in found.stderr and "Traceback" not in found.stderr, found.stderr

@@ -19,7 +19,7 @@ A test runs every script, on parts of the lab.
 """
 SECTIONS = {
     "Scripts": "*.py",
-    "Notebooks": "**/*.ipynb",
+    "Notebooks": "notebooks/*.*",
     "A Space of Hugging Face": "space/*.py",
     "Recipes for `--config`": "recipes/*.yaml",
     "Configurations of accelerate": "accelerate/*.yaml",

@@ -30,8 +30,8 @@ class Refusal(NamedTuple):
 
     def check(self, request: pytest.FixtureRequest) -> None:
         """Calls it, and reads the message."""
-        asked = inspect.getfullargspec(self.call)
-        given = asked.args[: len(asked.args) - len(asked.defaults or ())]
+        asked = [each for each in inspect.signature(self.call).parameters.values() if each.default is each.empty]
+        given = [each.name for each in asked if each.kind is each.POSITIONAL_OR_KEYWORD]
         with pytest.raises(self.error) as caught:
             self.call(*map(request.getfixturevalue, given))
         assert said_in(self.sentence, str(caught.value)), caught.value

@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "fare-hf estimate")
         script, config, own = parser.parse_args_into_dataclasses(expand_config(words, known))
         if not 0 < own.mfu <= 1 or own.num_processes < 1:
             raise ValueError(f"mfu={own.mfu}, num_processes={own.num_processes}: give an MFU in (0, 1] and a GPU.")
-        print(report(estimate(script.model, config, own.num_processes), own.gpus, own.mfu))
+        print(report(estimate(script.model, config, own.num_processes, script.image_side), own.gpus, own.mfu))
 
 
 def parser_of(prog: str, everything: bool = False) -> OptionParser:

@@ -64,6 +64,7 @@ def count_memory(
     checkpointing: bool = False,
     trained: float = 1.0,
     update_images: int = 1,
+    parameters: int | None = None,
 ) -> Memory:
     """Memory of a step.
 
@@ -74,9 +75,11 @@ def count_memory(
         checkpointing: activation checkpointing, which the update alone uses.
         trained: share of the weights that are trained.
         update_images: as for `Flops.step`.
+        parameters: weights of the encoder, where they are counted already.
     """
     config = getattr(config, "vision_config", config)
-    parameters, tokens = count_parameters(config), batch_size * token_count(config)
+    parameters = count_parameters(config) if parameters is None else parameters
+    tokens = batch_size * token_count(config)
     pixels = 4 * 4 * batch_size * config.num_channels * config.image_size**2
     passing = tokens * 4 * (2 * config.hidden_size + _inner(config)) + pixels
     update, attack = (block_bytes(config, half=half, trained=flag) * tokens for flag in (True, False))

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 from transformers import CLIPVisionConfig
 
 from fare_hf.encoders.flops import Flops, count_flops, peak_of
 from fare_hf.encoders.memory import Memory, count_memory, count_parameters
+from fare_hf.encoders.reading import FEATURES
 from fare_hf.objectives import OBJECTIVES
 from fare_hf.objectives.objective import update_images
 from fare_hf.pretrained.configuration import read_configuration
@@ -21,6 +23,7 @@ from fare_hf.training.attack import attack_of, attack_steps_at
 from fare_hf.training.batches import share_of_batch
 from fare_hf.training.config import FareConfig
 from fare_hf.training.trainable import check_blocks
+from fare_hf.vlm.tower_files import unloaded_tower
 
 __all__ = ["GPUS", "SHAPES", "Estimate", "encoder_config", "estimate", "training_flops"]
 
@@ -73,13 +76,14 @@ class Estimate:
         return self.flops / (peak * mfu * self.processes) / 3600
 
 
-def estimate(model: str, args: FareConfig, processes: int = 1) -> Estimate:
+def estimate(model: str, args: FareConfig, processes: int = 1, image_side: int | None = None) -> Estimate:
     """The cost of a training, without reading a weight.
 
     Args:
         model: one of `SHAPES`, a folder or a Hub repository, of which the configuration is read.
         args: the configuration.
         processes: that train.
+        image_side: for `features`, as for `load_vision_tower`.
 
     Returns:
         Operations and memory, and hours on a GPU of your choice.
@@ -89,11 +93,8 @@ def estimate(model: str, args: FareConfig, processes: int = 1) -> Estimate:
     """
     if args.max_steps < 1:
         raise ValueError("max_steps=-1 counts epochs, whose length is not known here; give --max_steps.")
-    shape = encoder_config(model)
-    family = family_of_type(shape.model_type)
-    if args.embedding == "projected" and (family is None or family.projecting is None):
-        raise ValueError(f"{model!r} is a {shape.model_type!r} model without a projection; give --embedding pooled.")
-    flops, layers = count_flops(shape, args.embedding), shape.num_hidden_layers
+    shape, flops, parameters = _of_features(model, image_side) if args.embedding == FEATURES else _of(model, args)
+    layers = shape.num_hidden_layers
     blocks = layers if args.trained_blocks is None else args.trained_blocks
     check_blocks(blocks, layers)
     trained = blocks / layers
@@ -104,11 +105,43 @@ def estimate(model: str, args: FareConfig, processes: int = 1) -> Estimate:
     total = batch * training_flops(args, flops, args.max_steps, objective=objective, trained=trained)
     half = bool(args.bf16 or args.fp16)
     each, checkpointing = min(args.per_device_train_batch_size, share), bool(args.activation_checkpointing)
-    embedded = update_images(objective)
-    memory = count_memory(shape, each, half=half, checkpointing=checkpointing, trained=trained, update_images=embedded)
+    options: dict[str, Any] = {"half": half, "checkpointing": checkpointing, "trained": trained}
+    memory = count_memory(shape, each, **options, update_images=update_images(objective), parameters=parameters)
     spent = evaluation_flops(flops, args)
     evaluation = None if spent is None else spent / total
-    return Estimate(count_parameters(shape), batch * args.max_steps, total, evaluation, memory, processes, half)
+    return Estimate(parameters, batch * args.max_steps, total, evaluation, memory, processes, half)
+
+
+def _of(model: str, args: FareConfig) -> tuple[Any, Flops, int]:
+    """Configuration, operations and weights of an encoder."""
+    shape = encoder_config(model)
+    family = family_of_type(shape.model_type)
+    if args.embedding == "projected" and (family is None or family.projecting is None):
+        raise ValueError(f"{model!r} is a {shape.model_type!r} model without a projection; give --embedding pooled.")
+    return shape, count_flops(shape, args.embedding), count_parameters(shape)
+
+
+def _of_features(model: str, image_side: int | None) -> tuple[Any, Flops, int]:
+    """The same of the tower of a vision-language model, whose tiles count as one large image."""
+    tower, features = unloaded_tower(model, image_side=image_side)
+    config = tower.config
+    patch = config.patch_size if isinstance(config.patch_size, int) else config.patch_size[0]
+    width = getattr(config, "embed_dim", None) or config.hidden_size
+    values = features.family.inputs(features.settings, features.grey(tower))["pixel_values"]
+    pixels = values.numel() // (3 * getattr(config, "temporal_patch_size", 1))
+    shape = SimpleNamespace(
+        model_type=config.model_type,
+        hidden_size=width,
+        intermediate_size=getattr(config, "intermediate_size", None) or int(width * config.mlp_ratio),
+        num_hidden_layers=features.depth(tower),
+        num_attention_heads=getattr(config, "num_heads", None) or config.num_attention_heads,
+        hidden_act=config.hidden_act,
+        patch_size=patch,
+        image_size=math.ceil(math.sqrt(pixels)),
+        num_channels=3,
+        projection_dim=0,
+    )
+    return shape, features.flops(tower), sum(weight.numel() for weight in tower.parameters())
 
 
 def training_flops(args: FareConfig, flops: Flops, last: int, *, objective: Any, trained: float) -> int:

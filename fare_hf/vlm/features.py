@@ -72,6 +72,10 @@ class VlmFeatures:
         """Counted while one image is read."""
         return count_operations(lambda: self.embed(encoder, self.grey(encoder)))
 
+    def depth(self, tower: Any) -> int:
+        """Blocks of the tower up to the last one that is read."""
+        return max(layers_read(self.around.config, self.family, depth_of(tower.config)))
+
     def to(self, device: torch.device) -> None:
         """The projector goes there."""
         self.around.to(device)
@@ -87,8 +91,10 @@ class VlmFeatures:
 
     def _unread(self, tower: Any) -> list[nn.Module]:
         """Blocks above the last one that is read, and the pooling behind them."""
-        last = max(layers_read(self.around.config, self.family, depth_of(tower.config)))
-        return [*blocks_of(tower)[1][last:], *(part for name, part in tower.named_children() if name == "head")]
+        return [
+            *blocks_of(tower)[1][self.depth(tower) :],
+            *(part for name, part in tower.named_children() if name == "head"),
+        ]
 
 
 class _Called:

@@ -23,7 +23,7 @@ from fare_hf.vlm.families.family import Family, image_processor_of
 from fare_hf.vlm.families.table import family_of_config
 from fare_hf.vlm.features import VlmFeatures
 
-__all__ = ["features_family", "load_vision_tower"]
+__all__ = ["features_family", "load_vision_tower", "unloaded_tower"]
 
 ANY_SIDE = 448
 """Pixels a side of the training images for towers that read any size: 256 tokens of Qwen2.5-VL, 784 of its patches."""
@@ -63,24 +63,50 @@ def load_vision_tower(
         >>> features.embed(tower, torch.rand(1, 3, 448, 448)).shape  # doctest: +SKIP
         torch.Size([1, 256, 3584])
     """
+    made = _made(vlm, revision, processor, image_side)
+    _fill(made.around, vlm, revision)
+    check_weights(made.around, f"{vlm!r}")
+    return _parted(made)
+
+
+def unloaded_tower(vlm: str, *, processor: Any = None, image_side: int | None = None) -> tuple[Any, VlmFeatures]:
+    """As `load_vision_tower`, of the configuration and the image processor alone: its weights are not set.
+
+    It answers no image, and counts the operations that an answer needs.
+
+    Raises:
+        ValueError, OSError: as `load_vision_tower`.
+    """
+    made = _made(vlm, None, processor, image_side)
+    unset = {name: torch.empty(tensor.shape) for name, tensor in made.around.named_parameters()}
+    made.around.load_state_dict(unset, assign=True, strict=False)
+    return _parted(made)
+
+
+def _made(vlm: str, revision: str | None, processor: Any, image_side: int | None) -> VlmFeatures:
+    """The features of a model whose tower stands in its place still, without weights."""
     config, family = features_family(vlm, revision)
     if processor is None or isinstance(processor, str):
         processor = _processor(processor or vlm, config, None if processor else revision)
-    side = image_side or _side(config, family)
-    around = _without_language_model(config, family)
-    _fill(around, vlm, revision)
-    check_weights(around, f"{vlm!r}")
-    tower = _taken_out(around, family.tower.removeprefix("model."))
-    tower.config._name_or_path = vlm
-    features = VlmFeatures(
+    side, images = image_side or _side(config, family), image_processor_of(processor)
+    return VlmFeatures(
         vlm=vlm,
         family=family,
-        around=around.requires_grad_(False).eval(),
+        around=_without_language_model(config, family),
         settings=family.settings(processor),
-        processor=_squares(image_processor_of(processor), side),
+        processor=_squares(images, side),
         image_side=side,
-        saved={"vlm": vlm} | ({"processor": image_processor_of(processor)} if family.kinds[0].own else {}),
+        saved={"vlm": vlm} | ({"processor": images} if family.kinds[0].own else {}),
     )
+
+
+def _parted(features: VlmFeatures) -> tuple[Any, VlmFeatures]:
+    """Tower and features, which are frozen."""
+    for parameter in features.around.parameters():
+        parameter.requires_grad_()
+    tower = _taken_out(features.around, features.family.tower.removeprefix("model."))
+    tower.config._name_or_path = features.vlm
+    features.around.requires_grad_(False).eval()
     return tower.eval(), features
 
 
@@ -161,8 +187,6 @@ def _fill(model: Any, vlm: str, revision: str | None) -> None:
                 f"{tuple(wanted[name].shape)}: weights and configuration are of different models."
             )
     model.load_state_dict(found, assign=True)
-    for parameter in model.parameters():
-        parameter.requires_grad_()
 
 
 def _stored(vlm: str, revision: str | None) -> Iterator[tuple[str, str]]:

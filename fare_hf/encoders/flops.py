@@ -158,4 +158,4 @@ def _mlp(config: Any) -> int:
         inner = (int(int(width * config.mlp_ratio) * 2 / 3) + 7) // 8 * 8
         return 6 * width * inner
     inner = getattr(config, "intermediate_size", None) or int(width * config.mlp_ratio)
-    return 4 * width * inner
+    return (6 if getattr(config, "use_gated_mlp", False) else 4) * width * inner

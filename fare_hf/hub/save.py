@@ -25,7 +25,7 @@ from fare_hf.hub.contents import VOCABULARIES
 from fare_hf.hub.local_paths import without_local_paths
 from fare_hf.hub.text_encoder import save_tokenizer, whole_clip
 from fare_hf.pretrained.configuration import check_configuration, check_image_processor, load_image_processor
-from fare_hf.pretrained.encoder_families import PUBLISHED
+from fare_hf.pretrained.encoder_families import PUBLISHED, named_as_saved
 from fare_hf.pretrained.validation import architecture_of, check_answers
 from fare_hf.vlm.families.towers import TOWERS
 
@@ -33,7 +33,7 @@ __all__ = ["copy_with_text_encoder", "save_robust_encoder"]
 
 TAKEN_OVER = ("threat_model", "report", *(name for name in KEPT if name not in ("name", "architecture")))
 PREFIX = "vision_model."
-PREFIXED = (PREFIX, "visual_projection.", "text_model.", "text_projection.", "logit_scale")
+PREFIXED = (PREFIX, "visual_projection.", "text_model.", "text_projection.", "logit_")
 
 
 def save_robust_encoder(
@@ -57,13 +57,14 @@ def save_robust_encoder(
 ) -> Path:
     """Write weights, configuration, image processor, report and model card into a new folder.
 
-    Weights are stored bit for bit as safetensors under the names with the `vision_model.` level, which every
-    transformers release reads into both classes. Everything is checked before the first byte is written, and the
-    folder appears whole or not at all.
+    Weights are stored bit for bit as safetensors under the names that every transformers release reads (of CLIP and
+    SigLIP those with the `vision_model.` level, for all their classes). Everything is checked before the first byte is
+    written, and the folder appears whole or not at all.
 
     Args:
-        encoder: `CLIPVisionModelWithProjection` or `CLIPVisionModel`, or the tower of a vision-language model that
-            has a class of its own; unwrapped from DDP and the like.
+        encoder: of a class of `fare_hf.pretrained.encoder_families` (`CLIPVisionModelWithProjection`, `CLIPVisionModel`,
+            `SiglipVisionModel`, `Dinov2Model`, ...), or the tower of a vision-language model that has a class of its
+            own; unwrapped from DDP and the like.
         folder: absent or empty.
         processor: image processor of the original (or a processor that holds one), with its normalisation on.
         base_model: Hub name of the original, or a folder: of that the card tells the last part of its path alone.
@@ -81,8 +82,8 @@ def save_robust_encoder(
         vlm: model with this encoder's architecture, for the card's snippet; None is LLaVA-1.5 7B for a ViT-L/14 at
             336 px, the base model for a tower of a class of its own, and a placeholder otherwise.
         datasets: what it was trained on, by the names of the Hub's data sets.
-        text_encoder: folder or repository of the original CLIP, to put its text encoder and tokenizer into the
-            folder too: then it also loads as `CLIPModel` and in the zero-shot image classification pipeline.
+        text_encoder: folder or repository of the original CLIP or SigLIP, to put its text encoder and tokenizer into
+            the folder too: then it also loads as the whole and in the zero-shot image classification pipeline.
         max_shard_size: weights above, in bytes or as "5GB", go into several files with an index.
 
     Returns:
@@ -198,14 +199,16 @@ def _image_processor(processor: Any, encoder: PreTrainedModel) -> Any:
 
 
 def _weights(encoder: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """Weights on the CPU under prefixed names, checked to be finite."""
+    """Weights on the CPU under the names that every release reads, checked to be finite."""
     found: dict[str, torch.Tensor] = {}
-    for name, tensor in encoder.state_dict().items():
+    family = PUBLISHED.get(type(encoder).__name__)
+    prefix = PREFIX if family is None else family.prefix
+    for name, tensor in named_as_saved(encoder, encoder.state_dict()).items():
         if tensor.device.type == "meta":
             raise ValueError(f"the encoder's '{name}' is on the meta device: load its weights before saving.")
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"the encoder's '{name}' holds NaN or infinity: check its training before publishing.")
-        whole = name if type(encoder).__name__ in TOWERS or name.startswith(PREFIXED) else PREFIX + name
+        whole = name if type(encoder).__name__ in TOWERS or name.startswith(PREFIXED) else prefix + name
         found[whole] = tensor.detach().to("cpu", copy=True).contiguous()
     return found
 
@@ -233,11 +236,10 @@ def copy_with_text_encoder(source: Path, folder: Path, original: str) -> Path:
         ValueError: as `save_robust_encoder`, or the source has no `fare_hf.json`, or no projection.
     """
     content = content_of(source)
-    projecting = PUBLISHED[content.class_name].projecting
-    if not content.projected or projecting is None:
+    if content.family is None or not content.compared:
         raise ValueError(f"'{source}' has no projection, which a text encoder needs: publish it without one.")
     return save_robust_encoder(
-        load_complete(projecting, str(source), dtype="auto"),
+        load_complete(content.family.classes[-1], str(source), dtype="auto"),
         folder,
         processor=load_image_processor(str(source)),
         text_encoder=original or content.base_model,

@@ -1,4 +1,4 @@
-"""Putting the original's text encoder beside a robust vision encoder: a whole CLIP again."""
+"""Putting the original's text encoder beside a robust vision encoder: a whole CLIP or SigLIP again."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ NAMES = {"TokenizersBackend": "PreTrainedTokenizerFast"}
 
 
 def whole_clip(encoder: PreTrainedModel, original: str) -> tuple[Any, Any]:
-    """The original CLIP with the robust vision encoder, in the encoder's dtype, and its tokenizer.
+    """The original CLIP or SigLIP with the robust vision encoder, in the encoder's dtype, and its tokenizer.
 
     Args:
-        encoder: `CLIPVisionModelWithProjection`: a text encoder needs the projection beside it.
+        encoder: whose outputs are compared with texts: a `CLIPVisionModelWithProjection` or `SiglipVisionModel`.
         original: folder or repository of the CLIP that was fine-tuned.
 
     Raises:
@@ -36,10 +36,12 @@ def whole_clip(encoder: PreTrainedModel, original: str) -> tuple[Any, Any]:
     """
     class_name = type(encoder).__name__
     family = PUBLISHED.get(class_name)
-    if family is None or not family.projects(class_name):
+    if family is None or not family.compares(class_name):
         raise ValueError(f"{class_name} has no projection, which a text encoder needs: publish it without one.")
     clip, tokenizer = _load(family.whole_class, original, next(encoder.parameters()).dtype)
-    weights, own = encoder.state_dict(), clip.state_dict()
+    own = clip.state_dict()
+    named = encoder.state_dict().items()
+    weights = {name if name in own else f"vision_model.{name}": tensor for name, tensor in named}
     for name, tensor in weights.items():
         if name not in own or own[name].shape != tensor.shape:
             raise ValueError(f"{original!r} has no {name!r} of the encoder's shape: name the CLIP it was made from.")
@@ -58,7 +60,8 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     path = folder / "tokenizer_config.json"
     config = {key: value for key, value in read_object(path).items() if key not in LOADING}
     config["tokenizer_class"] = NAMES.get(config["tokenizer_class"], config["tokenizer_class"])
-    config["model_input_names"] = ["input_ids", "attention_mask"]  # a CLIP takes no others
+    read = ("input_ids", "attention_mask")  # a CLIP takes no others, a SigLIP no mask
+    config["model_input_names"] = [name for name in read if name in tokenizer.model_input_names]
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 

@@ -39,16 +39,6 @@ class SigmoidTecoaObjective(TecoaObjective):
         "TeCoA for SigLIP: the attacked image fits the embedded name of its class and none of the others (a sigmoid "
         "for each pair, with the model's scale and bias); labels are used."
     )
-    citation = (
-        TecoaObjective.citation
-        + """
-@inproceedings{zhai2023sigmoid,
-  title     = {Sigmoid Loss for Language Image Pre-Training},
-  author    = {Zhai, Xiaohua and Mustafa, Basil and Kolesnikov, Alexander and Beyer, Lucas},
-  booktitle = {IEEE/CVF International Conference on Computer Vision},
-  year      = {2023}
-}"""
-    )
 
     def __init__(self, text_embeddings: Tensor, logit_scale: float, logit_bias: float) -> None:
         super().__init__(text_embeddings, logit_scale)

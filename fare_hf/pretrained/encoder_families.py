@@ -15,11 +15,14 @@ from transformers import (
     CLIPVisionModel,
     CLIPVisionModelWithProjection,
     Dinov2Model,
+    Dinov2WithRegistersModel,
+    DINOv3ViTModel,
     PreTrainedModel,
     SiglipModel,
     SiglipTextModel,
     SiglipVisionModel,
 )
+from transformers.core_model_loading import revert_weight_conversion
 
 __all__ = [
     "ENCODER_FAMILIES",
@@ -35,6 +38,7 @@ __all__ = [
     "encoder_types",
     "family_of_text",
     "family_of_type",
+    "named_as_saved",
 ]
 
 
@@ -50,13 +54,15 @@ class EncoderFamily:
         projecting: class of the vision part with its projection, for `projected`; None where there is none.
         text_class: class of the text part, whose embeddings those of images are compared with.
         whole_class: class of both parts, of which a robust encoder can be published with its text encoder.
-        class_tokens: tokens before those of the patches.
+        class_tokens: tokens before those of the patches, besides registers.
         attention_pooling: whether one learned query makes the pooled output.
         any_size: whether it takes images of other sizes than its configuration's, of two sides too.
         sigmoid: whether it was trained on one pair of image and text at a time (Zhai et al. 2023, arXiv 2303.15343):
             its logits have a bias, its scale has no bound, and its texts are in lower case, padded to their full
             length and read with their padding.
-        published: whether `save_robust_encoder` makes a card for it.
+        prefix: what begins the names of the tower's weights in files that every release of transformers reads; empty
+            where the files have the names that transformers' own `save_pretrained` gives them.
+        citation: BibTeX of its paper, for the model card.
     """
 
     tower: str
@@ -70,7 +76,8 @@ class EncoderFamily:
     attention_pooling: bool = False
     any_size: bool = False
     sigmoid: bool = False
-    published: bool = False
+    prefix: str = "vision_model."
+    citation: str = ""
 
     @property
     def classes(self) -> tuple[type[PreTrainedModel], ...]:
@@ -82,10 +89,41 @@ class EncoderFamily:
         """The embedding that is compared with texts; None where there are none."""
         return "projected" if self.projecting else "pooled" if self.text_class else None
 
+    def compares(self, class_name: str) -> bool:
+        """Whether a class of the vision part, by its name, is the one whose outputs are compared with texts."""
+        return self.compared is not None and class_name == self.classes[-1].__name__
+
     def projects(self, class_name: str) -> bool:
         """Whether a class of this family, by its name, is the one with the projection."""
         return self.projecting is not None and class_name == self.projecting.__name__
 
+
+_CLIP = """@inproceedings{radford2021learning,
+  title     = {Learning Transferable Visual Models From Natural Language Supervision},
+  author    = {Radford, Alec and Kim, Jong Wook and Hallacy, Chris and Ramesh, Aditya and Goh, Gabriel and
+               Agarwal, Sandhini and Sastry, Girish and Askell, Amanda and Mishkin, Pamela and Clark, Jack and
+               Krueger, Gretchen and Sutskever, Ilya},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2021}
+}"""
+_SIGLIP = """@inproceedings{zhai2023sigmoid,
+  title     = {Sigmoid Loss for Language Image Pre-Training},
+  author    = {Zhai, Xiaohua and Mustafa, Basil and Kolesnikov, Alexander and Beyer, Lucas},
+  booktitle = {IEEE/CVF International Conference on Computer Vision},
+  year      = {2023}
+}"""
+_DINOV2 = """@article{oquab2024dinov2,
+  title   = {{DINOv2}: Learning Robust Visual Features without Supervision},
+  author  = {Oquab, Maxime and Darcet, Timoth{\\'e}e and Moutakanni, Th{\\'e}o and others},
+  journal = {Transactions on Machine Learning Research},
+  year    = {2024}
+}"""
+_DINOV3 = """@article{simeoni2025dinov3,
+  title   = {{DINOv3}},
+  author  = {Sim{\\'e}oni, Oriane and Vo, Huy V. and Seitzer, Maximilian and others},
+  journal = {arXiv preprint arXiv:2508.10104},
+  year    = {2025}
+}"""
 
 ENCODER_FAMILIES = (
     EncoderFamily(
@@ -96,9 +134,11 @@ ENCODER_FAMILIES = (
         projecting=CLIPVisionModelWithProjection,
         text_class=CLIPTextModelWithProjection,
         whole_class=CLIPModel,
-        published=True,
+        citation=_CLIP,
     ),
-    EncoderFamily("dinov2", Dinov2Model, any_size=True),
+    EncoderFamily("dinov2", Dinov2Model, any_size=True, prefix="", citation=_DINOV2),
+    EncoderFamily("dinov2_with_registers", Dinov2WithRegistersModel, any_size=True, prefix="", citation=_DINOV2),
+    EncoderFamily("dinov3_vit", DINOv3ViTModel, any_size=True, prefix="", citation=_DINOV3),
     EncoderFamily(
         "siglip_vision_model",
         SiglipVisionModel,
@@ -109,6 +149,7 @@ ENCODER_FAMILIES = (
         class_tokens=0,
         attention_pooling=True,
         sigmoid=True,
+        citation=_SIGLIP,
     ),
 )
 
@@ -121,9 +162,9 @@ REFUSED = dict.fromkeys(
 
 TOWER_TYPES = tuple(family.tower for family in ENCODER_FAMILIES)
 TEXT_TYPES = tuple(family.text for family in ENCODER_FAMILIES if family.text)
-PUBLISHED = {cls.__name__: family for family in ENCODER_FAMILIES if family.published for cls in family.classes}
+PUBLISHED = {cls.__name__: family for family in ENCODER_FAMILIES for cls in family.classes}
 """Classes that `save_robust_encoder` takes, by name."""
-PUBLISHED_WHOLE = {f.whole_class.__name__: f for f in ENCODER_FAMILIES if f.published and f.whole_class}
+PUBLISHED_WHOLE = {f.whole_class.__name__: f for f in ENCODER_FAMILIES if f.whole_class}
 """Classes that a robust encoder is published as beside its text encoder, by name."""
 
 
@@ -146,7 +187,13 @@ def family_of_text(model_type: object) -> EncoderFamily | None:
 def class_tokens_of(config: Any, otherwise: int = 1) -> int:
     """Tokens before those of the patches in a vision part; `otherwise` in one of no family here."""
     family = family_of_type(config.model_type)
-    return family.class_tokens if family else otherwise
+    return family.class_tokens + getattr(config, "num_register_tokens", 0) if family else otherwise
+
+
+def named_as_saved(model: PreTrainedModel, weights: dict[str, Any]) -> dict[str, Any]:
+    """Weights of a family without a `prefix` under the names that `save_pretrained` gives them; others as they are."""
+    family = PUBLISHED.get(type(model).__name__)
+    return weights if family is None or family.prefix else revert_weight_conversion(model, weights)
 
 
 def compared_embedding(config: Any) -> str | None:

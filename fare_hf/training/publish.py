@@ -105,7 +105,7 @@ def check_push(trainer: TrainingRun, token: str | None) -> str:
         )
     if not can_publish(trainer):
         raise ValueError(
-            f"push_to_hub=True publishes CLIP vision encoders, not a {name}; leave it out, and push it yourself."
+            f"push_to_hub=True publishes {', '.join(PUBLISHED)}, not a {name}; leave it out, and push it yourself."
         )
     _name_base(trainer)
     name = trainer.args.hub_model_id or Path(str(trainer.args.output_dir)).absolute().name

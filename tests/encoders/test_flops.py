@@ -13,6 +13,10 @@ from transformers import (
     CLIPVisionModelWithProjection,
     Dinov2Config,
     Dinov2Model,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
     SiglipVisionConfig,
     SiglipVisionModel,
 )
@@ -29,6 +33,9 @@ ENCODERS = [
     (SiglipVisionModel, SiglipVisionConfig(**WIDE, vision_use_head=False), "tokens"),
     (Dinov2Model, Dinov2Config(**SIZE, mlp_ratio=4), "pooled"),
     (Dinov2Model, Dinov2Config(**SIZE, use_swiglu_ffn=True), "pooled"),
+    (Dinov2WithRegistersModel, Dinov2WithRegistersConfig(**SIZE), "tokens"),
+    (DINOv3ViTModel, DINOv3ViTConfig(**WIDE, num_register_tokens=4), "pooled"),
+    (DINOv3ViTModel, DINOv3ViTConfig(**WIDE, use_gated_mlp=True), "tokens"),
 ]
 
 

@@ -42,11 +42,11 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @torch.no_grad()
 def own_logits(folder: Path, pixels: torch.Tensor) -> torch.Tensor:
-    """As the model's documentation has it: padded to 16 tokens, no mask."""
+    """As the model's documentation has it: padded to 64 tokens, no mask."""
     model, tokenizer = SiglipModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     sentences = [f"This is a photo of a {name}.".lower() for name in CLASSES]
-    tokens = tokenizer(sentences, padding="max_length", max_length=16, return_tensors="pt")
-    assert list(tokens) == ["input_ids"] and tokens["input_ids"].shape == (3, 16)
+    tokens = tokenizer(sentences, padding="max_length", max_length=64, return_tensors="pt")
+    assert list(tokens) == ["input_ids"] and tokens["input_ids"].shape == (3, 64)
     return model(pixel_values=pixels, **tokens).logits_per_image
 
 
@@ -76,7 +76,7 @@ def test_a_tokenizer_that_masks_its_padding_gives_the_same_texts(siglip: Path, t
 def test_the_loss_is_siglips_own_where_each_image_has_a_text(siglip: Path) -> None:
     model, tokenizer = SiglipModel.from_pretrained(siglip), AutoTokenizer.from_pretrained(siglip)
     pixels = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(2))
-    tokens = tokenizer(["cat", "dog", "bird"], padding="max_length", max_length=16, return_tensors="pt")
+    tokens = tokenizer(["cat", "dog", "bird"], padding="max_length", max_length=64, return_tensors="pt")
     output = model(pixel_values=pixels, return_loss=True, **tokens)
     loss = SigmoidTecoaObjective(output.text_embeds, logit_scale_of(str(siglip)), -16.0)
     ours = loss(model.get_image_features(pixels).pooler_output, torch.arange(3))

@@ -116,7 +116,7 @@ def content_of(folder: Path) -> CardContent:
     _check_record(folder, record)
     whole, report = PUBLISHED_WHOLE.get(str(architecture)), path_inside(folder, "report.json")
     return CardContent(
-        class_name=whole.projecting.__name__ if whole and whole.projecting else str(architecture),
+        class_name=whole.classes[-1].__name__ if whole else str(architecture),
         text_encoder=whole is not None,
         threat_model=threat_model,
         report=RobustnessReport.load(report) if report.exists() else None,

@@ -20,8 +20,8 @@ from fare_hf.files.markup import inline, is_link, literal
 from fare_hf.hub.base_model import is_hub_id
 from fare_hf.hub.licenses import check_license
 from fare_hf.objectives import OBJECTIVES, FareObjective
-from fare_hf.pretrained.encoder_families import PUBLISHED
-from fare_hf.vlm.families.towers import TOWERS
+from fare_hf.pretrained.encoder_families import PUBLISHED, EncoderFamily
+from fare_hf.vlm.families.towers import KINDS, TOWERS
 
 __all__ = ["PLOT", "CardContent", "own_rows", "render_card"]
 
@@ -30,17 +30,8 @@ PLOT = "results.png"
 TEMPLATE = Path(__file__).with_name("template.md")
 LONGEST_NAME = 300
 BREAKS = dict.fromkeys(map(ord, "\x85\u2028\u2029"), " ")  # PyYAML writes these as it does not read them
-TAGS = ["robust-clip", "adversarial-robustness", "clip", "fare_hf"]
 VALUE = 1000  # characters of a value in the table of the recipe
 
-CLIP = """@inproceedings{radford2021learning,
-  title     = {Learning Transferable Visual Models From Natural Language Supervision},
-  author    = {Radford, Alec and Kim, Jong Wook and Hallacy, Chris and Ramesh, Aditya and Goh, Gabriel and
-               Agarwal, Sandhini and Sastry, Girish and Askell, Amanda and Mishkin, Pamela and Clark, Jack and
-               Krueger, Gretchen and Sutskever, Ilya},
-  booktitle = {International Conference on Machine Learning},
-  year      = {2021}
-}"""
 APGD = """@inproceedings{croce2020reliable,
   title     = {Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free Attacks},
   author    = {Croce, Francesco and Hein, Matthias},
@@ -50,6 +41,10 @@ APGD = """@inproceedings{croce2020reliable,
 OWN_OBJECTIVE = (
     "The attacked image's embedding was trained on an objective that is none of fare_hf's own; the table names it."
 )
+TASKS = {"zero-shot": "zero-shot-image-classification"}
+"""Of rows -> the Hub's names."""
+SEEN_THROUGH = {kind.family for kind in KINDS}
+"""Families of encoders that vision-language models have as towers."""
 NORMS = {
     "linf": "every colour value of every pixel may change by at most {eps} of its range (l-infinity norm)",
     "l2": "the change of the whole image may have Euclidean length {eps} at most, colours in [0, 1] (l2 norm)",
@@ -96,9 +91,14 @@ class CardContent:
     architecture: Mapping[str, Any] | None = None
 
     @property
-    def projected(self) -> bool:
-        """Whether it has the visual projection, which zero-shot classification needs."""
-        return self.class_name in PUBLISHED and PUBLISHED[self.class_name].projects(self.class_name)
+    def family(self) -> EncoderFamily | None:
+        """Of the encoder's class; None of a tower of a class of its own."""
+        return PUBLISHED.get(self.class_name)
+
+    @property
+    def compared(self) -> bool:
+        """Whether its outputs are compared with texts, as in zero-shot classification."""
+        return self.family is not None and self.family.compares(self.class_name)
 
     @property
     def own(self) -> bool:
@@ -120,6 +120,7 @@ def render_card(content: CardContent) -> str:
             published, a link that is none of the web, a name that is longer than any repository's.
     """
     _check_content(content)
+    family = content.family
     explanation, citation = _objective(content.training)
     threat = content.threat_model
     eps = threat.to_dict()["eps"]
@@ -135,9 +136,10 @@ def render_card(content: CardContent) -> str:
         threat_text=f"The attacker knows all weights and chooses any image near the clean one: {reach}; values stay "
         "valid colours. The encoder was trained against this.",
         snippet_transformers=_snippet_transformers(content),
-        host="the vision-language model that it was trained in" if content.features else "a LLaVA",
-        snippet_llava=_snippet_vlm(content) if content.features else _snippet_llava(content),
-        snippet_zero_shot=_snippet_zero_shot(content) if content.projected else "",
+        host=_host(content),
+        features=content.features,
+        snippet_llava=_snippet_host(content),
+        snippet_zero_shot=_snippet_zero_shot(content) if content.compared else "",
         objective_text=explanation,
         keeps_embedding=_keeps_embedding(content.training),
         recipe=_recipe(content.training, threat),
@@ -146,7 +148,7 @@ def render_card(content: CardContent) -> str:
         else "No figures were measured for this encoder.",
         plot=content.plot if content.report else None,
         license_text=_license_text(content),
-        citation="\n".join([citation, *([] if content.own else [CLIP]), *_attack_citations(content)]),
+        citation="\n".join([citation, *([family.citation] if family else []), *_attack_citations(content)]),
     )
     return str(card)
 
@@ -191,6 +193,7 @@ def _keeps_embedding(training: Mapping[str, Any]) -> bool:
 
 def _metadata(content: CardContent) -> ModelCardData:
     """The YAML head; the licence appears only when it is given."""
+    family = content.family
     results = [_eval_result(row) for row in own_rows(content)]
     stated = {name: getattr(content, name) for name in ("license", "license_name", "license_link")}
     extra: dict[str, Any] = {name: value.translate(BREAKS) for name, value in stated.items() if value}
@@ -203,7 +206,7 @@ def _metadata(content: CardContent) -> ModelCardData:
     return ModelCardData(
         library_name="transformers",
         pipeline_tag="zero-shot-image-classification" if content.text_encoder else "image-feature-extraction",
-        tags=[tag for tag in TAGS if not content.own or "clip" not in tag],
+        tags=[*(["robust-clip"] if family else []), "adversarial-robustness", *_kind(family), "fare_hf"],
         **extra,
     )
 
@@ -238,7 +241,7 @@ def _eval_result(row: Row) -> EvalResult:
     """One row as the Hub's model index has it; threat model and attack are part of the metric's name."""
     conditions = f"{row.threat_model}, {row.attack_text}" if row.threat_model else "clean"
     return EvalResult(
-        task_type={"zero-shot": "zero-shot-image-classification"}.get(row.task, "image-text-to-text"),
+        task_type=TASKS.get(row.task, "image-text-to-text"),
         dataset_type=re.sub(r"\W+", "-", row.dataset.lower()),
         dataset_name=row.dataset.translate(BREAKS),
         metric_type=row.metric.replace(" ", "_"),
@@ -271,7 +274,28 @@ encoder = {content.class_name}.from_pretrained({literal(content.name)}).eval()
 processor = AutoImageProcessor.from_pretrained({literal(content.name)})
 inputs = processor(images=Image.open("image.png").convert("RGB"), return_tensors="pt")
 with torch.no_grad():
-    embedding = encoder(**inputs).{"image_embeds" if content.projected else "pooler_output"}"""
+    embedding = encoder(**inputs).{_output(content)}"""
+
+
+def _host(content: CardContent) -> str:
+    """What sees through the encoder."""
+    if content.features:
+        return "the vision-language model that it was trained in"
+    return "a LLaVA" if content.family and content.family.projecting else "a vision-language model"
+
+
+def _kind(family: EncoderFamily | None) -> list[str]:
+    """The tag of a family."""
+    return [family.whole or family.tower] if family else []
+
+
+def _snippet_host(content: CardContent) -> str:
+    """Empty where no vision-language model has such a tower."""
+    if content.features or content.family is None:
+        return _snippet_vlm(content)
+    if content.family not in SEEN_THROUGH:
+        return ""
+    return _snippet_llava(content) if content.family.projecting else _snippet_vlm(content)
 
 
 def _snippet_llava(content: CardContent) -> str:
@@ -301,19 +325,33 @@ def _snippet_zero_shot(content: CardContent) -> str:
 
 classifier = pipeline("zero-shot-image-classification", model={literal(content.name)})
 scores = classifier("image.png", candidate_labels=["cat", "dog", "car"])"""
+    assert content.family is not None and content.family.text_class is not None
+    text, kind, output = content.family.text_class, content.class_name, _output(content)
+    whole = content.family.sigmoid  # see there
+    sentence = "this is a photo of {name}." if whole else "a photo of a {name}."
+    padding = 'padding="max_length", max_length=text.config.max_position_embeddings' if whole else "padding=True"
+    tokens = "prompts.input_ids" if whole else "prompts.input_ids, prompts.attention_mask"
+    last = "likeliest = names[int((embedding @ classes.T).argmax())]"
+    last = last if whole else "probabilities = (100 * embedding @ classes.T).softmax(dim=-1)"
     return f"""from PIL import Image
 import torch
-from transformers import AutoImageProcessor, AutoTokenizer, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
+from transformers import AutoImageProcessor, AutoTokenizer, {text.__name__}, {kind}
 
-encoder = CLIPVisionModelWithProjection.from_pretrained({literal(content.name)}).eval()
+encoder = {kind}.from_pretrained({literal(content.name)}).eval()
 processor = AutoImageProcessor.from_pretrained({literal(content.name)})
-text = CLIPTextModelWithProjection.from_pretrained({literal(_loadable(content.base_model))}).eval()
+text = {text.__name__}.from_pretrained({literal(_loadable(content.base_model))}).eval()
 tokenizer = AutoTokenizer.from_pretrained({literal(_loadable(content.base_model))})
 
 names = ["cat", "dog", "car"]
-prompts = tokenizer([f"a photo of a {{name}}." for name in names], padding=True, return_tensors="pt")
+prompts = tokenizer([f"{sentence}" for name in names], {padding}, return_tensors="pt")
 image = processor(images=Image.open("image.png").convert("RGB"), return_tensors="pt")
 with torch.no_grad():
-    classes = torch.nn.functional.normalize(text(prompts.input_ids, prompts.attention_mask).text_embeds, dim=-1)
-    embedding = torch.nn.functional.normalize(encoder(**image).image_embeds, dim=-1)
-probabilities = (100 * embedding @ classes.T).softmax(dim=-1)"""
+    classes = torch.nn.functional.normalize(text({tokens}).{"pooler_output" if whole else "text_embeds"}, dim=-1)
+    embedding = torch.nn.functional.normalize(encoder(**image).{output}, dim=-1)
+{last}"""
+
+
+def _output(content: CardContent) -> str:
+    """What of the encoder's output is its embedding."""
+    projects = content.family is not None and content.family.projects(content.class_name)
+    return "image_embeds" if projects else "pooler_output"

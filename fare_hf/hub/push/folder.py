@@ -23,7 +23,7 @@ from fare_hf.hub.card.render import PLOT
 from fare_hf.hub.contents import check_contents
 from fare_hf.hub.licenses import check_license
 from fare_hf.pretrained.configuration import configuration_from, load_image_processor, read_json_object
-from fare_hf.pretrained.encoder_families import PUBLISHED, PUBLISHED_WHOLE, family_of_type
+from fare_hf.pretrained.encoder_families import PUBLISHED, PUBLISHED_WHOLE, family_of_type, named_as_saved
 from fare_hf.pretrained.validation import ARCHITECTURE, check_answers, check_recorded, recorded_architecture
 
 __all__ = [
@@ -98,9 +98,11 @@ def read_folder(folder: Path, repo_id: str, token: str | None = None) -> list[Lo
         raise ValueError(f"'{folder}' is no folder: name one that save_robust_encoder or a training has written.")
     names, where = files_in(folder), f"'{folder}'"
     _check_names(where, names)
-    shapes = _check_weights(folder, [name for name in names if WEIGHTS.fullmatch(name)])
     values = read_json_object(folder / "config.json")
     config = _configuration(values, where)
+    family = family_of_type(config.model_type)
+    assert family is not None  # or there would be no configuration
+    shapes = _check_weights(folder, [name for name in names if WEIGHTS.fullmatch(name)], family.prefix)
     _check_complete(shapes, values, where)
     _check_processor(folder, config)
     check_recorded(config, recorded_architecture(str(folder)), where)
@@ -133,11 +135,11 @@ def vision_shape(config: dict[str, Any], where: str) -> dict[str, Any]:
     """What two encoders must share to stand for each other.
 
     Raises:
-        ValueError: not the configuration of a CLIP or of its vision encoder.
+        ValueError: not the configuration of a vision encoder, or of a CLIP or SigLIP.
     """
     made = _configuration(config, where)
     vision: Any = getattr(made, "vision_config", made)
-    return {name: getattr(vision, name) for name in SHAPE}
+    return {name: getattr(vision, name, None) for name in SHAPE}
 
 
 def check_repo_id(repo_id: str) -> None:
@@ -158,12 +160,14 @@ def _configuration(values: dict[str, Any], where: str) -> Any:
     """What transformers makes of a config.json."""
     kind = values.get("model_type")
     family = family_of_type(kind)
-    if family is None or not family.published:
-        raise ValueError(f"{where} holds a model of type {kind!r}, not a CLIP vision encoder: name another.")
+    if family is None:
+        raise ValueError(f"{where} holds a model of type {kind!r}, not a CLIP vision encoder or other: name another.")
     try:
         return configuration_from(copy.deepcopy(values), "it")
     except ValueError as error:
-        raise ValueError(f"{where} has a config.json that no CLIP can have ({error}): name another.") from None
+        raise ValueError(
+            f"{where} has a config.json that no {kind!r} model can have ({error}): name another."
+        ) from None
 
 
 def _check_names(where: str, names: list[str]) -> None:
@@ -184,7 +188,7 @@ def _check_names(where: str, names: list[str]) -> None:
         raise ValueError(f"{where} {told[0]}")
 
 
-def _check_weights(folder: Path, names: list[str]) -> dict[str, tuple[int, ...]]:
+def _check_weights(folder: Path, names: list[str], prefix: str) -> dict[str, tuple[int, ...]]:
     """Shapes of the tensors, which have the names that every release of transformers reads, and fit the index."""
     found: dict[str, tuple[int, ...]] = {}
     for name in names:
@@ -197,8 +201,8 @@ def _check_weights(folder: Path, names: list[str]) -> dict[str, tuple[int, ...]]
     named = read_json_object(index)["weight_map"].keys() if index.exists() else found.keys()
     told = "has shards that do not fit its index: save the encoder again."
     if named == found.keys() and (len(names) == 1 or index.exists()):
-        told = "holds no weights named vision_model.*: save it with save_robust_encoder."
-        if any(name.startswith("vision_model.") for name in found):
+        told = f"holds no weights named {prefix}*: save it with save_robust_encoder."
+        if any(name.startswith(prefix) for name in found):
             return found
     raise ValueError(f"'{folder}' {told}")
 
@@ -210,12 +214,10 @@ def _check_complete(shapes: dict[str, tuple[int, ...]], values: dict[str, Any], 
         raise ValueError(f"{where} has the architecture {name!r} in config.json, not one of {', '.join(CLASSES)}.")
     cls = CLASSES[name]
     with torch.device("meta"):
-        made = cls(cls.config_class.from_dict(values)).state_dict()
-    flat = name in PUBLISHED and cls is PUBLISHED[name].plain
-    wanted = {
-        f"vision_model.{key}" if flat and not key.startswith("vision_model.") else key: tuple(tensor.shape)
-        for key, tensor in made.items()
-    }
+        model = cls(cls.config_class.from_dict(values))
+        made = named_as_saved(model, model.state_dict())
+    prefix = PUBLISHED[name].prefix if name in PUBLISHED and cls is PUBLISHED[name].plain else ""
+    wanted = {key if key.startswith(prefix) else prefix + key: tuple(tensor.shape) for key, tensor in made.items()}
     for key, shape in wanted.items():
         if shapes.get(key) != shape:
             told = f"has {key!r} of shape {shapes.get(key)} and a config.json that asks for {shape}"

@@ -35,6 +35,7 @@ EXAMPLES = """\
 fare-hf evaluate lab:fare-4 --output_dir outputs/fare-4   # offline: the lab's main set, 2/255 and 4/255
 fare-hf evaluate fare4/encoder --dataset path/to/photos --eps 2/255 4/255 --output_dir outputs/photos
 fare-hf evaluate fare4/encoder --dataset cifar10 --samples 500 --against openai/clip-vit-large-patch14 --output_dir o
+fare-hf evaluate facebook/dinov2-base --probe knn --dataset path/to/photos --output_dir outputs/knn
 fare-hf evaluate fare4/encoder --vlm llava-hf/llava-1.5-7b-hf --dataset photos --task captions --output_dir o
 fare-hf evaluate --suite paper-zero-shot --models FARE-4=fare4/encoder --output_dir outputs/paper
 """
@@ -43,6 +44,8 @@ GOING_ON = (
     "one encoder is measured from the beginning"
 )
 OF_IMAGES = ("split", "image_column", "label_column", "class_names", "templates")
+OF_A_PROBE = ("probe", "train_split")
+NOT_OF_A_PROBE = ("templates", "text_model")
 OF_AN_ENCODER = ("dataset", *OF_IMAGES, "against", "text_model", "eps", "samples", "steps", "batch_size", "seed")
 """They have no defaults in the parser, so that those beside a suite are noticed."""
 LAB_EFFORT = {"steps": 50, "target_classes": 2}
@@ -88,6 +91,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--samples", type=positive, help="images of each set (default: all; as many as the paper)")
     parser.add_argument("--batch_size", type=positive, help="images of a forward pass (default: 128; with --vlm 32)")
     parser.add_argument("--seed", type=natural, help="of the choice of images and the random starts (default: 0)")
+    parser.add_argument(
+        "--probe",
+        choices=("knn", "linear"),
+        help="without texts, for encoders such as DINOv2: the nearest clean training images vote (k=20, as DINO), or "
+        "a logistic regression on clean features; --dataset is then one folder with train/ and test/, or of the Hub",
+    )
+    parser.add_argument("--train_split", help="of the data set, that --probe is fitted on (default: train)")
     add_vlm_options(parser)
     parser.add_argument("--json", action="store_true", help="print report.json, and nothing else, to standard output")
     parser.add_argument(
@@ -111,7 +121,7 @@ def run(args: argparse.Namespace) -> None:
 
     if args.suite is not None:
         why = "is not for --suite, whose file says it; with it go --models, --json and --output_dir."
-        refuse_given(args, [*OF_AN_ENCODER, "vlm", *OF_A_VLM], why)
+        refuse_given(args, [*OF_AN_ENCODER, *OF_A_PROBE, "vlm", *OF_A_VLM], why)
         run_suite_file(args)
         return
     if args.encoder is None and args.vlm is None:
@@ -120,8 +130,15 @@ def run(args: argparse.Namespace) -> None:
     check_once("--eps", [str(ThreatModel("linf", radius)) for radius in args.eps or ()])
     if args.vlm is None:
         refuse_given(args, OF_A_VLM, "is for a vision-language model: give that with --vlm.")
+        if args.probe is None:
+            refuse_given(args, ["train_split"], "is for --probe: give that too, or leave it out.")
+        else:
+            refuse_given(args, NOT_OF_A_PROBE, "is for comparing with texts: leave it out, or --probe.")
+            check_probed(args.dataset)
         run_encoder(args)
-    elif (report := run_vlm(args)) is not None:
+        return
+    refuse_given(args, OF_A_PROBE, "is for an encoder alone: leave it or --vlm out.")
+    if (report := run_vlm(args)) is not None:
         show(report, args)
 
 
@@ -167,7 +184,7 @@ def run_encoder(args: argparse.Namespace) -> None:
     """One encoder on labelled images; of several processes the first one writes."""
     from transformers.utils import logging
 
-    from fare_hf.evaluation import evaluate
+    from fare_hf.evaluation import evaluate, evaluate_probe
     from fare_hf.evaluation.processes import process_state
     from fare_hf.files.folders import check_new_folder, locked_folder
     from fare_hf.lab.names import encoder_path
@@ -179,17 +196,38 @@ def run_encoder(args: argparse.Namespace) -> None:
     if first:
         check_new_folder(args.output_dir)
     options |= {name: encoder_path(options[name]) for name in ("against", "text_model") if name in options}
-    options |= lab_options(args, names)
+    options |= probe_options(args) if args.probe else lab_options(args, names)
     logging.disable_progress_bar()  # bars of loaded weights say nothing of the attack
     with locked_folder(args.output_dir, "an evaluation") if first else nullcontext():
         if first:
             check_new_folder(args.output_dir)  # another run may have ended in it
-        images = [lab_images(name, args.samples) for name in names]
-        report = evaluate(encoder_path(args.encoder), images, report=tell if first else silent, **options).report()
+        images: Any = names[0] if args.probe else [lab_images(name, args.samples) for name in names]
+        measure: Any = evaluate_probe if args.probe else evaluate
+        report = measure(encoder_path(args.encoder), images, report=tell if first else silent, **options).report()
         if first:
             report.save(args.output_dir)
     if first:
         show(report, args)
+
+
+def probe_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What `evaluate_probe` is given beside what it has in common with `evaluate`."""
+    return {name: getattr(args, name) for name in OF_A_PROBE if getattr(args, name) is not None}
+
+
+def check_probed(names: Sequence[str] | None) -> None:
+    """A probe needs one data set with a training split."""
+    from fare_hf.evaluation.zero_shot.sets import is_zero_shot_set
+    from fare_hf.lab.names import is_in_lab
+
+    name = names[0] if names else "lab:twemoji"
+    if names is not None and len(names) > 1:
+        raise ValueError(f"--probe is fitted on one data set: give {name!r} alone.")
+    if is_in_lab(name) or (not Path(name).expanduser().is_dir() and is_zero_shot_set(name)):
+        raise ValueError(
+            f"--probe is fitted on training images, and {name!r} has none here: give a folder with train/ and test/, "
+            "or a data set of the Hub such as uoft-cs/cifar10."
+        )
 
 
 def lab_options(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:

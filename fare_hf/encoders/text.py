@@ -148,7 +148,7 @@ def compared_with_texts(name_or_path: str, **options: Any) -> str:
     if family is None or family.compared is None:
         raise ValueError(
             f"{name_or_path!r} is a {kind!r} model, which has no texts to compare its images with: use a CLIP or "
-            "SigLIP, or what needs no texts, such as --objective fare."
+            "SigLIP, or what needs no texts, such as --objective fare and --probe knn."
         )
     return family.compared
 

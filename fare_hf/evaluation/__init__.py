@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fare_hf.encoders import text_classifier
+from fare_hf.evaluation.probes.evaluate import evaluate_probe
 from fare_hf.evaluation.report.attack_sheet import SheetRow, attack_sheet
 from fare_hf.evaluation.report.environment import environment
 from fare_hf.evaluation.report.intervals import bootstrap_interval, fraction_interval, paired_interval, wilson_interval
@@ -50,6 +51,7 @@ __all__ = [
     "evaluate",
     "evaluate_captions",
     "evaluate_corruptions",
+    "evaluate_probe",
     "evaluate_stealth",
     "evaluate_targeted",
     "evaluate_transfer",

@@ -18,7 +18,7 @@ from fare_hf.evaluation.report.rows import Row, fraction_row
 from fare_hf.evaluation.result import Evaluation
 from fare_hf.pretrained.encoder_families import compared_embedding, compared_width
 
-__all__ = ["evaluate_zero_shot", "logits_function", "predict_zero_shot"]
+__all__ = ["evaluate_zero_shot", "logits_function", "measure_accuracy", "predict_zero_shot"]
 
 ATTACKS = ("apgd-ce+apgd-t", "apgd-ce", "autoattack")
 
@@ -91,27 +91,81 @@ def evaluate_zero_shot(
         >>> found.rows[0].metric
         'accuracy'
     """
+    text = _texts(encoder, text_embeddings)
+    size = encoder.config.image_size if native else None
+    with frozen(encoder), matmul_patch_embedding(encoder):
+        return measure_accuracy(
+            _logits_function(encoder, text, normalization, logit_scale, size),
+            len(text),
+            images,
+            labels,
+            encoder=encoder,
+            task="zero-shot",
+            model=model,
+            dataset=dataset,
+            threat_models=threat_models,
+            attack=attack,
+            steps=steps,
+            restarts=restarts,
+            target_classes=target_classes,
+            seed=seed,
+            batch_size=batch_size,
+            groups=groups,
+            queries=queries,
+            stop_fooled=stop_fooled,
+            distributed=distributed,
+        )
+
+
+def measure_accuracy(
+    logits_of: Callable[[torch.Tensor], torch.Tensor],
+    classes: int,
+    images: Any,
+    labels: Sequence[int] | torch.Tensor | None = None,
+    *,
+    encoder: PreTrainedModel,
+    task: str,
+    model: str,
+    dataset: str,
+    threat_models: Sequence[ThreatModel] = (),
+    attack: str = "apgd-ce+apgd-t",
+    steps: int = 100,
+    restarts: int = 1,
+    target_classes: int = 9,
+    seed: int = 0,
+    batch_size: int = 128,
+    groups: Sequence[Hashable] | None = None,
+    queries: int = 5000,
+    stop_fooled: bool = False,
+    distributed: bool = False,
+) -> Evaluation:
+    """`evaluate_zero_shot` of any classifier that is differentiable.
+
+    Args:
+        logits_of: pixels (B, 3, H, W) in [0, 1] to fp32 logits (B, K), without weights that require a gradient.
+        classes: K.
+        encoder: which `logits_of` runs, for its device and precision.
+        task: for the rows.
+        images, labels, model, dataset, threat_models, attack, steps, restarts, target_classes, seed, batch_size,
+            groups, queries, stop_fooled, distributed: as for `evaluate_zero_shot`.
+    """
     counts = {"steps": steps, "restarts": restarts, "batch_size": batch_size, "queries": queries}
     check_plan(len(images), threat_models, groups, seed, {"model": model, "dataset": dataset}, **counts)
     device, dtype = next(encoder.parameters()).device, next(encoder.parameters()).dtype
-    text = _texts(encoder, text_embeddings)
-    stages = _stages(attack, len(text), target_classes)
-    with frozen(encoder), matmul_patch_embedding(encoder):
-        size = encoder.config.image_size if native else None
-        logits_of = _logits_function(encoder, text, normalization, logit_scale, size)
-        logits, truth = _clean_pass(logits_of, images, labels, len(text), device, batch_size)
-        correct = (predicted_classes(logits) == truth).tolist()
-        plan = [(Stage("apgd", "ce"), few, 1) for few in screening_steps(steps)]
-        plan += [(stage, steps, restarts) for stage in stages]
-        runs = []
-        for number, (stage, few, times) in enumerate(plan):
-            effort = {"steps": few, "restarts": times, "queries": queries, "stop_fooled": stop_fooled}
-            runs.append(_loop_stage(stage, number, logits_of, images, logits, truth, seed, **effort))
-        alive = [index for index, right in enumerate(correct) if right]
-        outcomes = attack_nested(alive, threat_models, runs, batch_size=batch_size, distributed=distributed)
+    stages = _stages(attack, classes, target_classes)
+    logits, truth = _clean_pass(logits_of, images, labels, classes, device, batch_size)
+    correct = (predicted_classes(logits) == truth).tolist()
+    plan = [(Stage("apgd", "ce"), few, 1) for few in screening_steps(steps)]
+    plan += [(stage, steps, restarts) for stage in stages]
+    runs = []
+    for number, (stage, few, times) in enumerate(plan):
+        effort = {"steps": few, "restarts": times, "queries": queries, "stop_fooled": stop_fooled}
+        runs.append(_loop_stage(stage, number, logits_of, images, logits, truth, seed, **effort))
+    alive = [index for index, right in enumerate(correct) if right]
+    outcomes = attack_nested(alive, threat_models, runs, batch_size=batch_size, distributed=distributed)
 
     def row(success: list[bool], **extra: Any) -> Row:
-        names = {"model": model, "task": "zero-shot", "dataset": dataset, "metric": "accuracy"}
+        names = {"model": model, "task": task, "dataset": dataset, "metric": "accuracy"}
         return fraction_row(success, groups, seed, precision=dtype, batch_size=batch_size, **names, **extra)
 
     used = {"name": _attack_name(stages, steps), "steps": steps, "restarts": restarts, "seed": seed}

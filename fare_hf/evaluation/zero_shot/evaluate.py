@@ -30,7 +30,7 @@ from fare_hf.pretrained.configuration import (
 from fare_hf.pretrained.encoder_families import compared_width, family_of_text
 from fare_hf.pretrained.validation import RECORD
 
-__all__ = ["evaluate", "text_model_of"]
+__all__ = ["evaluate", "names_for_rows", "text_model_of"]
 
 logger = logging.getLogger(__name__)
 Images: TypeAlias = "str | os.PathLike[str] | ZeroShotData"
@@ -116,7 +116,7 @@ def evaluate(
     for one, own in zip(subjects, embedded, strict=True):
         _check_width(one, own)
     rows: list[Row] = []
-    for number, (one, called) in enumerate(zip(subjects, _called(subjects), strict=True)):
+    for number, (one, called) in enumerate(zip(subjects, names_for_rows(subjects), strict=True)):
         model: Any = load_encoder(one, compared_with_texts(one)).to(process_state().device)
         names: dict[str, Any] = {"model": called, "normalization": Normalization.from_processor(processors[number])}
         for datas, text in zip(opened, embedded[number], strict=True):
@@ -183,7 +183,7 @@ def _open(dataset: Any, processor: Any, asked: dict[str, Any], choice: dict[str,
     return replace(data, class_names=list(names or data.class_names), templates=list(templates))
 
 
-def _called(subjects: Sequence[str]) -> list[str]:
+def names_for_rows(subjects: Sequence[str]) -> list[str]:
     """Names for the rows: the last part of each path, or where these are the same all of it."""
     short = [Path(Path(one).resolve() if Path(one).is_dir() else one).name for one in subjects]
     return short if len(set(short)) == len(short) else list(subjects)

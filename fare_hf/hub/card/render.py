@@ -42,7 +42,8 @@ OWN_OBJECTIVE = (
     "The attacked image's embedding was trained on an objective that is none of fare_hf's own; the table names it."
 )
 TASKS = {"zero-shot": "zero-shot-image-classification"}
-"""Of rows -> the Hub's names."""
+TASKS |= {"k-NN": "image-classification", "linear probe": "image-classification"}
+"""Of rows, without what is in brackets -> the Hub's names."""
 SEEN_THROUGH = {kind.family for kind in KINDS}
 """Families of encoders that vision-language models have as towers."""
 NORMS = {
@@ -241,7 +242,7 @@ def _eval_result(row: Row) -> EvalResult:
     """One row as the Hub's model index has it; threat model and attack are part of the metric's name."""
     conditions = f"{row.threat_model}, {row.attack_text}" if row.threat_model else "clean"
     return EvalResult(
-        task_type=TASKS.get(row.task, "image-text-to-text"),
+        task_type=TASKS.get(row.task.split(" (")[0], "image-text-to-text"),
         dataset_type=re.sub(r"\W+", "-", row.dataset.lower()),
         dataset_name=row.dataset.translate(BREAKS),
         metric_type=row.metric.replace(" ", "_"),

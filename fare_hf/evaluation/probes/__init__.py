@@ -1,0 +1,1 @@
+"""Encoders without texts: how well their features tell labelled images apart, clean and attacked."""

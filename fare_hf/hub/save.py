@@ -62,8 +62,8 @@ def save_robust_encoder(
     written, and the folder appears whole or not at all.
 
     Args:
-        encoder: of a class of `fare_hf.pretrained.encoder_families` (`CLIPVisionModelWithProjection`, `CLIPVisionModel`,
-            `SiglipVisionModel`, `Dinov2Model`, ...), or the tower of a vision-language model that has a class of its
+        encoder: of a class of `fare_hf.pretrained.encoder_families` (`CLIPVisionModelWithProjection`,
+            `CLIPVisionModel`, `SiglipVisionModel`, `Dinov2Model`, ...), or the tower of a vision-language model that has a class of its
             own; unwrapped from DDP and the like.
         folder: absent or empty.
         processor: image processor of the original (or a processor that holds one), with its normalisation on.

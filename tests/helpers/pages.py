@@ -24,6 +24,7 @@ from helpers.hub import online_hub
 from helpers.in_process import run_command
 from helpers.loopback_hub import TOKEN
 from helpers.paths import ROOT
+from helpers.tiny_encoders import write_dino, write_images, write_siglip
 from PIL import Image
 
 from fare_hf.cli.main import build_parser
@@ -55,6 +56,8 @@ STAND_INS = {
     "chs20/fare2-clip": "open_clip/fare4-clip",
     "chs20/tecoa4-clip": "open_clip/fare4-clip",
     "LEAF-CLIP/CLIP-ViT-L-FARE2": str(encoder_folder("fare-2")),
+    "google/siglip-base-patch16-224": "siglip",
+    "facebook/dinov2-base": "dinov2",
     "imagenet-1k": "path/to/images",
     "ILSVRC/imagenet-1k": "path/to/images",
     "cifar10": "path/to/photos",
@@ -71,9 +74,12 @@ SHORT = {
     "accelerate launch -m fare_hf.train": TRAINING,
     "accelerate launch -m fare_hf.cli evaluate --vlm": ASKED,
     "accelerate launch -m fare_hf.cli evaluate": f"--samples 4 --steps 2 --text_model {CLIP}",
+    "fare-hf train --model google/siglip": TRAINING.replace(f"--model {CLIP} ", ""),
     "fare-hf train": TRAINING,
     "fare-hf evaluate --vlm": ASKED,
     "fare-hf evaluate --suite": "",
+    "fare-hf evaluate google/siglip": "--samples 4 --steps 2",
+    "fare-hf evaluate facebook/dinov2": "--samples 4 --steps 2",
     "fare-hf evaluate": f"--samples 4 --steps 2 --text_model {CLIP}",
     "fare-hf attack": "--samples 1 --steps 2",
 }
@@ -119,6 +125,9 @@ def prepare(folder: Path) -> None:
     asked = {"question": "what is it?", "answer": "a dog"}
     write_words(folder / "path/to/questions", asked, asked | {"answer": "a cat"})
     (folder / "strings.txt").write_text("a cat\n")
+    write_images(folder / "path/to/divided", train=2, test=1)
+    write_siglip(folder / "siglip")
+    write_dino(folder / "dinov2")
     model, processor = load_llava()
     processor.chat_template = CHAT
     model.save_pretrained(folder / "llava")

@@ -55,7 +55,7 @@ def test_what_is_there_already(hub: LoopbackHub, tmp_path: Path) -> None:
     tree["config.json"] = File(json.dumps({**vision, "hidden_size": 64}).encode(), False)
     assert "holds an encoder with hidden_size 64, this one has 32" in refusal(hub, folder)
     tree["config.json"] = File(json.dumps({**vision, "hidden_size": 33}).encode(), False)
-    assert "that no CLIP can have" in refusal(hub, folder)
+    assert "that no clip_vision_model can have" in refusal(hub, folder)
     tree["config.json"] = File(BertConfig().to_json_string().encode(), False)
     assert "'me/fare4' on the Hub holds a model of type 'bert'" in refusal(hub, folder)
     del tree["config.json"]

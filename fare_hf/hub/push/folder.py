@@ -166,7 +166,7 @@ def _configuration(values: dict[str, Any], where: str) -> Any:
         return configuration_from(copy.deepcopy(values), "it")
     except ValueError as error:
         raise ValueError(
-            f"{where} has a config.json that no {kind!r} model can have ({error}): name another."
+            f"{where} has a config.json that no {kind} can have ({error}): name another."
         ) from None
 
 

@@ -102,7 +102,7 @@ def test_the_cards_snippets_run(original: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (seen / "README.md").read_text(), re.DOTALL)
     names: dict[str, Any] = {}
     exec(blocks[1], names)
-    assert all(torch.equal(t, tower.state_dict()[name]) for name, t in tower_of(names["vlm"]).state_dict().items())
+    assert all(torch.equal(t, tower.state_dict()[name]) for name, t in tower_of(names["model"]).state_dict().items())
     encoder = load_encoder(str(original), "pooled")
     alone = save(encoder, original, Path("alone"))
     code = re.findall(r"```python\n(.*?)```", (alone / "README.md").read_text(), re.DOTALL)[2]

@@ -165,9 +165,7 @@ def _configuration(values: dict[str, Any], where: str) -> Any:
     try:
         return configuration_from(copy.deepcopy(values), "it")
     except ValueError as error:
-        raise ValueError(
-            f"{where} has a config.json that no {kind} can have ({error}): name another."
-        ) from None
+        raise ValueError(f"{where} has a config.json that no {kind} can have ({error}): name another.") from None
 
 
 def _check_names(where: str, names: list[str]) -> None:

@@ -63,8 +63,8 @@ def save_robust_encoder(
 
     Args:
         encoder: of a class of `fare_hf.pretrained.encoder_families` (`CLIPVisionModelWithProjection`,
-            `CLIPVisionModel`, `SiglipVisionModel`, `Dinov2Model`, ...), or the tower of a vision-language model that has a class of its
-            own; unwrapped from DDP and the like.
+            `CLIPVisionModel`, `SiglipVisionModel`, `Dinov2Model`, ...), or the tower of a vision-language model
+            that has a class of its own; unwrapped from DDP and the like.
         folder: absent or empty.
         processor: image processor of the original (or a processor that holds one), with its normalisation on.
         base_model: Hub name of the original, or a folder: of that the card tells the last part of its path alone.

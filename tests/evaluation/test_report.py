@@ -124,6 +124,11 @@ def test_markdown_is_a_line_per_model_and_a_column_per_radius() -> None:
     assert RobustnessReport([]).to_markdown() == ""
 
 
+def test_a_notebook_shows_no_robust_figure_without_its_attack() -> None:
+    shown = report_of(*rows())._repr_html_()
+    assert "n = 100 (emoji), n = 100 (digits). Attack: apgd-ce, 50 steps, restarts 1, seed 0." in shown
+
+
 def test_ciders_are_no_percentages() -> None:
     cider = row(task="captions", metric="CIDEr", value=1.5, ci=[1.2, 1.8])
     for report, unit in ((report_of(cider), "imes 100"), (report_of(row()), "n percent")):

@@ -47,6 +47,7 @@ def html_tables(rows: Sequence[Row]) -> str:
             lines.append([model, *(cells.get((model, *column), "") for column in columns)])
         body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in line)}</tr>" for line in lines)
         parts.append(f"<h4>{escape(task)}: {escape(metric)}, {_unit(metric)}</h4><table>{body}</table>")
+        parts.append(f"<p>{_attacks(chosen, escape)}</p>")
     return "".join(parts)
 
 
@@ -71,13 +72,13 @@ def _ball_order(ball: ThreatModel | None) -> tuple[str, float]:
     return ("", 0.0) if ball is None else (ball.norm, ball.eps)
 
 
-def _attacks(rows: Sequence[Row]) -> str:
-    """The sample counts and the attacks that a table's figures come from."""
-    counts = ", ".join(_unique(f"n = {row.n} ({inline(row.dataset)})" for row in rows))
+def _attacks(rows: Sequence[Row], escaped: Callable[[str], str] = inline) -> str:
+    """The sample counts and the attacks that a table's figures come from, in Markdown or escaped otherwise."""
+    counts = ", ".join(_unique(f"n = {row.n} ({escaped(row.dataset)})" for row in rows))
     note = f"{_unit(rows[0].metric).capitalize()}, with 95 % intervals; {counts}."
     if sizes := _unique(str(row.batch_size) for row in rows if row.batch_size is not None):
         note += f" Batches of {' or '.join(sizes)} images."
-    used = _unique(inline(row.attack_text) for row in rows if row.attack)
+    used = _unique(escaped(row.attack_text) for row in rows if row.attack)
     return f"{note} Attack: {'; '.join(used)}." if used else note
 
 

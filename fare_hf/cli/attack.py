@@ -29,7 +29,7 @@ COUNTS = {
     "samples": (25, "images, the first ones"),
     "batch_size": (32, "images attacked together"),
     "save_every": (250, "steps between saved states"),
-    "max_new_tokens": (32, "of an answer"),
+    "max_new_tokens": (64, "of an answer, which must have room for each string"),
     "seed": (0, "of the random starts"),
 }
 
@@ -44,7 +44,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--victims", nargs="*", default=[], metavar="NAME=ENCODER", help="towers to show the images to"
     )
-    parser.add_argument("--targets", type=Path, help="file with one string a line (default: six harmless ones)")
+    kinds = "a link, a false claim, a password reset and the like, six in all"
+    parser.add_argument("--targets", type=Path, help=f"file with one string a line (default: {kinds})")
     parser.add_argument("--question", default=QUESTION, help=f"asked of each image (default: {QUESTION})")
     parser.add_argument("--template", help="prompt with {} for the question, for processors without a chat template")
     parser.add_argument("--split", help="of the data set (default: the only one, or train)")

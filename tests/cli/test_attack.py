@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.in_process import run_command
 from helpers.tiny_llava import encoder, images, llava, processor
 
 from fare_hf import RobustnessReport
@@ -20,7 +22,7 @@ from fare_hf.data.pixels import to_pil
 from fare_hf.evaluation.vlm.adversarial_images import load_exported
 from fare_hf.evaluation.vlm.engine import answers_to
 from fare_hf.evaluation.vlm.sets import CAPTION_QUESTION
-from fare_hf.evaluation.vlm.stealth import as_sent
+from fare_hf.evaluation.vlm.stealth import STEALTH_TARGETS, as_sent
 from fare_hf.lab.models import load_vlm_and_processor
 
 TEMPLATE = "user : <image> {} assistant :"
@@ -51,6 +53,14 @@ def words(place: Path, out: Path, *more: str) -> list[str]:
 
 def test_the_default_question_is_that_of_the_paper() -> None:
     assert attack.QUESTION == CAPTION_QUESTION
+
+
+def test_the_offline_example_of_the_help_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    example = shlex.split(attack.EXAMPLES.splitlines()[0], comments=True)
+    run_command([*example, "--samples", "1", "--steps", "2", "--output_dir", str(tmp_path / "out")])
+    report = RobustnessReport.load(tmp_path / "out" / "report.json")
+    assert len(report.rows) == 3 * len(STEALTH_TARGETS)
+    assert all(f"- string {number}: " in report.to_markdown() for number in range(len(STEALTH_TARGETS)))
 
 
 def test_attack_writes_pictures_a_report_and_goes_on(

@@ -79,7 +79,7 @@ def evaluate_stealth(
     save_every: int = 250,
     seed: int = 0,
     batch_size: int = 32,
-    max_new_tokens: int = 32,
+    max_new_tokens: int = 64,
     groups: Sequence[Hashable] | None = None,
     image_names: Sequence[str] | None = None,
     distributed: bool = False,

@@ -8,10 +8,12 @@ from typing import Any
 
 import datasets
 
-__all__ = ["WORDNET", "mapping_line", "prompt_names", "several_classes"]
+__all__ = ["WORDNET", "check_given_names", "mapping_line", "prompt_names", "several_classes"]
 
 WORDNET = re.compile(r"n\d{8}")
 """The folders of ImageNet, which no text encoder can read."""
+SHOWN = 20
+"""Classes whose names are printed, all of them; of more the first three and the last."""
 
 
 def prompt_names(own: Sequence[str] | None, given: Sequence[str] | None, name: str = "the data set") -> list[str]:
@@ -29,9 +31,10 @@ def prompt_names(own: Sequence[str] | None, given: Sequence[str] | None, name: s
         The names; none where there are neither.
 
     Raises:
-        ValueError: another number of names; a name that another class has; numbers, or those of WordNet, and no names
-            given.
+        ValueError: one string, or a name twice; another number of names; a name that another class has; numbers, or
+            those of WordNet, and no names given.
     """
+    check_given_names(given)
     if not own or not given:
         if own:
             _check_readable(own, name)
@@ -48,9 +51,20 @@ def prompt_names(own: Sequence[str] | None, given: Sequence[str] | None, name: s
 
 
 def mapping_line(own: Sequence[str] | None, names: Sequence[str]) -> str:
-    """The first and the last class with its name in prompts, for people to see that the order is right."""
+    """Each class with its name in prompts, for people to see that the order is right; of many the ends alone."""
     pairs = [f"{word!r} is {name!r}" for word, name in zip(own or map(str, range(len(names))), names, strict=True)]
-    return f"{len(names)} classes in prompts: {pairs[0]}" + (f", ..., {pairs[-1]}" if len(pairs) > 1 else "")
+    shown = pairs if len(pairs) <= SHOWN else [*pairs[:3], "...", pairs[-1]]
+    return f"{len(names)} classes in prompts: {', '.join(shown)}"
+
+
+def check_given_names(given: Sequence[str] | None) -> None:
+    """Raises ValueError for a string, whose letters would be names, and for a name that two classes are given."""
+    if isinstance(given, str):
+        raise ValueError(f"class_names {given!r} is one string: give a list with a name for each class.")
+    names = list(given or ())
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            raise ValueError(f"class_names has {name!r} twice: give each class a name of its own.")
 
 
 def several_classes(dataset: Any) -> bool:

@@ -145,7 +145,7 @@ def test_prompts_are_names_and_the_mapping_is_printed(
     run(clip_folder, tmp_path / "numbers", tmp_path / "done", *tecoa, "--class_names", "cat", "dog")
     said = capsys.readouterr().out
     assert "numbers' (train): 8 images in 2 classes\n" in said
-    assert "2 classes in prompts: '10' is 'dog', ..., '2' is 'cat'" in said
+    assert "2 classes in prompts: '10' is 'dog', '2' is 'cat'" in said
     run(clip_folder, tmp_path / "numbers", tmp_path / "rows", *tecoa[2:], "--class_names", "cat", "dog")
-    assert "evaluation: 2 classes in prompts: '10' is 'dog', ..., '2' is 'cat'" in capsys.readouterr().out
+    assert "evaluation: 2 classes in prompts: '10' is 'dog', '2' is 'cat'" in capsys.readouterr().out
     run(clip_folder, tmp_path / "wordnet", tmp_path / "fare", "--eval_split", "train", *EVALUATE)

@@ -69,6 +69,18 @@ def scaled(processor: CLIPImageProcessor, **changes: Any) -> Any:
 
 CLASS_NAMES = [
     Refusal(
+        "one string of names",
+        lambda: prompt_names(["x", "y", "z"], "abc"),
+        ValueError,
+        "class_names 'abc' is one string: give a list with a name for each class.",
+    ),
+    Refusal(
+        "a name twice",
+        lambda: prompt_names(None, ["a", "b", "a"]),
+        ValueError,
+        "class_names has 'a' twice: give each class a name of its own.",
+    ),
+    Refusal(
         "a name of another class",
         lambda: prompt_names(["a", "b"], ["b", "bird"]),
         ValueError,

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 from fare_hf.attacks import ThreatModel
 from fare_hf.convert.checkpoints import names_repository
+from fare_hf.data.class_names import check_given_names
 from fare_hf.data.pixel_datasets import PixelDataset
 from fare_hf.data.pixels import Normalization
 from fare_hf.encoders import check_compared, compared_with_texts, load_encoder, text_class_embeddings
@@ -172,9 +173,10 @@ def _open(dataset: Any, processor: Any, asked: dict[str, Any], choice: dict[str,
         return load_labelled_images(name, processor, **asked, **choice)
     if given := [f"--{option}" for option in ("split", "image_column", "label_column") if asked[option] is not None]:
         raise ValueError(f"{given[0]} is for images of your own: {name!r} has its own.")
+    check_given_names(names := asked["class_names"])
     choice = {key: choice[key] for key in ("samples", "seed")}
     data = dataset if known else load_zero_shot_set(name, processor, **choice)
-    if (names := asked["class_names"]) is not None and len(names) != len(data.class_names):
+    if names is not None and len(names) != len(data.class_names):
         raise ValueError(
             f"class_names has {len(names)} names, {name!r} {len(data.class_names)} classes; give one each."
         )

@@ -73,11 +73,12 @@ def load_labelled_images(
 
 
 def check_templates(templates: Sequence[str]) -> None:
-    """Raises ValueError for a template without a place for the class name."""
-    if isinstance(templates, str) or (bad := [template for template in templates if "{}" not in template]):
+    """Raises ValueError for one string instead of a list, and a template without a place for the class name."""
+    if isinstance(templates, str):
+        raise ValueError(f"templates is one string: give a list of sentences, such as [{templates!r}].")
+    if bad := [template for template in templates if "{}" not in template]:
         raise ValueError(
-            f"the template {templates if isinstance(templates, str) else bad[0]!r} has no {{}} for the "
-            "class name: give sentences such as 'a photo of a {}.'."
+            f"the template {bad[0]!r} has no {{}} for the class name: give sentences such as 'a photo of a {{}}.'."
         )
 
 

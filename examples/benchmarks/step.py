@@ -141,7 +141,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     size, normalization = encoder.config.image_size, Normalization.from_processor(processor)
     samples = [{"pixel_values": torch.rand(3, size, size), "index": number} for number in range(args.batch_size)]
     options: dict[str, Any] = {"per_device_train_batch_size": args.batch_size, "attack_steps": args.attack_steps}
-    options |= {"bf16": not args.fp32, "max_steps": args.rounds + 1, "warmup_steps": 0, "logging_steps": 1000}
+    options |= {"bf16": not args.fp32, "max_steps": args.rounds + 1, "warmup_steps": 0, "logging_strategy": "no"}
     options |= {"use_cpu": DEVICE.type == "cpu", "save_strategy": "no", "disable_tqdm": True}
     options |= {"activation_checkpointing": args.checkpointing, "torch_compile": args.compile}
     options |= {"torch_compile_backend": args.compile_backend} if args.compile_backend else {}

@@ -115,7 +115,9 @@ def text_embeddings(clip: Clip, test: TestSet) -> Tensor:
 
 def lab_normalization() -> Normalization:
     """The normalisation of every lab model."""
-    return Normalization.from_processor(AutoImageProcessor.from_pretrained(MODELS / "clip", backend="pil"))
+    return Normalization.from_processor(
+        AutoImageProcessor.from_pretrained(MODELS / "clip", backend="pil", trust_remote_code=False)
+    )
 
 
 def measure_zero_shot(

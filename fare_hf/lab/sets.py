@@ -59,7 +59,7 @@ class DrawingsForTraining(Dataset):
         from fare_hf.lab.names import MODELS
 
         # With pillow whatever is installed: the lab's figures were measured so.
-        return AutoImageProcessor.from_pretrained(MODELS / "clip", backend="pil")
+        return AutoImageProcessor.from_pretrained(MODELS / "clip", backend="pil", trust_remote_code=False)
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch whose images `__getitem__` makes."""

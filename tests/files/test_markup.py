@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from fare_hf.evaluation import RobustnessReport
 from fare_hf.evaluation.report.tables import markdown
+from fare_hf.files.credentials import names_secret
 from fare_hf.files.markup import inline, is_link, literal
 from fare_hf.hub.base_model import inherited_license
 from fare_hf.hub.card.render import BREAKS, CardContent, render_card
@@ -98,7 +99,7 @@ def test_any_name_gives_a_whole_card(name: str, base: str, vlm: str, training: d
         base_model=f"./{base}",
         class_name="CLIPVisionModelWithProjection",
         threat_model=FOUR,
-        training={key: value for key, value in training.items() if key != "objective"},
+        training={key: value for key, value in training.items() if key != "objective" and not names_secret(key)},
         report=RobustnessReport(rows),
         license="other",
         license_name=base,

@@ -79,7 +79,7 @@ def test_a_card_without_end_hands_on_its_head(hub: LoopbackHub) -> None:
         ["swap", "them/llava", "them/clip", "--output_dir", "OUT"],
         ["convert", "them/clip", "--output_dir", "OUT", "--to", "open_clip"],
         ["evaluate", "them/clip", "--output_dir", "OUT"],
-        ["train", "--model", "them/clip", "--dataset", "lab:twemoji", "--output_dir", "OUT"],
+        ["train", "--model", "them/clip", "--dataset", "lab:drawings", "--output_dir", "OUT"],
     ],
     ids=lambda words: words[0],
 )

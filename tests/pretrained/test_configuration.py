@@ -154,7 +154,7 @@ def test_every_command_line_refuses_it(
         "push": [here, "me/x"],
         "swap": [here, here, "--output_dir", out],
         "convert": [here, "--output_dir", out, "--to", "open_clip"],
-        "train": ["--model", here, "--dataset", "lab:digits", "--output_dir", out, "--eps", "4/255", "--use_cpu"],
+        "train": ["--model", here, "--dataset", "lab:drawings", "--output_dir", out, "--eps", "4/255", "--use_cpu"],
         "estimate": ["--model", here],
         "merge": [here, here, "--output_dir", out],
         "attack": [here, "--dataset", "lab:twemoji", "--output_dir", out],

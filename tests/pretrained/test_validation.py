@@ -83,7 +83,9 @@ NONSENSE: dict[str, tuple[Callable[[dict[str, Tensor]], None], str]] = {
 
 
 @pytest.mark.parametrize("kind", NONSENSE)
-def test_weights_that_are_no_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+def test_weights_that_are_no_encoder(
+    clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
     change, told = NONSENSE[kind]
     folder = rewrite(save(tmp_path / "fare4"), change)
     with pytest.raises(ValueError, match=told):  # evaluate, train, suites, swap
@@ -96,7 +98,8 @@ def test_weights_that_are_no_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyP
         save(tmp_path / "again", broken)
     assert not (tmp_path / "again").exists()
     monkeypatch.setenv("HF_TOKEN", "hf_none")
-    for words in (["push", str(folder), "me/x"], ["evaluate", str(folder), "--output_dir", str(tmp_path / "out")]):
+    texts = ["--text_model", str(clip_folder), "--output_dir", str(tmp_path / "out")]
+    for words in (["push", str(folder), "me/x"], ["evaluate", str(folder), *texts]):
         with pytest.raises(SystemExit, match=told):
             cli.main(words)
 

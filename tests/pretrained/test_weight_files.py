@@ -68,10 +68,10 @@ def test_an_encoder_reads_nothing_outside_of_its_folder(
     change: Callable[[Path], Any], sentence: str, sharded: Path
 ) -> None:
     """Before, `../x.safetensors` was opened, and a pipe waited for ever."""
-    assert load_encoder(str(sharded)).config.projection_dim == 16
+    config = load_encoder(str(sharded)).config
     shutil.copyfile(sharded / "one.safetensors", sharded.parent / "x.safetensors")
     change(sharded)
-    for load in (lambda: load_encoder(str(sharded)), lambda: read_encoder(sharded, None)):
+    for load in (lambda: load_encoder(str(sharded)), lambda: read_encoder(sharded, config)):
         with pytest.raises(ValueError, match=sentence) as found:
             load()
         assert "\n" not in str(found.value)

@@ -142,6 +142,7 @@ def test_repositories_of_llavas_own_code_name_the_one_to_take(
     folder = tmp_path / name
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({**ORIGINAL, "model_type": kind}))
+    (tmp_path / "encoder").mkdir()
     words = [str(folder), str(tmp_path / "encoder"), "--output_dir", str(tmp_path / "out")]
     for command in ("swap", "merge"):
         with pytest.raises(SystemExit) as end:

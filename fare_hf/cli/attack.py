@@ -184,7 +184,7 @@ def _images(args: argparse.Namespace, processor: Any) -> tuple[Any, list[str]]:
         raise ValueError(f"{args.dataset!r} holds no image in the split {split!r}: give at least one.")
     chosen = range(min(args.samples, len(data)))
     pixels = torch.stack([data[index]["pixel_values"] for index in chosen])
-    return quantize(pixels), [data.file_name(index) for index in chosen]
+    return quantize(pixels), [data.file_name(index, args.dataset) for index in chosen]
 
 
 def _transfer(

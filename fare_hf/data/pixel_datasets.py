@@ -135,11 +135,14 @@ class PixelDataset(_Images, Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def file_name(self, index: int) -> str:
-        """What an image's file is called, without its folder; of one that has none its number."""
+    def file_name(self, index: int, folder: str | Path = "") -> str:
+        """An image's file: its path in `folder`, else its bare name; of one that has none its number."""
         value = self.dataset[int(index)][self.image_column]
         path = value.get("path") if isinstance(value, Mapping) else value if isinstance(value, str) else None
-        return Path(path).name if path else f"image {index}"
+        if not path:
+            return f"image {index}"
+        inside, whole = Path(path).resolve(), Path(folder).expanduser().resolve()
+        return inside.relative_to(whole).as_posix() if folder and inside.is_relative_to(whole) else Path(path).name
 
     def fingerprint(self) -> str:
         """Of the first, middle and last image as they are stored, to tell another data set."""

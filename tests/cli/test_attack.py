@@ -55,6 +55,16 @@ def test_the_default_question_is_that_of_the_paper() -> None:
     assert attack.QUESTION == CAPTION_QUESTION
 
 
+def test_a_picture_is_told_from_those_of_its_name_in_other_class_folders(place: Path, tmp_path: Path) -> None:
+    for folder, picture in zip(("blue square", "red dot"), to_pil(images(2)), strict=True):
+        (tmp_path / "classes" / folder).mkdir(parents=True)
+        picture.save(tmp_path / "classes" / folder / "0.png")
+    cli.main(words(place, tmp_path / "out", "--dataset", str(tmp_path / "classes"), "--steps", "1"))
+    entries = load_exported(tmp_path / "out" / "target-0" / "images").entries
+    assert [entry["original"] for entry in entries] == ["blue square/0.png", "red dot/0.png"]
+    assert [entry["file"] for entry in entries] == ["00000-blue-square-0.png", "00001-red-dot-0.png"]
+
+
 def test_the_offline_example_of_the_help_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     example = shlex.split(attack.EXAMPLES.splitlines()[0], comments=True)
     run_command([*example, "--samples", "1", "--steps", "2", "--output_dir", str(tmp_path / "out")])

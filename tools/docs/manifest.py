@@ -25,8 +25,9 @@ changed, one outside of the folder, and pictures that leave the threat model.
 
 Of all pictures: {facts}, and `images`, a list with one entry for each. Of one picture: `file` and `clean` are paths
 inside the folder, {sums} their digests, and `original` is the file of yours that it was made
-of. Whatever else stands there is what the caller said of it; `fare-hf attack` says the string that was to be forced,
-the prompt, and what the model writes for the clean picture and for the one that is read back.
+of, as its path in the data set's folder. Whatever else stands there is what the caller said of it;
+`fare-hf attack` says the string that was to be forced, the prompt, and what the model writes for the clean
+picture and for the one that is read back.
 
 ```json
 {example}

@@ -168,8 +168,9 @@ def _write(folder: Path, held: Tensor, clean: Tensor, called: Sequence[str] | No
 
 
 def _plain(name: str) -> str:
-    """A file name without its ending, in letters and digits that every system takes."""
-    return re.sub(r"[^A-Za-z0-9]+", "-", Path(name).stem).strip("-")[:60] or "image"
+    """A file's path without its ending, in letters and digits that every system takes."""
+    path = Path(name).parent / Path(name).stem
+    return re.sub(r"[^A-Za-z0-9]+", "-", str(path))[-60:].strip("-") or "image"
 
 
 def load_exported(folder: str | Path) -> Exported:

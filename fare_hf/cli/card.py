@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fare_hf.cli.console import refuse_missing, refuse_of_the_hub
+
+if TYPE_CHECKING:
+    from fare_hf.evaluation import Row
 
 __all__ = ["EXAMPLES", "GOING_ON", "PURPOSE", "add_options", "base_hint", "check", "run"]
 
 PURPOSE = "render the model card again, with the figures of a report"
 EXAMPLES = """\
-fare-hf card fare4/encoder --report outputs/photos --report_model fare4
+fare-hf card fare4/encoder --report outputs/photos --report_model encoder
 fare-hf card fare4/encoder --base_model openai/clip-vit-large-patch14 --license mit
 fare-hf card user/fare4-clip-vit-large-patch14   # of a repository: printed
 """
@@ -22,7 +27,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     parser.add_argument("encoder", help="folder of a saved encoder, rewritten in place; or a repository: printed")
     parser.add_argument("--report", type=Path, help="folder or report.json of fare-hf evaluate")
-    parser.add_argument("--report_model", help="name under which the report measures this encoder")
+    parser.add_argument("--report_model", help="row of the report that is this encoder, where none has its name")
     parser.add_argument("--base_model", help="Hub name of the original, where the card names a folder, such as ./clip")
     parser.add_argument("--license", help="identifier that the Hub knows, such as mit")
     parser.add_argument("--revision", help="of the repository")
@@ -42,16 +47,30 @@ def run(args: argparse.Namespace) -> None:
     from fare_hf.hub import regenerate_card, rewrite_card
     from fare_hf.hub.base_model import base_name, inherited_license
 
-    given = {"license": args.license, "report_model": args.report_model}
+    report = None if args.report is None else RobustnessReport.load(args.report)
+    own = args.report_model if args.report_model or report is None else own_name(report.rows, args.encoder)
+    given = {"license": args.license, "report_model": own}
     changes = {name: value for name, value in given.items() if value is not None}
     if args.base_model is not None:
         changes = {"base_model": base_name(args.base_model), **inherited_license(args.base_model), **changes}
-    report = None if args.report is None else RobustnessReport.load(args.report)
     if Path(args.encoder).is_dir():
         rewrite_card(args.encoder, report=report, **changes)
         print(*facts(Path(args.encoder)), sep="\n")
     else:
         print(regenerate_card(args.encoder, report=report, revision=args.revision, **changes))
+
+
+def own_name(rows: Sequence[Row], encoder: str) -> str:
+    """The name under which rows measure an encoder: its own; no other is guessed, nor taken from an earlier call."""
+    models = list(dict.fromkeys(row.model for row in rows))
+    found = [model for model in models if model in {encoder, Path(encoder).resolve().name}]
+    if len(found) != 1:
+        measured = ", ".join(map(repr, models)) or "none"
+        raise ValueError(
+            f"which row of the report is {encoder!r} is not plain, as it measures {measured}: name the row with "
+            "--report_model."
+        )
+    return found[0]
 
 
 def facts(folder: Path) -> list[str]:

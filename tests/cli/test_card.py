@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,16 +37,36 @@ def saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_it_says_what_was_written_and_whose_figures_they_are(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main.main(["card", "fare4", "--report", "report"])
+    main.main(["card", "fare4", "--report", "report", "--report_model", "FARE-4"])
     said = capsys.readouterr().out
     assert "written in 'fare4': README.md, fare_hf.json, report.json" in said
-    assert "which of 'CLIP', 'FARE-4' this encoder is, is not said: give --report_model" in said
-    assert ModelCard.load(saved / "README.md").data.eval_results is None
-    main.main(["card", "fare4", "--report_model", "FARE-4"])
-    said = capsys.readouterr().out
     assert "this encoder is 'FARE-4' of the report: 1 of 2 figures are its own" in said
-    (result,) = ModelCard.load(saved / "README.md").data.eval_results or []
+    card = ModelCard.load(saved / "README.md")
+    assert "This encoder is the row **FARE-4**; every other row measures another model." in card.text
+    (result,) = card.data.eval_results or []
     assert result.metric_value == 0.5
+    main.main(["card", "fare4", "--license", "mit"])
+    assert "this encoder is 'FARE-4' of the report" in capsys.readouterr().out
+
+
+def test_figures_of_other_encoders_are_not_taken(saved: Path) -> None:
+    """Not even where an earlier call has named the row."""
+    before = (saved / "README.md").read_text()
+    wanted = "which row of the report is 'fare4' is not plain, as it measures 'CLIP', 'FARE-4': name .* --report_model"
+    with pytest.raises(SystemExit, match=wanted):
+        main.main(["card", "fare4", "--report", "report"])
+    assert (saved / "README.md").read_text() == before and not (saved / "report.json").exists()
+    main.main(["card", "fare4", "--report", "report", "--report_model", "FARE-4"])
+    with pytest.raises(SystemExit, match=wanted):
+        main.main(["card", "fare4", "--report", "report"])
+
+
+def test_the_row_that_has_the_encoder_s_name_is_its_own(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [replace(row, model=row.model.replace("FARE-4", "fare4")) for row in RobustnessReport.load("report").rows]
+    RobustnessReport(rows).save("named")
+    main.main(["card", "fare4", "--report", "named"])
+    assert "this encoder is 'fare4' of the report: 1 of 2 figures are its own" in capsys.readouterr().out
+    assert "This encoder is the row **fare4**" in (saved / "README.md").read_text()
 
 
 def test_an_original_that_nobody_else_has_is_named_later(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:

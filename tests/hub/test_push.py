@@ -116,7 +116,8 @@ def test_what_was_measured_later_is_published_with_its_picture(hub: LoopbackHub,
     folder = save(tmp_path / "fare4", license="mit")
     report(0.5).save(tmp_path / "measured")
     push(hub, folder)
-    cli.main(["card", str(folder), "--report", str(tmp_path / "measured"), "--license", "apache-2.0"])
+    cli.main(["card", str(folder), "--report", str(tmp_path / "measured"), "--report_model", "FARE"])
+    cli.main(["card", str(folder), "--license", "apache-2.0"])
     push(hub, folder)
     tree = hub.repos["me/fare4"].tree()
     assert set(tree) == FILES | {".gitattributes", "report.json", "results.png"} and commits(hub) == 2

@@ -39,7 +39,7 @@ def refusal(hub: LoopbackHub, source: Any, *args: Any, **options: Any) -> str:
 def test_tokens_and_rights(hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = save(tmp_path / "fare4")
     monkeypatch.setattr("fare_hf.hub.push.remote.get_token", lambda: None)
-    assert "there is no access token" in refusal(hub, folder, token="")
+    assert "run `hf auth login`, or set the environment variable HF_TOKEN." in refusal(hub, folder, token="")
     wrong = "hf_wrongWrongWrong"
     said = refusal(hub, folder, token=wrong)
     assert "does not accept the access token (401)" in said and wrong not in said

@@ -143,15 +143,22 @@ def test_card_text(tmp_path: Path) -> None:
         "| threat model | linf 4/255 |",
     ):
         assert part in text
-    assert report("CLIP", "FARE").to_markdown().strip() in text
+    assert report("CLIP", "FARE").to_markdown().strip() in text and "pip install fare_hf" not in text
+    assert "Which row is this encoder was not said: no figure here counts as its own." in text
     assert '"path/to/a/llava-with-this-vision-encoder"' in text and "[openai/clip](https://huggingface.co/" in text
     assert "schlarmann2024robustclip" in text and "## Limits" in text and "](results.png)" in text
     assert "No licence was found for openai/clip or given" in text
     for part in ("More information", "{{", "{%", "None", "license:", "model-index", "TODO"):
         assert part not in text
     plain = (
-        save(tmp_path / "bare", training={"objective": "tecoa"}, threat_model=ThreatModel("l2", 1.5)) / "README.md"
+        save(
+            tmp_path / "bare",
+            training={"objective": "tecoa", "threat model": "l2 1.5"},
+            threat_model=ThreatModel("l2", 1.5),
+        )
+        / "README.md"
     ).read_text()
+    assert plain.count("| threat model | l2 1.5 |") == 1
     assert "croce2020reliable" in text and "radford2021learning" in text and "croce2020reliable" not in plain
     assert "No figures were measured" in plain and "mao2023understanding" in plain and "Euclidean length 1.5" in plain
 

@@ -64,7 +64,8 @@ class CardContent:
         training: the recipe: every parameter and version that matters.
         report: measured figures, or None.
         report_model: name under which the report's rows measure this encoder; only these enter the metadata (the
-            table shows all). None: all rows if the report measures a single model, else none.
+            table shows all, and the card says which row it is). None: all rows if the report measures a single
+            model, else none.
         license: identifier such as "mit", or None to say nothing.
         license_name: of a licence whose identifier is "other".
         license_link: its text.
@@ -147,6 +148,7 @@ def render_card(content: CardContent) -> str:
         results=markdown(content.report.rows).strip()
         if content.report
         else "No figures were measured for this encoder.",
+        own_row=_own_row(content),
         plot=content.plot if content.report else None,
         license_text=_license_text(content),
         citation="\n".join([citation, *([family.citation] if family else []), *_attack_citations(content)]),
@@ -238,6 +240,15 @@ def own_rows(content: CardContent) -> list[Row]:
     return [row for row in rows if row.model == content.report_model]
 
 
+def _own_row(content: CardContent) -> str:
+    """Which line of the tables is this encoder; empty where there are none."""
+    if content.report is None or not content.report.rows:
+        return ""
+    if not (own := own_rows(content)):
+        return "Which row is this encoder was not said: no figure here counts as its own."
+    return f"This encoder is the row **{inline(own[0].model)}**; every other row measures another model."
+
+
 def _eval_result(row: Row) -> EvalResult:
     """One row as the Hub's model index has it; threat model and attack are part of the metric's name."""
     conditions = f"{row.threat_model}, {row.attack_text}" if row.threat_model else "clean"
@@ -256,9 +267,9 @@ def _recipe(training: Mapping[str, Any], threat_model: ThreatModel) -> Sequence[
     for key, value in training.items():
         if names_secret(key) or find_secret(str(value)):
             raise ValueError(f"the training recipe's {key!r} looks like a secret: leave it out of the model card.")
-    rows = [("threat model", str(threat_model))]
-    shown = {key: value for key, value in training.items() if key != "objective citation"}
-    return rows + [(inline(key), inline(value, VALUE)) for key, value in shown.items()]
+    threat = ("threat model", str(threat_model))
+    shown = [(key, value) for key, value in training.items() if key != "objective citation" and (key, value) != threat]
+    return [threat, *((inline(key), inline(value, VALUE)) for key, value in shown)]
 
 
 def _snippet_transformers(content: CardContent) -> str:

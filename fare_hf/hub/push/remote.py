@@ -50,7 +50,9 @@ class Remote:
     def check_token(self) -> None:
         """Raises ValueError where there is no access token."""
         if not self.token:
-            raise ValueError("there is no access token: run `hf auth login`, set HF_TOKEN, or pass token.")
+            raise ValueError(
+                "there is no access token: run `hf auth login`, or set the environment variable HF_TOKEN."
+            )
 
     def account(self) -> dict[str, Any]:
         """Who the token belongs to; raises ValueError where there is none, or the Hub does not accept it."""

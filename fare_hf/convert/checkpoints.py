@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fare_hf.convert.states import read_state
 from fare_hf.files.documents import read_object
-from fare_hf.files.folders import path_inside, relative_name
+from fare_hf.files.folders import check_no_lab_name, path_inside, relative_name
 
 __all__ = [
     "TOKENIZER_FILES",
@@ -110,6 +110,7 @@ def find_file(name_or_path: str, name: str, revision: str | None = None) -> Path
     if folder.is_dir():
         path = path_inside(folder, name)
         return path if path.is_file() else None
+    check_no_lab_name(name_or_path)
     if not names_repository(name_or_path):
         raise ValueError(
             f"'{name_or_path}' is neither a folder or file here nor the name of a Hub repository (namespace/name)."

@@ -86,7 +86,7 @@ def _check_readable(own: Sequence[str], name: str) -> None:
     else:
         return
     raise ValueError(
-        f"the classes of {name!r} are {kind}, such as {own[0]}, which no text encoder can read: give --class_names "
+        f"the classes of {name!r} are {kind}, such as {own[0]}, which no text encoder can read: give class_names "
         f"with {len(own)} names in the order of the {order}."
     )
 

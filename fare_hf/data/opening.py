@@ -27,7 +27,7 @@ from fare_hf.data.image_folders import (
 )
 from fare_hf.data.tar_archives import ARCHIVE_ERRORS, check_archives
 from fare_hf.files.documents import read_object
-from fare_hf.files.folders import is_missing_path
+from fare_hf.files.folders import check_no_lab_name, is_missing_path
 
 __all__ = ["DAMAGED", "check_folder", "explained", "is_image_folder", "load_images", "open_split", "whole_split"]
 
@@ -122,6 +122,7 @@ def open_split(
     Raises:
         ValueError: what cannot be opened, as for `load_images`.
     """
+    check_no_lab_name(name)
     folder = Path(name).expanduser()
     try:
         if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():

@@ -129,8 +129,8 @@ def logit_bias_of(name_or_path: str) -> float:
     family = family_of_text(model_type)
     if family is None or family.whole_class is None or not family.sigmoid or model_type != family.whole:
         raise ValueError(
-            f"{name_or_path!r} is a {model_type!r} model, which has no logit bias; give a whole SigLIP with "
-            "--text_model, or use --objective tecoa."
+            f"{name_or_path!r} is a {model_type!r} model, which has no logit bias; give a whole SigLIP as "
+            "text_model, or use objective tecoa."
         )
     siglip: Any = load_complete(family.whole_class, name_or_path)
     return siglip.logit_bias.item()
@@ -174,7 +174,7 @@ def check_compared(name_or_path: str, embedding: str, text_model: str, **options
     if text_family not in (None, family_of_type(kind)):  # without texts it is refused where they are read
         raise ValueError(
             f"{text_model!r} is a {text_kind!r} model and {name_or_path!r} a {kind!r} model, whose embeddings have "
-            "nothing in common: give the model that the encoder was made from with --text_model."
+            "nothing in common: give the model that the encoder was made from as text_model."
         )
 
 

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 __all__ = [
     "LOCK",
     "check_links",
+    "check_no_lab_name",
     "check_new_folder",
     "files_in",
     "is_missing_path",
@@ -35,6 +36,17 @@ def is_missing_path(name: str) -> bool:
     """Whether a name can only be that of a file or folder, not of a repository on the Hub, and there is none."""
     looks = name.startswith((".", "/", "~")) or name.count("/") > 1
     return looks and not Path(name).expanduser().exists()
+
+
+def check_no_lab_name(name: object) -> None:
+    """Raises ValueError for `lab:NAME`, which the commands alone turn into a folder, and says how Python gets it."""
+    if str(name).startswith("lab:"):
+        short = str(name).removeprefix("lab:")
+        raise ValueError(
+            f"{str(name)!r} is a name for the commands: in Python give what fare_hf.lab.encoder_folder({short!r}) "
+            "returns, or of the vision-language model fare_hf.lab.load_llava(), or of a test set "
+            "fare_hf.lab.load_test_set(NAME)."
+        )
 
 
 def relative_name(name: object, where: str) -> str:

@@ -92,7 +92,7 @@ def test_the_program_says_what_is_wrong_in_one_sentence(tmp_path: Path) -> None:
         (["evaluate", "nowhere", "--output_dir", "full"], "the folder 'full' is not empty: name a new folder"),
         (["evaluate", "nowhere", "--output_dir", "r"], "'nowhere' is neither a folder with a model nor found"),
         (["evaluate", "full", "--output_dir", "r"], "'full' is not a vision encoder or CLIP"),
-        (["evaluate", "OTHER", "--output_dir", "r"], "has embeddings of 16 numbers, the texts have 128.*--text_model"),
+        (["evaluate", "OTHER", "--output_dir", "r"], "has embeddings of 16 numbers, the texts have 128.*text_model"),
         (
             ["evaluate", "nowhere", "--dataset", "lab:digits", "lab:digits", "--output_dir", "r"],
             "--dataset names lab:digits twice",

@@ -96,13 +96,13 @@ CLASS_NAMES = [
         "numbers of WordNet",
         lambda: prompt_names(WORDNET, None),
         ValueError,
-        "are WordNet's numbers, such as n01440764, …: give --class_names with 2",
+        "are WordNet's numbers, such as n01440764, …: give class_names with 2",
     ),
     Refusal(
         "numbers",
         lambda: prompt_names(NUMBERS, None, "set"),
         ValueError,
-        "'set' are numbers, such as 0, …: give --class_names with 12",
+        "'set' are numbers, such as 0, …: give class_names with 12",
     ),
 ]
 VALUES = [

@@ -164,10 +164,10 @@ def labelled(values: list[Any]) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("change", "options", "sentence"),
     [
-        (flat, {}, "has no classes .*--class_names.*captions"),
+        (flat, {}, "has no classes .*class_names.*captions"),
         (only_cats, {}, "has no classes|has one class"),
-        (labelled([0, 1, 2]), {}, "has no classes .*its columns are image, label.*--label_column"),
-        (labelled([0, 1, 2]), {"label_column": "label"}, "labels 'label' of .* have no names: give --class_names"),
+        (labelled([0, 1, 2]), {}, "has no classes .*its columns are image, label.*with label_column"),
+        (labelled([0, 1, 2]), {"label_column": "label"}, "labels 'label' of .* have no names: give class_names"),
         (
             labelled([0, 1, 2]),
             {"label_column": "label", "class_names": ["a", "b"]},
@@ -184,11 +184,11 @@ def labelled(values: list[Any]) -> Callable[[Path], None]:
         (None, {"dataset": "cifar-10", "class_names": ["a"] * 10}, "class_names has 'a' twice"),
         (None, {"split": "night"}, "night"),
         (None, {"eps": [4]}, "did you mean 4/255"),
-        (None, {"eps": ["4/255"], "dataset": "cifar-10", "split": "train"}, "--split is for images of your own"),
+        (None, {"eps": ["4/255"], "dataset": "cifar-10", "split": "train"}, "split is for images of your own"),
         (
             None,
             {"encoder": "ROBUST"},
-            "names no CLIP or SigLIP on the Hub that it was fine-tuned from: give it with --text_model",
+            "names no CLIP or SigLIP on the Hub that it was fine-tuned from: give it as text_model",
         ),
         (None, {"encoder": "ROBUST", "against": "ROBUST"}, "is compared with itself"),
         (None, {"encoder": "VLM"}, "is a 'llava' model, not a vision encoder or CLIP"),

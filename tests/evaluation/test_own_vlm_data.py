@@ -15,7 +15,7 @@ from helpers.tiny_llava import encoder, images
 from helpers.vlm_folders import SAID, TEMPLATE, command, write_captions, write_images, write_llava
 from PIL import Image
 
-from fare_hf import RobustnessReport, evaluate_vlm, evaluate_vlm_on_data, swap_vision_tower
+from fare_hf import RobustnessReport, evaluate, evaluate_vlm, evaluate_vlm_on_data, swap_vision_tower
 from fare_hf.attacks import ThreatModel
 from fare_hf.cli import evaluate_vlm as options_of_the_command
 from fare_hf.cli import main as cli
@@ -24,6 +24,7 @@ from fare_hf.evaluation import paired_difference
 from fare_hf.evaluation.vlm import own_data
 from fare_hf.evaluation.vlm.engine import VlmEngine
 from fare_hf.evaluation.vlm.metrics import Cider
+from fare_hf.lab import encoder_folder
 from fare_hf.lab.models import load_vlm_and_processor
 
 QUESTIONS = [{"question": f"what {word} ?", "answer": answer} for word, answer in (("red", "cat"), ("blue", "dog"))]
@@ -133,14 +134,19 @@ def saved(columns: dict[str, Any]) -> Callable[[Path], None]:
 
 
 REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
-    ("plain", "captions", {}, "no column 'caption'; its columns are image: name the caption with --caption_column"),
-    ("asked", "captions", {}, "its columns are image, question, answer: name the caption with --caption_column"),
-    ("photos", "vqa", {}, "no column 'question'; .*--question_column"),
-    ("photos", "captions", {"caption_column": "text"}, "--caption_column 'text' is not in .*photos'; its columns are"),
-    ("photos", "captions", {"answer_column": "text"}, "--answer_column says nothing to the task 'captions'"),
+    ("plain", "captions", {}, "no column 'caption'; its columns are image: name the caption with caption_column"),
+    ("asked", "captions", {}, "its columns are image, question, answer: name the caption with caption_column"),
+    ("photos", "vqa", {}, "no column 'question'; .*with question_column"),
+    ("photos", "captions", {"caption_column": "text"}, "caption_column 'text' is not in .*photos'; its columns are"),
+    ("photos", "captions", {"answer_column": "text"}, "answer_column says nothing to the task 'captions'"),
     ("asked", "pope", {}, "has the answer 'cat' in 'answer': the task 'pope' wants yes or no"),
-    ("asked", "vqa", {"prompt": "what?"}, "--prompt 'what\\?' has no {} for the question"),
-    ("photos", "captions", {"template": None}, "LlavaProcessor has no chat template: give template"),
+    ("asked", "vqa", {"prompt": "what?"}, "prompt 'what\\?' has no {} for the question"),
+    (
+        "photos",
+        "captions",
+        {"template": None},
+        "LlavaProcessor has no chat template: give template .--template., such as",
+    ),
     ("photos", "captions", {"split": "night"}, "night"),
     ("photos", "caption", {}, "no task 'caption': use one of captions, vqa, pope, targeted"),
     ("plain", "targeted", {}, "forces strings by an attack: give targets"),
@@ -153,7 +159,7 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("photos", "captions", {"encoder": "robust", "against": "robust"}, "is compared with itself"),
     ("photos", "captions", {"against": "robust"}, "is what an encoder is compared with: give the encoder too"),
     ("COCO", "vqa", {}, "COCO is a set of the task 'captions', not 'vqa'"),
-    ("COCO", "captions", {"split": "val"}, "--split is for images of your own: COCO has its own"),
+    ("COCO", "captions", {"split": "val"}, "split is for images of your own: COCO has its own"),
 ]
 
 
@@ -168,6 +174,21 @@ def test_what_cannot_be_measured_is_one_sentence_before_weights_are_loaded(
     with pytest.raises(ValueError, match=sentence) as found:
         evaluate_vlm_on_data(dataset=images_there, task=task, **told)
     assert "\n" not in str(found.value)
+
+
+def test_names_of_the_lab_are_for_the_commands(place: Path) -> None:
+    vlm, processor = load_vlm_and_processor(str(place / "llava"))
+    calls: list[Callable[[], Any]] = [
+        lambda: evaluate("lab:fare-4", place / "photos"),
+        lambda: evaluate(encoder_folder("fare-4"), place / "photos", text_model="lab:clip"),
+        lambda: evaluate(encoder_folder("clip"), "lab:digits"),
+        lambda: evaluate_vlm_on_data("lab:llava", place / "photos", "captions"),
+        lambda: evaluate_vlm_on_data(place / "llava", place / "photos", "captions", encoder="lab:fare-4"),
+        lambda: swap_vision_tower(vlm, "lab:fare-4", processor),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match="^'lab:[^']*' is a name for the commands: .*fare_hf.lab.encoder_folder"):
+            call()
 
 
 @pytest.mark.parametrize(

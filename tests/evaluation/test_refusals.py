@@ -273,7 +273,7 @@ VLM = [
         "a processor without a chat template",
         lambda proc: chat_prompt(proc, "what ?"),
         ValueError,
-        "LlavaProcessor has no chat template: give template, such as 'USER: <image>\\n{} ASSISTANT:'.",
+        "LlavaProcessor has no chat template: give template (--template), such as 'USER: <image>\\n{} ASSISTANT:'.",
     ),
     Refusal(
         "a template without a place for the question",

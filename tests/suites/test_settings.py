@@ -249,7 +249,7 @@ OPTIONS: list[tuple[list[str], str]] = [
     ([*CONVERT, "--revision", "x"], "--revision is of a repository, and '.'"),
     ([*CONVERT, "--activation", "gelu"], "--activation is for --to transformers"),
     (["evaluate", "--suite", "lab", "--split", "x", "--output_dir", "r"], "--split is not for --suite"),
-    (["evaluate", "lab:fare-4", "--split", "x", "--output_dir", "r"], "--split is for images of your own"),
+    (["evaluate", "lab:fare-4", "--split", "x", "--output_dir", "r"], "split is for images of your own"),
     (["card", ".", "--revision", "x"], "--revision is of a repository, and '.' lies here"),
     (["push", ".", "a/b", "--create_pr", "--tag", "x"], "tag 'x' cannot be put on a pull request"),
 ]

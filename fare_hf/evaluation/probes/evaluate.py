@@ -93,11 +93,11 @@ def evaluate_probe(
     if test_split == train_split:
         raise ValueError(
             f"the probe would be measured on the images that it is fitted on ({name!r}, split {train_split!r}): give "
-            "a folder with train/ and test/, or another --train_split."
+            "a folder with train/ and test/, or another train_split."
         )
     subjects = [str(one) for one in (against, encoder) if one is not None]
     if len(set(subjects)) < len(subjects):
-        raise ValueError(f"{subjects[0]!r} is compared with itself: give another encoder, or leave --against out.")
+        raise ValueError(f"{subjects[0]!r} is compared with itself: give another encoder, or leave against out.")
     for one in subjects:
         check_encoder_type(one, "pooled")
     processors = [load_image_processor(one, read_configuration(one)) for one in subjects]

@@ -216,7 +216,7 @@ def _check_of_the_table(plan: _Plan) -> None:
         raise ValueError(f"{row.name} is a set of the task {tasks!r}, not {plan.task!r}: give images of your own.")
     given = [name for name, value in vars(plan.texts).items() if value is not None and name != "template"]
     if given:
-        raise ValueError(f"--{given[0]} is for images of your own: {row.name} has its own.")
+        raise ValueError(f"{given[0]} is for images of your own: {row.name} has its own.")
 
 
 def _loaded(name: str, plan: _Plan) -> _Model:

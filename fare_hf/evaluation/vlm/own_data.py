@@ -137,9 +137,9 @@ def check_task(task: str, texts: Texts) -> None:
         raise ValueError(f"there is no task {task!r}: use one of {', '.join(TASKS)}.")
     for column in ("caption_column", *ASKED):
         if getattr(texts, column) is not None and column not in COLUMNS[task]:
-            raise ValueError(f"--{column} says nothing to the task {task!r}: leave it out.")
+            raise ValueError(f"{column} says nothing to the task {task!r}: leave it out.")
     if task in ("vqa", "pope") and texts.prompt is not None and "{}" not in texts.prompt:
-        raise ValueError(f"--prompt {texts.prompt!r} has no {{}} for the question, which each image has: add it.")
+        raise ValueError(f"prompt {texts.prompt!r} has no {{}} for the question, which each image has: add it.")
 
 
 def _opened(
@@ -169,13 +169,13 @@ def _column(rows: Any, image: str, given: str | None, option: str, name: str) ->
     there, known = ", ".join(rows.features), CALLED[option]
     if given is not None:
         if given not in rows.features:
-            raise ValueError(f"--{option} {given!r} is not in {name!r}; its columns are {there}.")
+            raise ValueError(f"{option} {given!r} is not in {name!r}; its columns are {there}.")
         return given
     found = [column for column in rows.features if column.lower() in known and column != image]
     if len(found) != 1:
         what = option.removesuffix("_column")
         fault = f"several columns that may be the {what} ({', '.join(found)})" if found else f"no column {known[0]!r}"
-        raise ValueError(f"{name!r} has {fault}; its columns are {there}: name the {what} with --{option}.")
+        raise ValueError(f"{name!r} has {fault}; its columns are {there}: name the {what} with {option}.")
     return found[0]
 
 

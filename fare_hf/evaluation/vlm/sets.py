@@ -173,7 +173,7 @@ def chat_prompt(processor: Any, question: str, template: str | None = None) -> s
         return template.replace("{}", question)
     if getattr(processor, "chat_template", None) is None:
         raise ValueError(
-            f"{type(processor).__name__} has no chat template: give template, such as "
+            f"{type(processor).__name__} has no chat template: give template (--template), such as "
             f"'USER: {processor.image_token}\\n{{}} ASSISTANT:'."
         )
     content = [{"type": "image"}, {"type": "text", "text": question}]

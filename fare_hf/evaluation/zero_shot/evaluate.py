@@ -100,7 +100,7 @@ def evaluate(
     asked |= {"class_names": class_names, "templates": templates}
     subjects = [str(one) for one in (against, encoder) if one is not None]
     if len(set(subjects)) < len(subjects):
-        raise ValueError(f"{subjects[0]!r} is compared with itself: give another encoder, or leave --against out.")
+        raise ValueError(f"{subjects[0]!r} is compared with itself: give another encoder, or leave against out.")
     texts = [_text_model(one, text_model) for one in subjects]
     processors = [load_image_processor(one, read_configuration(one)) for one in subjects]
     opened: list[list[ZeroShotData]] = []
@@ -160,7 +160,7 @@ def _text_model(name_or_path: str, given: str | os.PathLike[str] | None) -> str:
     if text_model is None:
         raise ValueError(
             f"{name_or_path!r} has no text encoder and names no CLIP or SigLIP on the Hub that it was fine-tuned "
-            "from: give it with --text_model."
+            "from: give it as text_model."
         )
     return text_model
 
@@ -171,7 +171,7 @@ def _open(dataset: Any, processor: Any, asked: dict[str, Any], choice: dict[str,
     name = dataset.name if known else str(dataset)
     if not known and (Path(name).expanduser().is_dir() or not is_zero_shot_set(name)):
         return load_labelled_images(name, processor, **asked, **choice)
-    if given := [f"--{option}" for option in ("split", "image_column", "label_column") if asked[option] is not None]:
+    if given := [option for option in ("split", "image_column", "label_column") if asked[option] is not None]:
         raise ValueError(f"{given[0]} is for images of your own: {name!r} has its own.")
     check_given_names(names := asked["class_names"])
     choice = {key: choice[key] for key in ("samples", "seed")}
@@ -198,7 +198,7 @@ def _check_width(name: str, embedded: Sequence[Any]) -> None:
         if width != text.shape[1]:
             raise ValueError(
                 f"{name!r} has embeddings of {width} numbers, the texts have {text.shape[1]}: give the model that it "
-                "was fine-tuned from with --text_model."
+                "was fine-tuned from as text_model."
             )
 
 

@@ -58,7 +58,7 @@ def load_labelled_images(
     rows, own = _numbered(rows, labels, name)
     names = prompt_names(own, class_names, name)
     if not names:
-        raise ValueError(f"the labels {labels!r} of {name!r} have no names: give --class_names, one a class.")
+        raise ValueError(f"the labels {labels!r} of {name!r} have no names: give class_names, one a class.")
     if len(names) < 2:
         raise ValueError(f"{name!r} has one class, {names[0]!r}: zero-shot accuracy needs at least 2.")
     if not len(rows) or not check_labels(rows, labels, len(names), name):
@@ -85,8 +85,8 @@ def check_templates(templates: Sequence[str]) -> None:
 def _without_classes(name: str, rows: HuggingFaceDataset) -> ValueError:
     return ValueError(
         f"{name!r} has no classes (its columns are {', '.join(rows.features or {})}): put the images into a folder a "
-        "class, or name the labels with --label_column and their classes with --class_names; images with captions "
-        "are for --vlm and --task captions."
+        "class, or name the labels with label_column and their classes with class_names; images with captions "
+        "are for a vision-language model (--vlm, --task captions)."
     )
 
 

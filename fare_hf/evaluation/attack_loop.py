@@ -13,7 +13,7 @@ import torch
 from fare_hf.attacks import ThreatModel
 from fare_hf.attacks.gradient import check_steps
 from fare_hf.attacks.threat_model import check_threat_model
-from fare_hf.evaluation.processes import divided
+from fare_hf.evaluation.processes import counted, divided
 
 __all__ = [
     "Attack",
@@ -228,22 +228,23 @@ def attack_nested(
     for threat_model in sorted(threat_models, key=lambda t: (t.norm, t.eps)):
         start = time.perf_counter()
         survivors = left.get(threat_model.norm, list(alive))
-        for stage in stages:
-            survivors = _run_stage(stage, survivors, threat_model, batch_size, distributed)
+        for number, stage in enumerate(stages, 1):
+            what = f"{threat_model}, attack {number} of {len(stages)}"
+            survivors = _run_stage(stage, survivors, threat_model, batch_size, distributed, what)
         left[threat_model.norm] = survivors
         outcomes[threat_model] = Outcome(threat_model, survivors, time.perf_counter() - start)
     return [outcomes[threat_model] for threat_model in threat_models]
 
 
 def _run_stage(
-    stage: Stage, alive: list[int], threat_model: ThreatModel, batch_size: int, distributed: bool
+    stage: Stage, alive: list[int], threat_model: ThreatModel, batch_size: int, distributed: bool, what: str
 ) -> list[int]:
     """One attack over all who are still alive; returns who survives it."""
     batches = list(enumerate(chunks([index for index in alive if stage.attacks(index)], batch_size)))
     found = divided(batches, lambda part: stage.run(part[1], threat_model, part[0]), distributed=distributed)
     fooled: set[int] = set()
-    for (_, batch), what in zip(batches, found, strict=True):
-        fooled |= {index for index, out in zip(batch, stage.take(what, batch, threat_model), strict=True) if out}
+    for (_, batch), one in zip(batches, counted(found, len(batches), what), strict=True):
+        fooled |= {index for index, out in zip(batch, stage.take(one, batch, threat_model), strict=True) if out}
     return [index for index in alive if index not in fooled]
 
 

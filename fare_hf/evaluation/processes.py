@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import TypeVar
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object, parse_flag_from_env
+from tqdm.auto import tqdm
 
-__all__ = ["agreed", "divided", "process_state"]
+__all__ = ["agreed", "counted", "divided", "process_state"]
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
@@ -37,6 +39,19 @@ def divided(parts: Sequence[Part], work: Callable[[Part], Result], *, distribute
     for start in range(0, len(parts), processes):
         own = [work(part) for part in parts[start : start + processes][rank : rank + 1]]
         yield from own if processes == 1 else gather_object(own)
+
+
+def counted(batches: Iterable[Part], number: int, what: str) -> Iterator[Part]:
+    """Batches as they come, with a bar in the first process's terminal that goes when they are done.
+
+    Args:
+        batches: which, or what was found in them.
+        number: how many.
+        what: is done with them.
+    """
+    first = os.environ.get("RANK", "0") == "0"
+    shown = {"leave": False, "dynamic_ncols": True, "disable": None if first else True}  # None: without a terminal
+    return iter(tqdm(batches, total=number, desc=what, unit="batch", **shown))
 
 
 def agreed(decide: Callable[[], Result], *, distributed: bool) -> Result:

@@ -16,7 +16,7 @@ from fare_hf.data.pixels import Normalization
 from fare_hf.encoders import check_encoder_type, embed, frozen, load_encoder, matmul_patch_embedding
 from fare_hf.evaluation.attack_loop import chunks, read
 from fare_hf.evaluation.probes.classifiers import NEIGHBOURS, PROBES, TEMPERATURE
-from fare_hf.evaluation.processes import process_state
+from fare_hf.evaluation.processes import counted, process_state
 from fare_hf.evaluation.report.rows import Row
 from fare_hf.evaluation.result import Evaluation
 from fare_hf.evaluation.zero_shot.classification import measure_accuracy
@@ -155,7 +155,8 @@ def _features(
 ) -> tuple[Tensor, Tensor]:
     """Of all images of the training split, and their labels."""
     parts, labels = [], []
-    for batch in chunks(range(len(data.images)), batch_size):
+    batches = list(chunks(range(len(data.images)), batch_size))
+    for batch in counted(batches, len(batches), "training images"):
         pixels, found = read(data.images, batch, device, None)
         parts.append(features_of(pixels))
         labels += found

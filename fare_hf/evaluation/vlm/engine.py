@@ -30,7 +30,7 @@ from fare_hf.evaluation.attack_loop import (
     gather,
     screening_steps,
 )
-from fare_hf.evaluation.processes import agreed, divided, process_state
+from fare_hf.evaluation.processes import agreed, counted, divided, process_state
 from fare_hf.evaluation.report.rows import Row, fraction_row
 from fare_hf.evaluation.result import Evaluation
 from fare_hf.evaluation.resume import Change, SavedBatches
@@ -134,7 +134,8 @@ class VlmEngine:
             raise ValueError("the data set is empty: pass at least one image.")
         answers = agreed(self.saved.answers, distributed=self.distributed)
         batches = list(chunks(range(len(answers), len(self.images)), self.batch_size))
-        for said in divided(batches, self._clean_answers, distributed=self.distributed):
+        found = divided(batches, self._clean_answers, distributed=self.distributed)
+        for said in counted(found, len(batches), "clean answers"):
             answers += said
             if self._writes:
                 self.saved.keep_answers(answers)

@@ -14,6 +14,7 @@ from fare_hf.data.pixels import Normalization, check_pixels, resize
 from fare_hf.encoders import embed, freeze, frozen, matmul_patch_embedding
 from fare_hf.evaluation.attack_loop import Stage as LoopStage
 from fare_hf.evaluation.attack_loop import attack_batch, attack_nested, check_plan, chunks, read, screening_steps
+from fare_hf.evaluation.processes import counted
 from fare_hf.evaluation.report.rows import Row, fraction_row
 from fare_hf.evaluation.result import Evaluation
 from fare_hf.pretrained.encoder_families import compared_embedding, compared_width
@@ -268,7 +269,8 @@ def _clean_pass(
     if labels is not None and len(labels) != len(images):
         raise ValueError(f"{len(labels)} labels for {len(images)} images: give one label per image.")
     logits, truth = [], []
-    for batch in chunks(range(len(images)), batch_size):
+    batches = list(chunks(range(len(images)), batch_size))
+    for batch in counted(batches, len(batches), "clean images"):
         pixels, found = read(images, batch, device, labels)
         check_pixels(pixels)
         truth += found

@@ -56,7 +56,8 @@ def square(
     samples of a batch, signs are each sample's own, and none of it depends on which samples are still there.
 
     Args:
-        loss_fn: as for `apgd`; the margin is the paper's loss (`ClassifierLoss(..., "margin")`).
+        loss_fn: `(B, C, H, W) -> (B,)`, to be maximised, or `-> (loss, success)`; the margin is the paper's loss
+            (`ClassifierLoss(..., "margin")`).
         pixels: clean images (B, C, H, W) in [0, 1].
         threat_model: linf or l2.
         queries: random steps after the first point.

@@ -86,7 +86,9 @@ class OnImages(Job):
     Attributes:
         batch_size: images of a forward pass.
         text: the CLIP whose texts stand for the classes; None is each model's own.
-        label_column, class_names, templates: of a folder or repository, as for `load_labelled_images`.
+        label_column: of classes, whole numbers or words; found if it is a `ClassLabel`.
+        class_names: one a class, in the order of the labels; by default the data set's own.
+        templates: sentences with `{}` for the class name; by default "a photo of a {}.".
     """
 
     batch_size: Count = None

@@ -84,7 +84,9 @@ class Vlm(OfAVlm):
 
     Attributes:
         task: of a folder or repository, "captions", "vqa" or "pope".
-        caption_column, question_column, answer_column, prompt, max_new_tokens: of it, as for `load_vlm_data`.
+        caption_column, question_column, answer_column: of its words; found where just one has a usual name.
+        prompt: what is asked of every image; for questions with `{}` for the question.
+        max_new_tokens: of an answer; by default 20 for captions and 5 for questions.
     """
 
     kind: ClassVar[str] = "vlm"

@@ -125,7 +125,7 @@ def prepare(folder: Path) -> None:
     asked = {"question": "what is it?", "answer": "a dog"}
     write_words(folder / "path/to/questions", asked, asked | {"answer": "a cat"})
     (folder / "strings.txt").write_text("a cat\n")
-    write_images(folder / "path/to/divided", train=2, test=1)
+    write_images(folder / "path/to/divided", train=2, validation=1, test=1)
     write_siglip(folder / "siglip")
     write_dino(folder / "dinov2")
     model, processor = load_llava()
@@ -199,6 +199,8 @@ class Session:
             CHECKED[words[0]](words)
             return
         assert words[0] in ("fare-hf", "accelerate"), f"{self.page}: no test runs {command!r}; see helpers/pages.py"
+        if "--resume_from_checkpoint" in words:  # a run that was stopped has checkpoints and no encoder yet
+            shutil.rmtree(Path(words[words.index("--output_dir") + 1]) / "encoder")
         if any(" ".join(words).startswith(key) for key in ELSEWHERE):
             build_parser().parse_args(words[1:])
         elif words[1] == "push" or "--push_to_hub" in words:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,7 @@ def test_it_is_a_screen_and_a_half_with_three_snippets() -> None:
 
 def test_the_first_training_runs_by_the_real_launcher(tmp_path: Path) -> None:
     (tmp_path / "path/to/images").mkdir(parents=True)
+    shutil.copytree(EXAMPLES / "recipes", tmp_path / "examples" / "recipes")
     Image.effect_noise((160, 160), 90).convert("RGB").save(tmp_path / "path/to/images/0.png")
     words = stood_in(shlex.split(next(command for command in COMMANDS if command.startswith("accelerate"))))
     program = [str(Path(sys.executable).with_name(words[0])), *words[1:]]

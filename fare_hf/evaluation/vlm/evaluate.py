@@ -62,13 +62,19 @@ def evaluate_vlm_on_data(
 
     Args:
         vlm: folder or repository of a model of `fare_hf.vlm.families.table.FAMILIES`; or the model and its processor.
-        dataset: as for `load_vlm_data`, or a set of the paper's table such as "COCO".
+        dataset: folder of images with their words in `metadata.jsonl` or `metadata.csv`, folder of shards, saved data
+            set, or repository on the Hub; or a set of the paper's table such as "COCO".
         task: "captions" (CIDEr), "vqa" (VQA accuracy), "pope" (F1 of yes, and accuracy) under the ensemble of
             `evaluate_vlm`; "targeted" (how often each of `targets` is forced).
         encoder: swapped in for its tower; measured after the model with its own tower, on the same images.
         against: another encoder, measured in the place of the own tower.
-        split, image_column, caption_column, question_column, answer_column, prompt, template, max_new_tokens: as
-            `own_data.Texts` says; not for a set of the table, but `template`.
+        split: None takes "test", or the only one of what lies here. Of this and what follows, only `template` is for a
+            set of the table too.
+        image_column, caption_column, question_column, answer_column: None finds the one with a usual name.
+        prompt: what is asked of every image; for questions with `{}` for the question.
+        template: a whole prompt with the image token and `{}` for what is asked, for processors without a chat
+            template.
+        max_new_tokens: of an answer.
         targets: strings to force, for "targeted" alone.
         eps: radii of the linf ball; none for clean figures alone.
         samples: how many images, drawn by `seed`; None takes all, of the table's sets as many as the paper.

@@ -66,13 +66,18 @@ def evaluate(
         encoder: folder or repository of a CLIP or SigLIP, or of its vision encoder (a CLIP's with the projection).
         dataset: folder of images (a folder a class), saved data set, or repository on the Hub; a set of the paper's
             table such as "cifar10"; one that is open; or several of these.
-        split, image_column, label_column, class_names, templates: as for `load_labelled_images`; not for a set that
-            has its own.
+        split: None takes "test", or of a folder that is not divided all of it.
+        image_column, label_column: of images and classes (whole numbers or words); None finds them.
+        class_names: one a class, in the order of the labels; None takes the data set's.
+        templates: sentences with `{}` for the class name; None is "a photo of a {}.". Sets that have their own columns
+            and names take none of these.
         eps: radii of the linf ball; none for clean accuracy alone.
         against: the original, or another encoder, measured first on the same images and compared in pairs.
         text_model: CLIP or SigLIP whose text encoder reads the class names; None is `text_model_of` each encoder.
         samples: how many images, drawn by `seed`; None takes all, or of the table's sets as many as the paper.
-        steps, target_classes, batch_size, seed: of the attack, as for `evaluate_zero_shot`.
+        steps, seed: of APGD, and of its random starts.
+        target_classes: wrong classes that the targeted attack tries.
+        batch_size: images of a forward pass.
         report: gets a line on the images, and one on what their classes are called.
 
     Returns:

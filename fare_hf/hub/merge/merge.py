@@ -64,7 +64,8 @@ def merge_vision_tower(
         endpoint: of another Hub than `HF_ENDPOINT`.
         revision: of `vlm` on the Hub.
         encoder_revision: of `encoder` on the Hub.
-        base: as for `swap_vision_tower`, for a bare file of open_clip weights.
+        base: for a bare file of open_clip weights, the CLIP it was fine-tuned from; None takes what the file does not
+            say from the tower.
 
     Returns:
         What was written.

@@ -61,6 +61,24 @@ def test_figures_of_other_encoders_are_not_taken(saved: Path) -> None:
         main.main(["card", "fare4", "--report", "report"])
 
 
+def test_figures_of_a_second_report_are_added(saved: Path) -> None:
+    """The encoder's own under its newest name; a figure that is there already is replaced."""
+    main.main(["card", "fare4", "--report", "report", "--report_model", "FARE-4"])
+    names = {"model": "fare4", "task": "zero-shot", "metric": "accuracy"}
+    rows = [fraction_row([True], dataset=dataset, **names) for dataset in ("digits", "pets")]
+    RobustnessReport(rows, {"command": "second"}).save("second")
+    main.main(["card", "fare4", "--report", "second"])
+    own = ModelCard.load(saved / "README.md").data.eval_results or []
+    assert [(one.dataset_name, one.metric_value) for one in own] == [("digits", 1.0), ("pets", 1.0)]
+    stored = RobustnessReport.load("fare4")
+    assert [(row.model, row.value) for row in stored.rows] == [("CLIP", 0.5), ("fare4", 1.0), ("fare4", 1.0)]
+    assert stored.environment == {"command": "second", "earlier": {}}
+    before = (saved / "README.md").read_text()
+    with pytest.raises(SystemExit, match=r"report_model 'FARE-4' is not in the report: it measures \['fare4'\]"):
+        main.main(["card", "fare4", "--report", "second", "--report_model", "FARE-4"])
+    assert (saved / "README.md").read_text() == before
+
+
 def test_the_row_that_has_the_encoder_s_name_is_its_own(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [replace(row, model=row.model.replace("FARE-4", "fare4")) for row in RobustnessReport.load("report").rows]
     RobustnessReport(rows).save("named")

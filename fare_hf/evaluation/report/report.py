@@ -56,10 +56,33 @@ class RobustnessReport:
         for number, row in enumerate(self.rows):
             if not isinstance(row, Row):
                 raise ValueError(f"row {number} of the report is {row!r}: give a Row, or read it by Row.from_dict.")
-            key = (*(getattr(row, name) for name in NAMES), str(row.threat_model or "clean"))
+            key = _figure(row)
             if key in seen:
                 raise ValueError(f"row {number} of the report repeats {' / '.join(key)}: report each figure once.")
             seen.add(key)
+
+    def updated(self, later: RobustnessReport) -> RobustnessReport:
+        """The figures of both reports; of one that stands in both, the later value.
+
+        Args:
+            later: measured since. Its environment is that of the new report; this one's stands in it as `earlier`,
+                where some figure of it is left.
+
+        Returns:
+            A new report, this one's figures first.
+
+        Example:
+            >>> names = {"model": "FARE-4", "task": "zero-shot", "metric": "accuracy", "ci": (0, 1), "n": 10}
+            >>> first = RobustnessReport([Row(dataset=name, value=0.5, **names) for name in ("digits", "pets")])
+            >>> found = first.updated(RobustnessReport([Row(dataset="pets", value=0.7, **names)], {"seed": 1}))
+            >>> [(row.dataset, row.value) for row in found.rows], found.environment
+            ([('digits', 0.5), ('pets', 0.7)], {'seed': 1, 'earlier': {}})
+        """
+        before, after = ({_figure(row): row for row in report.rows} for report in (self, later))
+        environment = later.environment
+        if before.keys() - after.keys():
+            environment = {**environment, "earlier": self.environment}
+        return RobustnessReport(list((before | after).values()), environment)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data, fields in the schema's order."""
@@ -118,3 +141,8 @@ class RobustnessReport:
             return cls.from_dict(content)
         except ValueError as error:
             raise ValueError(f"'{file}': {error}") from None
+
+
+def _figure(row: Row) -> tuple[str, ...]:
+    """What a row measures; a report has one row of each."""
+    return (*(getattr(row, name) for name in NAMES), str(row.threat_model or "clean"))

@@ -16,7 +16,7 @@ from fare_hf.evaluation import RobustnessReport
 from fare_hf.evaluation.report.plots import draw_summary
 from fare_hf.files.documents import read_object, read_text
 from fare_hf.files.folders import path_inside
-from fare_hf.hub.card.render import PLOT, CardContent, render_card
+from fare_hf.hub.card.render import PLOT, CardContent, own_rows, render_card
 from fare_hf.hub.local_paths import without_local_paths
 from fare_hf.hub.retry import Retries, bounded_waits
 from fare_hf.pretrained.encoder_families import PUBLISHED_WHOLE
@@ -54,12 +54,12 @@ def regenerate_card(
     revision: str | None = None,
     **changes: Any,
 ) -> str:
-    """The model card of a saved or published encoder, rendered again, with new figures where they are given.
+    """The model card of a saved or published encoder, rendered again, with more figures where they are given.
 
     Args:
         name_or_path: folder, or repository on the Hub (its JSON files and its picture are fetched).
         name: that the snippets load; None keeps it.
-        report: new figures, without a picture; None takes those published. `rewrite_card` draws them too.
+        report: figures that are added to those published, without a picture. `rewrite_card` draws them too.
         revision: of the repository.
         changes: other fields of `CardContent`.
 
@@ -71,8 +71,10 @@ def regenerate_card(
     if not folder.is_dir():
         folder, name = _fetched(str(name_or_path), revision), name or str(name_or_path)
     changes |= {} if name is None else {"name": name}
-    changes |= {} if report is None else {"report": report, "plot": None}
-    return render_card(replace(content_of(folder), **changes))
+    content = content_of(folder)
+    if report is not None:
+        changes |= {**_with_figures(content, report, changes.get("report_model")), "plot": None}
+    return render_card(replace(content, **changes))
 
 
 def rewrite_card(folder: str | os.PathLike[str], *, report: RobustnessReport | None = None, **changes: Any) -> Path:
@@ -80,8 +82,10 @@ def rewrite_card(folder: str | os.PathLike[str], *, report: RobustnessReport | N
 
     Args:
         folder: as `save_robust_encoder` wrote it.
-        report: what was measured since; replaces `report.json` and its picture.
-        changes: other fields of `CardContent`: `license`, `report_model`, `datasets`, `vlm`, ...
+        report: what was measured since, added to `report.json` and its picture; a figure that is there already (model,
+            task, data set, metric and threat model) is replaced.
+        changes: other fields of `CardContent`: `license`, `report_model`, `datasets`, `vlm`, ...; a `report_model` with a
+            report is the encoder's name there, and later on the card.
 
     Returns:
         The card.
@@ -94,8 +98,12 @@ def rewrite_card(folder: str | os.PathLike[str], *, report: RobustnessReport | N
     card, before = folder / "README.md", content_of(folder)
     if card.exists() and read_text(path_inside(folder, card.name)) != render_card(before):
         raise ValueError(f"'{card}' was edited by hand: move it away to have it rendered again.")
-    fields, files = published_report(report)
-    content = replace(before, **changes | (fields if files else {}))
+    files: dict[str, bytes] = {}
+    if report is not None:
+        changes |= _with_figures(before, report, changes.get("report_model"))
+        fields, files = published_report(changes["report"])
+        changes |= fields
+    content = replace(before, **changes)
     files |= card_files(content)
     _replace(folder, files)
     if content.plot is None:
@@ -129,11 +137,29 @@ def published_report(report: RobustnessReport | None) -> tuple[dict[str, Any], d
     """What a card's content holds of a report, without the paths of this machine, and its files; nothing for None."""
     if report is None:
         return {"report": None, "plot": None}, {}
-    shown = RobustnessReport.from_dict(without_local_paths(json.loads(report.to_json())))
+    shown = _shown(report)
     plot, files = draw_summary(shown.rows), {"report.json": shown.to_json().encode()}
     if plot is not None:
         files[PLOT] = plot
     return {"report": shown, "plot": None if plot is None else PLOT}, files
+
+
+def _with_figures(before: CardContent, report: RobustnessReport, given: str | None) -> dict[str, Any]:
+    """`report` and `report_model` of a card to whose figures others are added, the encoder under one name in both."""
+    later, name = _shown(report), None if given is None else str(without_local_paths(given))
+    if name is not None:  # a misspelt name must not become that of the figures before
+        own_rows(replace(before, report=later, report_model=name))
+    if before.report is None or not before.report.rows:
+        return {"report": later, "report_model": name}
+    own = {row.model for row in own_rows(before)}
+    name = name or next(iter(own), None)
+    rows = [replace(row, model=name) if name and row.model in own else row for row in before.report.rows]
+    return {"report": replace(before.report, rows=rows).updated(later), "report_model": name}
+
+
+def _shown(report: RobustnessReport) -> RobustnessReport:
+    """A report without the paths of this machine."""
+    return RobustnessReport.from_dict(without_local_paths(json.loads(report.to_json())))
 
 
 def card_files(content: CardContent) -> dict[str, bytes]:

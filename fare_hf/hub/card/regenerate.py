@@ -84,8 +84,8 @@ def rewrite_card(folder: str | os.PathLike[str], *, report: RobustnessReport | N
         folder: as `save_robust_encoder` wrote it.
         report: what was measured since, added to `report.json` and its picture; a figure that is there already (model,
             task, data set, metric and threat model) is replaced.
-        changes: other fields of `CardContent`: `license`, `report_model`, `datasets`, `vlm`, ...; a `report_model` with a
-            report is the encoder's name there, and later on the card.
+        changes: other fields of `CardContent`: `license`, `report_model`, `datasets`, `vlm`, ... With a report given,
+            `report_model` is the encoder's name there, and later on the card.
 
     Returns:
         The card.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fare_hf.cli.console import named_values, natural, positive, refuse_given, refuse_missing, refuse_no_file, silent
+from fare_hf.lab.names import check_vlm
 from fare_hf.numerals import parse_eps
 
 __all__ = ["EXAMPLES", "GOING_ON", "PURPOSE", "QUESTION", "add_options", "check", "run"]
@@ -60,6 +61,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def check(args: argparse.Namespace) -> None:
     """The radius, and paths that lead nowhere."""
     parse_eps(args.eps)
+    check_vlm(args.vlm, "VLM ")
     refuse_missing("VLM", args.vlm)
     refuse_missing("--encoder", args.encoder or "")
     refuse_no_file("--targets", args.targets)

@@ -20,7 +20,7 @@ from fare_hf.cli.console import (
     tell,
 )
 from fare_hf.cli.evaluate_vlm import OF_A_VLM, add_vlm_options, run_vlm
-from fare_hf.lab.names import encoder_path
+from fare_hf.lab.names import check_vlm, encoder_path
 from fare_hf.numerals import parse_eps
 
 if TYPE_CHECKING:
@@ -111,6 +111,7 @@ def check(args: argparse.Namespace) -> None:
         parse_eps(radius)
     if args.suite is None and args.encoder is not None:
         refuse_missing("ENCODER", encoder_path(args.encoder))
+    check_vlm(args.vlm or "", "--vlm ")
     refuse_missing("--vlm", args.vlm or "")
     refuse_no_file("--targets", args.targets)
 

@@ -97,7 +97,7 @@ def _measured(args: argparse.Namespace, strings: Sequence[str], first: bool) -> 
     from fare_hf.evaluation import evaluate_vlm_on_data
     from fare_hf.lab.captions import chat
     from fare_hf.lab.models import load_llava
-    from fare_hf.lab.names import LLAVA, is_in_lab, lab_name
+    from fare_hf.lab.names import is_in_lab
 
     dataset, prompts = args.dataset[0], args.templates or []
     if is_in_lab(dataset):
@@ -108,7 +108,6 @@ def _measured(args: argparse.Namespace, strings: Sequence[str], first: bool) -> 
         raise ValueError("the task targeted needs --targets, a file with one string a line.")
     template, vlm = (prompts[0] if prompts else None), args.vlm
     if is_in_lab(vlm):
-        lab_name(vlm, [LLAVA.removeprefix("lab:")], "--vlm ")
         template, vlm = template or chat("{}"), load_llava()
     options = {name: getattr(args, name) for name in (*PASSED, *EFFORT) if getattr(args, name) is not None}
     options |= {"encoder": args.encoder, "against": args.against, "template": template, "targets": strings}

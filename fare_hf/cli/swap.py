@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fare_hf.cli.console import refuse_missing
 from fare_hf.files.folders import check_new_folder
-from fare_hf.lab.names import LLAVA, encoder_path, is_in_lab, lab_name
+from fare_hf.lab.names import check_vlm, encoder_path, is_in_lab
 
 __all__ = ["EXAMPLES", "GOING_ON", "PURPOSE", "add_options", "check", "run"]
 
@@ -30,8 +30,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def check(args: argparse.Namespace) -> None:
     """The folders and the lab's names."""
     check_new_folder(args.output_dir)
-    if is_in_lab(args.vlm):
-        lab_name(args.vlm, [LLAVA.removeprefix("lab:")])
+    check_vlm(args.vlm, "VLM ")
     for name, value in (("VLM", args.vlm), ("ENCODER", encoder_path(args.encoder))):
         refuse_missing(name, value)
 

@@ -59,7 +59,8 @@ fare-hf train --model lab:clip --dataset lab:drawings --max_steps 20 --global_ba
 fare-hf train --model openai/clip-vit-large-patch14 --dataset path/to/images --eps 2/255 --output_dir fare2
 fare-hf train --model openai/clip-vit-large-patch14-336 --dataset imagenet-1k --bf16 --output_dir fare4
 # after Ctrl-C or a kill: the same command and
-fare-hf train --model lab:clip --dataset lab:drawings --output_dir fare4 --resume_from_checkpoint latest
+fare-hf train --model lab:clip --dataset lab:drawings --max_steps 20 --global_batch_size 8 --output_dir fare4 \
+--resume_from_checkpoint latest
 """
 MOST_READ = 512
 """Evaluation images that are read before the first step."""

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from fare_hf.encoders import load_encoder
-from fare_hf.lab.names import LLAVA, MODELS, PREFIX, is_in_lab, lab_name
+from fare_hf.lab.names import MODELS, check_vlm, is_in_lab
 from fare_hf.pretrained.loading import load_processor, load_vlm
 
 __all__ = ["load_clip", "load_llava", "load_vlm_and_processor"]
@@ -48,8 +48,8 @@ def load_vlm_and_processor(name: str) -> tuple[Any, Any]:
     Raises:
         ValueError, OSError: the lab has no such model, or as `load_vlm` and `load_processor`.
     """
+    check_vlm(name)
     if is_in_lab(name):
-        lab_name(name, [LLAVA.removeprefix(PREFIX)])
         return load_llava()
     processor = load_processor(name)  # first: it is small
     return load_vlm(name).eval(), processor

@@ -13,6 +13,7 @@ __all__ = [
     "TEST_SETS",
     "TEXT_SETS",
     "TRAINING_SETS",
+    "check_vlm",
     "encoder_folder",
     "encoder_path",
     "is_in_lab",
@@ -30,6 +31,13 @@ TEST_SETS = ("twemoji", "openmoji", "fxemoji", "fashion", "digits")
 QUESTION_SETS = ("yes-no", "pope")
 TEXT_SETS = ("captions", *QUESTION_SETS)
 """What the lab's LLaVA is asked about."""
+KINDS = {
+    "an encoder": ("clip", *ENCODERS),
+    "a vision-language model": ("llava",),
+    "a training set": TRAINING_SETS,
+    "a set of labelled images": TEST_SETS,
+    "a set of texts": TEXT_SETS,
+}
 
 
 def is_in_lab(name: str) -> bool:
@@ -49,11 +57,15 @@ def lab_name(name: str, known: Sequence[str], what: str = "") -> str:
         One of `known`.
 
     Raises:
-        ValueError: it is none of them.
+        ValueError: it is none of them; of another kind, or not in the lab.
     """
     bare = name.removeprefix(PREFIX)
+    one_of = ", ".join(PREFIX + one for one in known)
+    for kind, names in KINDS.items():
+        if bare in names and bare not in known:
+            raise ValueError(f"{what}{name!r} is {kind} of the lab, which is not wanted here; use one of {one_of}.")
     if bare not in known:
-        raise ValueError(f"{what}{name!r} is not in the lab; use one of {', '.join(PREFIX + one for one in known)}.")
+        raise ValueError(f"{what}{name!r} is not in the lab; use one of {one_of}.")
     return bare
 
 
@@ -63,8 +75,6 @@ def encoder_folder(name: str) -> Path:
     Raises:
         ValueError: if there is no such encoder.
     """
-    if name == LLAVA:
-        raise ValueError(f"{name!r} is a vision-language model and no encoder; use one such as lab:fare-4.")
     return MODELS / lab_name(name, ("clip", *ENCODERS))
 
 
@@ -75,3 +85,9 @@ def encoder_path(name: str) -> str:
         ValueError: the lab has no such encoder.
     """
     return str(encoder_folder(name)) if is_in_lab(name) else name
+
+
+def check_vlm(name: str, what: str = "") -> None:
+    """Raises ValueError, with `what` before the name, for one of the lab's that is no vision-language model."""
+    if is_in_lab(name):
+        lab_name(name, [LLAVA.removeprefix(PREFIX)], what)

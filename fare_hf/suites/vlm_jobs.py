@@ -24,7 +24,7 @@ from fare_hf.files.folders import is_missing_path
 from fare_hf.lab import TEST_SETS, measure
 from fare_hf.lab.captions import chat
 from fare_hf.lab.models import load_vlm_and_processor
-from fare_hf.lab.names import LLAVA, TEXT_SETS, is_in_lab, lab_name
+from fare_hf.lab.names import LLAVA, TEXT_SETS, check_vlm, is_in_lab, lab_name
 from fare_hf.suites.settings import Attacked, Count, Job, Says, Subject, Template, Text, one_of
 from fare_hf.vlm import swap_vision_tower
 
@@ -51,6 +51,7 @@ class OfAVlm(Attacked):
 
     def check(self, where: str) -> None:
         super().check(where)
+        check_vlm(self.vlm, f"{where}: vlm ")
         if not self.is_own and is_in_lab(self.set) != (self.vlm == LLAVA):
             raise ValueError(
                 f"{where} has set {self.set!r} for vlm {self.vlm!r}: only {LLAVA} has lab sets, others the paper's."

@@ -28,13 +28,13 @@ from fare_hf.lab.questions import load_question_set
         "lab: a model that is no encoder",
         lambda: encoder_path("lab:llava"),
         ValueError,
-        "'lab:llava' is a vision-language model and no encoder; use one such as lab:fare-4.",
+        "'lab:llava' is a vision-language model of the lab, which is not wanted here; use one of lab:clip, lab:fare-2",
     ),
     Refusal(
         "lab: an encoder that is no VLM",
         lambda: load_vlm_and_processor("lab:clip"),
         ValueError,
-        "'lab:clip' is not in the lab; use one of lab:llava.",
+        "'lab:clip' is an encoder of the lab, which is not wanted here; use one of lab:llava.",
     ),
     Refusal(
         "lab: a set, with its field",

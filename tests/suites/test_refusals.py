@@ -105,9 +105,10 @@ ON_THE_LAB = [
     ("{kind: vlm, vlm: 'lab:llava', set: COCO}", "only lab:llava has lab sets"),
     (
         "{kind: vlm, vlm: 'lab:llava', set: 'lab:digits'}",
-        "is not in the lab; use one of lab:captions, lab:yes-no, lab:pope",
+        "is a set of labelled images of the lab, which is not wanted here; use one of lab:captions",
     ),
-    ("{kind: targeted, vlm: 'lab:llava', set: 'lab:pope', eps: [4/255]}", "is not in the lab; use one of lab:twemoji"),
+    ("{kind: targeted, vlm: 'lab:llava', set: 'lab:pope', eps: [4/255]}", "is a set of texts of the lab"),
+    ("{kind: vlm, vlm: 'lab:fare-4', set: me/photos, task: vqa}", "vlm 'lab:fare-4' is an encoder of the lab"),
     ("{kind: targeted, vlm: 'llava-hf/x', set: COCO, eps: [4/255]}", "a target string"),
     ("{kind: targeted, vlm: 'lab:llava', set: 'lab:digits'}", "give it eps"),
 ]

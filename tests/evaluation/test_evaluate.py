@@ -188,7 +188,7 @@ def labelled(values: list[Any]) -> Callable[[Path], None]:
         (
             None,
             {"encoder": "ROBUST"},
-            "names no CLIP or SigLIP on the Hub that it was fine-tuned from: give it as text_model",
+            "on the Hub that it was fine-tuned from: give it as text_model .*--text_model lab:clip",
         ),
         (None, {"encoder": "ROBUST", "against": "ROBUST"}, "is compared with itself"),
         (None, {"encoder": "VLM"}, "is a 'llava' model, not a vision encoder or CLIP"),

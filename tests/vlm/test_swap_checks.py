@@ -89,6 +89,7 @@ def test_the_cards_base_model_is_compared_with_the_tower(tmp_path: Path) -> None
     related(vlm).save_pretrained(tmp_path / "fare4")
     (tmp_path / "fare4" / "README.md").write_text(f"---\nbase_model: {tmp_path / 'base'}\n---\n")
     report = swap_vision_tower(vlm, tmp_path / "fare4")
+    assert f"; its card names {tmp_path / 'base'} as its original, whose cosine is 1.000" in str(report)
     assert report.base_model == str(tmp_path / "base") and report.base_cosine == pytest.approx(1.0, abs=1e-6)
     report.undo()
     encoder(5).save_pretrained(tmp_path / "base")

@@ -165,7 +165,7 @@ def _text_model(name_or_path: str, given: str | os.PathLike[str] | None) -> str:
     if text_model is None:
         raise ValueError(
             f"{name_or_path!r} has no text encoder and names no CLIP or SigLIP on the Hub that it was fine-tuned "
-            "from: give it as text_model."
+            "from: give it as text_model (--text_model lab:clip where it was trained from the lab's CLIP)."
         )
     return text_model
 

@@ -129,8 +129,8 @@ class SwapReport:
             lines += [f"image tokens {self.image_tokens[0]} -> {self.image_tokens[1]}"]
         if self.normalization:
             lines += [f"the encoder brings no image processor: its pixels are normalised as {self.normalization}"]
-        base = f"; its base {self.base_model}" if self.base_model else ""
-        base += f": {self.base_cosine:.3f}" if self.base_cosine is not None else ""
+        base = f"; its card names {self.base_model} as its original" if self.base_model else ""
+        base += f", whose cosine is {self.base_cosine:.3f}" if self.base_cosine is not None else ""
         lines += [f"lowest cosine of a weight matrix to the old tower: {self.weight_cosine:.3f}"]
         return "\n".join([*lines, f"cosine of clean embeddings to the old tower: {self.cosine:.3f}{base}"])
 

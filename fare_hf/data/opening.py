@@ -33,6 +33,7 @@ __all__ = ["DAMAGED", "check_folder", "explained", "is_image_folder", "load_imag
 
 logger = logging.getLogger(__name__)
 CONFIGURATIONS = re.compile(r"(?:available configs: |Available: )(\[.*?\])")
+KINDS = re.compile(r"changed from (array to string|string to array)")
 DAMAGED = (*ARCHIVE_ERRORS, EOFError, zlib.error, pyarrow.ArrowInvalid, datasets.exceptions.DatasetGenerationError)
 """What readers of shards raise where one is cut off or is something else."""
 NO_IMAGES = "the folder {!r} has no images; give a folder with image files."
@@ -129,6 +130,8 @@ def open_split(
             if config is not None:
                 raise ValueError(f"dataset_config={config!r}: {name!r} is a saved data set and has none.")
             return _saved_split(datasets.load_from_disk(str(folder)), name, split, streaming), ""
+        if folder.is_file():
+            raise ValueError(f"dataset {name!r} is a file; give the folder that it is in.")
         if folder.is_dir():
             return _open_folder(_looked_at(folder), split, streaming, config)
         return datasets.load_dataset(name, config, split=split, streaming=streaming), ""
@@ -159,6 +162,10 @@ def explained(name: str, error: Exception, split: str = "train") -> ValueError:
     if listed := CONFIGURATIONS.search(said):
         names = ", ".join(map(str, ast.literal_eval(listed[1])))
         return ValueError(f"{what} has the configurations {names}; give one with --dataset_config.")
+    if KINDS.search(said):
+        return ValueError(
+            f"{what} has a column with a text in some rows and a list in others ({said}): make all of them lists."
+        )
     if isinstance(error, DAMAGED):
         return ValueError(f"{what} could not be read: {said}; replace the damaged file.")
     if isinstance(error, FileNotFoundError):
@@ -169,6 +176,8 @@ def explained(name: str, error: Exception, split: str = "train") -> ValueError:
             "`hf auth login`)."
         )
     if isinstance(error, OSError):
+        if not Path(name).expanduser().exists():
+            what = f"there is no folder {name!r} here, and on the Hub it"
         return ValueError(f"{what} could not be read: {said}; check the name and the connection.")
     if isinstance(error, ValueError):
         unknown = re.search("Unknown split|Bad split", said)

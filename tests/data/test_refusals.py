@@ -18,7 +18,7 @@ from transformers import CLIPImageProcessor
 from fare_hf.data.batches import collate_pixels
 from fare_hf.data.class_names import prompt_names
 from fare_hf.data.columns import find_columns
-from fare_hf.data.opening import load_images
+from fare_hf.data.opening import explained, load_images
 from fare_hf.data.pixel_datasets import PixelDataset
 from fare_hf.data.pixels import Normalization, resize, to_pil, unnormalized
 
@@ -59,6 +59,17 @@ def first(rows: list[Any], processor: Any) -> Any:
 def two_image_columns() -> datasets.Dataset:
     rows = datasets.Dataset.from_dict({"a": [None], "b": [None]})
     return rows.cast(datasets.Features({"a": datasets.Image(), "b": datasets.Image()}))
+
+
+def written(folder: Path) -> Path:
+    """A file where a folder is wanted."""
+    (folder / "photos.txt").write_text("no folder")
+    return folder / "photos.txt"
+
+
+def misspelt() -> None:
+    """What `datasets` says of a name where no network is."""
+    raise explained("fotos", ConnectionError("Couldn't reach 'fotos' on the Hub"))
 
 
 def scaled(processor: CLIPImageProcessor, **changes: Any) -> Any:
@@ -160,6 +171,13 @@ SAMPLES = [
     ),
 ]
 OPENING = [
+    Refusal("a file", lambda tmp_path: load_images(str(written(tmp_path))), ValueError, "is a file; give the folder"),
+    Refusal(
+        "a misspelt folder",
+        misspelt,
+        ValueError,
+        "there is no folder 'fotos' here, and on the Hub it could not be read: …; check the name and the connection.",
+    ),
     Refusal("an empty folder", lambda tmp_path: load_images(str(tmp_path)), ValueError, "has no images"),
     Refusal("a folder of texts", lambda texts: load_images(texts), ValueError, "has no images, only text"),
     Refusal("a split that is not there", lambda folder: load_images(folder, "test"), ValueError, "no split 'test'"),

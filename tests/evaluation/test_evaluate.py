@@ -26,6 +26,7 @@ from fare_hf.encoders import text_class_embeddings
 
 EFFORT: dict[str, Any] = {"steps": 2, "eps": ["1/255", "4/255"], "batch_size": 4}
 CLASSES = ("cat", "dog", "fish")
+SOME = datasets.Dataset.from_dict({"label": [0, 1]})
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +166,7 @@ def labelled(values: list[Any]) -> Callable[[Path], None]:
     ("change", "options", "sentence"),
     [
         (flat, {}, "has no classes .*class_names.*captions"),
-        (only_cats, {}, "has no classes|has one class"),
+        (only_cats, {}, "has one class, the folder .cat.: zero-shot accuracy needs at least 2"),
         (labelled([0, 1, 2]), {}, "has no classes .*its columns are image, label.*with label_column"),
         (labelled([0, 1, 2]), {"label_column": "label"}, "labels 'label' of .* have no names: give class_names"),
         (
@@ -182,6 +183,9 @@ def labelled(values: list[Any]) -> Callable[[Path], None]:
         (None, {"templates": "a {}."}, "templates is one string: give a list of sentences, such as .'a {}.'."),
         (None, {"class_names": "abc"}, "class_names 'abc' is one string: give a list"),
         (None, {"dataset": "cifar-10", "class_names": ["a"] * 10}, "class_names has 'a' twice"),
+        (None, {"dataset": SOME}, "dataset is an object of type Dataset: give a folder .*save_to_disk"),
+        (None, {"encoder": torch.nn.Linear(1, 1)}, "encoder is an object of type Linear: give a folder or the name"),
+        (None, {"samples": "2"}, "samples '2' is no whole number of at least 1"),
         (None, {"split": "night"}, "night"),
         (None, {"eps": [4]}, "did you mean 4/255"),
         (None, {"eps": ["4/255"], "dataset": "cifar-10", "split": "train"}, "split is for images of your own"),

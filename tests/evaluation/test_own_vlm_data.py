@@ -23,6 +23,7 @@ from fare_hf.data.pixels import to_pil
 from fare_hf.evaluation import paired_difference
 from fare_hf.evaluation.vlm import own_data
 from fare_hf.evaluation.vlm.engine import VlmEngine
+from fare_hf.evaluation.vlm.forced_strings import read_targets
 from fare_hf.evaluation.vlm.metrics import Cider
 from fare_hf.lab import encoder_folder
 from fare_hf.lab.models import load_vlm_and_processor
@@ -176,6 +177,21 @@ def test_what_cannot_be_measured_is_one_sentence_before_weights_are_loaded(
     assert "\n" not in str(found.value)
 
 
+def test_answers_that_are_lists_in_some_rows_alone(place: Path, tmp_path: Path) -> None:
+    write_images(tmp_path / "mixed", [{"question": "a ?", "answer": said} for said in (["b"], "c")])
+    with pytest.raises(ValueError, match="has a column with a text in some rows and a list in others .*make all of"):
+        evaluate_vlm_on_data(place / "llava", tmp_path / "mixed", "vqa", template=TEMPLATE)
+
+
+def test_strings_of_a_file_are_read_without_its_mark_and_another_encoding_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "strings.txt"
+    file.write_bytes(b"\xef\xbb\xbfa photo of a cat\n")
+    assert read_targets(file) == ["a photo of a cat"]
+    file.write_bytes("un café".encode("latin-1"))
+    with pytest.raises(ValueError, match="strings.txt' is no text in UTF-8 .*: save it in that encoding"):
+        read_targets(file)
+
+
 def test_names_of_the_lab_are_for_the_commands(place: Path) -> None:
     vlm, processor = load_vlm_and_processor(str(place / "llava"))
     calls: list[Callable[[], Any]] = [
@@ -197,6 +213,8 @@ def test_names_of_the_lab_are_for_the_commands(place: Path) -> None:
         ({"caption": ["a", "b"], "text": ["c", "d"]}, "several columns that may be the caption .caption, text."),
         ({"caption": ["a", None]}, "sample 1 of .* has no 'caption' .None.: leave such images out"),
         ({"caption": [["a"], []]}, "sample 1 of .* has no 'caption'"),
+        ({"caption": [3, 4]}, "sample 0 of .* has 3 in 'caption', no text and no list of texts: name another column"),
+        ({"caption": [[1], [2]]}, "sample 0 of .* has .1. in 'caption', no text and no list of texts"),
     ],
 )
 def test_captions_that_are_no_captions(columns: dict[str, Any], sentence: str, place: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 from fare_hf.attacks import ThreatModel
 from fare_hf.evaluation.attack_loop import check_threat_models
+from fare_hf.evaluation.given import check_name, check_samples
 from fare_hf.evaluation.processes import process_state
 from fare_hf.evaluation.report.rows import Row, fraction_row
 from fare_hf.evaluation.result import Evaluation
@@ -106,6 +107,8 @@ def evaluate_vlm_on_data(
         >>> [(row.model, row.metric) for row in found.rows]
         [('LLaVA', 'CIDEr'), ('LLaVA + fare-4', 'CIDEr')]
     """
+    check_name("dataset", dataset)
+    check_samples(samples)
     texts = Texts(
         split, image_column, caption_column, question_column, answer_column, prompt, template, max_new_tokens
     )

@@ -21,9 +21,15 @@ def read_targets(path: str | Path) -> list[str]:
     """Target strings from a text file, one a line; lines that are empty or begin with # are left out.
 
     Raises:
-        ValueError: no string in it.
+        ValueError: no string in it, or another encoding than UTF-8, whose mark at the beginning is left out.
     """
-    lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{str(path)!r} is no text in UTF-8 ({error.reason} at byte {error.start}): save it in that encoding."
+        ) from None
+    lines = [line.strip() for line in text.splitlines()]
     targets = [line for line in lines if line and not line.startswith("#")]
     if not targets:
         raise ValueError(f"{str(path)!r} holds no target string: write one a line.")

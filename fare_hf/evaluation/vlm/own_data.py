@@ -105,7 +105,7 @@ def load_vlm_data(
     check_task(task, texts)
     rows, image, called = _opened(name, task, texts, samples, seed, report)
     columns = _columns(task, texts, rows, image, name)
-    words = [_words(rows, column, name) for column in columns]
+    words = [_words(rows, column, task, name) for column in columns]
     prompts = [chat_prompt(processor, question, texts.template) for question in _asked(task, texts, words[0])]
     pixels = PixelDataset(rows, processor.image_processor, image)
     targets = QUESTION_TARGETS if task == "vqa" else ()
@@ -179,13 +179,28 @@ def _column(rows: Any, image: str, given: str | None, option: str, name: str) ->
     return found[0]
 
 
-def _words(rows: Any, column: str, name: str) -> list[Any]:
+def _words(rows: Any, column: str, task: str, name: str) -> list[Any]:
     """What a column says of every row."""
     feature, values = rows.features[column], list(rows.select_columns(column)[:][column])
     for index, value in enumerate(values):
+        if not (value is None or isinstance(feature, datasets.ClassLabel) or _is_text(value, task)):
+            raise ValueError(
+                f"sample {index} of {name!r} has {value!r} in {column!r}, no text and no list of texts: name another "
+                "column, or write texts."
+            )
         if value is None or not strings(value) or not all(text.strip() for text in strings(value)):
             raise ValueError(f"sample {index} of {name!r} has no {column!r} ({value!r}): leave such images out.")
     return [feature.int2str(value) for value in values] if isinstance(feature, datasets.ClassLabel) else values
+
+
+def _is_text(value: Any, task: str) -> bool:
+    """Whether a value is words; of POPE yes and no may be true and false."""
+    items = [item["answer"] if isinstance(item, dict) and "answer" in item else item for item in _listed(value)]
+    return all(isinstance(item, str) for item in items) or (task == "pope" and isinstance(value, bool))
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def _asked(task: str, texts: Texts, words: Sequence[Any]) -> list[str]:

@@ -15,6 +15,7 @@ from fare_hf.data.class_names import check_given_names
 from fare_hf.data.pixel_datasets import PixelDataset
 from fare_hf.data.pixels import Normalization
 from fare_hf.encoders import check_compared, compared_with_texts, load_encoder, text_class_embeddings
+from fare_hf.evaluation.given import check_name, check_samples
 from fare_hf.evaluation.processes import process_state
 from fare_hf.evaluation.report.rows import Row
 from fare_hf.evaluation.result import Evaluation
@@ -103,13 +104,15 @@ def evaluate(
     threats = [ThreatModel("linf", radius) for radius in eps]
     asked: dict[str, Any] = {"split": split, "image_column": image_column, "label_column": label_column}
     asked |= {"class_names": class_names, "templates": templates}
+    named = [dataset] if not isinstance(dataset, (list, tuple)) else dataset
+    _check_given({"encoder": encoder, "against": against, "text_model": text_model}, named, samples)
     subjects = [str(one) for one in (against, encoder) if one is not None]
     if len(set(subjects)) < len(subjects):
         raise ValueError(f"{subjects[0]!r} is compared with itself: give another encoder, or leave against out.")
     texts = [_text_model(one, text_model) for one in subjects]
     processors = [load_image_processor(one, read_configuration(one)) for one in subjects]
     opened: list[list[ZeroShotData]] = []
-    for one in [dataset] if isinstance(dataset, (str, os.PathLike, ZeroShotData)) else dataset:
+    for one in named:
         choice: dict[str, Any] = {"samples": samples, "seed": seed, "report": report}
         opened.append([_open(one, processors[0], asked, choice)])
         opened[-1] += [_open(one, processor, asked, choice | {"report": None}) for processor in processors[1:]]
@@ -153,6 +156,17 @@ def text_model_of(name_or_path: str) -> str | None:
         return None
     base = base[0] if isinstance(base, list) and len(base) == 1 else base
     return base if isinstance(base, str) and names_repository(base) else None
+
+
+def _check_given(models: dict[str, Any], images: Sequence[Any], samples: Any) -> None:
+    """Names are names, before anything is opened."""
+    for what, given in models.items():
+        if given is not None or what == "encoder":
+            check_name(what, given)
+    for one in images:
+        if not isinstance(one, ZeroShotData):
+            check_name("dataset", one)
+    check_samples(samples)
 
 
 def _text_model(name_or_path: str, given: str | os.PathLike[str] | None) -> str:

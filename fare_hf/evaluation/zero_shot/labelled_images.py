@@ -10,6 +10,7 @@ import datasets
 
 from fare_hf.data.class_names import mapping_line, prompt_names
 from fare_hf.data.columns import HuggingFaceDataset, check_labels, class_names_of, find_columns, stored
+from fare_hf.data.image_folders import list_folder, only_splits
 from fare_hf.data.opening import load_images, whole_split
 from fare_hf.data.pixel_datasets import PixelDataset
 from fare_hf.evaluation.zero_shot.sets import ZeroShotData
@@ -83,6 +84,10 @@ def check_templates(templates: Sequence[str]) -> None:
 
 
 def _without_classes(name: str, rows: HuggingFaceDataset) -> ValueError:
+    folder = Path(name).expanduser().resolve()
+    inside = {path.parent for path in list_folder(folder).images} if folder.is_dir() else set()
+    if len(inside) == 1 and folder not in inside and not only_splits(called := [path.name for path in inside]):
+        return ValueError(f"{name!r} has one class, the folder {called[0]!r}: zero-shot accuracy needs at least 2.")
     return ValueError(
         f"{name!r} has no classes (its columns are {', '.join(rows.features or {})}): put the images into a folder a "
         "class, or name the labels with label_column and their classes with class_names; images with captions "

@@ -83,6 +83,8 @@ def run(args: argparse.Namespace) -> None:
     targets = list(STEALTH_TARGETS) if args.targets is None else read_targets(args.targets)
     named = named_values("--victims", args.victims, "ENCODER")
     victims = {name: encoder_path(encoder) for name, encoder in named.items()}
+    for encoder in victims.values():
+        _check_victim(encoder)
     vlm, processor, prompt = _model(args)
     for target in targets:  # before any attack: each has tokens, and room in an answer
         target_loss(vlm, processor, prompt, target, args.max_new_tokens)
@@ -135,6 +137,20 @@ class _Bar:
         """All strings are done."""
         self._bar.update(self._bar.total - self._bar.n)
         self._bar.close()
+
+
+def _check_victim(encoder: str) -> None:
+    """Refuses an encoder without a configuration, before hours of attack; one in open_clip's format may have none."""
+    from fare_hf.pretrained.configuration import optional_file, read_configuration
+    from fare_hf.vlm.swap.before_loading import check_can_be_encoder
+
+    check_can_be_encoder(encoder)
+    if Path(encoder).exists() or optional_file(encoder, "open_clip_config.json") is not None:
+        return
+    try:
+        read_configuration(encoder)
+    except OSError as error:
+        raise ValueError(f"--victims {encoder!r} cannot be read ({error}): name a folder or repository.") from error
 
 
 def _model(args: argparse.Namespace) -> tuple[Any, Any, str]:

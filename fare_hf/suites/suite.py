@@ -202,7 +202,7 @@ def run_suite(
                 if path not in finished:
                     bar.set_postfix_str(f"{facts['model']}: {job.kind} {job.set}")
                     subject = Subject(facts["model"], models[facts["model"]], models, output_dir, states)
-                    finished[path] = _kept_rows(path, facts, job.run(subject))
+                    finished[path] = _kept_rows(path, facts, _measured(job, subject))
                     bar.update()
                 if first:
                     shutil.rmtree(states, ignore_errors=True)  # the rows are written
@@ -210,6 +210,14 @@ def run_suite(
         if first:
             report.save(output_dir)
     return report
+
+
+def _measured(job: Job, subject: Subject) -> list[Row]:
+    """The rows of a job, whose errors say which job it is."""
+    try:
+        return job.run(subject)
+    except ValueError as error:
+        raise ValueError(f"the job {job.kind} on {job.set!r} with {subject.model!r}: {error}") from error
 
 
 def _kept_rows(path: Path, facts: Mapping[str, Any], rows: list[Row]) -> list[Row]:

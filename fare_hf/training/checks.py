@@ -12,6 +12,7 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from torch import nn
 from torch.distributed.fsdp import StateDictType
 from transformers import IntervalStrategy, TrainingArguments
+from transformers.integrations import is_tensorboard_available
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 from transformers.training_args import ParallelMode
 
@@ -176,6 +177,10 @@ def _counts(args: Any) -> Faults:
         yield value is not None and value < 1, f"{name}={value} is not positive; give at least 1, or leave it out."
     for name in ("eval_images", "eval_attack_steps", "save_total_limit", "dataloader_num_workers"):
         yield (getattr(args, name) or 0) < 0, f"{name}={getattr(args, name)} is negative; give a number from 0."
+    yield (
+        "tensorboard" in args.report_to and not is_tensorboard_available(),
+        "report_to='tensorboard' needs a library that is not installed: pip install tensorboard.",
+    )
     pictures, shown = args.picture_steps, set(args.report_to).intersection(DASHBOARDS)
     yield (
         pictures is not None and (pictures < 1 or not shown),

@@ -104,6 +104,7 @@ def test_attack_writes_pictures_a_report_and_goes_on(
     [
         (["--eps", "4"], "did you mean 4/255"),
         (["--victims", "nowhere"], "--victims nowhere: give NAME=ENCODER"),
+        (["--victims", "Y=nope/x"], "nope/x"),
         (["--template", "user :"], "needs {} for the question"),
         (["--max_new_tokens", "1"], "'red dog' has 2 tokens, max_new_tokens is 1: raise it"),
         (["--split", "test"], "test"),

@@ -108,6 +108,17 @@ def test_a_jobs_file_depends_on_all_its_settings(tmp_path: Path) -> None:
 DRIFT = "{kind: drift, set: 'lab:digits', original: CLIP}"
 
 
+def test_an_error_inside_a_job_names_the_job(tmp_path: Path) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Broken(Plain):
+        def run(self, subject: Subject) -> list[Row]:
+            raise ValueError("there are no images.")
+
+    content = {"name": "s", "models": {"A": "lab:clip"}, "jobs": [{"kind": "k", "set": "y"}]}
+    with pytest.raises(ValueError, match="the job k on 'y' with 'A': there are no images."):
+        run_suite(read_suite(content, kinds={"k": Broken}), tmp_path, progress=False)
+
+
 def test_corruptions_without_their_library_and_models_that_are_nowhere_are_refused_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -150,7 +150,7 @@ def _processor(name: str, config: Any, revision: str | None) -> Any:
 def _without_language_model(config: Any, family: Family) -> Any:
     """Tower and projector without weights."""
     with init_empty_weights(include_buffers=False):
-        model = AutoModel.from_config(config, dtype=torch.float32)
+        model = AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False)
     language = model.get_decoder()
     paths = [name for name, part in model.named_modules() if part is language]
     for path in (*paths, *(path.removeprefix("model.") for path in family.towers[1:])):

@@ -127,6 +127,7 @@ def test_the_command_prints_json_alone(
     assert "Difference to" in (tmp_path / "report" / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_report_of_one(images: Path, clip_folder: Path, tmp_path: Path) -> None:
     words = ["evaluate", str(clip_folder), "--dataset", str(images), "--steps", "2", "--batch_size", "2", "--json"]
     launcher = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"

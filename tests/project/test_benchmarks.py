@@ -57,6 +57,7 @@ def test_step_compares_three_arms(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert calls == {"forwards": 2 * (4 + 3 + 3) + 1 + 3, "updates": 2 * 3}
 
 
+@pytest.mark.slow
 def test_cheaper_spends_the_same_operations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = tmp_path / "cheaper.json"
     words = ["--budget", "1", "--images", "32", "--samples", "4", "--seeds", "0", "--output", str(output)]
@@ -81,6 +82,7 @@ def test_processes_compares_two_with_one(tmp_path: Path, monkeypatch: pytest.Mon
     assert json.loads(output.read_text())["factor"] > 0
 
 
+@pytest.mark.slow
 def test_quickstart_parts_attacks_each_encoder_in_one_ball_and_in_two(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

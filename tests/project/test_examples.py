@@ -46,6 +46,7 @@ def test_lab_table_measures_each_model_once(tmp_path: Path, monkeypatch: pytest.
     assert {row.model for row in report.rows} >= {"CLIP", "FARE-2", "TeCoA-4", "LLaVA + CLIP", "LLaVA + FARE-4"}
 
 
+@pytest.mark.slow
 def test_lab_seeds_puts_the_seeds_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     questions = {"yes-no": 2, "pope": 1}
     monkeypatch.setattr(measure, "QUICK", replace(TINY, questions=questions, question_steps=2))

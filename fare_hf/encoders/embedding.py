@@ -1,25 +1,36 @@
-"""What an encoder says of an image: one of three embeddings.
+"""What an encoder says of an image: one of a few embeddings.
 
-Three embeddings of an image `x` are known by name (`EMBEDDINGS`):
+The embeddings of an image `x` are known by name (`EMBEDDINGS`):
 
 - `projected`: the CLIP image embedding after the visual projection, `(B, D)`, not normalised: what FARE trains on.
 - `pooled`: the encoder's own pooled output before any projection, `(B, D)`.
 - `tokens`: patch tokens of one hidden layer without the class token, `(B, N, D)`: what LLaVA reads (layer -2).
+- `projected+tokens`, `pooled+tokens`: both as one vector, `(B, D + N * W)`. Its squared distance to another is that of
+  the embedding plus `patch_weight` times that of the tokens, averaged over the N tokens: FARE's losses on each, added.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-__all__ = ["EMBEDDINGS", "check_embedding", "embed", "make_embed"]
+__all__ = ["EMBEDDINGS", "JOINED", "check_embedding", "embed", "make_embed"]
 
-EMBEDDINGS = ("projected", "pooled", "tokens")
+JOINED = ("projected+tokens", "pooled+tokens")
+EMBEDDINGS = ("projected", "pooled", "tokens", *JOINED)
 
 
-def embed(encoder: nn.Module, pixel_values: Tensor, embedding: str = "projected", layer: int = -2) -> Tensor:
+def embed(
+    encoder: nn.Module,
+    pixel_values: Tensor,
+    embedding: str = "projected",
+    layer: int = -2,
+    patch_weight: float = 1.0,
+) -> Tensor:
     """Embeds normalised images.
 
     Args:
@@ -27,6 +38,7 @@ def embed(encoder: nn.Module, pixel_values: Tensor, embedding: str = "projected"
         pixel_values: `(B, 3, H, W)`, normalised as the encoder expects.
         embedding: one of `EMBEDDINGS`.
         layer: index into the hidden states for `tokens`; -2 is what LLaVA reads.
+        patch_weight: of the tokens beside another embedding (`JOINED`), above 0.
 
     Returns:
         `(B, D)`, or `(B, N, D)` for `tokens` (the class token is dropped).
@@ -35,17 +47,14 @@ def embed(encoder: nn.Module, pixel_values: Tensor, embedding: str = "projected"
         ValueError: the encoder has no such embedding.
     """
     check_embedding(embedding)
+    if not embedding.endswith("tokens"):
+        return _vector(encoder, encoder(pixel_values=pixel_values), embedding)
+    output = encoder(pixel_values=pixel_values, output_hidden_states=True)
+    tokens = _patch_tokens(output.hidden_states[layer], pixel_values, _unwrap(encoder).config.patch_size)
     if embedding == "tokens":
-        hidden = encoder(pixel_values=pixel_values, output_hidden_states=True).hidden_states[layer]
-        return _patch_tokens(hidden, pixel_values, _unwrap(encoder).config.patch_size)
-    output = encoder(pixel_values=pixel_values)
-    value = getattr(output, "image_embeds" if embedding == "projected" else "pooler_output", None)
-    if value is None:
-        raise ValueError(
-            f"{type(_unwrap(encoder)).__name__} has no {embedding!r} embedding; "
-            f"load it with load_encoder(..., embedding={embedding!r})."
-        )
-    return value
+        return tokens
+    scale = math.sqrt(patch_weight / tokens.shape[1])
+    return torch.cat([_vector(encoder, output, embedding.removesuffix("+tokens")), scale * tokens.flatten(1)], 1)
 
 
 def make_embed(
@@ -57,6 +66,17 @@ def make_embed(
         return embed(encoder, normalization(pixels), embedding, layer)
 
     return embed_pixels
+
+
+def _vector(encoder: nn.Module, output: Any, embedding: str) -> Tensor:
+    """`projected` or `pooled`, of what an encoder returned."""
+    value: Tensor | None = getattr(output, "image_embeds" if embedding == "projected" else "pooler_output", None)
+    if value is None:
+        raise ValueError(
+            f"{type(_unwrap(encoder)).__name__} has no {embedding!r} embedding; "
+            f"load it with load_encoder(..., embedding={embedding!r})."
+        )
+    return value
 
 
 def _patch_tokens(hidden: Tensor, pixel_values: Tensor, patch_size: int) -> Tensor:

@@ -96,7 +96,7 @@ def count_flops(config: Any, embedding: str = "projected", layer: int = -2) -> F
 
     Args:
         config: of a CLIP, SigLIP or DINOv2 vision encoder (a whole CLIP's works too).
-        embedding: `projected`, `pooled` or `tokens`, as in `fare_hf.encoders`.
+        embedding: one of `fare_hf.encoders.EMBEDDINGS`.
         layer: index into the hidden states for `tokens`; later layers are not needed, and not counted.
 
     Raises:
@@ -112,10 +112,10 @@ def count_flops(config: Any, embedding: str = "projected", layer: int = -2) -> F
     tokens = patches + class_tokens_of(config)
     linear = layers * tokens * (8 * width**2 + _mlp(config))
     attention = layers * 4 * tokens**2 * width
-    if family and family.attention_pooling and embedding == "pooled":  # one learned query reads all tokens
+    if family and family.attention_pooling and embedding.startswith("pooled"):  # one learned query reads all tokens
         linear += 4 * tokens * width**2 + 4 * width**2 + _mlp(config)
         attention += 4 * tokens * width
-    if embedding == "projected":
+    if embedding.startswith("projected"):
         linear += 2 * width * config.projection_dim
     return Flops(patches * 2 * config.num_channels * config.patch_size**2 * width, linear, attention)
 

@@ -22,7 +22,8 @@ def load_encoder(name_or_path: str, embedding: str = "projected", **kwargs: Any)
 
     Args:
         name_or_path: a Hub repository or a folder; a whole CLIP or SigLIP works too, only its vision part is read.
-        embedding: one of `EMBEDDINGS`; `projected` gives a `CLIPVisionModelWithProjection`, others the plain class.
+        embedding: one of `EMBEDDINGS`; `projected` (with tokens or without) gives a `CLIPVisionModelWithProjection`,
+            others the plain class.
         kwargs: passed to `from_pretrained` (`revision`, `token`, `attn_implementation`, ...).
 
     Returns:
@@ -70,7 +71,7 @@ def _encoder_class(name_or_path: str, embedding: str, **kwargs: Any) -> type[Pre
             f"{name_or_path!r} is a {model_type!r} model, not a vision encoder or CLIP; "
             f"give one of the types {', '.join(encoder_types())}."
         )
-    cls = family.projecting if embedding == "projected" else family.plain
+    cls = family.projecting if embedding.startswith("projected") else family.plain
     if cls is None:
         raise ValueError(
             f"{name_or_path!r} is a {model_type!r} model without a projection; use embedding='pooled' or 'tokens'."

@@ -60,23 +60,25 @@ class EncoderReading:
         embedding: which.
         normalization: of its pixels.
         image_side: of the images that it takes; None takes any.
+        patch_weight: as for `embed`.
     """
 
     embedding: str
     normalization: Normalization
     image_side: int | None = None
+    patch_weight: float = 1.0
     saved: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, encoder: Any, embedding: str, processor: Any) -> EncoderReading:
+    def of(cls, encoder: Any, embedding: str, processor: Any, patch_weight: float = 1.0) -> EncoderReading:
         """As the configuration of the encoder and its image processor say."""
         family = family_of_type(encoder.config.model_type)
         side = None if family and family.any_size else encoder.config.image_size
-        return cls(embedding, Normalization.from_processor(processor), side)
+        return cls(embedding, Normalization.from_processor(processor), side, patch_weight)
 
     def embed(self, encoder: nn.Module, pixels: Tensor) -> Tensor:
         """The embedding of the normalised images."""
-        return embed(encoder, self.normalization(pixels), self.embedding)
+        return embed(encoder, self.normalization(pixels), self.embedding, patch_weight=self.patch_weight)
 
     def grey(self, encoder: Any) -> Tensor:
         """Of the size that the configuration names."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fare_hf.objectives.agft import AgftObjective
+from fare_hf.objectives.anchored_fare import AnchoredFareObjective
 from fare_hf.objectives.bounded_fare import BoundedFareObjective
 from fare_hf.objectives.fare import FareObjective
 from fare_hf.objectives.objective import ClassTexts, Objective
@@ -13,6 +14,7 @@ from fare_hf.objectives.tecoa import TecoaObjective
 __all__ = [
     "OBJECTIVES",
     "AgftObjective",
+    "AnchoredFareObjective",
     "BoundedFareObjective",
     "ClassTexts",
     "FareObjective",
@@ -22,7 +24,15 @@ __all__ = [
     "TecoaObjective",
 ]
 
-_KINDS = (FareObjective, TecoaObjective, SigmoidTecoaObjective, SimClipObjective, AgftObjective, BoundedFareObjective)
+_KINDS = (
+    FareObjective,
+    TecoaObjective,
+    SigmoidTecoaObjective,
+    SimClipObjective,
+    AgftObjective,
+    BoundedFareObjective,
+    AnchoredFareObjective,
+)
 
 OBJECTIVES: dict[str, type[Objective]] = {kind.name: kind for kind in _KINDS}
 """By the name that `--objective`, recipes and cards give them."""

@@ -56,7 +56,9 @@ class Objective(ABC):
     runs_original: ClassVar[bool] = True
     embeds_clean: ClassVar[bool] = False
     keeps_embedding: ClassVar[bool] = True
-    embeddings: ClassVar[tuple[str, ...]] = ("projected", "pooled", "tokens", "features")
+    embeddings: ClassVar[tuple[str, ...]] = (
+        "projected", "pooled", "tokens", "projected+tokens", "pooled+tokens", "features",
+    )  # fmt: skip
     options: ClassVar[tuple[str, ...]] = ()
 
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -49,7 +49,7 @@ class TecoaObjective(Objective):
     runs_original = False
     keeps_embedding = False
     embeddings = ("projected", "pooled")
-    options = ("class_names", "templates", "logit_scale")
+    options: ClassVar[tuple[str, ...]] = ("class_names", "templates", "logit_scale")
 
     def __init__(self, text_embeddings: Tensor, logit_scale: float = 100.0) -> None:
         shape = tuple(text_embeddings.shape)

@@ -18,6 +18,7 @@ from transformers.training_args import ParallelMode
 
 from fare_hf.attacks import parse_step_size
 from fare_hf.attacks.gradient import check_steps
+from fare_hf.encoders.embedding import JOINED
 from fare_hf.encoders.float8 import check_float8
 from fare_hf.encoders.reading import FEATURES, READINGS
 from fare_hf.hub import check_repo_id
@@ -37,6 +38,10 @@ DASHBOARDS = ("tensorboard", "trackio", "wandb")
 """Values of `report_to` that show pictures."""
 TEMPLATES = ("This is a photo of a {}.",)
 """Sentences of class names where none are given."""
+OF_OBJECTIVES = {"logit_scale": "logit_scale", "clean_bound": "bound", "anchor_weight": "anchor_weight"}
+"""Numbers that an objective reads, and what it calls them."""
+POSITIVE = {"logit_scale": 100, "clean_bound": 0.1, "anchor_weight": 1, "patch_weight": 1}
+"""Options that are positive numbers where they are given, each with an example."""
 WHOLE = {"cpu", "mps"}
 """Devices on which accelerate leaves weights whole, whatever is asked for."""
 
@@ -213,12 +218,13 @@ def _objective(args: Any) -> Faults:
         embedding not in kind.embeddings,
         f"embedding={embedding!r} is not for this objective; {name} needs {fitting}.",
     )
-    for option, example in {"logit_scale": 100, "clean_bound": 0.1}.items():
+    for option, example in POSITIVE.items():
         value = getattr(args, option)
         positive = value is None or 0 < value < float("inf")
         yield not positive, f"{option}={value} is not positive; give {example}, or leave it out."
-        unread = value is not None and option not in kind.options
-        yield unread, f"{option}={value} is not read by objective={name!r}; leave it out."
+        read = embedding in JOINED if option == "patch_weight" else option in kind.options
+        reader = f"embedding={embedding!r}" if option == "patch_weight" else f"objective={name!r}"
+        yield value is not None and not read, f"{option}={value} is not read by {reader}; leave it out."
 
 
 def _trainer(args: Any) -> Faults:
@@ -308,6 +314,9 @@ def _faults_of_reading(args: Any, reading: Any) -> Faults:
     yield needed, "embedding='features' needs reading=, the second of what load_vision_tower(name of the VLM) gives."
     own = getattr(reading, "embedding", args.embedding)
     yield own != args.embedding, f"embedding={args.embedding!r}, and reading= is of {own!r}; give embedding={own!r}."
+    asked = args.patch_weight or 1.0
+    weight = getattr(reading, "patch_weight", asked)
+    yield weight != asked, f"patch_weight={asked}, and reading= has {weight}; give patch_weight={weight}."
 
 
 def _faults_of_model(args: Any, model: nn.Module, processing_class: Any, reading: Any) -> Faults:
@@ -344,7 +353,7 @@ def _faults_of_objective(args: Any, model: nn.Module, objective: Any, validation
         f"args.objective={kind.name!r} and objective={type(objective).__name__}(...) contradict each other; leave the "
         "former out.",
     )
-    for option, attribute in {"logit_scale": "logit_scale", "clean_bound": "bound"}.items():
+    for option, attribute in OF_OBJECTIVES.items():
         asked, own = getattr(args, option), getattr(objective, attribute, None)
         yield (
             objective is not None and asked not in (None, own),

@@ -106,10 +106,16 @@ class FareConfig(TrainingArguments):
     )
     embedding: str = option(
         "projected",
-        "What is made robust: an embedding of the encoder, or features: all that the language model of the VLM that "
-        "--model names reads of its tower.",
+        "What is made robust: an embedding of the encoder, two of them, or features: all that the language model of "
+        "the VLM that --model names reads of its tower.",
         "objective",
         choices=READINGS,
+    )
+    patch_weight: float | None = option(
+        None,
+        "For projected+tokens and pooled+tokens: factor on the tokens' squared distance, a mean over tokens, which is "
+        "added to that of the other embedding; by default 1.",
+        "objective",
     )
     class_names: list[str] | None = option(
         None, "Class names, for objectives with texts; by default those of the data set.", "objective"
@@ -120,6 +126,9 @@ class FareConfig(TrainingArguments):
         "For bounded-fare: how far clean embeddings may move unpunished, as a share of their squared length; by "
         "default 0.1.",
         "objective",
+    )
+    anchor_weight: float | None = option(
+        None, "For anchored-fare: factor on the term of texts, which is added to FARE's; by default 1.", "objective"
     )
     logit_scale: float | None = option(
         None, "Factor on the cosines with texts; by default the text model's own.", "objective"

@@ -116,7 +116,7 @@ def _of(model: str, args: FareConfig) -> tuple[Any, Flops, int]:
     """Configuration, operations and weights of an encoder."""
     shape = encoder_config(model)
     family = family_of_type(shape.model_type)
-    if args.embedding == "projected" and (family is None or family.projecting is None):
+    if args.embedding.startswith("projected") and (family is None or family.projecting is None):
         raise ValueError(f"{model!r} is a {shape.model_type!r} model without a projection; give --embedding pooled.")
     return shape, count_flops(shape, args.embedding), count_parameters(shape)
 

@@ -11,6 +11,7 @@ from typing import Any
 from transformers import SchedulerType
 from transformers.training_args import OptimizerNames
 
+from fare_hf.encoders.embedding import JOINED
 from fare_hf.evaluation import environment
 from fare_hf.files.folders import check_new_folder, whole_folder
 from fare_hf.hub import Publication, check_access, push_robust_encoder, save_robust_encoder
@@ -39,6 +40,7 @@ def recipe(trainer: TrainingRun) -> dict[str, Any]:
     return {
         **objective_facts(trainer.objective),
         "embedding": args.embedding,
+        **({"patch weight": args.patch_weight or 1.0} if args.embedding in JOINED else {}),
         **trainer.card.get("training", {}),
         **_texts(trainer),
         "threat model": str(args.threat_model),

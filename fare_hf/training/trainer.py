@@ -122,7 +122,8 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
     ) -> None:
         check_trainer_options(kwargs)
         check_parts(args, model, eval_dataset, processing_class, objective, validation, reading)
-        self.reading: Reading = reading or EncoderReading.of(model, args.embedding, processing_class)
+        weight = args.patch_weight or 1.0
+        self.reading: Reading = reading or EncoderReading.of(model, args.embedding, processing_class, weight)
         if train_dataset is not None and "data_collator" not in kwargs:  # which may take other samples
             check_samples(train_dataset, self.reading.image_side)
         reference = freeze(copy.deepcopy(model) if original is None else original)

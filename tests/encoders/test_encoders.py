@@ -31,7 +31,9 @@ from fare_hf.encoders import (
     matmul_patch_embedding,
     text_class_embeddings,
 )
+from fare_hf.encoders.embedding import JOINED
 from fare_hf.encoders.reading import EncoderReading
+from fare_hf.objectives import FareObjective
 
 NORMALIZATION = Normalization([0.5] * 3, [0.5] * 3)
 
@@ -58,6 +60,27 @@ def test_pooled_and_tokens_are_what_llava_and_clip_read(clip_folder: Path, pixel
     tokens = embed(encoder, pixels, "tokens")
     assert tokens.shape == (4, 16, 32)
     torch.testing.assert_close(tokens, output.hidden_states[-2][:, 1:])
+
+
+@pytest.mark.parametrize("embedding", JOINED)
+def test_a_joined_embedding_has_the_distance_of_both_parts(
+    embedding: str, clip_folder: Path, pixels: torch.Tensor
+) -> None:
+    first, fare = embedding.split("+")[0], FareObjective()
+    encoder = load_encoder(str(clip_folder), embedding).double()
+    assert type(encoder) is type(load_encoder(str(clip_folder), first))
+    others = pixels.flip(0).double()
+
+    def distance(name: str, **options: float) -> torch.Tensor:
+        return fare(embed(encoder, pixels.double(), name, **options), embed(encoder, others, name, **options))
+
+    assert embed(encoder, others, embedding).ndim == 2 and distance("tokens").min() > 0
+    for weight in (1.0, 0.25):
+        expected = distance(first) + weight * distance("tokens")
+        torch.testing.assert_close(distance(embedding, patch_weight=weight), expected, rtol=1e-12, atol=0)
+    leaf = pixels[:1].double().requires_grad_()
+    (slope,) = torch.autograd.grad(embed(encoder, leaf, embedding)[0, -1], leaf)  # of one number of one token
+    assert slope.abs().max() > 0
 
 
 def test_half_precision_files_load_in_fp32(clip_folder: Path, tmp_path: Path) -> None:
@@ -98,7 +121,8 @@ def test_frozen_restores_modes_and_flags_after_an_error(clip_folder: Path) -> No
 
 @pytest.mark.parametrize(
     ("embedding", "unused"),
-    [("projected", set()), ("pooled", set()), ("tokens", {"post_layernorm", "encoder.layers.2"})],
+    [("projected", set()), ("pooled", set()), ("tokens", {"post_layernorm", "encoder.layers.2"})]
+    + [(joined, set()) for joined in JOINED],
 )
 def test_freeze_unused_freezes_exactly_what_gets_no_gradient(
     embedding: str, unused: set[str], clip_folder: Path, pixels: torch.Tensor

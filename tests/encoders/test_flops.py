@@ -35,6 +35,8 @@ ENCODERS = [
     (Dinov2Model, Dinov2Config(**SIZE, use_swiglu_ffn=True), "pooled"),
     (Dinov2WithRegistersModel, Dinov2WithRegistersConfig(**SIZE), "tokens"),
     (DINOv3ViTModel, DINOv3ViTConfig(**WIDE, num_register_tokens=4), "pooled"),
+    (CLIPVisionModelWithProjection, CLIPVisionConfig(**WIDE, projection_dim=24), "projected+tokens"),
+    (SiglipVisionModel, SiglipVisionConfig(**WIDE), "pooled+tokens"),
     (DINOv3ViTModel, DINOv3ViTConfig(**WIDE, use_gated_mlp=True), "tokens"),
 ]
 

@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fare_hf.encoders.reading import READINGS
 from fare_hf.objectives import (
     OBJECTIVES,
     AgftObjective,
+    AnchoredFareObjective,
     BoundedFareObjective,
     FareObjective,
     Objective,
@@ -105,6 +107,18 @@ def test_agft_is_the_cross_entropy_to_the_originals_softened_distribution() -> N
     assert objective.settings() == {"logit scale": 20.0, "softening": 0.5}
 
 
+def test_anchored_fare_is_fare_plus_the_divergence_from_the_originals_distribution_over_texts() -> None:
+    texts, clean, images = (torch.randn(rows, 5, dtype=torch.float64) for rows in (6, 3, 3))
+    objective = AnchoredFareObjective(texts, logit_scale=20.0, anchor_weight=0.3)
+    targets = objective.targets(torch.rand(3, 3, 2, 2), None, lambda pixels: clean)
+    units = texts / texts.norm(dim=1, keepdim=True)
+    wanted, found = (torch.softmax(20 * e @ units.T / e.norm(dim=1, keepdim=True), 1) for e in (clean, images))
+    moved = (wanted * (wanted / found).log()).sum(1)
+    assert torch.allclose(objective(images, targets), (images - clean).square().sum(1) + 0.3 * moved)
+    assert objective(clean, targets).abs().max() < 1e-12
+    assert torch.autograd.gradcheck(lambda e: objective(e, targets), (images.requires_grad_(),))
+
+
 @pytest.mark.parametrize("shape", [(4, 5), (4, 3, 5)])
 def test_bounded_fare_punishes_clean_embeddings_beyond_the_bound_alone(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
@@ -124,7 +138,7 @@ def test_bounded_fare_punishes_clean_embeddings_beyond_the_bound_alone(shape: tu
 def test_an_objective_says_what_others_ask_of_it(kind: type[Objective]) -> None:
     """Card, cost, recipe and command line read these; nothing else names an objective."""
     assert kind.name and kind.description.endswith(".") and kind.citation.startswith("@")
-    assert set(kind.embeddings) <= {"projected", "pooled", "tokens", "features"} and kind.embeddings
+    assert set(kind.embeddings) <= set(READINGS) and kind.embeddings
     assert set(kind.options) <= {field.name for field in fields(FareConfig)}
 
 

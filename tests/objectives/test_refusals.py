@@ -9,7 +9,14 @@ import torch
 from helpers.refusals import Refusal, table
 from torch import Tensor
 
-from fare_hf.objectives import AgftObjective, BoundedFareObjective, FareObjective, SimClipObjective, TecoaObjective
+from fare_hf.objectives import (
+    AgftObjective,
+    AnchoredFareObjective,
+    BoundedFareObjective,
+    FareObjective,
+    SimClipObjective,
+    TecoaObjective,
+)
 
 TEXTS, PIXELS = torch.randn(6, 5), torch.rand(2, 3, 2, 2)
 
@@ -55,6 +62,12 @@ def targets(labels: list[int] | None) -> Tensor:
         lambda: AgftObjective(TEXTS, softening=2),
         ValueError,
         "softening 2 is outside (0, 1]: pass 0.4, or 1 for the original's own.",
+    ),
+    Refusal(
+        "anchors without a weight",
+        lambda: AnchoredFareObjective(TEXTS, anchor_weight=0),
+        ValueError,
+        "anchor_weight 0 is not positive and finite: pass 1",
     ),
     Refusal("a bound of 0", lambda: BoundedFareObjective(bound=0), ValueError, "bound 0 is not positive and finite"),
     Refusal(

@@ -11,8 +11,9 @@ from helpers.distributed.tiny_run import tiny_trainer
 from helpers.train_command import refusal, run
 from transformers import AutoImageProcessor
 
-from fare_hf.encoders import load_encoder
-from fare_hf.objectives import OBJECTIVES, BoundedFareObjective, SimClipObjective
+from fare_hf.encoders import embed, load_encoder
+from fare_hf.encoders.reading import EncoderReading
+from fare_hf.objectives import OBJECTIVES, BoundedFareObjective, FareObjective, SimClipObjective
 from fare_hf.training import FareConfig, FareTrainer
 from fare_hf.training.estimate import estimate
 
@@ -30,7 +31,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["sim-clip", "agft", "bounded-fare"])
+@pytest.mark.parametrize("name", ["sim-clip", "agft", "bounded-fare", "anchored-fare"])
 def test_the_command_line_trains_it_and_the_card_says_so(
     name: str, clip_folder: Path, images: Path, tmp_path: Path
 ) -> None:
@@ -39,7 +40,8 @@ def test_the_command_line_trains_it_and_the_card_says_so(
     assert f"| objective | {name} |" in card and OBJECTIVES[name].citation in card
     assert OBJECTIVES[name].description in " ".join(card.split())
     said = {"sim-clip": "", "agft": "| softening | 0.4 |", "bounded-fare": "| clean bound | 0.1 |"}
-    assert said[name] in card and ("| prompts |" in card) is (name == "agft")
+    said |= {"anchored-fare": "| anchor weight | 1.0 |"}
+    assert said[name] in card and ("| prompts |" in card) is (name in ("agft", "anchored-fare"))
 
 
 class Recorded(BoundedFareObjective):
@@ -97,6 +99,39 @@ def test_a_clean_image_in_the_update_costs_as_much_as_an_attacked_one(clip_folde
     # In units of a forward: 1 for the target, 10 steps of about 2, an update of about 3, and another one.
     assert bounded.flops / fare.flops == pytest.approx(27 / 24, rel=0.01)
     assert bounded.memory.update == 2 * fare.memory.update and bounded.memory.attack == fare.memory.attack
+
+
+def test_tokens_and_embedding_train_together_with_their_weight_on_the_card(
+    clip_folder: Path, images: Path, tmp_path: Path
+) -> None:
+    joined = ("--embedding", "projected+tokens", "--patch_weight", "0.5")
+    run(clip_folder, images, tmp_path / "run", *joined, "--save_strategy", "steps", "--save_steps", "1")
+    card = (tmp_path / "run" / "encoder" / "README.md").read_text()
+    assert "| embedding | projected+tokens |" in card and "| patch weight | 0.5 |" in card
+    shutil.rmtree(tmp_path / "run" / "encoder")
+    resume = ("--resume_from_checkpoint", str(tmp_path / "run" / "checkpoint-2"))
+    said = refusal(clip_folder, images, tmp_path / "run", *joined[:3], "2", *resume)
+    assert "patch_weight 0.5 there and 2.0 here" in said
+    said = refusal(clip_folder, images, tmp_path / "out", *joined[2:])
+    assert "patch_weight=0.5 is not read by embedding='projected'; leave it out" in said
+    said = refusal(clip_folder, images, tmp_path / "out", *joined[:3], "0")
+    assert "patch_weight=0.0 is not positive; give 1, or leave it out" in said
+
+
+def test_the_trainer_minimises_the_weighted_sum_of_both_distances(clip_folder: Path, tmp_path: Path) -> None:
+    options = {"embedding": "projected+tokens", "patch_weight": 3.0, "max_steps": 4, "learning_rate": 1e-3}
+    trainer = tiny_trainer(str(clip_folder), str(tmp_path), **options)
+    trainer.train()
+    pixels, (model, original) = torch.rand(3, 3, 32, 32), (trainer.model, trainer.original)
+    fare, normalised = (
+        FareObjective(),
+        EncoderReading.of(model, "tokens", trainer.processing_class).normalization(pixels),
+    )
+    apart = [
+        fare(*(embed(encoder, normalised, name) for encoder in (model, original))) for name in ("projected", "tokens")
+    ]
+    joined = trainer.objective(*(trainer.reading.embed(encoder, pixels) for encoder in (model, original)))
+    assert torch.allclose(joined, apart[0] + 3 * apart[1], rtol=1e-4) and apart[1].min() > 0
 
 
 def test_a_bound_is_of_the_run_and_of_the_objective_that_reads_it(

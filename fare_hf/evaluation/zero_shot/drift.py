@@ -56,7 +56,7 @@ def clean_drift(
         pixels: clean images (N, 3, S, S) in [0, 1].
         normalization: of both.
         model, dataset: names for the rows.
-        embedding: "projected", "pooled" or "tokens" (averaged over the tokens of an image).
+        embedding: one of `fare_hf.encoders.EMBEDDINGS`; "tokens" is averaged over the tokens of an image.
         batch_size, seed, groups: as named.
 
     Returns:

@@ -107,6 +107,14 @@ STEPS = (
         90,
     ),
     Step(
+        "features",
+        "FARE step on the features of a Qwen2.5-VL of 7B at 448 px, PGD-10, bf16, by batch size",
+        "qwen_features.py",
+        "--batch_sizes 1 4 16 --rounds 2",
+        "--tiny --batch_sizes 1 2 --attack_steps 2 --rounds 1",
+        70,
+    ),
+    Step(
         "zero-shot",
         "APGD on zero-shot classification, ViT-L/14, 1000 classes",
         "zero_shot.py",

@@ -56,6 +56,7 @@ def test_each_measurement_in_its_smallest_form(
         "memory": {"peak_gib", "foretold_gib", "largest_batch", "tried.4"},
         "attack": {"speed_up", "loss_ratio"},
         "vlm": {"factor.1", "factor.2", "image_steps_per_second.2", "peak_gib.2"},
+        "features": {"factor.2", "images_per_second.1", "peak_gib.2", "tera_flop_an_image", "features"},
         "zero-shot": {"images_per_second.fp32", "speed_up.tf32", "speed_up.bf16"},
     }[name]
     assert wanted <= set(figures)
@@ -63,6 +64,8 @@ def test_each_measurement_in_its_smallest_form(
         assert figures["largest_batch"] == 4
     if name == "attack":
         assert figures["loss_ratio"] == pytest.approx(1, abs=0.5)
+    if name == "features":
+        assert (figures["features"], figures["width"]) == (16, 48)
 
 
 def test_the_options_of_every_step_are_known(own_settings: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,6 +109,32 @@ def test_a_large_llava_is_filled_without_main_memory(own_settings: None) -> None
     with torch.device("meta"):
         whole = type(model)._from_config(model.config, dtype=torch.bfloat16)
     assert sum(part.numel() for part in whole.model.language_model.parameters()) == pytest.approx(6.6e9, rel=0.02)
+
+
+def test_the_tower_of_a_large_qwen_has_its_size(own_settings: None) -> None:
+    """That of Qwen2.5-VL-7B-Instruct has 676.6 million weights; a small one is filled with numbers that differ."""
+    made = runpy.run_path(str(BENCHMARKS / "qwen_features.py"))
+    tower, features = made["random_tower"](True, torch.device("cpu"))
+    parts = [*tower.named_parameters(), *features.around.named_parameters()]
+    assert all(part.float().std() > 0 for _, part in parts if part.ndim > 1)
+    assert all((part == (1 if name.endswith("weight") else 0)).all() for name, part in parts if part.ndim == 1)
+    with torch.device("meta"):
+        whole = type(tower)(type(tower.config)(**made["VISION"]))
+    assert sum(part.numel() for part in whole.parameters()) == pytest.approx(676.6e6, rel=1e-3)
+
+
+@pytest.mark.parametrize("difference", [2e-3, float("nan")])
+def test_other_losses_of_a_sharded_run_end_the_step(
+    difference: float, own_settings: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After its result is written."""
+    made, output = runpy.run_path(str(BENCHMARKS / "fsdp.py")), tmp_path / "found.json"
+    runs = {flag: {"losses": [2.0, 2.0 * (1 + difference * flag), 2.0], "rates": [1.0]} for flag in (True, False)}
+    monkeypatch.setitem(made["main"].__globals__, "start", lambda args, sharded: runs[sharded])
+    monkeypatch.setattr(sys, "argv", ["fsdp.py", "--output", str(output)])
+    with pytest.raises(SystemExit, match="losses differ by"):
+        made["main"]()
+    assert json.loads(output.read_text())["speed_ratio"] == 1.0
 
 
 STEPS = {

@@ -10,8 +10,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 from helpers.distributed.tiny_run import RandomPixels, tiny_trainer
+from helpers.syncs import counted_syncs
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fare_hf.attacks import ThreatModel
 from fare_hf.data.batches import collate_pixels, sample_generator
@@ -25,26 +25,14 @@ from fare_hf.training.logging.measurements import Window
 from fare_hf.training.trainable import train_first_blocks
 
 
-class Syncs(TorchDispatchMode):
-    """Counts what would make the host wait for a GPU."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
-        return function(*args, **(kwargs or {}))
-
-
 def test_a_step_of_the_attack_makes_no_host_wait(clip_folder: Path, tmp_path: Path) -> None:
-    """Syncs of a batch do not grow with the number of steps."""
+    """Syncs of a whole training do not grow with the steps of its attack: so many for each batch, for its checks."""
     counts = []
     for steps in (1, 6):
-        trainer = tiny_trainer(str(clip_folder), str(tmp_path), attack_steps=steps)
-        batch = trainer.data_collator([RandomPixels()[number] for number in range(4)])
-        with Syncs() as syncs:
-            trainer.attack(trainer.model, trainer.original, batch, 0)
+        options: dict[str, Any] = {"attack_steps": steps, "max_steps": 3, "logging_strategy": "no"}
+        trainer = tiny_trainer(str(clip_folder), str(tmp_path), **options)
+        with counted_syncs("cpu") as syncs:
+            trainer.train()
         counts.append(syncs.count)
     assert counts[0] == counts[1] > 0
 

@@ -179,6 +179,8 @@ class ThreatModel:
 
     def check(self, perturbed: Tensor, pixels: Tensor) -> None:
         """Raise ValueError, naming the samples, when any of them lies outside the threat model. One host sync."""
+        if self.norm == "linf" and self._holds_all(perturbed, pixels):
+            return
         violation = self.violation(perturbed, pixels).cpu()
         if (violation > 0).any():
             samples = violation.nonzero().flatten().tolist()
@@ -186,6 +188,15 @@ class ThreatModel:
                 f"perturbation of samples {samples} leaves the threat model {self} by up to {violation.max():.3g}: "
                 "evaluate the pixels the attack returned, in fp32, against the clean pixels it was given."
             )
+
+    def _holds_all(self, perturbed: Tensor, pixels: Tensor) -> bool:
+        """Whether every value of a batch is inside, under linf, in fp64: without regard to samples, a third of the
+        cost of `violation` on a CPU. False for NaN."""
+        check_same_shape(perturbed, pixels)
+        points, clean = _where_doubles_are(perturbed), _where_doubles_are(pixels)
+        change = torch.stack(torch.aminmax(points.to(torch.float64, copy=True).sub_(clean.double())))
+        down, up, low, high = torch.cat([change, torch.stack(torch.aminmax(points)).double()]).tolist()
+        return down >= -self.eps and up <= self.eps and low >= 0 and high <= 1
 
     def round_to(self, perturbed: Tensor, pixels: Tensor, dtype: torch.dtype) -> Tensor:
         """Round points to a model's dtype without leaving the threat model around the fp32 `pixels`.
@@ -228,7 +239,8 @@ def check_same_shape(perturbed: Tensor, pixels: Tensor) -> None:
 def check_start(start: Tensor, pixels: Tensor) -> None:
     """Raises ValueError unless a starting point has the pixels' shape and finite values. One host sync."""
     check_same_shape(start, pixels)
-    if not bool(start.isfinite().all()):
+    # The extremes are finite where all values are, and NaN where any is; cheaper than a mask.
+    if not bool(torch.stack(torch.aminmax(start.detach())).isfinite().all()):
         raise ValueError("start has values that are NaN or infinite: pass pixels in [0, 1].")
 
 
@@ -270,9 +282,18 @@ def _add_inwards(pixels: Tensor, change: Tensor) -> Tensor:
 
 
 def _linf_bounds(pixels: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Smallest and largest fp32 value each pixel may take in the ball and the box."""
-    radius = torch.full((), _float32_below(eps), device=pixels.device)
-    return _add_inwards(pixels, -radius).clamp_min_(0), _add_inwards(pixels, radius).clamp_max_(1)
+    """Smallest and largest fp32 value each pixel may take in the ball and the box.
+
+    The values of `_add_inwards` with the radius, for pixels in [0, 1]: Dekker's FastTwoSum shows an overshoot with
+    fewer operations where the larger summand is known, and the next smaller positive number is one bit pattern away.
+    """
+    radius = _float32_below(eps)
+    low, high = pixels - radius, pixels + radius
+    # Where a pixel is smaller than the radius, its bound is cut to 0, whatever the rounding.
+    low.view(torch.int32).add_(torch.sub(pixels, low) > radius)
+    overshoot = (high - pixels.clamp_min(radius)) > pixels.clamp_max(radius)
+    high.view(torch.int32).sub_(overshoot.int())
+    return low.clamp_min_(0), high.clamp_max_(1)
 
 
 def _project_l2_(points: Tensor, pixels: Tensor, eps: float) -> Tensor:

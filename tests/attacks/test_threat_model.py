@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -82,6 +83,23 @@ def test_linf_projection_is_the_nearest_point(seed: int, eps: float) -> None:
     projected = threat_model.project(points, pixels)
     assert (projected.double() - exact).abs().max() <= 2.0**-23
     assert torch.equal(threat_model.project(projected, pixels), projected)
+
+
+SMALL = st.floats(0, 1, width=32) | st.floats(0, 2.0**-6, width=32) | st.sampled_from([0.0, 2.0**-149, 1.0])
+
+
+@given(st.lists(SMALL, min_size=1, max_size=20), LINF)
+@settings(max_examples=200, deadline=None)
+def test_linf_projection_reaches_the_last_fp32_values_inside(values: list[float], eps: float) -> None:
+    pixels = torch.tensor(values).view(1, 1, 1, -1)
+    radius = np.float32(eps)
+    radius = Fraction(float(radius if float(radius) <= eps else np.nextafter(radius, np.float32(0))))
+    for direction in (-1, 1):
+        edge = ThreatModel("linf", eps).project(pixels + 3 * direction, pixels).flatten()
+        beyond = torch.nextafter(edge, torch.tensor(3.0 * direction))
+        for pixel, inside, outside in zip(values, edge.tolist(), beyond.tolist(), strict=True):
+            assert abs(Fraction(inside) - Fraction(pixel)) <= radius
+            assert inside == (0, 1)[direction > 0] or abs(Fraction(outside) - Fraction(pixel)) > radius
 
 
 @given(st.integers(0, 2**31))
@@ -184,6 +202,23 @@ def test_violation_names_and_measures() -> None:
     assert ThreatModel("l2", 9.0).violation(outside_box, torch.ones(1, 3, 2, 2)).item() == 0.25
     with pytest.raises(ValueError, match="same shape"):
         threat_model.violation(points[:1], pixels)
+
+
+@pytest.mark.parametrize("value", [0.5 + 0.126, 0.5 - 0.126, math.nan, math.inf])
+def test_one_value_outside_is_seen_in_a_large_batch(value: float) -> None:
+    pixels = torch.full((4, 3, 9, 9), 0.5)
+    points = pixels + 0.125
+    ThreatModel("linf", 0.125).check(points, pixels)
+    points[2, 1, 4, 4] = value
+    with pytest.raises(ValueError, match=r"samples \[2\]"):
+        ThreatModel("linf", 0.125).check(points, pixels)
+
+
+@pytest.mark.parametrize("pixel, point", [(1.0, 1.0 + 2.0**-23), (0.0, -(2.0**-149))])
+def test_a_value_outside_the_box_is_seen(pixel: float, point: float) -> None:
+    pixels = torch.full((1, 3, 2, 2), pixel)
+    with pytest.raises(ValueError, match="leaves the threat model"):
+        ThreatModel("linf", 0.125).check(torch.full((1, 3, 2, 2), point), pixels)
 
 
 def test_direction_has_unit_norm_and_keeps_zero() -> None:

@@ -63,7 +63,7 @@ def cost(arm: str, output_dir: Path) -> int:
     """Operations of one image in one step."""
     if arm == "features":
         tower, reading = load_vision_tower(str(llava_folder(output_dir)))
-        return reading.flops(tower).step(STEPS_OF_ATTACK, trained=reading.depth(tower) / 4)
+        return reading.flops(tower).step(STEPS_OF_ATTACK)
     config = load_encoder(str(encoder_folder("clip"))).config
     flops: Flops = count_flops(config, "tokens" if arm == "tokens" else "projected")
     return flops.step(STEPS_OF_ATTACK)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from fare_hf.cli.console import (
     tell,
 )
 from fare_hf.cli.evaluate_vlm import OF_A_VLM, add_vlm_options, run_vlm
+from fare_hf.cli.going_on import going_on
 from fare_hf.lab.names import check_vlm, encoder_path
 from fare_hf.numerals import parse_eps
 
@@ -39,10 +39,7 @@ fare-hf evaluate facebook/dinov2-base --probe knn --dataset path/to/photos --out
 fare-hf evaluate fare4/encoder --vlm llava-hf/llava-1.5-7b-hf --dataset photos --task captions --output_dir o
 fare-hf evaluate --suite paper-zero-shot --models FARE-4=fare4/encoder --output_dir outputs/paper
 """
-GOING_ON = (
-    "the same command goes on after the last finished job of a suite, and after the last finished batch of a --vlm; "
-    "one encoder is measured from the beginning"
-)
+GOING_ON = "the same command goes on after the last finished batch, and a suite after its last finished job"
 OF_IMAGES = ("split", "image_column", "label_column", "class_names", "templates")
 OF_A_PROBE = ("probe", "train_split")
 NOT_OF_A_PROBE = ("templates", "text_model")
@@ -101,7 +98,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_vlm_options(parser)
     parser.add_argument("--json", action="store_true", help="print report.json, and nothing else, to standard output")
     parser.add_argument(
-        "--output_dir", type=Path, required=True, help="where report.json and report.md go; a suite goes on there"
+        "--output_dir",
+        type=Path,
+        required=True,
+        help="where report.json and report.md go; called again with it, the command goes on",
     )
 
 
@@ -187,24 +187,19 @@ def run_encoder(args: argparse.Namespace) -> None:
 
     from fare_hf.evaluation import evaluate, evaluate_probe
     from fare_hf.evaluation.processes import process_state
-    from fare_hf.files.folders import check_new_folder, locked_folder
-    from fare_hf.lab.names import encoder_path
 
     options = {name: getattr(args, name) for name in OF_AN_ENCODER if getattr(args, name) is not None}
     names = options.pop("dataset", ["lab:twemoji"])
     check_once("--dataset", names)
     first = process_state().is_main_process
-    if first:
-        check_new_folder(args.output_dir)
     options |= {name: encoder_path(options[name]) for name in ("against", "text_model") if name in options}
-    options |= probe_options(args) if args.probe else lab_options(args, names)
     logging.disable_progress_bar()  # bars of loaded weights say nothing of the attack
-    with locked_folder(args.output_dir, "an evaluation") if first else nullcontext():
-        if first:
-            check_new_folder(args.output_dir)  # another run may have ended in it
+    with going_on(args) as states:
+        options |= probe_options(args) if args.probe else lab_options(args, names)
+        options |= {"folder": states, "report": tell if first else silent}
         images: Any = names[0] if args.probe else [lab_images(name, args.samples) for name in names]
         measure: Any = evaluate_probe if args.probe else evaluate
-        report = measure(encoder_path(args.encoder), images, report=tell if first else silent, **options).report()
+        report = measure(encoder_path(args.encoder), images, **options).report()
         if first:
             report.save(args.output_dir)
     if first:

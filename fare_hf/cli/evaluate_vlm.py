@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fare_hf.cli.console import positive, refuse_given, silent, tell
+from fare_hf.cli.going_on import going_on
 
 if TYPE_CHECKING:
     from fare_hf.evaluation import RobustnessReport, Row
@@ -23,7 +22,6 @@ OF_A_VLM = ("task", "caption_column", "question_column", "answer_column", "promp
 OF_AN_ENCODER_ALONE = ("label_column", "class_names", "text_model")
 PASSED = ("split", "image_column", "caption_column", "question_column", "answer_column", "prompt", "max_new_tokens")
 EFFORT = ("eps", "samples", "steps", "batch_size", "seed")
-STATES = "states"
 
 
 def add_vlm_options(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +51,6 @@ def run_vlm(args: argparse.Namespace) -> RobustnessReport | None:
     from transformers.utils import logging
 
     from fare_hf.evaluation.processes import process_state
-    from fare_hf.files.folders import locked_folder
     from fare_hf.lab.names import encoder_path
 
     refuse_given(args, OF_AN_ENCODER_ALONE, "is for the classes of zero-shot, and --vlm asks for words: leave it out.")
@@ -62,25 +59,13 @@ def run_vlm(args: argparse.Namespace) -> RobustnessReport | None:
     for name in ("encoder", "against"):
         setattr(args, name, getattr(args, name) and encoder_path(getattr(args, name)))
     first = process_state().is_main_process
-    _check_folder(args.output_dir)
     logging.disable_progress_bar()  # bars of loaded weights and of opened tables say nothing of the attack
     disable_progress_bars()
-    with locked_folder(args.output_dir, "an evaluation") if first else nullcontext():
-        report = _measured(args, _strings(args), first)
-        if not first:
-            return None
-        report.save(args.output_dir)
-        shutil.rmtree(args.output_dir / STATES, ignore_errors=True)  # the report is written
-    return report
-
-
-def _check_folder(folder: Path) -> None:
-    """A new folder, or one with the states of the same command that was interrupted."""
-    from fare_hf.files.folders import LOCK, check_new_folder
-
-    there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if there - {LOCK} != {STATES}:
-        check_new_folder(folder)
+    with going_on(args) as states:
+        report = _measured(args, _strings(args), first, states)
+        if first:
+            report.save(args.output_dir)
+    return report if first else None
 
 
 def _strings(args: argparse.Namespace) -> list[str]:
@@ -93,7 +78,7 @@ def _strings(args: argparse.Namespace) -> list[str]:
     return read_targets(args.targets)
 
 
-def _measured(args: argparse.Namespace, strings: Sequence[str], first: bool) -> RobustnessReport:
+def _measured(args: argparse.Namespace, strings: Sequence[str], first: bool, states: Path) -> RobustnessReport:
     from fare_hf.evaluation import evaluate_vlm_on_data
     from fare_hf.lab.captions import chat
     from fare_hf.lab.models import load_llava
@@ -101,7 +86,7 @@ def _measured(args: argparse.Namespace, strings: Sequence[str], first: bool) -> 
 
     dataset, prompts = args.dataset[0], args.templates or []
     if is_in_lab(dataset):
-        return _on_the_lab(args, dataset, strings)
+        return _on_the_lab(args, dataset, strings, states)
     if len(prompts) > 1:
         raise ValueError(f"--template is given {len(prompts)} times: with --vlm it is one whole prompt.")
     if args.task == "targeted" and not strings:
@@ -111,11 +96,11 @@ def _measured(args: argparse.Namespace, strings: Sequence[str], first: bool) -> 
         template, vlm = template or chat("{}"), load_llava()
     options = {name: getattr(args, name) for name in (*PASSED, *EFFORT) if getattr(args, name) is not None}
     options |= {"encoder": args.encoder, "against": args.against, "template": template, "targets": strings}
-    options |= {"folder": args.output_dir / STATES, "report": tell if first else silent}
+    options |= {"folder": states, "report": tell if first else silent}
     return evaluate_vlm_on_data(vlm, dataset, args.task, **options).report()
 
 
-def _on_the_lab(args: argparse.Namespace, dataset: str, strings: Sequence[str]) -> RobustnessReport:
+def _on_the_lab(args: argparse.Namespace, dataset: str, strings: Sequence[str], states: Path) -> RobustnessReport:
     """The lab's LLaVA on the lab's sets, as its shipped figures are measured."""
     from fare_hf.attacks import ThreatModel
     from fare_hf.evaluation import RobustnessReport, environment
@@ -134,21 +119,22 @@ def _on_the_lab(args: argparse.Namespace, dataset: str, strings: Sequence[str]) 
         raise ValueError(f"--against {args.against} is what an encoder is compared with: give ENCODER too.")
     threats = [ThreatModel("linf", radius) for radius in args.eps or ("2/255", "4/255")]
     rows: list[Row] = []
-    for tower in [args.against] if args.encoder is None else [args.against, args.encoder]:
+    for number, tower in enumerate([args.against] if args.encoder is None else [args.against, args.encoder]):
         llava = load_llava()
         if tower is not None:
             swap_vision_tower(llava[0], tower)
         name = "CLIP" if tower is None else Path(tower).name
-        rows += _lab_rows(args, name, llava, dataset.removeprefix("lab:"), threats, strings)
+        known = {"threat_models": threats, "folder": states / f"tower-{number}"}
+        rows += _lab_rows(args, name, llava, dataset.removeprefix("lab:"), known, strings)
     return RobustnessReport(rows, environment(seed=args.seed or 0))
 
 
 def _lab_rows(
-    args: argparse.Namespace, name: str, llava: Any, dataset: str, threats: Sequence[Any], strings: Sequence[str]
+    args: argparse.Namespace, name: str, llava: Any, dataset: str, known: dict[str, Any], strings: Sequence[str]
 ) -> list[Row]:
     from fare_hf.lab import measure
 
-    known: dict[str, Any] = {"threat_models": threats, "seed": args.seed or 0, "distributed": True}
+    known |= {"seed": args.seed or 0, "distributed": True}
     few, steps = args.samples, args.steps
     if args.task == "captions":
         budget = measure.Budget(captions=few, caption_steps=steps or measure.Budget.caption_steps)
@@ -159,7 +145,8 @@ def _lab_rows(
     count, length = few or measure.Budget.targeted, steps or measure.Budget.targeted_steps
     budget = measure.Budget(targeted=count, targeted_steps=length, targeted_sets=(dataset,))
     rows: list[Row] = []
-    for target in strings or [measure.TARGET]:
-        found = measure.measure_targeted(name, llava, budget, **known, target=target)
+    for number, target in enumerate(strings or [measure.TARGET]):
+        own = known | {"folder": known["folder"] / f"string-{number}"}
+        found = measure.measure_targeted(name, llava, budget, **own, target=target)
         rows += [replace(row, dataset=f"{dataset}, {target!r}") for row in found] if len(strings) > 1 else found
     return rows

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -56,12 +55,10 @@ class Outcome:
     Attributes:
         threat_model: the set the perturbations were searched in.
         survivors: indices of the attacked samples that were never fooled, ascending.
-        seconds: wall time of its attacks; what a smaller radius had fooled already took none.
     """
 
     threat_model: ThreatModel
     survivors: list[int] = field(default_factory=list)
-    seconds: float = 0.0
 
     def robust(self, n: int) -> list[bool]:
         """For each of all n samples of the data set, whether it was attacked and survived."""
@@ -138,9 +135,11 @@ def check_plan(
 
     Raises:
         TypeError: a threat model or count of another kind.
-        ValueError: an empty name, a seed below 0 or no integer, another number of groups than images, a repeated
-            threat model, a count below 1.
+        ValueError: no images, an empty name, a seed below 0 or no integer, another number of groups than images, a
+            repeated threat model, a count below 1.
     """
+    if not samples:
+        raise ValueError("the data set is empty: pass at least one image.")
     for field_name, count in counts.items():
         check_steps(count, field_name)
     for field_name, name in names.items():
@@ -226,13 +225,12 @@ def attack_nested(
     left: dict[str, list[int]] = {}
     outcomes: dict[ThreatModel, Outcome] = {}
     for threat_model in sorted(threat_models, key=lambda t: (t.norm, t.eps)):
-        start = time.perf_counter()
         survivors = left.get(threat_model.norm, list(alive))
         for number, stage in enumerate(stages, 1):
             what = f"{threat_model}, attack {number} of {len(stages)}"
             survivors = _run_stage(stage, survivors, threat_model, batch_size, distributed, what)
         left[threat_model.norm] = survivors
-        outcomes[threat_model] = Outcome(threat_model, survivors, time.perf_counter() - start)
+        outcomes[threat_model] = Outcome(threat_model, survivors)
     return [outcomes[threat_model] for threat_model in threat_models]
 
 

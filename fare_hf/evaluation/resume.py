@@ -5,22 +5,32 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
 
 from fare_hf.attacks import ThreatModel
+from fare_hf.evaluation.attack_loop import gather
+from fare_hf.evaluation.processes import agreed, process_state
 from fare_hf.files.documents import read_object
-from fare_hf.vlm import tower_of
 
-__all__ = ["Change", "SavedBatches", "claim", "digest", "read_tensors", "tower_digest", "write_tensors", "write_text"]
+__all__ = [
+    "Change",
+    "SavedBatches",
+    "claim",
+    "digest",
+    "images_digest",
+    "read_tensors",
+    "weights_digest",
+    "write_tensors",
+    "write_text",
+]
 
 SEAL = "sha256"
 
@@ -47,10 +57,15 @@ def claim(folder: Path, settings: Mapping[str, Any]) -> str:
     return digest(json.dumps(settings, sort_keys=True))
 
 
-def tower_digest(vlm: PreTrainedModel) -> str:
-    """Tells the vision towers of models apart that differ in nothing else."""
-    weights = (p.detach() for p in tower_of(vlm).parameters() if not p.is_meta)
+def weights_digest(module: nn.Module) -> str:
+    """Tells models apart, or their vision towers, that differ in nothing else."""
+    weights = (p.detach() for p in module.parameters() if not p.is_meta)
     return digest(*(digest(_bytes(weight)) for weight in weights))  # a sum would depend on the number of threads
+
+
+def images_digest(images: Any) -> str:
+    """Of the images of a run (see `gather`) their number and the first, as all would take long to read."""
+    return f"{len(images)} images, {digest(_bytes(gather(images, [0], torch.device('cpu'))))}"
 
 
 def digest(*parts: str | bytes) -> str:
@@ -146,6 +161,41 @@ class SavedBatches:
     folder: Path | None
     run: str = ""
 
+    @classmethod
+    def claimed(cls, folder: str | Path | None, settings: Callable[[], Mapping[str, Any]]) -> Self:
+        """Of a run in a folder that is its own (see `claim`); the settings are asked for where there is a folder."""
+        return cls(None) if folder is None else cls(Path(folder), claim(Path(folder), settings()))
+
+    def once(self, name: str, make: Callable[[], dict[str, Tensor]], *, distributed: bool) -> dict[str, Tensor]:
+        """Tensors that are made once: the same run reads what it wrote.
+
+        Args:
+            name: of their file.
+            make: called in all processes or in none.
+            distributed: whether several processes call this; the first one writes.
+
+        Raises:
+            ValueError: as `read_tensors`.
+        """
+        path = None if self.folder is None else self.folder / f"{name}.safetensors"
+        if path is not None and agreed(path.exists, distributed=distributed):
+            return read_tensors(path, self.run)[0]
+        made = make()
+        if path is not None and (not distributed or process_state().is_main_process):
+            write_tensors(path, made, {"run": self.run})
+        return made
+
+    def check_same(self, name: str, tensor: Tensor, *, distributed: bool) -> None:
+        """Refuses a run that began with other numbers; of other threads or machines the last digits may differ.
+
+        Raises:
+            ValueError: they are others, or as `read_tensors`.
+        """
+        begun = self.once(name, lambda: {name: tensor}, distributed=distributed)[name]
+        near = 1e-3 * float(begun.abs().max())
+        if begun.shape != tensor.shape or not torch.allclose(begun, tensor.to(begun), rtol=0, atol=near):
+            raise ValueError(f"folder '{self.folder}' holds a run with another {name}: name another folder.")
+
     def answers(self) -> list[str]:
         """Answers to the first clean images, as many as were finished.
 
@@ -177,14 +227,10 @@ class SavedBatches:
         Raises:
             ValueError: the file is of other samples or another run, is cut, or was changed.
         """
-        path = self._path(threat_model, stage, number)
-        if path is None or not path.exists():
+        if (found := self.read(threat_model, stage, number, indices)) is None:
             return None
-        tensors, metadata = read_tensors(path, self.run)
-        facts = json.loads(metadata["facts"])
+        tensors, facts = found
         pixels: Any = tensors.get("pixels", [])
-        if facts["batch"] != list(indices):
-            raise ValueError(f"'{path}' is of the samples {facts['batch']}, not {list(indices)}: delete its folder.")
         said = zip(facts["changes"], pixels, strict=True)
         changes = [Change(index, score, answer, source, image) for (index, score, answer, source), image in said]
         return changes, facts["seconds"]
@@ -199,13 +245,37 @@ class SavedBatches:
         seconds: float,
     ) -> None:
         """Write what a batch of samples changed."""
-        path = self._path(threat_model, stage, number)
-        if path is None:
-            return
         said = [(change.index, change.score, change.answer, change.source) for change in changes]
-        facts = {"batch": list(indices), "changes": said, "seconds": seconds}
         tensors = {"pixels": torch.stack([change.pixels for change in changes])} if changes else {}
-        write_tensors(path, tensors, {"facts": json.dumps(facts), "run": self.run})
+        self.write(threat_model, stage, number, indices, tensors, changes=said, seconds=seconds)
+
+    def read(
+        self, threat_model: ThreatModel, stage: int, number: int, indices: Sequence[int]
+    ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Tensors and plain data of a finished batch; returns and raises as `batch`."""
+        path = self._path(threat_model, stage, number)
+        if path is None or not path.exists():
+            return None
+        tensors, metadata = read_tensors(path, self.run)
+        facts = json.loads(metadata["facts"])
+        if facts["batch"] != list(indices):
+            raise ValueError(f"'{path}' is of the samples {facts['batch']}, not {list(indices)}: delete its folder.")
+        return tensors, facts
+
+    def write(
+        self,
+        threat_model: ThreatModel,
+        stage: int,
+        number: int,
+        indices: Sequence[int],
+        tensors: Mapping[str, Tensor],
+        **facts: Any,
+    ) -> None:
+        """Write what was found of a batch of samples."""
+        path = self._path(threat_model, stage, number)
+        if path is not None:
+            text = json.dumps({"batch": list(indices), **facts})
+            write_tensors(path, tensors, {"facts": text, "run": self.run})
 
     def _path(self, threat_model: ThreatModel, stage: int, number: int) -> Path | None:
         name = str(threat_model).replace(" ", "-").replace("/", "_")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -149,15 +150,19 @@ def measure_captions(
     threat_models: Sequence[ThreatModel] = THREAT_MODELS,
     seed: int = 0,
     keep: Sequence[int] = (),
+    folder: Path | None = None,
     distributed: bool = False,
 ) -> TextEvaluation:
-    """Captions of the main set, clean and attacked; a caption is right if it names the concept."""
+    """Captions of the main set, clean and attacked; a caption is right if it names the concept.
+
+    Here and below, `folder` keeps what is finished, as for `evaluate_captions`.
+    """
     test = part("twemoji", budget.captions)
     wanted = [test.class_names[label] for label in test.labels.tolist()]
     prompts = zero_shot_prompts(test.class_names, "twemoji")
     targets = [prompts[label] for label in test.labels.tolist()]
     options = _options(f"LLaVA + {name}", "twemoji", test.groups, threat_models, seed, distributed)
-    options |= {"prompt": PROMPT, "steps": budget.caption_steps, "max_new_tokens": 14, "keep": keep}
+    options |= {"prompt": PROMPT, "steps": budget.caption_steps, "max_new_tokens": 14, "keep": keep, "folder": folder}
     return evaluate_captions(*llava, test.pixels, targets, wanted, correct=NamesConcept(all_concepts()), **options)
 
 
@@ -168,6 +173,7 @@ def measure_targeted(
     threat_models: Sequence[ThreatModel] = THREAT_MODELS,
     seed: int = 0,
     target: str = TARGET,
+    folder: Path | None = None,
     distributed: bool = False,
 ) -> list[Row]:
     """In how many images of each of the budget's sets an attacker makes the LLaVA caption them with the target."""
@@ -176,6 +182,7 @@ def measure_targeted(
         test = part(dataset, budget.targeted)
         options = _options(f"LLaVA + {name}", dataset, test.groups, threat_models, seed, distributed)
         options |= {"prompt": PROMPT, "steps": budget.targeted_steps, "max_new_tokens": 14}
+        options["folder"] = folder and folder / dataset
         rows += evaluate_targeted(*llava, test.pixels, target, **options).rows
     return rows
 
@@ -186,6 +193,7 @@ def measure_questions(
     budget: Budget,
     threat_models: Sequence[ThreatModel] = THREAT_MODELS,
     seed: int = 0,
+    folder: Path | None = None,
     distributed: bool = False,
 ) -> list[Row]:
     """Yes-or-no questions: VQA accuracy on single drawings, POPE's F1 on scenes, clean and attacked."""
@@ -194,6 +202,7 @@ def measure_questions(
         asked = load_question_set(dataset).first(count)
         options = _options(f"LLaVA + {name}", dataset, asked.groups, threat_models, seed, distributed)
         options |= {"steps": budget.question_steps, "half": None, "max_new_tokens": 5}
+        options["folder"] = folder and folder / dataset
         metric: TextMetric = VqaAccuracy([[answer] * 10 for answer in asked.answers])
         options |= {"task": "vqa", "targets": QUESTION_TARGETS}
         if asked.splits is not None:

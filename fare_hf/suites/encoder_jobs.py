@@ -165,6 +165,7 @@ class ZeroShot(OnImages, Attacked):
         effort = self.given("steps", "restarts", "target_classes", "queries", "batch_size", "seed")
         options = effort | self.given("attack", "stop_fooled") | self.row_names(subject)
         options |= {"groups": data.groups, "native": data.native, "threat_models": self.threats(), "distributed": True}
+        options["folder"] = subject.states
         texts = data.texts(subject.name_or_path)
         rows = evaluate_zero_shot(encoder, texts, data.images, data.labels, **options).rows
         if self.masking_checks and process_state().is_main_process:

@@ -73,6 +73,11 @@ class OfAVlm(Attacked):
         """The set, as the model reads it."""
         return load_vlm_set(self.set, processor, **self.given("samples", "seed", "root", "template"))
 
+    def _lab_options(self, subject: Subject) -> dict[str, Any]:
+        """Of the lab's measurements."""
+        effort = {"threat_models": self.threats(), "seed": self.seed}
+        return effort | {"folder": subject.states, "distributed": True}
+
     def texts(self, prompt: str | None, *names: str) -> Texts:
         """Where a folder or repository has its images and words."""
         template = self.template or (chat("{}") if self.vlm == LLAVA else None)
@@ -81,7 +86,7 @@ class OfAVlm(Attacked):
 
 @dataclass(frozen=True, kw_only=True)
 class Vlm(OfAVlm):
-    """Captions or answers, as `evaluate_vlm`; an interrupted job goes on in its middle.
+    """Captions or answers, as `evaluate_vlm`.
 
     Attributes:
         task: of a folder or repository, "captions", "vqa" or "pope".
@@ -124,7 +129,7 @@ class Vlm(OfAVlm):
     def run(self, subject: Subject) -> list[Row]:
         vlm, processor = self.swapped(subject)
         if is_in_lab(self.set):
-            return self._run_on_the_lab(subject.model, (vlm, processor))
+            return self._run_on_the_lab(subject, (vlm, processor))
         data = self.data(processor)
         options = self.given("steps", "batch_size", "seed") | {"threat_models": self.threats()}
         options |= {"model": subject.model, "task": data.task, "dataset": data.name, "targets": data.targets}
@@ -132,13 +137,14 @@ class Vlm(OfAVlm):
         found = evaluate_vlm(vlm, processor, data.images, data.prompts, data.metric, **options)
         return with_samples(found, data).rows if self.is_own else found.rows
 
-    def _run_on_the_lab(self, model: str, llava: tuple[Any, Any]) -> list[Row]:
+    def _run_on_the_lab(self, subject: Subject, llava: tuple[Any, Any]) -> list[Row]:
+        options = self._lab_options(subject)
         if self.dataset == "captions":
             budget = measure.Budget(captions=self.samples, caption_steps=self.steps or measure.Budget.caption_steps)
-            return measure.measure_captions(model, llava, budget, self.threats(), self.seed, distributed=True).rows
+            return measure.measure_captions(subject.model, llava, budget, **options).rows
         questions = {self.dataset: self.samples}
         budget = measure.Budget(questions=questions, question_steps=self.steps or measure.Budget.question_steps)
-        return measure.measure_questions(model, llava, budget, self.threats(), self.seed, distributed=True)
+        return measure.measure_questions(subject.model, llava, budget, **options)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,11 +174,11 @@ class Targeted(OfAVlm):
     def run(self, subject: Subject) -> list[Row]:
         vlm, processor = self.swapped(subject)
         if is_in_lab(self.set):
-            return self._run_on_the_lab(subject.model, (vlm, processor))
+            return self._run_on_the_lab(subject, (vlm, processor))
         options = self.given("steps", "batch_size", "seed") | {"threat_models": self.threats(), "distributed": True}
         shown = self.shown(processor)
         options |= {"model": subject.model, "dataset": shown.name, "prompt": shown.prompt}
-        options["max_new_tokens"] = shown.max_new_tokens
+        options |= {"max_new_tokens": shown.max_new_tokens, "folder": subject.states}
         return evaluate_targeted(vlm, processor, shown.images, self.target or "", **options).rows
 
     def shown(self, processor: Any) -> VlmImages:
@@ -184,11 +190,11 @@ class Targeted(OfAVlm):
         prompt = chat_prompt(processor, self.question, self.template)
         return VlmImages(data.name, data.images, prompt, self.max_new_tokens or TARGETED_TOKENS)
 
-    def _run_on_the_lab(self, model: str, llava: tuple[Any, Any]) -> list[Row]:
+    def _run_on_the_lab(self, subject: Subject, llava: tuple[Any, Any]) -> list[Row]:
         images, steps = self.samples or measure.Budget.targeted, self.steps or measure.Budget.targeted_steps
         budget = measure.Budget(targeted=images, targeted_steps=steps, targeted_sets=(self.dataset,))
-        options = self.given("target") | {"distributed": True}
-        return measure.measure_targeted(model, llava, budget, self.threats(), self.seed, **options)
+        options = self._lab_options(subject) | self.given("target")
+        return measure.measure_targeted(subject.model, llava, budget, **options)
 
 
 VLM_JOBS: tuple[type[Job], ...] = (Vlm, Targeted)

@@ -115,9 +115,21 @@ def test_the_command_prints_json_alone_and_goes_on(
     assert {row["model"] for row in json.loads(text)["rows"]} == {"llava + other", "llava + robust"}
 
 
-def test_the_lab_as_its_figures_are_measured(tmp_path: Path) -> None:
+def test_the_lab_as_its_figures_are_measured_and_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["evaluate", "lab:fare-4", "--vlm", "lab:llava", "--dataset", "lab:digits", "--task", "targeted"]
-    cli.main([*words, "--samples", "2", "--steps", "2", "--eps", "4/255", "--output_dir", str(tmp_path)])
+    words += ["--samples", "2", "--steps", "2", "--eps", "4/255", "--output_dir", str(tmp_path)]
+
+    def interrupted(*words: Any, **options: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr("fare_hf.evaluation.vlm.engine.apgd", interrupted)
+        cli.main(words)
+    asked: list[list[int]] = []
+    ask = VlmEngine._clean_answers
+    monkeypatch.setattr(VlmEngine, "_clean_answers", lambda self, batch: asked.append(batch) or ask(self, batch))
+    cli.main(words)
+    assert len(asked) == 1  # of the second tower alone
     rows = RobustnessReport.load(tmp_path).rows
     assert [(row.model, row.dataset) for row in rows] == [("LLaVA + CLIP", "digits")] * 2 + [
         ("LLaVA + fare-4", "digits")

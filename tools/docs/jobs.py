@@ -34,8 +34,9 @@ jobs:
 fare-hf evaluate --suite suite.yaml --output_dir outputs/mine
 ```
 
-An interrupted suite goes on with the first job that is not finished, and `vlm` jobs in their middle. A file of the run
-that was cut, edited or is of another run is refused, and so is a second run in the same folder. A finished suite has
+An interrupted suite goes on with the first job that is not finished, and a job with an attack in its middle. A file
+of the run that was cut, edited or is of another run is refused, and so is a second run in the same folder. A finished
+suite has
 its charts in `plots/` (with `pip install ".[plots]"`): curves over eps, pairs of bars, a map of what transfers. Rates
 keep each sample's outcome in `report.json`, and `report.md` gives the models' differences to the first one in pairs.
 """

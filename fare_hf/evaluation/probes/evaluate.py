@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -47,6 +48,7 @@ def evaluate_probe(
     target_classes: int = 9,
     batch_size: int = 128,
     seed: int = 0,
+    folder: str | os.PathLike[str] | None = None,
     report: Callable[[str], None] = logger.info,
 ) -> Evaluation:
     """Accuracy of a classifier of an encoder's features, clean and attacked: `fare-hf evaluate --probe`.
@@ -61,8 +63,8 @@ def evaluate_probe(
         probe: "knn" (20 neighbours, as DINO) or "linear" (logistic regression).
         train_split: that the classifier is fitted on.
         split, image_column, label_column, class_names: as for `load_labelled_images`; of both splits.
-        eps, against, samples, steps, target_classes, batch_size, seed, report: as for `evaluate`; all images of the
-            training split are used.
+        eps, against, samples, steps, target_classes, batch_size, seed, folder, report: as for `evaluate`; all images
+            of the training split are used, and the probe is fitted again where a run goes on.
 
     Returns:
         Rows for each encoder, clean and for each radius; their `task` says what the probe is and of how many images.
@@ -113,13 +115,13 @@ def evaluate_probe(
     options: dict[str, Any] = {"threat_models": threats, "steps": steps, "target_classes": target_classes}
     options |= {"batch_size": batch_size, "seed": seed, "distributed": True}
     rows: list[Row] = []
-    for one, called, processor, (fitted, data) in zip(
-        subjects, names_for_rows(subjects), processors, opened, strict=True
-    ):
+    called_each = names_for_rows(subjects)
+    for number, (one, processor, (fitted, data)) in enumerate(zip(subjects, processors, opened, strict=True)):
+        called, normalization = called_each[number], Normalization.from_processor(processor)
         model: Any = load_encoder(one, "pooled").to(process_state().device)
         report(f"fitting {called} on {len(fitted.images):,} images of {fitted.name} ({train_split})")
         with frozen(model), matmul_patch_embedding(model):
-            features_of = _features_function(model, Normalization.from_processor(processor))
+            features_of = _features_function(model, normalization)
             features, labels = _features(features_of, fitted, model.device, batch_size)
             _check_classes(labels, fitted)
             classifier = PROBES[probe](features, labels, len(data.class_names))
@@ -129,6 +131,9 @@ def evaluate_probe(
                 len(data.class_names),
                 data.images,
                 encoder=model,
+                compared_with=_class_means(features, labels, len(data.class_names)),
+                settings={"normalization": [*normalization.mean, *normalization.std]},
+                folder=None if folder is None else Path(folder) / f"encoder-{number}",
                 task=_task(probe, len(labels)),
                 model=called,
                 dataset=data.name,
@@ -161,6 +166,12 @@ def _features(
         parts.append(features_of(pixels))
         labels += found
     return torch.cat(parts), torch.tensor(labels, device=device)
+
+
+def _class_means(features: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Mean features (K, D) of the training images of each class."""
+    sums = features.new_zeros(classes, features.shape[1]).index_add(0, labels, features)
+    return sums / torch.bincount(labels, minlength=classes)[:, None]
 
 
 def _check_splits(fitted: ZeroShotData, data: ZeroShotData, name: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -54,6 +55,7 @@ def evaluate_captions(
     max_new_tokens: int = 20,
     groups: Sequence[Hashable] | None = None,
     keep: Sequence[int] = (),
+    folder: str | Path | None = None,
     distributed: bool = False,
 ) -> TextEvaluation:
     """Fraction of right captions, clean and under APGD through the whole model.
@@ -76,6 +78,8 @@ def evaluate_captions(
         seed, batch_size, max_new_tokens: as named.
         groups: one label per sample for a cluster bootstrap; None gives Wilson intervals.
         keep: indices of images whose perturbed pixels are wanted back, for pictures.
+        folder: of this run alone, where each finished batch is written down, so that an interrupted call, made again,
+            goes on after the last one with the same result; delete it when the result is kept.
         distributed: divide the batches among the processes of accelerate or torchrun, which must all call this; every
             one of them gets what one process alone would.
 
@@ -83,8 +87,8 @@ def evaluate_captions(
         Rows (`task` "captions", `metric` "caption accuracy": clean, then one per threat model) and the answers.
 
     Raises:
-        ValueError: no images, another number of captions or references, what `check_plan` refuses, and what
-            attacks raise.
+        ValueError: no images, another number of captions or references, what `check_plan` refuses, a folder of
+            another run, and what attacks raise.
 
     Example:
         >>> from fare_hf.lab import load_llava, load_test_set
@@ -116,6 +120,8 @@ def evaluate_captions(
         restarts=restarts,
         forced=False,
         groups=groups,
+        folder=folder,
+        references=[*captions, *wanted],
         model=model,
         task="captions",
         dataset=dataset,

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,8 +34,8 @@ from fare_hf.evaluation.attack_loop import (
 from fare_hf.evaluation.processes import agreed, counted, divided, process_state
 from fare_hf.evaluation.report.rows import Row, fraction_row
 from fare_hf.evaluation.result import Evaluation
-from fare_hf.evaluation.resume import Change, SavedBatches
-from fare_hf.vlm import VlmLoss, generate_text, tower_placement
+from fare_hf.evaluation.resume import Change, SavedBatches, digest, images_digest, weights_digest
+from fare_hf.vlm import VlmLoss, generate_text, tower_of, tower_placement
 
 __all__ = ["Attacked", "TextEvaluation", "VlmEngine", "answers_to", "evaluate_answers"]
 
@@ -119,6 +120,33 @@ class VlmEngine:
         with frozen(self.vlm), matmul_patch_embedding(self.vlm):
             yield
 
+    def save_in(self, folder: str | Path | None, references: Sequence[str], **settings: Any) -> None:
+        """Write down each batch that is finished, and read those that the same run finished before.
+
+        The weights of the tower count, as models are compared that differ in nothing else.
+
+        Args:
+            folder: of this run alone; None writes nothing.
+            references: what answers are compared with.
+            settings: plain data that says what else makes this run another one.
+
+        Raises:
+            ValueError: a folder of another run.
+        """
+        self.saved = SavedBatches.claimed(folder, lambda: settings | self._settings(references))
+
+    def _settings(self, references: Sequence[str]) -> dict[str, Any]:
+        return {
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "max_new_tokens": self.max_new_tokens,
+            "precision": str(tower_placement(self.vlm)[1]),
+            "prompts": digest(*self.prompts),
+            "references": digest(*references),
+            "images": images_digest(self.images),
+            "vision tower": weights_digest(tower_of(self.vlm)),
+        }
+
     def ask(self, pixels: Tensor, batch: Sequence[int]) -> list[str]:
         """Answers to the prompts of some samples."""
         prompts = [self.prompts[index] for index in batch]
@@ -130,8 +158,6 @@ class VlmEngine:
 
     def clean(self) -> Attacked:
         """Answers to the clean images, the only clean pass."""
-        if not len(self.images):
-            raise ValueError("the data set is empty: pass at least one image.")
         answers = agreed(self.saved.answers, distributed=self.distributed)
         batches = list(chunks(range(len(answers), len(self.images)), self.batch_size))
         found = divided(batches, self._clean_answers, distributed=self.distributed)
@@ -260,6 +286,8 @@ def evaluate_answers(
     restarts: int,
     forced: bool,
     groups: Sequence[Hashable] | None,
+    folder: str | Path | None,
+    references: Sequence[str],
     **names: Any,
 ) -> TextEvaluation:
     """A rate of right (or forced) answers, clean and under APGD, in a screening run and full ones on the survivors.
@@ -272,8 +300,11 @@ def evaluate_answers(
         steps, restarts: of the full runs.
         forced: whether the rate counts the samples whose score is 0.
         groups: of the intervals.
+        folder, references: see `VlmEngine.save_in`.
         names: of the rows.
     """
+    effort = {"threat_models": sorted(map(str, threat_models)), "loss": loss, "steps": steps, "restarts": restarts}
+    engine.save_in(folder, references, **names, **effort)
 
     def stage(number: int, length: int) -> Stage:
         def attack(pixels: Tensor, batch: list[int], threat: ThreatModel, rng: torch.Generator) -> Tensor:

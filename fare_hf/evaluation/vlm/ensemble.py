@@ -17,11 +17,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from fare_hf.attacks import ThreatModel, apgd
-from fare_hf.evaluation.attack_loop import Stage, check_plan, gather
+from fare_hf.evaluation.attack_loop import Stage, check_plan
 from fare_hf.evaluation.report.intervals import bootstrap_statistic
 from fare_hf.evaluation.report.rows import Row
 from fare_hf.evaluation.result import Evaluation
-from fare_hf.evaluation.resume import SavedBatches, claim, digest, tower_digest
 from fare_hf.evaluation.vlm.engine import Attacked, VlmEngine
 from fare_hf.evaluation.vlm.metrics import TextMetric
 from fare_hf.vlm import tower_placement
@@ -128,10 +127,9 @@ def evaluate_vlm(
         max_new_tokens,
         distributed=distributed,
     )
-    if folder is not None:
-        effort = {"threat_models": sorted(map(str, threat_models)), "steps": steps, "targets": list(targets)}
-        effort["half"] = None if half is None else _short(half)
-        engine.saved = SavedBatches(Path(folder), claim(Path(folder), names | effort | _settings(engine, metric)))
+    effort = {"threat_models": sorted(map(str, threat_models)), "steps": steps, "targets": list(targets)}
+    effort |= {"half": None if half is None else _short(half), "metric": metric.name}
+    engine.save_in(folder, [text for index in range(n) for text in metric.texts(index)], **names, **effort)
     stages, name = _stages(engine, metric, steps, tuple(targets), half)
     facts = {"metric": metric.name, "precision": tower_placement(vlm)[1], "batch_size": batch_size}
 
@@ -153,27 +151,6 @@ def evaluate_vlm(
         scores=clean.scores,
         attacked={str(threat_model): state for threat_model, state in balls},
     )
-
-
-def _settings(engine: VlmEngine, metric: TextMetric) -> dict[str, Any]:
-    """What makes this run another one, beside its names; of the images their number and the first.
-
-    The weights of the tower count, as models are compared that differ in nothing else.
-    """
-    first = gather(engine.images, [0], torch.device("cpu"))
-    references = [text for index in range(len(metric)) for text in metric.texts(index)]
-    return {
-        "n": len(engine.images),
-        "metric": metric.name,
-        "seed": engine.seed,
-        "batch_size": engine.batch_size,
-        "max_new_tokens": engine.max_new_tokens,
-        "precision": _short(tower_placement(engine.vlm)[1]),
-        "prompts": digest(*engine.prompts),
-        "references": digest(*references),
-        "first image": digest(first.numpy().tobytes()),
-        "vision tower": tower_digest(engine.vlm),
-    }
 
 
 def _stages(

@@ -80,8 +80,8 @@ def evaluate_vlm_on_data(
         eps: radii of the linf ball; none for clean figures alone.
         samples: how many images, drawn by `seed`; None takes all, of the table's sets as many as the paper.
         steps, batch_size, seed: of the attacks.
-        folder: where finished batches are written down, so that the same call, made again, goes on after the last one
-            (each string of "targeted" from its beginning); delete it when the result is kept.
+        folder: where finished batches are written down, so that the same call, made again, goes on after the last one;
+            delete it when the result is kept.
         report: gets a line on the images, and one whenever a tower's turn begins.
 
     Returns:
@@ -178,21 +178,26 @@ class _Plan:
         options: dict[str, Any] = {"model": model.name, "threat_models": self.threats, "distributed": True}
         options |= {"steps": self.steps, "batch_size": self.batch_size, "seed": self.seed}
         if self.task == "targeted":
-            return self._targeted(model, report, options)
+            return self._targeted(model, folder, report, options)
         data = self.data(model.processor, report)
         options |= {"task": data.task, "dataset": data.name, "targets": data.targets, "folder": folder}
         options["max_new_tokens"] = data.max_new_tokens
         found = evaluate_vlm(model.vlm, model.processor, data.images, data.prompts, data.metric, **options)
         return with_samples(found, data)
 
-    def _targeted(self, model: _Model, report: Callable[[str], None] | None, options: dict[str, Any]) -> Evaluation:
+    def _targeted(
+        self, model: _Model, folder: Path | None, report: Callable[[str], None] | None, options: dict[str, Any]
+    ) -> Evaluation:
         shown = self.images(model.processor, report)
         options |= {"prompt": shown.prompt, "max_new_tokens": shown.max_new_tokens}
         for target in self.targets:  # before any attack: each has tokens, and room in an answer
             target_loss(model.vlm, model.processor, shown.prompt, target, shown.max_new_tokens)
         found = []
-        for target in self.targets:
-            names = {"dataset": shown.name if len(self.targets) == 1 else f"{shown.name}, {target!r}"}
+        for number, target in enumerate(self.targets):
+            names: dict[str, Any] = {
+                "dataset": shown.name if len(self.targets) == 1 else f"{shown.name}, {target!r}",
+                "folder": folder and folder / f"string-{number}",
+            }
             found.append(evaluate_targeted(model.vlm, model.processor, shown.images, target, **options | names))
         return _together(found, self.seed)
 

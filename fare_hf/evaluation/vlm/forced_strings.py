@@ -71,6 +71,7 @@ def evaluate_targeted(
     max_new_tokens: int = 20,
     groups: Sequence[Hashable] | None = None,
     keep: Sequence[int] = (),
+    folder: str | Path | None = None,
     distributed: bool = False,
 ) -> TextEvaluation:
     """Fraction of images whose perturbed version makes the model write the target string: here more is worse.
@@ -92,6 +93,8 @@ def evaluate_targeted(
         max_new_tokens: of the answer; must leave room for the target.
         groups: one label per sample for a cluster bootstrap; None gives Wilson intervals.
         keep: indices of images whose perturbed pixels are wanted back, for pictures.
+        folder: of this run alone, where each finished batch is written down, so that an interrupted call, made again,
+            goes on after the last one with the same result; delete it when the result is kept.
         distributed: divide the batches among the processes of accelerate or torchrun, which must all call this; every
             one of them gets what one process alone would.
 
@@ -100,7 +103,7 @@ def evaluate_targeted(
 
     Raises:
         ValueError: an empty target, no threat model, a target longer than `max_new_tokens`, no images, what
-            `check_plan` refuses, and what attacks raise.
+            `check_plan` refuses, a folder of another run, and what attacks raise.
 
     Example:
         >>> from fare_hf.attacks import ThreatModel
@@ -129,6 +132,8 @@ def evaluate_targeted(
         restarts=restarts,
         forced=True,
         groups=groups,
+        folder=folder,
+        references=[target],
         model=model,
         task="targeted",
         dataset=dataset,

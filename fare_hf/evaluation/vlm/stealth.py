@@ -25,7 +25,7 @@ from fare_hf.evaluation.attack_loop import check_plan, chunks, gather, mix
 from fare_hf.evaluation.processes import agreed, divided
 from fare_hf.evaluation.report.rows import Row, fraction_row
 from fare_hf.evaluation.result import Evaluation
-from fare_hf.evaluation.resume import claim, read_tensors, tower_digest, write_tensors
+from fare_hf.evaluation.resume import claim, read_tensors, weights_digest, write_tensors
 from fare_hf.evaluation.vlm.adversarial_images import (
     MANIFEST,
     export_adversarial,
@@ -34,7 +34,7 @@ from fare_hf.evaluation.vlm.adversarial_images import (
 )
 from fare_hf.evaluation.vlm.engine import answers_to
 from fare_hf.evaluation.vlm.forced_strings import Towards, says, target_loss
-from fare_hf.vlm import VlmLoss, tower_placement
+from fare_hf.vlm import VlmLoss, tower_of, tower_placement
 
 __all__ = ["STEALTH_TARGETS", "StealthEvaluation", "as_sent", "evaluate_stealth"]
 
@@ -123,7 +123,7 @@ def evaluate_stealth(
         folder,
         {"target": target, "prompt": prompt, "model": model, "threat_model": threat_model.to_dict(), "steps": steps}
         | {"seed": seed, "batch_size": batch_size, "images": hashlib.sha256(clean.numpy().tobytes()).hexdigest()}
-        | {"vision tower": tower_digest(vlm)},
+        | {"vision tower": weights_digest(tower_of(vlm))},
     )
 
     def written(pixels: Tensor) -> list[str]:

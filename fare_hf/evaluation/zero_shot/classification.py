@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+import time
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,9 +19,10 @@ from fare_hf.data.pixels import Normalization, check_pixels, resize
 from fare_hf.encoders import embed, freeze, frozen, matmul_patch_embedding
 from fare_hf.evaluation.attack_loop import Stage as LoopStage
 from fare_hf.evaluation.attack_loop import attack_batch, attack_nested, check_plan, chunks, read, screening_steps
-from fare_hf.evaluation.processes import counted
+from fare_hf.evaluation.processes import counted, divided, process_state
 from fare_hf.evaluation.report.rows import Row, fraction_row
 from fare_hf.evaluation.result import Evaluation
+from fare_hf.evaluation.resume import SavedBatches, images_digest, weights_digest
 from fare_hf.pretrained.encoder_families import compared_embedding, compared_width
 
 __all__ = ["evaluate_zero_shot", "logits_function", "measure_accuracy", "predict_zero_shot"]
@@ -45,6 +51,7 @@ def evaluate_zero_shot(
     native: bool = False,
     queries: int = 5000,
     stop_fooled: bool = False,
+    folder: str | Path | None = None,
     distributed: bool = False,
 ) -> Evaluation:
     """Clean accuracy, and accuracy under APGD for each threat model.
@@ -72,6 +79,8 @@ def evaluate_zero_shot(
         native: the pixels are at their own resolution, are attacked there, and resized (bicubic) inside the attack.
         queries: of Square.
         stop_fooled: fooled samples leave their batch in the middle of a run, at one host sync a step (see `apgd`).
+        folder: of this run alone, where each finished batch is written down, so that an interrupted call, made again,
+            goes on after the last one with the same result; delete it when the result is kept.
         distributed: divide the attacks among the processes of accelerate or torchrun, which must all call this; every
             one of them gets the rows that one process alone would compute.
 
@@ -80,7 +89,8 @@ def evaluate_zero_shot(
 
     Raises:
         TypeError, ValueError: no images, labels outside [0, K) or no integers, texts of another width than the
-            encoder's, fewer than two classes, an unknown attack, and what `check_plan` refuses; all before any attack.
+            encoder's, fewer than two classes, an unknown attack, a folder of another run, and what `check_plan`
+            refuses; all before any attack.
 
     Example:
         >>> from fare_hf import load_encoder, text_classifier
@@ -101,6 +111,12 @@ def evaluate_zero_shot(
             images,
             labels,
             encoder=encoder,
+            compared_with=text,
+            settings={
+                "normalization": [*normalization.mean, *normalization.std],
+                "logit_scale": logit_scale,
+                "native": native,
+            },
             task="zero-shot",
             model=model,
             dataset=dataset,
@@ -114,6 +130,7 @@ def evaluate_zero_shot(
             groups=groups,
             queries=queries,
             stop_fooled=stop_fooled,
+            folder=folder,
             distributed=distributed,
         )
 
@@ -125,6 +142,8 @@ def measure_accuracy(
     labels: Sequence[int] | torch.Tensor | None = None,
     *,
     encoder: PreTrainedModel,
+    compared_with: torch.Tensor,
+    settings: Mapping[str, Any],
     task: str,
     model: str,
     dataset: str,
@@ -138,6 +157,7 @@ def measure_accuracy(
     groups: Sequence[Hashable] | None = None,
     queries: int = 5000,
     stop_fooled: bool = False,
+    folder: str | Path | None = None,
     distributed: bool = False,
 ) -> Evaluation:
     """`evaluate_zero_shot` of any classifier that is differentiable.
@@ -145,35 +165,49 @@ def measure_accuracy(
     Args:
         logits_of: pixels (B, 3, H, W) in [0, 1] to fp32 logits (B, K), without weights that require a gradient.
         classes: K.
-        encoder: which `logits_of` runs, for its device and precision.
+        encoder: which `logits_of` runs, for its device, precision and weights.
+        compared_with: what the classifier compares embeddings with; with it and with `settings`, plain data that says
+            what else makes it another classifier, a run knows its folder.
         task: for the rows.
         images, labels, model, dataset, threat_models, attack, steps, restarts, target_classes, seed, batch_size,
-            groups, queries, stop_fooled, distributed: as for `evaluate_zero_shot`.
+            groups, queries, stop_fooled, folder, distributed: as for `evaluate_zero_shot`.
     """
     counts = {"steps": steps, "restarts": restarts, "batch_size": batch_size, "queries": queries}
     check_plan(len(images), threat_models, groups, seed, {"model": model, "dataset": dataset}, **counts)
     device, dtype = next(encoder.parameters()).device, next(encoder.parameters()).dtype
     stages = _stages(attack, classes, target_classes)
-    logits, truth = _clean_pass(logits_of, images, labels, classes, device, batch_size)
+    names = {"model": model, "task": task, "dataset": dataset}
+    told: dict[str, Any] = {"threat_models": sorted(map(str, threat_models)), "attack": attack, "seed": seed}
+    told |= {"target_classes": target_classes, "stop_fooled": stop_fooled, "precision": str(dtype)}
+
+    def run() -> dict[str, Any]:
+        seen = {"images": images_digest(images), "weights": weights_digest(encoder)}
+        return {**names, **counts, **told, **settings, **seen}
+
+    saved = SavedBatches.claimed(folder, run)
+    saved.check_same("classes", compared_with, distributed=distributed)
+    clean_pass = partial(_clean_pass, logits_of, images, labels, classes, device, batch_size, distributed)
+    clean = saved.once("clean", clean_pass, distributed=distributed)
+    logits, truth = clean["logits"].to(device), clean["labels"].to(device)
     correct = (predicted_classes(logits) == truth).tolist()
     plan = [(Stage("apgd", "ce"), few, 1) for few in screening_steps(steps)]
     plan += [(stage, steps, restarts) for stage in stages]
-    runs = []
-    for number, (stage, few, times) in enumerate(plan):
-        effort = {"steps": few, "restarts": times, "queries": queries, "stop_fooled": stop_fooled}
-        runs.append(_loop_stage(stage, number, logits_of, images, logits, truth, seed, **effort))
+    attacks = _Attacks(logits_of, images, logits, truth, seed, saved, distributed)
+    limits: dict[str, Any] = {"queries": queries, "stop_fooled": stop_fooled}
+    runs = [attacks.stage(one, at, steps=few, restarts=times, **limits) for at, (one, few, times) in enumerate(plan)]
     alive = [index for index, right in enumerate(correct) if right]
     outcomes = attack_nested(alive, threat_models, runs, batch_size=batch_size, distributed=distributed)
 
     def row(success: list[bool], **extra: Any) -> Row:
-        names = {"model": model, "task": task, "dataset": dataset, "metric": "accuracy"}
-        return fraction_row(success, groups, seed, precision=dtype, batch_size=batch_size, **names, **extra)
+        facts = {"metric": "accuracy", "precision": dtype, "batch_size": batch_size}
+        return fraction_row(success, groups, seed, **names, **facts, **extra)
 
     used = {"name": _attack_name(stages, steps), "steps": steps, "restarts": restarts, "seed": seed}
     rows = [row(correct)]
     for outcome in outcomes:
         robust = outcome.robust(len(correct))
-        rows.append(row(robust, threat_model=outcome.threat_model, attack=used, seconds=outcome.seconds))
+        ball = outcome.threat_model
+        rows.append(row(robust, threat_model=ball, attack=used, seconds=attacks.seconds[ball]))
     return Evaluation.of_rates(rows, seed)
 
 
@@ -262,44 +296,71 @@ def _clean_pass(
     classes: int,
     device: torch.device,
     batch_size: int,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Clean logits (N, K) and labels (N,): the only clean forward of an evaluation, each image read once."""
-    if not len(images):
-        raise ValueError("the data set is empty: pass at least one image.")
+    distributed: bool,
+) -> dict[str, torch.Tensor]:
+    """Clean logits (N, K) and labels (N,), on the CPU: the only clean pass, each image read once."""
     if labels is not None and len(labels) != len(images):
         raise ValueError(f"{len(labels)} labels for {len(images)} images: give one label per image.")
-    logits, truth = [], []
-    batches = list(chunks(range(len(images)), batch_size))
-    for batch in counted(batches, len(batches), "clean images"):
+
+    def classify(batch: list[int]) -> tuple[torch.Tensor, list[int]]:
         pixels, found = read(images, batch, device, labels)
         check_pixels(pixels)
-        truth += found
-        logits.append(logits_of(pixels))
-    outside = [label for label in truth if not 0 <= label < classes]
-    if outside:
-        raise ValueError(f"label {outside[0]} is outside the {classes} classes of text_embeddings.")
-    return torch.cat(logits), torch.tensor(truth, device=device)
+        outside = [label for label in found if not 0 <= label < classes]
+        if outside:
+            raise ValueError(f"label {outside[0]} is outside the {classes} classes of text_embeddings.")
+        return logits_of(pixels).cpu(), found
+
+    batches = list(chunks(range(len(images)), batch_size))
+    classified = divided(batches, classify, distributed=distributed)
+    parts = list(counted(classified, len(batches), "clean images"))
+    truth = [label for _, found in parts for label in found]
+    return {"logits": torch.cat([logits for logits, _ in parts]), "labels": torch.tensor(truth)}
 
 
-def _loop_stage(
-    stage: Stage,
-    number: int,
-    logits_of: Callable[[torch.Tensor], torch.Tensor],
-    images: Any,
-    clean_logits: torch.Tensor,
-    truth: torch.Tensor,
-    seed: int,
-    **effort: Any,
-) -> LoopStage:
-    """One attack of the ensemble, and the fresh prediction on its result that decides."""
-    others = clean_logits.scatter(1, truth[:, None], -torch.inf)
+@dataclass(frozen=True)
+class _Attacks:
+    """The attacks of one evaluation.
 
-    def attack(pixels: torch.Tensor, batch: list[int], threat: ThreatModel, rng: torch.Generator) -> torch.Tensor:
-        return stage.run(logits_of, pixels, truth[batch], others[batch], threat, generator=rng, **effort)
+    Attributes:
+        logits_of, images, seed, distributed: as `measure_accuracy` has them.
+        clean_logits, truth: (N, K) and (N,), on the device.
+        saved: finished batches of an interrupted run.
+        seconds: per threat model how long its batches took; of batches that several processes attacked at a time,
+            each one's share.
+    """
 
-    def run(batch: list[int], threat_model: ThreatModel, place: int) -> list[bool]:
-        points = attack_batch(images, batch, threat_model, attack, truth.device, (seed, number, place))
-        with torch.no_grad():
-            return (predicted_classes(logits_of(points)) != truth[batch]).tolist()
+    logits_of: Callable[[torch.Tensor], torch.Tensor]
+    images: Any
+    clean_logits: torch.Tensor
+    truth: torch.Tensor
+    seed: int
+    saved: SavedBatches
+    distributed: bool
+    seconds: dict[ThreatModel, float] = field(default_factory=lambda: defaultdict(float))
 
-    return LoopStage(run)
+    def stage(self, stage: Stage, number: int, **effort: Any) -> LoopStage:
+        """One attack of the ensemble, and the fresh prediction on its result that decides."""
+        others = self.clean_logits.scatter(1, self.truth[:, None], -torch.inf)
+
+        def attack(pixels: torch.Tensor, batch: list[int], threat: ThreatModel, rng: torch.Generator) -> torch.Tensor:
+            known = (self.truth[batch], others[batch])
+            return stage.run(self.logits_of, pixels, *known, threat, generator=rng, **effort)
+
+        def run(batch: list[int], threat_model: ThreatModel, place: int) -> tuple[list[bool], float]:
+            key = (threat_model, number, place, batch)
+            if (finished := self.saved.read(*key)) is not None:
+                return finished[1]["fooled"], finished[1]["seconds"]
+            begin, seeds = time.perf_counter(), (self.seed, number, place)
+            points = attack_batch(self.images, batch, threat_model, attack, self.truth.device, seeds)
+            with torch.no_grad():
+                fooled = (predicted_classes(self.logits_of(points)) != self.truth[batch]).tolist()
+            took = (time.perf_counter() - begin) / (process_state().num_processes if self.distributed else 1)
+            self.saved.write(*key, {}, fooled=fooled, seconds=took)
+            return fooled, took
+
+        return LoopStage(run, take=self._take)
+
+    def _take(self, found: tuple[list[bool], float], batch: list[int], threat_model: ThreatModel) -> list[bool]:
+        fooled, seconds = found
+        self.seconds[threat_model] += seconds
+        return fooled

@@ -55,6 +55,7 @@ def evaluate(
     target_classes: int = 9,
     batch_size: int = 128,
     seed: int = 0,
+    folder: str | os.PathLike[str] | None = None,
     report: Callable[[str], None] = logger.info,
 ) -> Evaluation:
     """Zero-shot accuracy of a CLIP or SigLIP encoder on labelled images, clean and attacked, as `fare-hf
@@ -79,14 +80,16 @@ def evaluate(
         steps, seed: of APGD, and of its random starts.
         target_classes: wrong classes that the targeted attack tries.
         batch_size: images of a forward pass.
+        folder: where finished batches are written down, so that the same call, made again, goes on after the last one;
+            delete it when the result is kept.
         report: gets a line on the images, and one on what their classes are called.
 
     Returns:
         Rows for each encoder, clean and for each radius; `report()` has them as tables, to print and to save.
 
     Raises:
-        ValueError: what is no encoder that is compared with texts, no known text model, images without classes, and as
-            `load_labelled_images`; all before any attack.
+        ValueError: what is no encoder that is compared with texts, no known text model, images without classes, a
+            folder of another run, and as `load_labelled_images`; all before any attack.
         OSError: an encoder without an image processor.
 
     Example:
@@ -128,8 +131,9 @@ def evaluate(
     for number, (one, called) in enumerate(zip(subjects, names_for_rows(subjects), strict=True)):
         model: Any = load_encoder(one, compared_with_texts(one)).to(process_state().device)
         names: dict[str, Any] = {"model": called, "normalization": Normalization.from_processor(processors[number])}
-        for datas, text in zip(opened, embedded[number], strict=True):
+        for at, (datas, text) in enumerate(zip(opened, embedded[number], strict=True)):
             data = datas[number]
+            names["folder"] = None if folder is None else Path(folder) / f"encoder-{number}" / f"set-{at}"
             report(f"measuring {called} on {data.name}: {len(data.images):,} images")
             names |= {"dataset": data.name, "groups": data.groups, "native": data.native or _other_size(data, model)}
             rows += evaluate_zero_shot(model, text, data.images, **names, **options).rows

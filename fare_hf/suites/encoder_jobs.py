@@ -69,14 +69,16 @@ class LabelledImages:
     def logits(self, name_or_path: str) -> Callable[[Tensor], Tensor]:
         """Of a model, with the texts and the normalisation that are its own."""
         texts, normalization = self.texts(name_or_path), _normalization(name_or_path)
-        return logits_function(load_encoder(name_or_path), texts, normalization, native=self.native)
+        return logits_function(_encoder(name_or_path), texts, normalization, native=self.native)
 
     def whole(self) -> tuple[Tensor, Tensor]:
-        """All pixels and labels in memory."""
+        """All pixels and labels, on this process's device."""
+        device = process_state().device
         if isinstance(self.images, Tensor):
-            return self.images, self.labels
+            return self.images.to(device), self.labels.to(device)
         items = [self.images[index] for index in range(len(self.images))]
-        return torch.stack([item["pixel_values"] for item in items]), torch.tensor([item["labels"] for item in items])
+        pixels, labels = [item["pixel_values"] for item in items], [item["labels"] for item in items]
+        return torch.stack(pixels).to(device), torch.tensor(labels, device=device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,14 +163,14 @@ class ZeroShot(OnImages, Attacked):
         return super().silent() | (set() if self.masking_checks and self.eps else mute)
 
     def run(self, subject: Subject) -> list[Row]:
-        data, encoder = self.data(subject), load_encoder(subject.name_or_path).to(process_state().device)
+        data, encoder = self.data(subject), _encoder(subject.name_or_path)
         effort = self.given("steps", "restarts", "target_classes", "queries", "batch_size", "seed")
         options = effort | self.given("attack", "stop_fooled") | self.row_names(subject)
         options |= {"groups": data.groups, "native": data.native, "threat_models": self.threats(), "distributed": True}
         options["folder"] = subject.states
         texts = data.texts(subject.name_or_path)
         rows = evaluate_zero_shot(encoder, texts, data.images, data.labels, **options).rows
-        if self.masking_checks and process_state().is_main_process:
+        if self.masking_checks:
             self._check_masking(subject, data, effort)
         return rows
 
@@ -179,7 +181,10 @@ class ZeroShot(OnImages, Attacked):
         folder = subject.output_dir / "masking"
         folder.mkdir(parents=True, exist_ok=True)
         for threat in self.threats():
-            report = check_gradient_masking(logits_of, pixels, labels, threat, surrogate=surrogate, **effort)
+            options = effort | {"surrogate": surrogate, "distributed": True}
+            report = check_gradient_masking(logits_of, pixels, labels, threat, **options)
+            if not process_state().is_main_process:
+                continue
             name = f"{subject.model}, {self.dataset}, {threat}".replace("/", "_")
             (folder / f"{name}.md").write_text(report.to_markdown(), encoding="utf-8")
             (folder / f"{name}.json").write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
@@ -205,9 +210,9 @@ class Drift(OnImages):
         return self.kind, self.dataset, self.embedding
 
     def run(self, subject: Subject) -> list[Row]:
-        data, original = self.data(subject), load_encoder(subject.models[self.original])
-        options = self.given("embedding", "batch_size", "seed") | self.row_names(subject)
-        encoder, pixels = load_encoder(subject.name_or_path), data.whole()[0]
+        data, original = self.data(subject), _encoder(subject.models[self.original])
+        options = self.given("embedding", "batch_size", "seed") | self.row_names(subject) | {"distributed": True}
+        encoder, pixels = _encoder(subject.name_or_path), data.whole()[0]
         return clean_drift(encoder, original, pixels, groups=data.groups, **options).rows
 
 
@@ -228,8 +233,9 @@ class Corruptions(OnImages):
         check_corruptions(self.names, self.severities or (1,))
 
     def run(self, subject: Subject) -> list[Row]:
-        data, encoder = self.data(subject), load_encoder(subject.name_or_path)
+        data, encoder = self.data(subject), _encoder(subject.name_or_path)
         options = self.given("names", "severities", "batch_size", "seed") | self.row_names(subject)
+        options["distributed"] = True
         texts = data.texts(subject.name_or_path)
         return evaluate_corruptions(encoder, texts, *data.whole(), groups=data.groups, **options).rows
 
@@ -261,6 +267,11 @@ class Transfer(OnImages, Attacked):
 
 
 ENCODER_JOBS: tuple[type[Job], ...] = (ZeroShot, Drift, Corruptions, Transfer)
+
+
+def _encoder(name_or_path: str) -> Any:
+    """An encoder on this process's device."""
+    return load_encoder(name_or_path).to(process_state().device)
 
 
 @cache

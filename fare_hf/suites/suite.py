@@ -172,8 +172,8 @@ def run_suite(
     Each finished job is a file under `output_dir/rows`, written whole: after an interruption the call goes on with the
     first job that has none. Jobs whose settings were changed are run anew.
 
-    Processes that `accelerate launch` started divide the attacks of zero-shot, transfer and VLM jobs; all get the
-    report, and the first one writes it.
+    Processes that `accelerate launch` started divide the batches of every job; all get the report, and the first one
+    writes it.
 
     Args:
         suite: what to run.

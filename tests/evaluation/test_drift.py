@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from helpers.noise_corruptions import with_corruptions
 from helpers.tiny_llava import encoder, images, processor
 from torch.nn import functional as F
 
@@ -87,3 +90,20 @@ def test_recall_is_counted_by_hand() -> None:
     values = {row.metric: row.value for row in rows}
     assert values["image to text R@1"] == 1.0 and values["text to image R@1"] == 0.75
     assert rows[1].n == 4
+
+
+def test_an_images_corruption_does_not_depend_on_its_batch() -> None:
+    text = F.normalize(torch.randn(4, 16, generator=torch.Generator().manual_seed(0)), dim=1)
+    options: dict[str, Any] = {"normalization": normalization(), "names": ["gaussian_noise"], **NAMES}
+    with with_corruptions():
+        pixels = quantize(images(7))
+        whole = corrupt_pixels(pixels, "gaussian_noise", 2, seed=5)
+        assert not torch.equal(whole[0], whole[1]) and torch.equal(
+            whole[3:], corrupt_pixels(pixels[3:], "gaussian_noise", 2, seed=8)
+        )
+        labels = predict_zero_shot(encoder(), text, whole, normalization())
+        for batch in (3, 7):
+            found = evaluate_corruptions(
+                encoder(), text, pixels, labels, severities=(2,), seed=5, batch_size=batch, **options
+            )
+            assert found.rows[0].value == 1.0  # the very images that the labels were read from

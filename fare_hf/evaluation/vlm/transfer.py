@@ -22,7 +22,7 @@ from fare_hf.attacks import (
 )
 from fare_hf.encoders import frozen, matmul_patch_embedding
 from fare_hf.evaluation.attack_loop import check_plan, chunks, mix
-from fare_hf.evaluation.processes import divided
+from fare_hf.evaluation.processes import divided, process_state
 from fare_hf.evaluation.report.rows import fraction_row
 from fare_hf.evaluation.result import Evaluation
 from fare_hf.evaluation.vlm.adversarial_images import check_sent
@@ -216,8 +216,14 @@ def evaluate_universal_text(
         seed, batch_size, max_new_tokens: as named.
 
     Raises:
-        ValueError: no strings or prompts, and what attacks and losses raise.
+        ValueError: no strings or prompts, several processes (one perturbation is fitted to all images, batch after
+            batch), and what attacks and losses raise.
     """
+    if (processes := process_state().num_processes) > 1:
+        raise ValueError(
+            f"one perturbation for all images cannot be divided among {processes} processes: start one alone, without "
+            "accelerate launch."
+        )
     if not strings or not prompts:
         raise ValueError(f"{len(strings)} strings and {len(prompts)} prompts: give at least one of each.")
     counts = {"epochs": epochs, "batch_size": batch_size, "max_new_tokens": max_new_tokens}

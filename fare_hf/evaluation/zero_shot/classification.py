@@ -17,15 +17,30 @@ from transformers import PreTrainedModel
 from fare_hf.attacks import Stage, ThreatModel, class_stages, ensemble_name, predicted_classes
 from fare_hf.data.pixels import Normalization, check_pixels, resize
 from fare_hf.encoders import embed, freeze, frozen, matmul_patch_embedding
+from fare_hf.evaluation.attack_loop import (
+    Attack,
+    attack_batch,
+    attack_nested,
+    check_plan,
+    chunks,
+    read,
+    screening_steps,
+)
 from fare_hf.evaluation.attack_loop import Stage as LoopStage
-from fare_hf.evaluation.attack_loop import attack_batch, attack_nested, check_plan, chunks, read, screening_steps
 from fare_hf.evaluation.processes import counted, divided, process_state
 from fare_hf.evaluation.report.rows import Row, fraction_row
 from fare_hf.evaluation.result import Evaluation
 from fare_hf.evaluation.resume import SavedBatches, images_digest, weights_digest
 from fare_hf.pretrained.encoder_families import compared_embedding, compared_width
 
-__all__ = ["evaluate_zero_shot", "logits_function", "measure_accuracy", "predict_zero_shot"]
+__all__ = [
+    "Attacks",
+    "clean_pass",
+    "evaluate_zero_shot",
+    "logits_function",
+    "measure_accuracy",
+    "predict_zero_shot",
+]
 
 ATTACKS = ("apgd-ce+apgd-t", "apgd-ce", "autoattack")
 
@@ -186,15 +201,15 @@ def measure_accuracy(
 
     saved = SavedBatches.claimed(folder, run)
     saved.check_same("classes", compared_with, distributed=distributed)
-    clean_pass = partial(_clean_pass, logits_of, images, labels, classes, device, batch_size, distributed)
-    clean = saved.once("clean", clean_pass, distributed=distributed)
+    first_pass = partial(clean_pass, logits_of, images, labels, device, batch_size, distributed)
+    clean = saved.once("clean", first_pass, distributed=distributed)
     logits, truth = clean["logits"].to(device), clean["labels"].to(device)
     correct = (predicted_classes(logits) == truth).tolist()
     plan = [(Stage("apgd", "ce"), few, 1) for few in screening_steps(steps)]
     plan += [(stage, steps, restarts) for stage in stages]
-    attacks = _Attacks(logits_of, images, logits, truth, seed, saved, distributed)
+    attacks = Attacks(logits_of, images, logits, truth, seed, saved, distributed)
     limits: dict[str, Any] = {"queries": queries, "stop_fooled": stop_fooled}
-    runs = [attacks.stage(one, at, steps=few, restarts=times, **limits) for at, (one, few, times) in enumerate(plan)]
+    runs = [attacks.run(one, at, steps=few, restarts=times, **limits) for at, (one, few, times) in enumerate(plan)]
     alive = [index for index, right in enumerate(correct) if right]
     outcomes = attack_nested(alive, threat_models, runs, batch_size=batch_size, distributed=distributed)
 
@@ -289,11 +304,10 @@ def _logits_function(
 
 
 @torch.no_grad()
-def _clean_pass(
+def clean_pass(
     logits_of: Callable[[torch.Tensor], torch.Tensor],
     images: Any,
     labels: Sequence[int] | torch.Tensor | None,
-    classes: int,
     device: torch.device,
     batch_size: int,
     distributed: bool,
@@ -305,10 +319,11 @@ def _clean_pass(
     def classify(batch: list[int]) -> tuple[torch.Tensor, list[int]]:
         pixels, found = read(images, batch, device, labels)
         check_pixels(pixels)
-        outside = [label for label in found if not 0 <= label < classes]
+        logits = logits_of(pixels).cpu()
+        outside = [label for label in found if not 0 <= label < logits.shape[1]]
         if outside:
-            raise ValueError(f"label {outside[0]} is outside the {classes} classes of text_embeddings.")
-        return logits_of(pixels).cpu(), found
+            raise ValueError(f"label {outside[0]} is outside the {logits.shape[1]} classes of the logits.")
+        return logits, found
 
     batches = list(chunks(range(len(images)), batch_size))
     classified = divided(batches, classify, distributed=distributed)
@@ -318,7 +333,7 @@ def _clean_pass(
 
 
 @dataclass(frozen=True)
-class _Attacks:
+class Attacks:
     """The attacks of one evaluation.
 
     Attributes:
@@ -338,13 +353,18 @@ class _Attacks:
     distributed: bool
     seconds: dict[ThreatModel, float] = field(default_factory=lambda: defaultdict(float))
 
-    def stage(self, stage: Stage, number: int, **effort: Any) -> LoopStage:
-        """One attack of the ensemble, and the fresh prediction on its result that decides."""
+    def run(self, stage: Stage, number: int, **effort: Any) -> LoopStage:
+        """One attack of the ensemble; `number` and arguments as for `stage` and `Stage.run`."""
         others = self.clean_logits.scatter(1, self.truth[:, None], -torch.inf)
 
         def attack(pixels: torch.Tensor, batch: list[int], threat: ThreatModel, rng: torch.Generator) -> torch.Tensor:
             known = (self.truth[batch], others[batch])
             return stage.run(self.logits_of, pixels, *known, threat, generator=rng, **effort)
+
+        return self.stage(number, attack)
+
+    def stage(self, number: int, attack: Attack) -> LoopStage:
+        """Any attack, and the fresh prediction on its result that decides; `number` is its own, for random starts."""
 
         def run(batch: list[int], threat_model: ThreatModel, place: int) -> tuple[list[bool], float]:
             key = (threat_model, number, place, batch)

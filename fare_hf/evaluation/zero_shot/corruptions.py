@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from fare_hf.data.pixels import Normalization
+from fare_hf.evaluation.processes import divided
 from fare_hf.evaluation.report.intervals import bootstrap_interval
 from fare_hf.evaluation.report.rows import Row, fraction_row
 from fare_hf.evaluation.result import Evaluation
@@ -89,6 +90,7 @@ def evaluate_corruptions(
     seed: int = 0,
     batch_size: int = 128,
     groups: Sequence[Hashable] | None = None,
+    distributed: bool = False,
 ) -> Evaluation:
     """Zero-shot accuracy under each corruption (mean over severities), and the mean over corruptions.
 
@@ -100,6 +102,8 @@ def evaluate_corruptions(
         names: corruptions; None takes the 15 common ones.
         severities: of each, 1 to 5.
         seed, batch_size, groups: as named.
+        distributed: divide the corrupted batches among the processes of accelerate or torchrun, which must all call
+            this; every one of them gets what one process alone would.
 
     Returns:
         One row a corruption, then the mean; intervals by a bootstrap over images (groups), of their mean scores.
@@ -111,14 +115,18 @@ def evaluate_corruptions(
     chosen = corruption_names() if names is None else list(names)
     fields: dict[str, Any] = {"batch_size": batch_size, "model": model, "task": "corruptions", "metric": "accuracy"}
     fields["precision"] = str(next(encoder.parameters()).dtype)
-    scores = {}
-    for name in chosen:
-        right = []
-        for severity in severities:
-            corrupted = corrupt_pixels(pixels, name, severity, seed=seed)
-            found = predict_zero_shot(encoder, text_embeddings, corrupted, normalization, batch_size=batch_size)
-            right.append((found.cpu() == labels.cpu()).double())
-        scores[name] = torch.stack(right).mean(0)
+
+    def right(part: tuple[str, int, int]) -> list[bool]:
+        name, severity, start = part
+        batch = slice(start, start + batch_size)
+        corrupted = corrupt_pixels(pixels[batch], name, severity, seed=seed + start)
+        found = predict_zero_shot(encoder, text_embeddings, corrupted, normalization, batch_size=batch_size)
+        return (found.cpu() == labels[batch].cpu()).tolist()
+
+    parts = list(product(chosen, severities, range(0, len(pixels), batch_size)))
+    found = [one for batch in divided(parts, right, distributed=distributed) for one in batch]
+    each = torch.tensor(found).view(len(chosen), len(severities), len(pixels)).double().mean(1)
+    scores = dict(zip(chosen, each, strict=True))
     scores[f"mean of {len(chosen)} corruptions"] = torch.stack(list(scores.values())).mean(0)
     rows = [_row(each, groups, seed, dataset=f"{dataset}, {name}", **fields) for name, each in scores.items()]
     return Evaluation(rows=rows, outcomes=[each.tolist() for each in scores.values()], seed=seed)

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from fare_hf.data.pixels import Normalization, check_pixels
 from fare_hf.encoders import frozen, make_embed
+from fare_hf.evaluation.processes import divided
 from fare_hf.evaluation.report.intervals import bootstrap_interval
 from fare_hf.evaluation.report.rows import Row, fraction_row
 from fare_hf.evaluation.result import Evaluation
@@ -28,7 +29,7 @@ def embed_images(
     embedding: str = "projected",
     batch_size: int = 128,
 ) -> Tensor:
-    """Embeddings of clean images, fp32: (N, D), or (N, T, D) for tokens."""
+    """Embeddings of clean images, fp32, on the encoder's device: (N, D), or (N, T, D) for tokens."""
     check_pixels(pixels)
     weights = next(encoder.parameters())
     embed = make_embed(encoder, lambda z: normalization(z).to(weights.dtype), embedding)
@@ -48,6 +49,7 @@ def clean_drift(
     batch_size: int = 128,
     seed: int = 0,
     groups: Sequence[Hashable] | None = None,
+    distributed: bool = False,
 ) -> Evaluation:
     """Mean cosine to the original's embeddings, and mean l2 distance relative to their length.
 
@@ -58,6 +60,8 @@ def clean_drift(
         model, dataset: names for the rows.
         embedding: one of `fare_hf.encoders.EMBEDDINGS`; "tokens" is averaged over the tokens of an image.
         batch_size, seed, groups: as named.
+        distributed: divide the batches among the processes of accelerate or torchrun, which must all call this; every
+            one of them gets what one process alone would.
 
     Returns:
         Two rows (`task` "clean drift"): "cosine to the original" and "relative l2 to the original".
@@ -65,14 +69,20 @@ def clean_drift(
     Raises:
         ValueError: a mean cosine below 0, which no row can hold and no fine-tuned encoder has.
     """
-    mine = embed_images(encoder, pixels, normalization, embedding, batch_size)
-    theirs = embed_images(original, pixels, normalization, embedding, batch_size)
-    cosine = F.cosine_similarity(mine, theirs, dim=-1).flatten(1 if mine.ndim == 3 else 0)
-    distance = (mine - theirs).norm(dim=-1) / theirs.norm(dim=-1)
+
+    def moved(part: Tensor) -> list[list[float]]:
+        mine, theirs = (
+            embed_images(model, part, normalization, embedding, batch_size) for model in (encoder, original)
+        )
+        cosine = F.cosine_similarity(mine, theirs, dim=-1).flatten(1 if mine.ndim == 3 else 0)
+        distance = (mine - theirs).norm(dim=-1) / theirs.norm(dim=-1)
+        each = [values.mean(1) if values.ndim == 2 else values for values in (cosine, distance)]
+        return [each[0].double().clamp(max=1.0).tolist(), each[1].double().tolist()]
+
+    parts = list(divided(pixels.split(batch_size), moved, distributed=distributed))
     rows, outcomes = [], []
-    for metric, values in (("cosine to the original", cosine), ("relative l2 to the original", distance)):
-        each = values.mean(1) if values.ndim == 2 else values
-        numbers = each.double().clamp(max=1.0 if metric.startswith("cosine") else torch.inf).tolist()
+    for number, metric in enumerate(("cosine to the original", "relative l2 to the original")):
+        numbers = [value for part in parts for value in part[number]]
         interval = bootstrap_interval(numbers, groups, seed=seed)
         names: dict[str, Any] = {"model": model, "task": "clean drift", "metric": metric}
         names |= {"dataset": f"{dataset} ({embedding})", "batch_size": batch_size}

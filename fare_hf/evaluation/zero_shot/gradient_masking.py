@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,16 +13,19 @@ from fare_hf.attacks import (
     ClassifierLoss,
     ThreatModel,
     apgd,
-    autoattack,
-    check_labels,
     check_pixels,
+    class_stages,
+    ensemble_name,
     format_eps,
     predicted_classes,
     square,
 )
+from fare_hf.evaluation.attack_loop import Stage, attack_nested, check_plan
 from fare_hf.evaluation.report.intervals import wilson_interval
 from fare_hf.evaluation.report.rows import Row, fraction_row
 from fare_hf.evaluation.result import Evaluation
+from fare_hf.evaluation.resume import SavedBatches
+from fare_hf.evaluation.zero_shot.classification import Attacks, clean_pass
 
 __all__ = ["MaskingCheck", "MaskingReport", "check_gradient_masking"]
 
@@ -105,6 +109,7 @@ def check_gradient_masking(
     seed: int = 0,
     model: str = "classifier",
     dataset: str = "images",
+    distributed: bool = False,
 ) -> MaskingReport:
     """Run the `paper` ensemble, then four attempts that must not do better than it.
 
@@ -127,6 +132,8 @@ def check_gradient_masking(
         more: factor on the steps, at least 2.
         batch_size, seed: as named.
         model, dataset: names for the rows.
+        distributed: divide the batches among the processes of accelerate or torchrun, which must all call this; every
+            one of them gets what one process alone would.
 
     Returns:
         The checks, each with what was found and whether it is as it should be.
@@ -146,19 +153,22 @@ def check_gradient_masking(
     if more < 2:
         raise ValueError(f"more {more} does not make the attack longer: pass a factor of at least 2.")
     check_pixels(pixels)
-    options = {"version": "paper", "restarts": restarts, "target_classes": target_classes, "batch_size": batch_size}
+    counts = {"steps": steps, "restarts": restarts, "batch_size": batch_size, "queries": queries}
+    check_plan(len(pixels), [threat_model], None, seed, {"model": model, "dataset": dataset}, **counts)
+    victim = _Victim(logits_of, pixels, labels, batch_size, seed, distributed)
+    stages = class_stages(victim.classes, target_classes, "paper")[0]
+    name = ensemble_name(stages)
 
-    def ensemble(ball: ThreatModel, length: int) -> tuple[Tensor, str]:
-        generator = torch.Generator().manual_seed(seed)
-        found = autoattack(logits_of, pixels, labels, ball, steps=length, generator=generator, **options)  # type: ignore[arg-type]
-        return found.success, found.name
+    def ensemble(ball: ThreatModel, length: int) -> Tensor:
+        effort = {"steps": length, "restarts": restarts, "queries": queries}
+        return victim.fooled(ball, [victim.attacks.run(one, at, **effort) for at, one in enumerate(stages)])
 
     def row(metric: str, other: Tensor, attack: str, length: int, ball: ThreatModel = threat_model) -> Row:
         used = {"name": attack, "steps": length, "restarts": restarts, "seed": seed}
         names = {"model": model, "task": "gradient masking", "dataset": dataset, "metric": metric}
         return fraction_row((~other).tolist(), None, seed, threat_model=ball, attack=used, **names)
 
-    fooled, name = ensemble(threat_model, steps)
+    fooled = ensemble(threat_model, steps)
     direct = row("accuracy", fooled, name, steps)
     checks, rows = [], [direct]
 
@@ -169,16 +179,17 @@ def check_gradient_masking(
         checks.append(MaskingCheck(check, passed, accuracy, direct.ci[0], alone, sentence))
         rows.append(row(f"accuracy, {check}", other, attack, length))
 
-    add("more steps", ensemble(threat_model, more * steps)[0], name, more * steps, f"{name} with {more * steps} steps")
-    victim = _Victim(logits_of, pixels, labels, threat_model, batch_size, seed)
-    add("black box", victim.square(queries), "square", queries, f"Square with {queries} queries")
+    add("more steps", ensemble(threat_model, more * steps), name, more * steps, f"{name} with {more * steps} steps")
+    other = victim.fooled(threat_model, [victim.square(queries)])
+    add("black box", other, "square", queries, f"Square with {queries} queries")
     wide = ThreatModel(threat_model.norm, WIDE if threat_model.norm == "linf" else 8 * threat_model.eps)
-    other = ensemble(wide, steps)[0]
-    checks.append(_wide_ball(wide, other, victim.chance()))
+    other = ensemble(wide, steps)
+    checks.append(_wide_ball(wide, other, 1 / victim.classes))
     rows.append(row("accuracy, wide ball", other, name, steps, wide))
     if surrogate is not None:
         what = f"APGD-CE on the surrogate ({steps} steps), replayed,"
-        add("transfer", victim.transfer(surrogate, steps), "apgd-ce on the surrogate", steps, what)
+        other = victim.fooled(threat_model, [victim.transfer(surrogate, steps)])
+        add("transfer", other, "apgd-ce on the surrogate", steps, what)
     facts = {"accuracy": direct.value, "ci": direct.ci, "n": direct.n, "attack": name}
     return MaskingReport.of_rates(rows, seed, threat_model=str(threat_model), checks=checks, **facts)
 
@@ -190,62 +201,38 @@ def _wide_ball(ball: ThreatModel, fooled: Tensor, chance: float) -> MaskingCheck
     return MaskingCheck("wide ball", low <= chance, accuracy, chance, 0, sentence)
 
 
-@dataclass(frozen=True)
 class _Victim:
-    """A classifier with the samples it is attacked on; who is fooled, (N,) bool, counts clean mistakes too."""
+    """A classifier with the samples it is attacked on. Arguments as for `check_gradient_masking`."""
 
-    logits_of: LogitsFn
-    pixels: Tensor
-    labels: Tensor
-    threat_model: ThreatModel
-    batch_size: int
-    seed: int
+    def __init__(
+        self, logits_of: LogitsFn, pixels: Tensor, labels: Tensor, batch_size: int, seed: int, distributed: bool
+    ) -> None:
+        clean = clean_pass(logits_of, pixels, labels, pixels.device, batch_size, distributed)
+        logits, self.truth = clean["logits"].to(pixels.device), clean["labels"].to(pixels.device)
+        self.classes, self.right = logits.shape[1], (predicted_classes(logits) == self.truth).tolist()
+        self.attacks = Attacks(logits_of, pixels, logits, self.truth, seed, SavedBatches(None), distributed)
+        self.options: dict[str, Any] = {"batch_size": batch_size, "distributed": distributed}
 
-    def chance(self) -> float:
-        """Accuracy of always giving one of the classes at random."""
-        with torch.no_grad():
-            return 1 / self.logits_of(self.pixels[:1]).shape[1]
+    def fooled(self, ball: ThreatModel, stages: Sequence[Stage]) -> Tensor:
+        """Who is fooled by one attack after the other, (N,) bool; clean mistakes count too."""
+        alive = [index for index, right in enumerate(self.right) if right]
+        (outcome,) = attack_nested(alive, [ball], stages, **self.options)
+        return ~torch.tensor(outcome.robust(len(self.right)))
 
-    def square(self, queries: int) -> Tensor:
-        generator = torch.Generator().manual_seed(self.seed)
-        return self._over_batches(
-            lambda pixels, labels: (
-                square(
-                    ClassifierLoss(self.logits_of, labels, "margin"),
-                    pixels,
-                    self.threat_model,
-                    queries=queries,
-                    generator=generator,
-                ).pixels
-            )
-        )
+    def square(self, queries: int) -> Stage:
+        """Square on the margin."""
 
-    def transfer(self, surrogate: LogitsFn, steps: int) -> Tensor:
+        def attack(pixels: Tensor, batch: list[int], threat: ThreatModel, rng: torch.Generator) -> Tensor:
+            loss = ClassifierLoss(self.attacks.logits_of, self.truth[batch], "margin")
+            return square(loss, pixels, threat, queries=queries, generator=rng).pixels
+
+        return self.attacks.stage(0, attack)
+
+    def transfer(self, surrogate: LogitsFn, steps: int) -> Stage:
         """Points of the highest loss on the surrogate, not the first that fool it: they carry over better."""
-        generator = torch.Generator().manual_seed(self.seed)
-        return self._over_batches(
-            lambda pixels, labels: (
-                apgd(
-                    lambda points: ClassifierLoss(surrogate, labels)(points)[0],
-                    pixels,
-                    self.threat_model,
-                    steps=steps,
-                    generator=generator,
-                ).pixels
-            )
-        )
 
-    def _over_batches(self, attack: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        fooled = []
-        for start in range(0, len(self.pixels), self.batch_size):
-            pixels = self.pixels[start : start + self.batch_size].float()
-            with torch.no_grad():
-                logits = self.logits_of(pixels)
-            labels = self.labels[start : start + self.batch_size].to(logits.device)
-            labels = check_labels(labels, len(pixels), logits.shape[1])
-            points = attack(pixels, labels)
-            self.threat_model.check(points, pixels)
-            with torch.no_grad():
-                wrong = predicted_classes(self.logits_of(points)) != labels
-            fooled.append(wrong | (predicted_classes(logits) != labels))
-        return torch.cat(fooled)
+        def attack(pixels: Tensor, batch: list[int], threat: ThreatModel, rng: torch.Generator) -> Tensor:
+            loss = ClassifierLoss(surrogate, self.truth[batch])
+            return apgd(lambda points: loss(points)[0], pixels, threat, steps=steps, generator=rng).pixels
+
+        return self.attacks.stage(0, attack)

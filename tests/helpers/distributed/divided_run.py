@@ -1,4 +1,4 @@
-"""Evaluations of a vision-language model in one of several processes: what it has is written to `<rank>.json`."""
+"""Evaluations in one of several processes: what it has is written to `<rank>.json`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from helpers.divided_vlm import everything
+from helpers.divided import everything, universal
 
 from fare_hf.cli import main as cli
 from fare_hf.evaluation.processes import process_state
@@ -15,7 +15,7 @@ if __name__ == "__main__":
     options = json.loads(sys.argv[1])
     state = process_state()
     found = everything(Path(options["folder"]), distributed=True)
-    found["processes"] = state.num_processes
+    found |= {"processes": state.num_processes, "universal": universal()}
     Path(options["folder"], f"{state.process_index}.json").write_text(json.dumps(found))
     for words in options["commands"]:
         cli.main(words)

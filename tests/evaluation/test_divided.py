@@ -1,4 +1,4 @@
-"""Captions, questions, forced strings and transfer in two processes of the real launcher: the result of one."""
+"""Whatever divides its work in two processes of the real launcher: the result of one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.divided_vlm import COUNT, RUNS, everything, questions
+from helpers.divided import COUNT, RUNS, everything, questions
 from helpers.launched_runs import TWO, start
 from helpers.paths import TESTS
 from helpers.tiny_llava import encoder
@@ -17,7 +17,7 @@ from fare_hf.cli import main as cli
 from fare_hf.evaluation.vlm.adversarial_images import load_exported
 from fare_hf.evaluation.vlm.metrics import VqaAccuracy
 
-SCRIPT = TESTS / "helpers" / "distributed" / "vlm_run.py"
+SCRIPT = TESTS / "helpers" / "distributed" / "divided_run.py"
 
 
 def interrupted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
@@ -53,6 +53,8 @@ def test_two_processes_find_what_one_does_and_go_on_where_it_stopped(
     assert ended.returncode == 0, ended.stderr[-3000:]
     first, second = (json.loads((two / f"{rank}.json").read_text()) for rank in range(2))
     assert first.pop("processes") == second.pop("processes") == 2
+    for told in (first.pop("universal"), second.pop("universal")):
+        assert told.startswith("one perturbation for all images cannot be divided among 2 processes: start one alone")
     one = json.loads(json.dumps(everything(tmp_path / "one", distributed=False)))
     for name in RUNS:
         shares = [found[name].pop("attacked") for found in (first, second)]

@@ -168,7 +168,9 @@ def _model(args: argparse.Namespace) -> tuple[Any, Any, str]:
         prompt = chat(args.question)
     else:
         vlm_configuration(args.vlm)
-        prompt = chat_prompt(load_processor(args.vlm), args.question, args.template)
+        processor = load_processor(args.vlm)
+        prompt = chat_prompt(processor, args.question, args.template)
+        _images(args, processor, say=silent)  # what is wrong with them is said before weights are loaded
     if is_in_lab(args.dataset):
         lab_name(args.dataset, TEST_SETS, "--dataset ")
         refuse_given(args, ["split", "dataset_config"], f"is not for {args.dataset}, of one split: leave it out.")
@@ -181,27 +183,29 @@ def _model(args: argparse.Namespace) -> tuple[Any, Any, str]:
     return vlm.to(process_state().device), processor, prompt
 
 
-def _images(args: argparse.Namespace, processor: Any) -> tuple[Any, list[str]]:
-    """The first images, in 8 bit as files hold them, at the tower's resolution; and what each is called."""
+def _images(args: argparse.Namespace, processor: Any, say: Callable[[str], None] = print) -> tuple[Any, list[str]]:
+    """The first images, in 8 bit as files hold them, as `attacked_pixels` makes them; and what each is called."""
     import torch
 
     from fare_hf.data.opening import whole_split
     from fare_hf.data.pixel_datasets import load_pixels
     from fare_hf.data.pixels import quantize
+    from fare_hf.evaluation.attack_loop import gather
     from fare_hf.evaluation.processes import process_state
     from fare_hf.lab.measure import part
     from fare_hf.lab.names import is_in_lab
+    from fare_hf.vlm.processors import attacked_pixels
 
     if is_in_lab(args.dataset):
         test = part(args.dataset, args.samples)
         return quantize(test.pixels), [test.class_names[label] for label in test.labels.tolist()]
     split = args.split or whole_split(args.dataset, "train")
-    options = {"config": args.dataset_config, "report": print if process_state().is_main_process else silent}
-    data: Any = load_pixels(args.dataset, split, processor.image_processor, labels=False, **options)
+    options = {"config": args.dataset_config, "report": say if process_state().is_main_process else silent}
+    data: Any = load_pixels(args.dataset, split, attacked_pixels(processor), labels=False, **options)
     if not len(data):
         raise ValueError(f"{args.dataset!r} holds no image in the split {split!r}: give at least one.")
     chosen = range(min(args.samples, len(data)))
-    pixels = torch.stack([data[index]["pixel_values"] for index in chosen])
+    pixels = gather(data, chosen, torch.device("cpu"))
     return quantize(pixels), [data.file_name(index, args.dataset) for index in chosen]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 from fare_hf.data.columns import check_labels, class_names_of, find_columns, is_stream, stored
 from fare_hf.data.decoding import UNREADABLE, check_resized, to_rgb
 from fare_hf.data.opening import DAMAGED, load_images
-from fare_hf.data.pixels import unnormalized
+from fare_hf.data.pixels import StoredPixels, unnormalized
 
 __all__ = ["CorruptImageError", "PixelDataset", "PixelStream", "load_pixels"]
 
@@ -134,6 +135,13 @@ class PixelDataset(_Images, Dataset):
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+    @cached_property
+    def sizes(self) -> list[tuple[int, int]] | None:
+        """Height and width of every image where they are left as they are stored; None where all are made alike."""
+        if not isinstance(self.processor, StoredPixels):
+            return None
+        return [tuple(self[index]["pixel_values"].shape[-2:]) for index in range(len(self))]
 
     def file_name(self, index: int, folder: str | Path = "") -> str:
         """An image's file: its path in `folder`, else its bare name; of one that has none its number."""

@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,7 +21,7 @@ from fare_hf.attacks.threat_model import check_pixels
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Normalization", "check_pixels", "quantize", "resize", "to_pil", "unnormalized"]
+__all__ = ["Normalization", "StoredPixels", "check_pixels", "quantize", "resize", "to_pil", "unnormalized"]
 
 Processor = TypeVar("Processor")
 
@@ -81,6 +82,18 @@ class Normalization:
                 shaped = [torch.tensor(v, device=device, dtype=dtype).view(1, -1, 1, 1) for v in (self.mean, self.std)]
             self._tensors[device, dtype] = (shaped[0], shaped[1])
         return self._tensors[device, dtype]
+
+
+class StoredPixels:
+    """Stands for an image processor, and leaves images as they are stored, of any size: (3, H, W) in [0, 1]."""
+
+    do_rescale, rescale_factor, do_resize, do_normalize = True, 1 / 255, False, False
+
+    def __call__(self, images: Image | Sequence[Image], return_tensors: str = "pt") -> dict[str, Tensor]:
+        """RGB pictures of one size as a batch (B, 3, H, W)."""
+        pictures = images if isinstance(images, Sequence) else [images]
+        levels = torch.stack([torch.from_numpy(np.array(picture)) for picture in pictures])
+        return {"pixel_values": levels.permute(0, 3, 1, 2).float().div(255)}
 
 
 def unnormalized(image_processor: Processor) -> Processor:

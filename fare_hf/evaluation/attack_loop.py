@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,11 +24,14 @@ __all__ = [
     "chunks",
     "gather",
     "read",
+    "same_sized",
     "screening_steps",
 ]
 
 Attack = Callable[[torch.Tensor, list[int], ThreatModel, torch.Generator], torch.Tensor]
 """(clean pixels, sample indices, threat model, generator) -> adversarial pixels."""
+Batches = Callable[[Sequence[int], int], Iterable[list[int]]]
+"""(sample indices, size) -> batches of at most that size."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,21 @@ def chunks(indices: Sequence[int], size: int) -> Iterator[list[int]]:
         yield list(indices[start : start + size])
 
 
+def same_sized(indices: Sequence[int], size: int, images: Any) -> list[list[int]]:
+    """Batches of at most `size` samples, each of images of one height and width; sizes come as they are met.
+
+    Args:
+        indices: which samples.
+        size: of a batch.
+        images: see `gather`; those of a data set with `sizes` may differ.
+    """
+    sizes = getattr(images, "sizes", None)
+    groups: dict[Any, list[int]] = {}
+    for index in indices:
+        groups.setdefault(None if sizes is None else sizes[index], []).append(index)
+    return [batch for group in groups.values() for batch in chunks(group, size)]
+
+
 def gather(images: Any, indices: Sequence[int], device: torch.device) -> torch.Tensor:
     """Pixels (B, 3, H, W) of some samples, fp32, on `device`.
 
@@ -81,12 +99,26 @@ def gather(images: Any, indices: Sequence[int], device: torch.device) -> torch.T
         images: a tensor (N, 3, H, W), or a map-style data set whose items hold `pixel_values` (3, H, W) in [0, 1].
         indices: which.
         device: where to.
+
+    Raises:
+        ValueError: images of several sizes.
     """
     if isinstance(images, torch.Tensor):
         pixels = images[list(indices)]
     else:
-        pixels = torch.stack([images[index]["pixel_values"] for index in indices])
+        pixels = torch.stack(_of_one_size([images[index]["pixel_values"] for index in indices]))
     return pixels.to(device=device, dtype=torch.float32)
+
+
+def _of_one_size(pixels: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The images; ValueError where they cannot be one batch."""
+    if len(sizes := {tuple(image.shape[-2:]) for image in pixels}) > 1:
+        several = ", ".join(f"{height} x {width}" for height, width in sorted(sizes)[:3])
+        raise ValueError(
+            f"images of {len(sizes)} sizes ({several}, height x width) make no batch: resize them to one, or take "
+            "them one at a time (batch_size=1)."
+        )
+    return list(pixels)
 
 
 def read(
@@ -105,7 +137,7 @@ def read(
     items = [images[index] for index in indices]
     if any("labels" not in item for item in items):
         raise ValueError("the data set gives no labels: name its label column, or pass labels.")
-    pixels = torch.stack([item["pixel_values"] for item in items]).to(device=device, dtype=torch.float32)
+    pixels = torch.stack(_of_one_size([item["pixel_values"] for item in items])).to(device=device, dtype=torch.float32)
     return pixels, [class_number(item["labels"]) for item in items]
 
 
@@ -201,6 +233,7 @@ def attack_nested(
     *,
     batch_size: int,
     distributed: bool = False,
+    batches: Batches = chunks,
 ) -> list[Outcome]:
     """Attack samples under each threat model, stage after stage, each stage only who survived so far.
 
@@ -214,6 +247,7 @@ def attack_nested(
         batch_size: survivors are packed to full batches again before each stage.
         distributed: divide the batches of a stage among the processes that accelerate or torchrun started; all must
             call this with the same arguments, and get what one process alone would.
+        batches: how samples are packed.
 
     Returns:
         One outcome per threat model, in the order given.
@@ -228,17 +262,18 @@ def attack_nested(
         survivors = left.get(threat_model.norm, list(alive))
         for number, stage in enumerate(stages, 1):
             what = f"{threat_model}, attack {number} of {len(stages)}"
-            survivors = _run_stage(stage, survivors, threat_model, batch_size, distributed, what)
+            packed = list(batches([index for index in survivors if stage.attacks(index)], batch_size))
+            survivors = _run_stage(stage, survivors, packed, threat_model, distributed, what)
         left[threat_model.norm] = survivors
         outcomes[threat_model] = Outcome(threat_model, survivors)
     return [outcomes[threat_model] for threat_model in threat_models]
 
 
 def _run_stage(
-    stage: Stage, alive: list[int], threat_model: ThreatModel, batch_size: int, distributed: bool, what: str
+    stage: Stage, alive: list[int], packed: list[list[int]], threat_model: ThreatModel, distributed: bool, what: str
 ) -> list[int]:
-    """One attack over all who are still alive; returns who survives it."""
-    batches = list(enumerate(chunks([index for index in alive if stage.attacks(index)], batch_size)))
+    """One attack over all who are still alive, in batches; returns who survives it."""
+    batches = list(enumerate(packed))
     found = divided(batches, lambda part: stage.run(part[1], threat_model, part[0]), distributed=distributed)
     fooled: set[int] = set()
     for (_, batch), one in zip(batches, counted(found, len(batches), what), strict=True):

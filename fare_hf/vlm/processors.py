@@ -1,4 +1,4 @@
-"""Processors of older repositories do not say how many tokens stand for an image: the configuration does."""
+"""Processors as evaluations need them: what pixels are attacked; what older repositories leave to configurations."""
 
 from __future__ import annotations
 
@@ -6,12 +6,43 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from fare_hf.pretrained.encoder_families import class_tokens_of
-from fare_hf.vlm.families.family import Family
+from PIL import Image
+from torch import Tensor
 
-__all__ = ["complete_processor", "completed_file", "missing_fields"]
+from fare_hf.data.pixels import StoredPixels
+from fare_hf.pretrained.encoder_families import class_tokens_of
+from fare_hf.vlm.families.family import Family, image_settings
+from fare_hf.vlm.geometry import check_processor
+
+__all__ = ["attacked_pixels", "complete_processor", "completed_file", "missing_fields"]
 
 CLASS_TOKEN = "num_additional_image_tokens"
+SIDES = ((96, 48), (48, 96))
+"""Of two images that are cut, or stay, in different ways."""
+
+
+def attacked_pixels(processor: Any) -> Any:
+    """What makes the pixels of an image that are attacked, as an image processor does.
+
+    A processor that makes one picture of one size of every image, as LLaVA's, is taken itself: radii are of pixels as
+    its tower reads them. Where it cuts an image into tiles, or where the size follows from the image (Qwen's,
+    InternVL, SmolVLM, LLaVA-NeXT), the pixels are those of the image's file; the model's family resizes and cuts them
+    in every step of an attack.
+
+    Args:
+        processor: of a vision-language model.
+
+    Raises:
+        ValueError: it resizes or rescales as nothing here does.
+        TypeError: it is no processor of a vision-language model.
+    """
+    settings = image_settings(processor)
+    check_processor(settings)
+    made = [settings(images=Image.new("RGB", sides, "grey"), return_tensors="pt") for sides in SIDES]
+    if any(isinstance(values, Tensor) or "pixel_values" not in values for values in made):  # Idefics, VideoLlava
+        return StoredPixels()
+    wide, high = (tuple(values["pixel_values"].shape) for values in made)
+    return settings if wide == high and len(wide) == 4 and wide[:2] == (1, 3) else StoredPixels()
 
 
 def complete_processor(family: Family, config: Any, processor: Any) -> dict[str, Any]:

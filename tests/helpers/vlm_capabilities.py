@@ -7,25 +7,29 @@ and compares the table with what is possible.
 from __future__ import annotations
 
 import copy
+import json
 import re
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from helpers.paths import ROOT
-from helpers.tiny_llava import SIZE
+from helpers.tiny_llava import SIZE, WORDS
 from helpers.tiny_vlms import TINY, Tiny, images
 from helpers.vlm_features import own_features, saved, wide_floats, without_rounding
 from PIL import Image
 from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, AutoProcessor, pipeline
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from fare_hf.data.pixels import quantize, to_pil
+from fare_hf.attacks import ThreatModel, apgd
+from fare_hf.data.pixels import StoredPixels, quantize, to_pil
 from fare_hf.encoders import frozen
-from fare_hf.vlm import VlmLoss, robust_pipeline, swap_vision_tower, tower_of, towers_of
+from fare_hf.evaluation import evaluate_vlm_on_data
+from fare_hf.vlm import VlmLoss, generate_text, robust_pipeline, swap_vision_tower, tower_of, towers_of
 from fare_hf.vlm.families import table as families
 from fare_hf.vlm.families.family import join
 from fare_hf.vlm.families.refused import REFUSED, reason_for
@@ -229,6 +233,75 @@ def features(tiny: Tiny) -> None:
     assert type(tower).__name__ in reading.family.tower_classes
 
 
+def own_answer(model: Any, processor: Any, inputs: dict[str, torch.Tensor], length: int) -> str:
+    """Greedily, as transformers generates it."""
+    with torch.no_grad():
+        tokens = model.generate(**inputs, max_new_tokens=length, do_sample=False)
+    return str(processor.tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)).strip()
+
+
+def talking(tiny: Tiny) -> tuple[Any, Any]:
+    """Model and processor; the model says words alone, as special tokens are not seen in an answer."""
+    model, processor = made(tiny)
+    known = set(processor.tokenizer.convert_tokens_to_ids([word for word in WORDS if word.isalpha()]))
+    known.discard(processor.tokenizer.unk_token_id)
+    rows = model.get_output_embeddings().weight.shape[0]
+    model.generation_config.suppress_tokens = [number for number in range(rows) if number not in known]
+    return model, processor
+
+
+def answers(tiny: Tiny) -> None:
+    """A padded batch of prompts is answered as each alone by the model's own `generate`.
+
+    Of images that are resized it is given what it would be without rounding to bytes, which changes single words.
+    """
+    model, processor = talking(tiny)
+    family = families.family_of(model)
+    prompts = [tiny.prompt, f"{tiny.image} :", tiny.prompt.replace("describe the image", "a photo of a red cat")]
+    for height, width in ((SIZE, SIZE), (50, 70)):
+        pixels, expected = quantize(images(3, height, width, seed=3)), []
+        for number, prompt in enumerate(prompts):
+            inputs = inputs_of(processor, to_pil(pixels)[number], prompt)
+            if (height, width) != (SIZE, SIZE):
+                inputs |= family.inputs(family.settings(processor), pixels[number : number + 1])
+                inputs = {name.replace("pixel_values_images", "pixel_values"): v for name, v in inputs.items()}
+            expected.append(own_answer(model, processor, inputs, 5))
+        found = generate_text(model, processor, pixels, prompts, max_new_tokens=5)
+        assert found == expected and all(found)
+        assert len(set(found)) > 1 or tiny.name == "PaliGemma"  # whose random weights know one word
+
+
+def measured(tiny: Tiny) -> None:
+    """Captions and strings of pictures of two sizes, in batches: an attack lowers scores, and forces a word."""
+    model, processor = talking(tiny)
+    template = tiny.prompt.replace("describe the image", "{}")
+    pictures = [to_pil(images(1, *sides, seed=3))[0] for sides in ((40, 56), (48, 36), (40, 56))]
+    asked = template.replace("{}", "a photo")
+    said = [own_answer(model, processor, inputs_of(processor, picture, asked), 3) for picture in pictures]
+    with tempfile.TemporaryDirectory() as folder:
+        for number, picture in enumerate(pictures):
+            picture.save(Path(folder) / f"{number}.png")
+        lines = [
+            json.dumps({"file_name": f"{number}.png", "question": "a photo", "answer": text})
+            for number, text in enumerate(said)
+        ]
+        (Path(folder) / "metadata.jsonl").write_text("\n".join(lines))
+        options = {"template": template, "eps": ["200/255"], "steps": 2, "batch_size": 2, "prompt": "a photo"}
+        options |= {"max_new_tokens": 3}
+        questions = evaluate_vlm_on_data((model, processor), folder, "vqa", **options | {"prompt": "{}"})
+        read = {"caption_column": "answer", "steps": 1}
+        captions = evaluate_vlm_on_data((model, processor), folder, "captions", **options | read)
+        forced = evaluate_vlm_on_data((model, processor), folder, "targeted", targets=[said[1]], **options)
+    assert questions.rows[1].value < questions.rows[0].value == 1.0
+    assert captions.rows[0].value > captions.rows[1].value or len(set(said)) == 1  # CIDEr counts what is rare alone
+    assert [row.n for row in forced.rows] == [3, 3] and forced.rows[1].value >= forced.rows[0].value
+    loss, clean = VlmLoss(model, processor, asked, said[1:2]), StoredPixels()(pictures[0])["pixel_values"]
+    with frozen(model):
+        found = apgd(lambda pixels: -loss(pixels), clean, ThreatModel("linf", "8/255"), steps=10).pixels
+        with torch.no_grad():
+            assert loss(found) < loss(clean)
+
+
 CAPABILITIES: dict[str, Callable[[Tiny], None]] = {
     "swap": swap,
     "other resolution": other_resolution,
@@ -237,6 +310,8 @@ CAPABILITIES: dict[str, Callable[[Tiny], None]] = {
     "pipeline": in_pipeline,
     "VlmLoss = own loss, gradient = finite differences": loss_gradient,
     "features": features,
+    "answers = own": answers,
+    "captions, questions, strings": measured,
 }
 
 

@@ -13,6 +13,7 @@ import torch
 from helpers.paths import ROOT
 from helpers.tiny_llava import SIZE, llava
 from helpers.tiny_vlms import PROMPT, TINY, images
+from helpers.tiny_vlms_own import OWN
 from helpers.vlm_capabilities import CAPABILITIES, DOCUMENT, NotClaimed
 from transformers import LlavaImageProcessor
 
@@ -44,6 +45,11 @@ def test_capability(family: str, capability: str) -> None:
         assert stated == f"no ({reason})"
     else:
         assert stated == "yes"
+
+
+@pytest.mark.parametrize("family", [tiny.name for tiny in OWN])
+def test_towers_of_their_own_answer_as_their_models_do(family: str) -> None:
+    CAPABILITIES["answers = own"](TINY[family])
 
 
 def test_every_family_is_tried() -> None:

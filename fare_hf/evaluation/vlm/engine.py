@@ -27,8 +27,8 @@ from fare_hf.evaluation.attack_loop import (
     Stage,
     attack_batch,
     attack_nested,
-    chunks,
     gather,
+    same_sized,
     screening_steps,
 )
 from fare_hf.evaluation.processes import agreed, counted, divided, process_state
@@ -69,7 +69,7 @@ class TextEvaluation(Evaluation):
         clean: N answers to the clean images.
         attacked: per threat model (as text, "linf 4/255") N answers: to the perturbed image that fooled the sample, or
             to the last one tried; the clean answer where a sample was not attacked.
-        adversarial: per threat model the perturbed pixels {index: (3, S, S) fp32 on CPU} of the samples in `keep`
+        adversarial: per threat model the perturbed pixels {index: (3, H, W) fp32 on CPU} of the samples in `keep`
             that were attacked.
     """
 
@@ -158,14 +158,19 @@ class VlmEngine:
 
     def clean(self) -> Attacked:
         """Answers to the clean images, the only clean pass."""
+        order = [index for batch in self._batches(range(len(self.images)), self.batch_size) for index in batch]
         answers = agreed(self.saved.answers, distributed=self.distributed)
-        batches = list(chunks(range(len(answers), len(self.images)), self.batch_size))
+        batches = self._batches(order[len(answers) :], self.batch_size)
         found = divided(batches, self._clean_answers, distributed=self.distributed)
         for said in counted(found, len(batches), "clean answers"):
             answers += said
             if self._writes:
                 self.saved.keep_answers(answers)
+        answers = [answer for _, answer in sorted(zip(order, answers, strict=True))]
         return Attacked([self.finite_score(answer, index) for index, answer in enumerate(answers)], answers)
+
+    def _batches(self, indices: Sequence[int], size: int) -> list[list[int]]:
+        return same_sized(indices, size, self.images)
 
     def _clean_answers(self, batch: list[int]) -> list[str]:
         pixels = gather(self.images, batch, self.device)
@@ -181,7 +186,8 @@ class VlmEngine:
         self.states.clear()
         self._clean = clean
         alive = [index for index, score in enumerate(clean.scores) if score > self.threshold]
-        attack_nested(alive, threat_models, stages, batch_size=self.batch_size, distributed=self.distributed)
+        options: dict[str, Any] = {"batch_size": self.batch_size, "distributed": self.distributed}
+        attack_nested(alive, threat_models, stages, batches=self._batches, **options)
         for threat_model in sorted(threat_models, key=lambda t: (t.norm, t.eps)):
             self.state(threat_model)
         return [self.states[threat_model] for threat_model in threat_models]

@@ -100,7 +100,7 @@ class Cider(_Mean):
                 overlap[len(gram) - 1] += min(weight, theirs.get(gram, 0.0)) * theirs.get(gram, 0.0)
             for value, norm, their_norm in zip(overlap, norms, their_norms, strict=True):
                 total += penalty * (value / (norm * their_norm) if norm and their_norm else value) / 4
-        return 10 * total / len(self._vectors[index])
+        return min(10 * total / len(self._vectors[index]), 10.0)  # rounding may leave a little above
 
     def _vector(self, counts: Counter[tuple[str, ...]]) -> tuple[dict[tuple[str, ...], float], list[float], int]:
         """Weights, norm of each n, and the length, which the reference counts in pairs of words."""

@@ -15,6 +15,7 @@ from fare_hf.data.pixel_datasets import PixelDataset
 from fare_hf.evaluation.vlm.ensemble import QUESTION_TARGETS
 from fare_hf.evaluation.vlm.metrics import Cider, TextMetric, VqaAccuracy, YesNo
 from fare_hf.evaluation.vlm.sets import CAPTION_QUESTION, SHORT_ANSWER, VlmData, chat_prompt, strings
+from fare_hf.vlm.processors import attacked_pixels
 
 __all__ = ["COLUMNS", "TASKS", "Texts", "VlmImages", "check_task", "load_vlm_data", "load_vlm_images"]
 
@@ -107,7 +108,7 @@ def load_vlm_data(
     columns = _columns(task, texts, rows, image, name)
     words = [_words(rows, column, task, name) for column in columns]
     prompts = [chat_prompt(processor, question, texts.template) for question in _asked(task, texts, words[0])]
-    pixels = PixelDataset(rows, processor.image_processor, image)
+    pixels = PixelDataset(rows, attacked_pixels(processor), image)
     targets = QUESTION_TARGETS if task == "vqa" else ()
     metric, length = _metric(task, words[-1], columns[-1], name), texts.max_new_tokens or MAX_NEW_TOKENS[task]
     return VlmData(called, "yes-no" if task == "pope" else task, pixels, prompts, metric, targets, length)
@@ -127,7 +128,7 @@ def load_vlm_images(
     check_task("targeted", texts)
     rows, image, called = _opened(name, "targeted", texts, samples, seed, report)
     prompt = chat_prompt(processor, texts.prompt or CAPTION_QUESTION, texts.template)
-    pixels = PixelDataset(rows, processor.image_processor, image)
+    pixels = PixelDataset(rows, attacked_pixels(processor), image)
     return VlmImages(called, pixels, prompt, texts.max_new_tokens or MAX_NEW_TOKENS["targeted"])
 
 

@@ -17,6 +17,8 @@ from fare_hf.data.opening import open_split
 from fare_hf.data.pixel_datasets import PixelDataset
 from fare_hf.evaluation.vlm.ensemble import QUESTION_TARGETS
 from fare_hf.evaluation.vlm.metrics import Choice, Cider, TextMetric, VqaAccuracy, YesNo
+from fare_hf.vlm.families.family import IMAGE
+from fare_hf.vlm.processors import attacked_pixels
 
 __all__ = ["VLM_SETS", "VlmData", "VlmSet", "chat_prompt", "is_vlm_set", "load_vlm_set", "strings", "vlm_set"]
 
@@ -151,7 +153,7 @@ def load_vlm_set(
         raise ValueError(f"{row.name}: the split {row.split!r} is empty.")
     texts = dataset.remove_columns(image)  # images are not decoded to read the words
     prompts = [chat_prompt(processor, _question(row, line), template) for line in texts]
-    pixels = PixelDataset(dataset, processor.image_processor, image)
+    pixels = PixelDataset(dataset, attacked_pixels(processor), image)
     targets = QUESTION_TARGETS if row.task == "vqa" else ()
     return VlmData(row.name, row.task, pixels, prompts, _metric(row, texts), targets, row.max_new_tokens)
 
@@ -167,14 +169,15 @@ def chat_prompt(processor: Any, question: str, template: str | None = None) -> s
     Raises:
         ValueError: neither a chat template nor `template`, or a `template` without `{}` or image token.
     """
+    image = getattr(processor, "image_token", None) or IMAGE
     if template is not None:
-        if "{}" not in template or processor.image_token not in template:
-            raise ValueError(f"template {template!r} needs {{}} for the question and {processor.image_token!r}.")
+        if "{}" not in template or image not in template:
+            raise ValueError(f"template {template!r} needs {{}} for the question and {image!r}.")
         return template.replace("{}", question)
     if getattr(processor, "chat_template", None) is None:
         raise ValueError(
             f"{type(processor).__name__} has no chat template: give template (--template), such as "
-            f"'USER: {processor.image_token}\\n{{}} ASSISTANT:'."
+            f"'USER: {image}\\n{{}} ASSISTANT:'."
         )
     content = [{"type": "image"}, {"type": "text", "text": question}]
     return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)

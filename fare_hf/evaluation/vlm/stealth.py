@@ -35,6 +35,7 @@ from fare_hf.evaluation.vlm.adversarial_images import (
 from fare_hf.evaluation.vlm.engine import answers_to
 from fare_hf.evaluation.vlm.forced_strings import Towards, says, target_loss
 from fare_hf.vlm import VlmLoss, tower_of, tower_placement
+from fare_hf.vlm.processors import attacked_pixels
 
 __all__ = ["STEALTH_TARGETS", "StealthEvaluation", "as_sent", "evaluate_stealth"]
 
@@ -253,4 +254,4 @@ class _Runs:
 def as_sent(pixels: Tensor, processor: Any) -> Tensor:
     """Pictures through the model's own image processor, as whoever receives the file would read them."""
     pictures = to_pil(pixels)
-    return unnormalized(processor.image_processor)(images=pictures, return_tensors="pt")["pixel_values"]
+    return unnormalized(attacked_pixels(processor))(images=pictures, return_tensors="pt")["pixel_values"]

@@ -14,10 +14,11 @@ from fare_hf.data.pixels import Normalization
 from fare_hf.vlm.families.towers import CLIP, SIGLIP, TowerKind
 from fare_hf.vlm.geometry import check_processor, fit, square
 
-__all__ = ["COUNTS", "Family", "image_processor_of", "join"]
+__all__ = ["COUNTS", "IMAGE", "Family", "image_processor_of", "image_settings", "join"]
 
 COUNTS = ("patch_size", "vision_feature_select_strategy", "num_additional_image_tokens")
 IMAGE = "<image>"
+"""The placeholder where a processor names none."""
 
 
 @dataclass(frozen=True)
@@ -69,18 +70,8 @@ class Family:
     # Images.
 
     def settings(self, processor: Any) -> Any:
-        """The image processor as a processor calls it: with the options that the processor's class sets itself.
-
-        AyaVision cuts images into tiles and Gemma 3 does not look closer, whatever the image processor's own file
-        says.
-
-        Raises:
-            TypeError: it is no processor of a vision-language model.
-        """
-        settings = copy.copy(image_processor_of(processor))
-        for name, value in getattr(processor, "images_kwargs", {}).items():
-            setattr(settings, name, value)
-        return settings
+        """See `image_settings`."""
+        return image_settings(processor)
 
     def inputs(self, settings: Any, pixels: Tensor) -> dict[str, Tensor]:
         """The model inputs that the processor would make of a batch of images, differentiably.
@@ -175,6 +166,20 @@ def image_processor_of(processor: Any) -> Any:
             "AutoProcessor.from_pretrained from the model's repository."
         )
     return images
+
+
+def image_settings(processor: Any) -> Any:
+    """The image processor as a processor calls it: with the options that the processor's class sets itself.
+
+    AyaVision cuts images into tiles and Gemma 3 does not look closer, whatever the image processor's own file says.
+
+    Raises:
+        TypeError: it is no processor of a vision-language model.
+    """
+    settings = copy.copy(image_processor_of(processor))
+    for name, value in getattr(processor, "images_kwargs", {}).items():
+        setattr(settings, name, value)
+    return settings
 
 
 def join(prompt: str, text: str) -> str:

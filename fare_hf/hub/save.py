@@ -28,6 +28,7 @@ from fare_hf.pretrained.configuration import check_configuration, check_image_pr
 from fare_hf.pretrained.encoder_families import PUBLISHED, named_as_saved
 from fare_hf.pretrained.validation import architecture_of, check_answers
 from fare_hf.vlm.families.towers import TOWERS
+from fare_hf.vlm.swap.proof import check_tower
 
 __all__ = ["copy_with_text_encoder", "save_robust_encoder"]
 
@@ -134,8 +135,8 @@ def save_robust_encoder(
     files |= card_files(content)
     model: Any = encoder if clip is None else clip
     weights = weights if clip is None else _weights(clip)
-    if type(model).__name__ not in TOWERS:  # which are not called with pixels alone
-        check_answers(model, f"the {type(model).__name__}")
+    check = check_tower if type(model).__name__ in TOWERS else check_answers  # towers want more than pixels
+    check(model, f"the {type(model).__name__}")
     config = _config(model, type(model).__name__)
     with whole_folder(folder) as new:  # nobody ever sees, or publishes, half of it
         save_torch_state_dict(weights, new, max_shard_size=max_shard_size)

@@ -18,11 +18,13 @@ __all__ = [
     "ARCHITECTURE",
     "RECORD",
     "architecture_of",
+    "check_answer",
     "check_answers",
     "check_model",
     "check_recorded",
     "check_tokens",
     "check_weights",
+    "is_here",
     "recorded_architecture",
 ]
 
@@ -38,6 +40,11 @@ ARCHITECTURE = (
     "image_size",
     "hidden_act",
     "layer_norm_eps",
+    # Of towers of their own.
+    "spatial_merge_size",
+    "window_size",
+    "fullatt_block_indexes",
+    "deepstack_visual_indexes",
 )
 """What decides what weights compute; the number of heads, the activation and the epsilon leave no trace in them."""
 
@@ -95,7 +102,7 @@ def check_answers(model: nn.Module, where: str, device: torch.device | None = No
     Raises:
         ValueError: an embedding that is not finite, or the same for both.
     """
-    if device is None and not _is_here(model):
+    if device is None and not is_here(model):
         return
     modes = [(part, part.training) for part in model.modules()]
     model.eval()
@@ -111,13 +118,14 @@ def check_answers(model: nn.Module, where: str, device: torch.device | None = No
         raise ValueError(f"{where} answers without names (return_dict in its config.json): take that out.")
     for name, answer in given.items():
         if answer is not None:
-            _check_answer(answer, f"{where} answers with {name}", next(model.parameters()).dtype)
+            check_answer(answer, f"{where} answers with {name}", next(model.parameters()).dtype)
 
 
 def architecture_of(config: Any) -> dict[str, Any]:
     """What `check_recorded` compares, of a configuration, to be stored beside the weights."""
     vision = getattr(config, "vision_config", config)
-    return {name: getattr(vision, name) for name in ARCHITECTURE if hasattr(vision, name)}
+    found = {name: getattr(vision, name) for name in ARCHITECTURE if hasattr(vision, name)}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 
 
 def check_recorded(config: Any, recorded: Any, where: str) -> None:
@@ -185,7 +193,7 @@ def check_tokens(ids: Tensor, config: Any, where: str) -> None:
         )
 
 
-def _is_here(model: Any) -> bool:
+def is_here(model: Any) -> bool:
     """Whether a forward pass of this process alone works: all weights are there, whole, with kernels for them."""
     plain = getattr(model.config, "_attn_implementation", None) in (None, "eager", "sdpa")
     weights = list(model.parameters())
@@ -208,7 +216,17 @@ def _probes(model: nn.Module, device: torch.device | None) -> dict[str, Tensor]:
     return found
 
 
-def _check_answer(answer: Tensor, begin: str, dtype: torch.dtype) -> None:
+def check_answer(answer: Tensor, begin: str, dtype: torch.dtype) -> None:
+    """What a model makes of at least two images is finite, and not the same for the first two.
+
+    Args:
+        answer: (B, ...).
+        begin: of the sentence: whose answer it is.
+        dtype: in which it was computed.
+
+    Raises:
+        ValueError: it is neither.
+    """
     if not is_finite(answer):
         raise ValueError(
             f"{begin} that hold NaN or infinity, computed in {str(dtype).removeprefix('torch.')}, from weights that "

@@ -99,16 +99,9 @@ def check_push(trainer: TrainingRun, token: str | None) -> str:
         ValueError: what is wrong, and what to change.
         PushError: the Hub does not answer.
     """
-    name = type(trainer.accelerator.unwrap_model(trainer.model)).__name__
-    if name in TOWERS:
-        raise ValueError(
-            f"push_to_hub=True does not publish a {name} yet; leave it out, and upload the output_dir's encoder/ "
-            "yourself (hf upload)."
-        )
     if not can_publish(trainer):
-        raise ValueError(
-            f"push_to_hub=True publishes {', '.join(PUBLISHED)}, not a {name}; leave it out, and push it yourself."
-        )
+        name, known = type(trainer.accelerator.unwrap_model(trainer.model)).__name__, ", ".join((*PUBLISHED, *TOWERS))
+        raise ValueError(f"push_to_hub=True publishes {known}, not a {name}; leave it out, and push it yourself.")
     _name_base(trainer)
     name = trainer.args.hub_model_id or Path(str(trainer.args.output_dir)).absolute().name
     return check_access(name, token or trainer.args.hub_token)

@@ -25,6 +25,8 @@ from fare_hf.hub.licenses import check_license
 from fare_hf.pretrained.configuration import configuration_from, load_image_processor, read_json_object
 from fare_hf.pretrained.encoder_families import PUBLISHED, PUBLISHED_WHOLE, family_of_type, named_as_saved
 from fare_hf.pretrained.validation import ARCHITECTURE, check_answers, check_recorded, recorded_architecture
+from fare_hf.vlm.families.towers import TOWERS, kind_typed
+from fare_hf.vlm.swap.proof import check_tower
 
 __all__ = [
     "LocalFile",
@@ -101,8 +103,8 @@ def read_folder(folder: Path, repo_id: str, token: str | None = None) -> list[Lo
     values = read_json_object(folder / "config.json")
     config = _configuration(values, where)
     family = family_of_type(config.model_type)
-    assert family is not None  # or there would be no configuration
-    shapes = _check_weights(folder, [name for name in names if WEIGHTS.fullmatch(name)], family.prefix)
+    prefix = "" if family is None else family.prefix  # towers of their own have none
+    shapes = _check_weights(folder, [name for name in names if WEIGHTS.fullmatch(name)], prefix)
     _check_complete(shapes, values, where)
     _check_processor(folder, config)
     check_recorded(config, recorded_architecture(str(folder)), where)
@@ -121,8 +123,9 @@ def check_loads(folder: Path) -> None:
     Raises:
         ValueError: as `fare_hf.pretrained.validation.check_model`.
     """
-    cls = CLASSES[read_json_object(folder / "config.json")["architectures"][0]]
-    check_answers(load_complete(cls, str(folder), dtype="auto"), f"'{folder}'")
+    name = read_json_object(folder / "config.json")["architectures"][0]
+    check = check_tower if name in TOWERS else check_answers
+    check(load_complete(_class_named(name), str(folder), dtype="auto"), f"'{folder}'")
 
 
 def is_published(path: str) -> bool:
@@ -159,8 +162,8 @@ def check_reference(name: str | None, what: str) -> None:
 def _configuration(values: dict[str, Any], where: str) -> Any:
     """What transformers makes of a config.json."""
     kind = values.get("model_type")
-    family = family_of_type(kind)
-    if family is None:
+    tower = kind_typed(str(kind))
+    if family_of_type(kind) is None and not (tower and tower.own):
         raise ValueError(f"{where} holds a model of type {kind!r}, not a CLIP vision encoder or other: name another.")
     try:
         return configuration_from(copy.deepcopy(values), "it")
@@ -208,9 +211,10 @@ def _check_weights(folder: Path, names: list[str], prefix: str) -> dict[str, tup
 def _check_complete(shapes: dict[str, tuple[int, ...]], values: dict[str, Any], where: str) -> None:
     """The class that the configuration names has all its weights: else it would load with random ones."""
     name = (values.get("architectures") or ["none"])[0]
-    if name not in CLASSES:
-        raise ValueError(f"{where} has the architecture {name!r} in config.json, not one of {', '.join(CLASSES)}.")
-    cls = CLASSES[name]
+    if name not in (*CLASSES, *TOWERS):
+        known = ", ".join((*CLASSES, *TOWERS))
+        raise ValueError(f"{where} has the architecture {name!r} in config.json, not one of {known}.")
+    cls = _class_named(name)
     with torch.device("meta"):
         model = cls(cls.config_class.from_dict(values))
         made = named_as_saved(model, model.state_dict())
@@ -221,6 +225,11 @@ def _check_complete(shapes: dict[str, tuple[int, ...]], values: dict[str, Any], 
             told = f"has {key!r} of shape {shapes.get(key)} and a config.json that asks for {shape}"
             told = told if key in shapes else f"lacks the weights {key!r} of {name}"
             raise ValueError(f"{where} {told}: save the encoder again.")
+
+
+def _class_named(name: str) -> Any:
+    """A class that is published; those of towers are in modules that are imported when they are asked for."""
+    return TOWERS[name].own_class if name in TOWERS else CLASSES[name]
 
 
 def _check_processor(folder: Path, config: Any) -> None:

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from fare_hf.data.pixels import Normalization, resize, to_pil
 from fare_hf.encoders import evaluating, frozen
 from fare_hf.finite import largest, largest_difference
+from fare_hf.pretrained.validation import check_answer, is_here
 from fare_hf.vlm.families.table import placement, tower_of
 from fare_hf.vlm.families.towers import kind_of
 from fare_hf.vlm.prompts import image_token_count, model_inputs
@@ -143,6 +144,23 @@ def clean_embeddings(
             return last.float().reshape(PROBES, -1, last.shape[-1]).mean(1).cpu()
         hidden = _run(vision, pixels, dtype, output_hidden_states=True).hidden_states
     return hidden[layers].float().mean(1).cpu()
+
+
+def check_tower(tower: Any, where: str) -> None:
+    """A tower of a class of its own answers images with what is finite and differs, as `check_answers` asks of others.
+
+    Args:
+        tower: one that is not on this machine whole is passed over.
+        where: names it, for the message.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if not is_here(tower):
+        return
+    dtype = probe_dtype(tower)
+    found = clean_embeddings(tower, Normalization([0.5] * 3, [0.5] * 3), 0, dtype)
+    check_answer(found, f"{where} answers with features", dtype)
 
 
 def mean_cosine(ours: Tensor, theirs: Tensor) -> float:

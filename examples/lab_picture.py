@@ -58,7 +58,7 @@ def sheet_row(pixels: Tensor, index: int, name: str, found: Mapping[str, TextEva
     return SheetRow(pixels, clean, attacked, name)
 
 
-def forced(llava: measure.Llava, images: int, steps: int) -> TextEvaluation:
+def forced(llava: measure.Vlm, images: int, steps: int) -> TextEvaluation:
     """What the LLaVA says of clean images, and of those that are to make it say the sentence."""
     return evaluate_targeted(
         *llava,

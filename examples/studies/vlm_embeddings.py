@@ -107,7 +107,7 @@ def validated(encoder: Path) -> list[Row]:
     ).rows
 
 
-def seeing_through(encoder: Path | None) -> measure.Llava:
+def seeing_through(encoder: Path | None) -> measure.Vlm:
     """The lab's LLaVA with another tower; None is its own."""
     llava = load_llava()
     if encoder is not None:

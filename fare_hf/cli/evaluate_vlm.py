@@ -28,8 +28,8 @@ def add_vlm_options(parser: argparse.ArgumentParser) -> None:
     """The options that --vlm brings."""
     parser.add_argument(
         "--vlm",
-        help="folder or repository of a LLaVA or one of its relatives, or lab:llava: measured with its own tower, and "
-        "with ENCODER swapped in, if one is given",
+        help="folder or repository of a vision-language model, or lab:llava or lab:smolvlm: measured with its own "
+        "tower, and with ENCODER swapped in, if one is given",
     )
     parser.add_argument(
         "--task",
@@ -81,7 +81,7 @@ def _strings(args: argparse.Namespace) -> list[str]:
 def _measured(args: argparse.Namespace, strings: Sequence[str], first: bool, states: Path) -> RobustnessReport:
     from fare_hf.evaluation import evaluate_vlm_on_data
     from fare_hf.lab.captions import chat
-    from fare_hf.lab.models import load_llava
+    from fare_hf.lab.models import load_vlm_and_processor
     from fare_hf.lab.names import is_in_lab
 
     dataset, prompts = args.dataset[0], args.templates or []
@@ -93,7 +93,7 @@ def _measured(args: argparse.Namespace, strings: Sequence[str], first: bool, sta
         raise ValueError("the task targeted needs --targets, a file with one string a line.")
     template, vlm = (prompts[0] if prompts else None), args.vlm
     if is_in_lab(vlm):
-        template, vlm = template or chat("{}"), load_llava()
+        template, vlm = template or chat("{}"), load_vlm_and_processor(vlm)
     options = {name: getattr(args, name) for name in (*PASSED, *EFFORT) if getattr(args, name) is not None}
     options |= {"encoder": args.encoder, "against": args.against, "template": template, "targets": strings}
     options |= {"folder": states, "report": tell if first else silent}
@@ -101,15 +101,15 @@ def _measured(args: argparse.Namespace, strings: Sequence[str], first: bool, sta
 
 
 def _on_the_lab(args: argparse.Namespace, dataset: str, strings: Sequence[str], states: Path) -> RobustnessReport:
-    """The lab's LLaVA on the lab's sets, as its shipped figures are measured."""
+    """A model of the lab on the lab's sets, as its shipped figures are measured."""
     from fare_hf.attacks import ThreatModel
     from fare_hf.evaluation import RobustnessReport, environment
-    from fare_hf.lab.models import load_llava
-    from fare_hf.lab.names import LLAVA, TEST_SETS
+    from fare_hf.lab.models import load_vlm_and_processor
+    from fare_hf.lab.names import LAB_VLMS, LLAVA, TEST_SETS, is_in_lab
     from fare_hf.vlm import swap_vision_tower
 
-    if args.vlm != LLAVA:
-        raise ValueError(f"--dataset {dataset} is for --vlm {LLAVA} alone: give images of your own.")
+    if not is_in_lab(args.vlm):
+        raise ValueError(f"--dataset {dataset} is for --vlm {LAB_VLMS} alone: give images of your own.")
     sets = {"captions": ["captions"], "vqa": ["yes-no"], "pope": ["pope"], "targeted": TEST_SETS}[args.task]
     if dataset.removeprefix("lab:") not in sets:
         raise ValueError(f"--task {args.task} has no {dataset} in the lab; use one of lab:{', lab:'.join(sets)}.")
@@ -120,17 +120,18 @@ def _on_the_lab(args: argparse.Namespace, dataset: str, strings: Sequence[str], 
     threats = [ThreatModel("linf", radius) for radius in args.eps or ("2/255", "4/255")]
     rows: list[Row] = []
     for number, tower in enumerate([args.against] if args.encoder is None else [args.against, args.encoder]):
-        llava = load_llava()
+        vlm = load_vlm_and_processor(args.vlm)
         if tower is not None:
-            swap_vision_tower(llava[0], tower)
-        name = "CLIP" if tower is None else Path(tower).name
+            swap_vision_tower(vlm[0], tower)
+        own = "CLIP" if args.vlm == LLAVA else "its own tower"
+        name = own if tower is None else Path(tower).name
         known = {"threat_models": threats, "folder": states / f"tower-{number}"}
-        rows += _lab_rows(args, name, llava, dataset.removeprefix("lab:"), known, strings)
+        rows += _lab_rows(args, name, vlm, dataset.removeprefix("lab:"), known, strings)
     return RobustnessReport(rows, environment(seed=args.seed or 0))
 
 
 def _lab_rows(
-    args: argparse.Namespace, name: str, llava: Any, dataset: str, known: dict[str, Any], strings: Sequence[str]
+    args: argparse.Namespace, name: str, vlm: Any, dataset: str, known: dict[str, Any], strings: Sequence[str]
 ) -> list[Row]:
     from fare_hf.lab import measure
 
@@ -138,15 +139,15 @@ def _lab_rows(
     few, steps = args.samples, args.steps
     if args.task == "captions":
         budget = measure.Budget(captions=few, caption_steps=steps or measure.Budget.caption_steps)
-        return measure.measure_captions(name, llava, budget, **known).rows
+        return measure.measure_captions(name, vlm, budget, **known).rows
     if args.task != "targeted":
         budget = measure.Budget(questions={dataset: few}, question_steps=steps or measure.Budget.question_steps)
-        return measure.measure_questions(name, llava, budget, **known)
+        return measure.measure_questions(name, vlm, budget, **known)
     count, length = few or measure.Budget.targeted, steps or measure.Budget.targeted_steps
     budget = measure.Budget(targeted=count, targeted_steps=length, targeted_sets=(dataset,))
     rows: list[Row] = []
     for number, target in enumerate(strings or [measure.TARGET]):
         own = known | {"folder": known["folder"] / f"string-{number}"}
-        found = measure.measure_targeted(name, llava, budget, **own, target=target)
+        found = measure.measure_targeted(name, vlm, budget, **own, target=target)
         rows += [replace(row, dataset=f"{dataset}, {target!r}") for row in found] if len(strings) > 1 else found
     return rows

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from fare_hf.cli.console import Parser, refuse_missing, refuse_no_file
-from fare_hf.lab.names import TRAINING_SETS, encoder_path, is_in_lab, lab_name
+from fare_hf.lab.names import TRAINING_SETS, is_in_lab, lab_name, trained_path
 from fare_hf.numerals import parse_eps
 from fare_hf.training.checkpointing.output_folder import checkpoint_to_resume
 
@@ -42,7 +42,7 @@ def _look(given: argparse.Namespace, prog: str) -> None:
         raise ValueError(f"{' and '.join(missing)} must be given; `{prog} --help` shows the options.")
     if given.eps is not None:
         parse_eps(given.eps, given.norm)
-    refuse_missing("--model", encoder_path(given.model))
+    refuse_missing("--model", trained_path(given.model))
     refuse_missing("--dataset", given.dataset)
     if is_in_lab(given.dataset):
         lab_name(given.dataset, TRAINING_SETS, "dataset=")

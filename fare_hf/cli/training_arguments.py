@@ -9,7 +9,7 @@ from transformers import IntervalStrategy
 from fare_hf.data.opening import check_folder
 from fare_hf.encoders.reading import FEATURES
 from fare_hf.hub.licenses import check_license
-from fare_hf.lab.names import TEST_SETS, TRAINING_SETS, encoder_path, is_in_lab, lab_name
+from fare_hf.lab.names import TEST_SETS, TRAINING_SETS, encoder_path, is_in_lab, lab_name, trained_path
 from fare_hf.objectives import OBJECTIVES
 from fare_hf.training.config import FareConfig, options_in
 from fare_hf.training.logging.measurements import MEASURED
@@ -87,7 +87,7 @@ class FareScriptArguments:
             raise ValueError(f"image_side={self.image_side} is no size of images; give 1 to {LARGEST_SIDE:,}.")
         if self.license is not None:
             check_license(self.license)
-        self.model = encoder_path(self.model)
+        self.model = trained_path(self.model)
         self.text_model = self.text_model and encoder_path(self.text_model)
 
     @property

@@ -44,7 +44,7 @@ def check_no_lab_name(name: object) -> None:
         short = str(name).removeprefix("lab:")
         raise ValueError(
             f"{str(name)!r} is a name for the commands: in Python give what fare_hf.lab.encoder_folder({short!r}) "
-            "returns, or of the vision-language model fare_hf.lab.load_llava(), or of a test set "
+            "returns, or of a vision-language model fare_hf.lab.load_llava() or load_smolvlm(), or of a test set "
             "fare_hf.lab.load_test_set(NAME)."
         )
 

@@ -1,4 +1,4 @@
-"""Measures encoders and LLaVAs on the lab's sets: the quickstart on parts of them, the full table on all."""
+"""Measures encoders and vision-language models on the lab's sets: the quickstart on parts, the full table on all."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from transformers import (
     AutoImageProcessor,
     CLIPModel,
     CLIPTokenizer,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
     PreTrainedModel,
+    ProcessorMixin,
 )
 
 from fare_hf.attacks import ThreatModel
@@ -47,7 +46,8 @@ TARGETED_SETS = ("twemoji", "digits")
 THREAT_MODELS = (ThreatModel("linf", "2/255"), ThreatModel("linf", "4/255"))
 PROMPT = chat(CAPTION_PROMPT)
 Clip = tuple[CLIPModel, CLIPTokenizer]
-Llava = tuple[LlavaForConditionalGeneration, LlavaProcessor]
+Vlm = tuple[PreTrainedModel, ProcessorMixin]
+NAMES = {"llava": "LLaVA", "smolvlm": "SmolVLM"}
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def measure_zero_shot(
 
 def measure_captions(
     name: str,
-    llava: Llava,
+    vlm: Vlm,
     budget: Budget,
     threat_models: Sequence[ThreatModel] = THREAT_MODELS,
     seed: int = 0,
@@ -161,14 +161,14 @@ def measure_captions(
     wanted = [test.class_names[label] for label in test.labels.tolist()]
     prompts = zero_shot_prompts(test.class_names, "twemoji")
     targets = [prompts[label] for label in test.labels.tolist()]
-    options = _options(f"LLaVA + {name}", "twemoji", test.groups, threat_models, seed, distributed)
+    options = _options(_shown(vlm, name), "twemoji", test.groups, threat_models, seed, distributed)
     options |= {"prompt": PROMPT, "steps": budget.caption_steps, "max_new_tokens": 14, "keep": keep, "folder": folder}
-    return evaluate_captions(*llava, test.pixels, targets, wanted, correct=NamesConcept(all_concepts()), **options)
+    return evaluate_captions(*vlm, test.pixels, targets, wanted, correct=NamesConcept(all_concepts()), **options)
 
 
 def measure_targeted(
     name: str,
-    llava: Llava,
+    vlm: Vlm,
     budget: Budget,
     threat_models: Sequence[ThreatModel] = THREAT_MODELS,
     seed: int = 0,
@@ -176,20 +176,20 @@ def measure_targeted(
     folder: Path | None = None,
     distributed: bool = False,
 ) -> list[Row]:
-    """In how many images of each of the budget's sets an attacker makes the LLaVA caption them with the target."""
+    """In how many images of each of the budget's sets an attacker makes the model caption them with the target."""
     rows = []
     for dataset in budget.targeted_sets:
         test = part(dataset, budget.targeted)
-        options = _options(f"LLaVA + {name}", dataset, test.groups, threat_models, seed, distributed)
+        options = _options(_shown(vlm, name), dataset, test.groups, threat_models, seed, distributed)
         options |= {"prompt": PROMPT, "steps": budget.targeted_steps, "max_new_tokens": 14}
         options["folder"] = folder and folder / dataset
-        rows += evaluate_targeted(*llava, test.pixels, target, **options).rows
+        rows += evaluate_targeted(*vlm, test.pixels, target, **options).rows
     return rows
 
 
 def measure_questions(
     name: str,
-    llava: Llava,
+    vlm: Vlm,
     budget: Budget,
     threat_models: Sequence[ThreatModel] = THREAT_MODELS,
     seed: int = 0,
@@ -200,7 +200,7 @@ def measure_questions(
     rows = []
     for dataset, count in budget.questions.items():
         asked = load_question_set(dataset).first(count)
-        options = _options(f"LLaVA + {name}", dataset, asked.groups, threat_models, seed, distributed)
+        options = _options(_shown(vlm, name), dataset, asked.groups, threat_models, seed, distributed)
         options |= {"steps": budget.question_steps, "half": None, "max_new_tokens": 5}
         options["folder"] = folder and folder / dataset
         metric: TextMetric = VqaAccuracy([[answer] * 10 for answer in asked.answers])
@@ -208,8 +208,13 @@ def measure_questions(
         if asked.splits is not None:
             metric = YesNo(asked.answers, asked.splits, words=("yes", "no"))
             options |= {"task": "yes-no", "targets": ()}
-        rows += evaluate_vlm(*llava, asked.pixels, asked.prompts, metric, **options).rows
+        rows += evaluate_vlm(*vlm, asked.pixels, asked.prompts, metric, **options).rows
     return rows
+
+
+def _shown(vlm: Vlm, tower: str) -> str:
+    """A model with a tower, as rows name it."""
+    return f"{NAMES[vlm[0].config.model_type]} + {tower}"
 
 
 def _options(

@@ -7,33 +7,44 @@ from pathlib import Path
 
 __all__ = [
     "ENCODERS",
+    "LAB_VLMS",
     "LLAVA",
     "MODELS",
     "QUESTION_SETS",
+    "SMOLVLM",
     "TEST_SETS",
     "TEXT_SETS",
+    "TOWERS",
     "TRAINING_SETS",
+    "VLMS",
     "check_vlm",
     "encoder_folder",
     "encoder_path",
     "is_in_lab",
     "lab_name",
+    "trained_path",
 ]
 
 PREFIX = "lab:"
 MODELS = Path(__file__).parent / "models"
-LLAVA = "lab:llava"
+LLAVA, SMOLVLM = "lab:llava", "lab:smolvlm"
+VLMS = ("llava", "smolvlm")
+LAB_VLMS = " and ".join(PREFIX + name for name in VLMS)
+"""For messages."""
 ENCODERS = ("fare-2", "fare-4", "tecoa-2", "tecoa-4")
 """Robust encoders, by objective and eps x 255; the original is `clip`."""
+TOWERS: tuple[str, ...] = ()
+"""Robust towers of the lab's SmolVLM, by eps x 255."""
 TRAINING_SETS = ("drawings",)
 TEST_SETS = ("twemoji", "openmoji", "fxemoji", "fashion", "digits")
 """`twemoji` is the main set, `openmoji` a far style, `fxemoji` for choices, training sees none like the others."""
 QUESTION_SETS = ("yes-no", "pope")
 TEXT_SETS = ("captions", *QUESTION_SETS)
-"""What the lab's LLaVA is asked about."""
+"""What the lab's vision-language models are asked about."""
 KINDS = {
     "an encoder": ("clip", *ENCODERS),
-    "a vision-language model": ("llava",),
+    "a vision tower": TOWERS,
+    "a vision-language model": VLMS,
     "a training set": TRAINING_SETS,
     "a set of labelled images": TEST_SETS,
     "a set of texts": TEXT_SETS,
@@ -70,12 +81,12 @@ def lab_name(name: str, known: Sequence[str], what: str = "") -> str:
 
 
 def encoder_folder(name: str) -> Path:
-    """Folder of `clip` (the original) or of a robust encoder such as `fare-4`, for `from_pretrained`.
+    """Folder of `clip` (the original), of a robust encoder such as `fare-4`, or of a robust tower.
 
     Raises:
         ValueError: if there is no such encoder.
     """
-    return MODELS / lab_name(name, ("clip", *ENCODERS))
+    return MODELS / lab_name(name, ("clip", *ENCODERS, *TOWERS))
 
 
 def encoder_path(name: str) -> str:
@@ -87,7 +98,16 @@ def encoder_path(name: str) -> str:
     return str(encoder_folder(name)) if is_in_lab(name) else name
 
 
+def trained_path(name: str) -> str:
+    """As `encoder_path`, and the folder of a vision-language model of the lab whose tower can be trained.
+
+    Raises:
+        ValueError: the lab has no such model, or stores it without its tower.
+    """
+    return str(MODELS / SMOLVLM.removeprefix(PREFIX)) if name == SMOLVLM else encoder_path(name)
+
+
 def check_vlm(name: str, what: str = "") -> None:
     """Raises ValueError, with `what` before the name, for one of the lab's that is no vision-language model."""
     if is_in_lab(name):
-        lab_name(name, [LLAVA.removeprefix(PREFIX)], what)
+        lab_name(name, VLMS, what)

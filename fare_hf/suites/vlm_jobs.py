@@ -24,7 +24,7 @@ from fare_hf.files.folders import is_missing_path
 from fare_hf.lab import TEST_SETS, measure
 from fare_hf.lab.captions import chat
 from fare_hf.lab.models import load_vlm_and_processor
-from fare_hf.lab.names import LLAVA, TEXT_SETS, check_vlm, is_in_lab, lab_name
+from fare_hf.lab.names import LAB_VLMS, TEXT_SETS, check_vlm, is_in_lab, lab_name
 from fare_hf.suites.settings import Attacked, Count, Job, Says, Subject, Template, Text, one_of
 from fare_hf.vlm import swap_vision_tower
 
@@ -39,7 +39,7 @@ class OfAVlm(Attacked):
     """Of a vision-language model with the subject for its tower.
 
     Attributes:
-        vlm: which; `lab:llava` has the lab's sets, every other one the paper's, and all have folders and repositories.
+        vlm: which; the lab's have the lab's sets, every other one the paper's, and all have folders and repositories.
         template: of prompts, for models without a chat template.
         batch_size: images of a forward pass.
     """
@@ -52,9 +52,10 @@ class OfAVlm(Attacked):
     def check(self, where: str) -> None:
         super().check(where)
         check_vlm(self.vlm, f"{where}: vlm ")
-        if not self.is_own and is_in_lab(self.set) != (self.vlm == LLAVA):
+        if not self.is_own and is_in_lab(self.set) != is_in_lab(self.vlm):
             raise ValueError(
-                f"{where} has set {self.set!r} for vlm {self.vlm!r}: only {LLAVA} has lab sets, others the paper's."
+                f"{where} has set {self.set!r} for vlm {self.vlm!r}: only {LAB_VLMS} have lab sets, "
+                "others the paper's."
             )
         if is_missing_path(self.vlm):
             raise ValueError(f"{where} has vlm {self.vlm!r}, and there is nothing: check the path.")
@@ -80,7 +81,7 @@ class OfAVlm(Attacked):
 
     def texts(self, prompt: str | None, *names: str) -> Texts:
         """Where a folder or repository has its images and words."""
-        template = self.template or (chat("{}") if self.vlm == LLAVA else None)
+        template = self.template or (chat("{}") if is_in_lab(self.vlm) else None)
         return Texts(prompt=prompt, template=template, **self.given("split", "image_column", *names))
 
 

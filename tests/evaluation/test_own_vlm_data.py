@@ -253,7 +253,10 @@ def test_captions_that_are_no_captions(columns: dict[str, Any], sentence: str, p
             ["--vlm", "VLM", "--dataset", "x", "--task", "vqa", "--targets", "STR"],
             "--targets is for the task targeted",
         ),
-        (["--vlm", "VLM", "--dataset", "lab:digits", "--task", "targeted"], "lab:digits is for --vlm lab:llava alone"),
+        (
+            ["--vlm", "VLM", "--dataset", "lab:digits", "--task", "targeted"],
+            "for --vlm lab:llava and lab:smolvlm alone",
+        ),
         (["--vlm", "lab:llava", "--dataset", "lab:digits", "--task", "vqa"], "use one of lab:yes-no"),
         (
             ["--vlm", "lab:llava", "--dataset", "lab:captions", "--task", "captions", "--prompt", "a"],

@@ -34,7 +34,7 @@ from fare_hf.lab.questions import load_question_set
         "lab: an encoder that is no VLM",
         lambda: load_vlm_and_processor("lab:clip"),
         ValueError,
-        "'lab:clip' is an encoder of the lab, which is not wanted here; use one of lab:llava.",
+        "'lab:clip' is an encoder of the lab, which is not wanted here; use one of lab:llava, lab:smolvlm.",
     ),
     Refusal(
         "lab: a set, with its field",

@@ -52,7 +52,7 @@ def test_the_llava_loss_on_cached_features_is_the_models_own() -> None:
     talks = train_llava.Conversations(llava.model.vision_tower, processor.image_processor, seed=0, capacity=8)
     pixels = torch.rand(1, 3, 160, 160, generator=torch.Generator().manual_seed(0))
     hidden = llava.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
-    ids, labels = talks.encode([("Who?", "a photo of a bus"), ("Why?", "no")], tokenizer, 16)
+    ids, labels = talks.encode([("Who?", "a photo of a bus"), ("Why?", "no")], tokenizer, "<image>" * 16)
     row, target = torch.tensor([ids]), torch.tensor([labels])
     with torch.no_grad():
         ours = train_llava.language_loss(llava, row, target, hidden)

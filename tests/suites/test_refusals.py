@@ -102,7 +102,7 @@ ON_THE_LAB = [
     ("{kind: transfer, set: 'lab:digits', victims: [CLIP]}", "eps None: give a list of each"),
     ("{kind: transfer, set: 'lab:digits', victims: CLIP, eps: [4/255]}", "victims 'CLIP'"),
     ("{kind: transfer, set: 'lab:digits', victims: [], eps: [4/255]}", "give a list of each"),
-    ("{kind: vlm, vlm: 'lab:llava', set: COCO}", "only lab:llava has lab sets"),
+    ("{kind: vlm, vlm: 'lab:llava', set: COCO}", "only lab:llava and lab:smolvlm have lab sets"),
     (
         "{kind: vlm, vlm: 'lab:llava', set: 'lab:digits'}",
         "is a set of labelled images of the lab, which is not wanted here; use one of lab:captions",

@@ -1,4 +1,4 @@
-"""Puts trained lab models into the package, rounded to fp16: `python -m tools.lab.store clip FOLDER`.
+"""Puts trained lab models into the package, rounded to 16 bits: `python -m tools.lab.store clip FOLDER`.
 
 Everything that is reported of a lab model is measured after this rounding, on what is shipped.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -16,15 +17,22 @@ from transformers import (
     CLIPModel,
     CLIPTokenizer,
     CLIPVisionModelWithProjection,
+    Idefics3Processor,
     LlavaForConditionalGeneration,
     LlavaProcessor,
     PreTrainedConfig,
+    SmolVLMForConditionalGeneration,
 )
+from transformers.models.smolvlm.modeling_smolvlm import SmolVLMVisionTransformer
 
+from fare_hf.attacks import ThreatModel
 from fare_hf.evaluation import RobustnessReport
-from fare_hf.lab.models import LANGUAGE, TOWER
-from fare_hf.lab.names import ENCODERS, MODELS
+from fare_hf.hub import save_robust_encoder
+from fare_hf.lab.models import ITS_LLAMA, LANGUAGE, TOWER, WORDS
+from fare_hf.lab.names import ENCODERS, MODELS, TOWERS
 from fare_hf.lab.saving import save_with_report
+from fare_hf.pretrained.weight_files import SINGLE
+from tools.lab.train_smolvlm import AROUND
 
 NAMES = {"fare-2": "FARE-2", "fare-4": "FARE-4", "tecoa-2": "TeCoA-2", "tecoa-4": "TeCoA-4"}
 
@@ -54,6 +62,47 @@ def store_llava(source: Path, folder: Path = MODELS / "llava") -> None:
     save_file({name: tensor.half().contiguous() for name, tensor in kept.items()}, folder / LANGUAGE)
 
 
+def store_smolvlm(source: Path, folder: Path = MODELS / "smolvlm") -> None:
+    """The SmolVLM that `tools.lab.train_smolvlm` left, in bf16: tower, connector, and the words that it alone has.
+
+    The rest of its language model is the lab LLaVA's own, which `fare_hf.lab.load_smolvlm` puts back.
+    """
+    model = SmolVLMForConditionalGeneration.from_pretrained(source, dtype=torch.float32)
+    folder.mkdir(parents=True, exist_ok=True)
+    model.config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
+    Idefics3Processor.from_pretrained(source).save_pretrained(folder)
+    weights = model.state_dict()
+    kept = {name: weights[name] for name in weights if "vision_model." in name or "connector." in name}
+    kept[ITS_LLAMA + WORDS] = weights[ITS_LLAMA + WORDS][-len(AROUND) :]
+    rounded = {name: tensor.bfloat16().contiguous() for name, tensor in kept.items()}
+    save_file(rounded, folder / SINGLE, metadata={"format": "pt"})
+
+
+def store_tower(name: str, training: Path, folder: Path, report: RobustnessReport | None = None) -> Path:
+    """A robust tower of the SmolVLM that `fare_hf.train` left, in bf16, with its recipe and figures on its card.
+
+    Args:
+        name: of `TOWERS`.
+        training: output folder of the training.
+        folder: where it goes; what is there is replaced.
+        report: of the SmolVLM with both towers; None for a card without figures.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    return save_robust_encoder(
+        SmolVLMVisionTransformer.from_pretrained(training / "encoder", dtype=torch.bfloat16),
+        folder,
+        processor=AutoImageProcessor.from_pretrained(MODELS / "smolvlm", backend="pil", trust_remote_code=False),
+        base_model="fare_hf-lab-smolvlm",
+        threat_model=ThreatModel("linf", f"{name[-1]}/255"),
+        training=json.loads((training / "training.json").read_text()),
+        report=report,
+        report_model=f"SmolVLM + {name}" if report else None,
+        license="apache-2.0",
+        repo_id=f"fare_hf-lab-{name}",
+    )
+
+
 def store_encoder(name: str, training: Path, folder: Path, report: RobustnessReport | None = None) -> Path:
     """A robust encoder that `fare_hf.train` left, in fp16, with its recipe and what was measured of it on its card.
 
@@ -71,8 +120,8 @@ def store_encoder(name: str, training: Path, folder: Path, report: RobustnessRep
 
 def main() -> None:
     """Parses the command line and stores one model."""
-    parser = argparse.ArgumentParser(description="Puts a trained lab model into the package, rounded to fp16.")
-    parser.add_argument("kind", choices=["clip", "llava", *ENCODERS])
+    parser = argparse.ArgumentParser(description="Puts a trained lab model into the package, rounded to 16 bits.")
+    parser.add_argument("kind", choices=["clip", "llava", "smolvlm", *ENCODERS, *TOWERS])
     parser.add_argument("source", type=Path, help="folder that the training left")
     parser.add_argument("--report", type=Path, default=None, help="report.json for the card of an encoder")
     args = parser.parse_args()
@@ -80,9 +129,12 @@ def main() -> None:
         store_clip(args.source)
     elif args.kind == "llava":
         store_llava(args.source)
+    elif args.kind == "smolvlm":
+        store_smolvlm(args.source)
     else:
         report = RobustnessReport.load(args.report) if args.report else None
-        store_encoder(args.kind, args.source, MODELS / args.kind, report)
+        store = store_tower if args.kind in TOWERS else store_encoder
+        store(args.kind, args.source, MODELS / args.kind, report)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
+    ProcessorMixin,
 )
 
 from fare_hf.data.pixels import Normalization
@@ -196,23 +199,34 @@ class Conversations:
     def batch(self, size: int, tokenizer: PreTrainedTokenizerFast, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
         """`size` one- or two-turn conversations: ids and labels (right padded), tower features of their images."""
         chosen = self.rng.integers(len(self.facts), size=size)
-        rows = [self.encode(self.turns(*self.facts[i]), tokenizer, tokens) for i in chosen]
+        ids, labels = self.texts(chosen, tokenizer, "<image>" * tokens)
+        return ids, labels, torch.stack([self.features[i] for i in chosen]).float()
+
+    def texts(self, chosen: np.ndarray, tokenizer: PreTrainedTokenizerFast, image: str) -> tuple[Tensor, Tensor]:
+        """Ids and labels (right padded) of one conversation about each of the chosen images."""
+        rows = [self.encode(self.turns(*self.facts[i]), tokenizer, image) for i in chosen]
         width = max(len(ids) for ids, _ in rows)
-        ids = torch.full((size, width), tokenizer.pad_token_id)
-        labels = torch.full((size, width), IGNORE)
+        ids = torch.full((len(rows), width), tokenizer.pad_token_id)
+        labels = torch.full((len(rows), width), IGNORE)
         for row, (token_ids, targets) in enumerate(rows):
             ids[row, : len(token_ids)] = torch.tensor(token_ids)
             labels[row, : len(targets)] = torch.tensor(targets)
-        return ids, labels, torch.stack([self.features[i] for i in chosen]).float()
+        return ids, labels
 
     def encode(
-        self, turns: list[tuple[str, str]], tokenizer: PreTrainedTokenizerFast, tokens: int
+        self, turns: list[tuple[str, str]], tokenizer: PreTrainedTokenizerFast, image: str
     ) -> tuple[list[int], list[int]]:
-        """Token ids and labels; only answers carry a loss, and each answer ends with `</s>`."""
+        """Token ids and labels; only answers carry a loss, and each answer ends with `</s>`.
+
+        Args:
+            turns: questions and answers about one image.
+            tokenizer: of the model.
+            image: what the processor writes in the place of `<image>`.
+        """
         ids: list[int] = []
         labels: list[int] = []
         for number, (question, answer) in enumerate(turns):
-            prompt = captions.chat(question, image=number == 0).replace("<image>", "<image>" * tokens)
+            prompt = captions.chat(question, image=number == 0).replace("<image>", image)
             prompt_ids = tokenizer(prompt, add_special_tokens=False).input_ids
             answer_ids = tokenizer(f" {answer}", add_special_tokens=False).input_ids + [tokenizer.eos_token_id]
             ids += prompt_ids + answer_ids
@@ -234,7 +248,7 @@ def language_loss(model: LlavaForConditionalGeneration, ids: Tensor, labels: Ten
 
 
 def validate(
-    model: LlavaForConditionalGeneration, processor: LlavaProcessor, style: str, views: int = 1
+    model: PreTrainedModel, processor: ProcessorMixin, style: str, question_sets: Sequence[str] = QUESTION_SETS
 ) -> dict[str, float]:
     """Parts of the captions that name the concept, of the sentences repeated on request, of the right yes and no."""
     rng = np.random.default_rng(77)
@@ -248,7 +262,7 @@ def validate(
     said = generate_text(model, processor, pixels[:24], prompt, max_new_tokens=14)
     echoed = sum(sentence in text for text in said)
     figures = {"captions": right / len(chosen), "echo": echoed / len(said)}
-    for name in QUESTION_SETS:
+    for name in question_sets:
         asked = load_question_set(name, style)
         texts = generate_text(model, processor, asked.pixels, asked.prompts, max_new_tokens=2)
         figures[name] = sum(text == answer for text, answer in zip(texts, asked.answers, strict=True)) / len(asked)

@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
 from transformers import MODEL_MAPPING, PROCESSOR_MAPPING, AutoModel, PreTrainedModel
 
-from fare_hf.convert.checkpoints import find_file
 from fare_hf.pretrained.configuration import load_image_processor
 from fare_hf.pretrained.loading import vlm_configuration
 from fare_hf.pretrained.validation import check_weights
-from fare_hf.pretrained.weight_files import INDEX, SINGLE, read_index
 from fare_hf.vlm.families.family import Family, image_processor_of
 from fare_hf.vlm.families.table import family_of_config
 from fare_hf.vlm.features import VlmFeatures
+from fare_hf.vlm.tower_weights import StoredWeights, fill
 
 __all__ = ["features_family", "load_vision_tower", "unloaded_tower"]
 
 ANY_SIDE = 448
 """Pixels a side of the training images for towers that read any size: 256 tokens of Qwen2.5-VL, 784 of its patches."""
-INNER = re.compile(r"(^|\.)(vision_tower|vision_model|image_tower)\.vision_model\.")
-"""A level of names that CLIP and SigLIP towers have in the files of older releases."""
 
 
 def load_vision_tower(
@@ -64,7 +56,7 @@ def load_vision_tower(
         torch.Size([1, 256, 3584])
     """
     made = _made(vlm, revision, processor, image_side)
-    _fill(made.around, vlm, revision)
+    fill(made.around, StoredWeights(vlm, revision), vlm)
     check_weights(made.around, f"{vlm!r}")
     return _parted(made)
 
@@ -164,56 +156,6 @@ def _taken_out(model: Any, path: str) -> Any:
     found = model.get_submodule(path)
     delattr(model.get_submodule(owner), leaf)
     return found
-
-
-def _fill(model: Any, vlm: str, revision: str | None) -> None:
-    """Loads the weights that a model has, and no others, from the files that hold them."""
-    wanted = model.state_dict()
-    stored = {_plain(name): (file, name) for file, name in _stored(vlm, revision)}
-    found: dict[str, Tensor] = {}
-    by_file: dict[str, list[tuple[str, str]]] = {}
-    for name in wanted:
-        if _plain(name) not in stored:
-            raise ValueError(f"{vlm!r} has no weights for {name!r} of its {type(model).__name__}: take it whole.")
-        file, key = stored[_plain(name)]
-        by_file.setdefault(file, []).append((name, key))
-    for file, names in by_file.items():
-        with _opened(vlm, file, revision) as tensors:
-            found |= {name: tensors.get_tensor(key).float() for name, key in names}
-    for name, tensor in found.items():
-        if tensor.shape != wanted[name].shape:
-            raise ValueError(
-                f"{vlm!r} holds {name!r} of shape {tuple(tensor.shape)}, and its config.json asks for "
-                f"{tuple(wanted[name].shape)}: weights and configuration are of different models."
-            )
-    model.load_state_dict(found, assign=True)
-
-
-def _stored(vlm: str, revision: str | None) -> Iterator[tuple[str, str]]:
-    """File and name of every tensor, by the index, or by the one file's own list."""
-    index = find_file(vlm, INDEX, revision)
-    if index is not None:
-        yield from ((file, name) for name, file in read_index(index).items())
-        return
-    with _opened(vlm, SINGLE, revision) as tensors:
-        yield from ((SINGLE, name) for name in tensors.keys())
-
-
-@contextmanager
-def _opened(vlm: str, file: str, revision: str | None) -> Iterator[Any]:
-    path = find_file(vlm, file, revision)
-    if path is None:
-        raise ValueError(f"{vlm!r} has no {file}: only safetensors are read; convert its weights first.")
-    try:
-        with safe_open(path, framework="pt") as tensors:
-            yield tensors
-    except SafetensorError as error:
-        raise ValueError(f"'{path}' is cut off or no safetensors file ({error}): download it again.") from error
-
-
-def _plain(name: str) -> str:
-    """A name of a tensor without the levels that releases of transformers add or leave out."""
-    return INNER.sub(r"\1\2.", name.removeprefix("model."))
 
 
 def _squares(images: Any, side: int) -> Any:

@@ -38,6 +38,7 @@ class LoopbackHub:
         self.requests: list[tuple[str, int]] = []
         self.received = self.sent = 0  # bytes of bodies
         self.leaks: list[str] = []
+        self.gives_ranges = True
         self.faults: list[Fault] = []
         self.lock = threading.RLock()
         handler = type("BoundHandler", (Handler,), {"hub": self})
@@ -115,6 +116,11 @@ class Handler(BaseHTTPRequestHandler):
         if fault and fault.lose_answer:
             return self._reset(request)
         raw = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+        if status == 200 and (asked := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))):
+            if self.hub.gives_ranges:
+                begin, end = int(asked[1]), min(int(asked[2]) + 1, len(raw))
+                status, headers = 206, {**headers, "Content-Range": f"bytes {begin}-{end - 1}/{len(raw)}"}
+                raw = raw[begin:end]
         self._answer(request, status, raw, headers)
 
     do_GET = do_HEAD = do_POST = do_PUT = _serve

@@ -15,7 +15,7 @@ from safetensors import safe_open
 
 from fare_hf.encoders import frozen
 from fare_hf.encoders.counting import count_operations
-from fare_hf.vlm import tower_files
+from fare_hf.vlm import tower_weights
 from fare_hf.vlm.tower_files import features_family, load_vision_tower
 
 READ = [name for name in TINY if name != "Idefics"]
@@ -82,7 +82,7 @@ def test_the_tower_alone_is_read_and_the_language_models_files_may_be_missing(
             tensors.append(name)
             return self.inner.get_tensor(name)
 
-    monkeypatch.setattr(tower_files, "safe_open", Opened)
+    monkeypatch.setattr(tower_weights, "safe_open", Opened)
     holding = {}
     for path in sorted(tmp_path.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:

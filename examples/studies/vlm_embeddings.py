@@ -39,7 +39,7 @@ ARMS = ("projected", "tokens", "features", "projected+tokens")
 ORIGINAL = "original"
 STEPS_OF_ATTACK = 2
 BUDGET = replace(measure.SEEDS, samples={})
-CHOICE = {"images": 100, "steps": 20, "eps": "2/255"}
+CHOICE = {"steps": 20, "eps": "2/255"}
 """Captions of the validation style by which a learning rate is chosen: the mean of clean and attacked accuracy."""
 
 
@@ -87,16 +87,16 @@ def choose_rate(arm: str, args: argparse.Namespace) -> tuple[str, dict[str, Any]
     found = json.loads(path.read_text()) if path.exists() else {}
     for rate in args.learning_rates:
         if rate not in found:
-            clean, attacked = (row.value for row in validated(train(arm, rate, 0, args)))
+            clean, attacked = (row.value for row in validated(train(arm, rate, 0, args), args.validation_images))
             found[rate] = {"clean": clean, CHOICE["eps"]: attacked}
             path.write_text(json.dumps(found, indent=2) + "\n")
             print(f"{arm}, learning rate {rate}: {clean:.1%} clean, {attacked:.1%} at {CHOICE['eps']}", flush=True)
     return max(args.learning_rates, key=lambda rate: sum(found[rate].values())), found
 
 
-def validated(encoder: Path) -> list[Row]:
+def validated(encoder: Path, images: int) -> list[Row]:
     """Captions of the validation style, clean and attacked."""
-    test = measure.part("fxemoji", CHOICE["images"])
+    test = measure.part("fxemoji", images)
     wanted = [test.class_names[label] for label in test.labels.tolist()]
     targets = [zero_shot_prompts(test.class_names, "fxemoji")[label] for label in test.labels.tolist()]
     names = {"prompt": measure.PROMPT, "model": encoder.parent.name, "dataset": "fxemoji"}
@@ -193,6 +193,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=600, help=f"of {ARMS[0]}; others take as many operations")
     parser.add_argument("--learning_rates", nargs="+", default=["1e-3", "3e-3"])
+    parser.add_argument("--validation_images", type=int, default=100)
     parser.add_argument("--quick", action="store_true", help="smaller parts of the sets")
     args = parser.parse_args()
     args.budget = replace(measure.QUICK, samples={}) if args.quick else BUDGET

@@ -35,7 +35,7 @@ def run(name: str, *arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_example_is_run_here() -> None:
     mentioned = Path(__file__).read_text()
-    assert all(f'"{path.name}"' in mentioned for path in EXAMPLES.glob("*.py"))
+    assert all(f'{path.name}"' in mentioned for pattern in ("*.py", "studies/*.py") for path in EXAMPLES.glob(pattern))
 
 
 def test_lab_table_measures_each_model_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,6 +71,26 @@ def test_lab_learning_rates_trains_and_measures(
     words = ["--learning_rates", "1e-4", "--objectives", "tecoa", "--max_steps", "1", "--samples", "8"]
     run("lab_learning_rates.py", "--output_dir", str(tmp_path), *words, monkeypatch=monkeypatch)
     assert "tecoa lr 1e-4: clean" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_study_of_embeddings_trains_measures_and_compares(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(subprocess, "run", instead_of_subprocess)
+    monkeypatch.setitem(recipes.COMMON, "per_device_train_batch_size", "2")
+    questions = {"yes-no": 2, "pope": 1}
+    monkeypatch.setattr(measure, "QUICK", replace(TINY, questions=questions, question_steps=2))
+    words = ["--quick", "--output_dir", str(tmp_path), "--arms", "projected", "features", "--seeds", "0"]
+    words += ["--steps", "2", "--learning_rates", "1e-3", "--validation_images", "2"]
+    for _ in range(2):  # the second time nothing is trained or measured
+        run("studies/vlm_embeddings.py", *words, monkeypatch=monkeypatch)
+    assert capsys.readouterr().out.count("seed 0: measured") == 3
+    study = json.loads((tmp_path / "study.json").read_text())
+    arms = {line["arm"]: line for line in study["figures"] if (line["task"], line["eps"]) == ("captions", "4/255")}
+    assert list(arms) == ["original", "projected", "features"] and len(arms["features"]["interval"]) == 2
+    assert arms["features"]["difference"] == arms["features"]["mean"] - arms["projected"]["mean"]
+    assert "difference to projected" in (tmp_path / "study.md").read_text()
 
 
 def test_image_encoder_consumer(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ A test runs every script, on parts of the lab.
 """
 SECTIONS = {
     "Scripts": "*.py",
+    "Studies": "studies/*.py",
     "Notebooks": "notebooks/*.*",
     "A Space of Hugging Face": "space/*.py",
     "Recipes for `--config`": "recipes/*.yaml",

@@ -13,7 +13,7 @@ __all__ = ["Plan", "TimeLeft", "in_words"]
 WHOLE = {"twemoji": 520, "fashion": 600, "digits": 600}
 """Images of the sets that are measured."""
 TRAINING, REPORT = "training", "report"
-LOADING, STARTING, A_STEP, WRITING = 3.0, 12.0, 0.37, 4.0
+LOADING, STARTING, A_STEP, WRITING = 3.0, 12.0, 0.34, 4.0
 """CPU seconds until the first attack, of the launcher until the first step, of a step, of the report and the picture.
 These and all that follow are of one thread, of an AMD EPYC: what one part takes beside another is what counts."""
 AN_IMAGE = {"CLIP": 0.039, "FARE": 0.078, "TeCoA": 0.088}

@@ -25,7 +25,7 @@ COMMON: dict[str, str] = {
     "save_strategy": "no",
     "seed": "0",
 }
-QUICK_STEPS, LONG_STEPS = 1200, 2000
+QUICK_STEPS, LONG_STEPS = 400, 2000
 LEARNING_RATES = {"fare": "3e-3", "tecoa": "2e-3"}
 """Chosen on the validation style (252 images of fxemoji, clean accuracy and accuracy at 4/255 under 20-step APGD-CE
 and 2-target DLR, in percent), in runs of about five minutes on one core, by `examples/lab_learning_rates.py`:

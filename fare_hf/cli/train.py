@@ -24,7 +24,7 @@ from fare_hf.cli.recipe_files import expand_config
 from fare_hf.cli.training_arguments import FareScriptArguments, check_arguments
 from fare_hf.cli.training_options import OptionParser, build_parser, parse
 from fare_hf.data.columns import class_names_of, is_stream
-from fare_hf.data.opening import is_image_folder
+from fare_hf.data.opening import is_image_folder, looked_at_once
 from fare_hf.data.pixel_datasets import load_pixels
 from fare_hf.data.streaming import spread_samples
 from fare_hf.encoders import check_compared, check_encoder_type, load_encoder
@@ -75,28 +75,8 @@ def train(script: FareScriptArguments, config: FareConfig) -> Path:
     """
     checkpoint_to_resume(str(config.output_dir), config.resume_from_checkpoint)
     _check_model(script.model, config.embedding)  # before anything large is fetched or prepared
-    check_arguments(script, config)
-    if "class_names" in OBJECTIVES[config.objective].options:
-        check_compared(script.model, config.embedding, script.clip)
-    set_seed(config.seed)
-    encoder, reading = _load_model(script, config)
-    if script.with_text_encoder:  # what would fail after the last step fails before the first
-        whole_clip(encoder, script.clip)
-    train_set, eval_set, processor = _load_data(script, config, reading)
-    texts = DataSetTexts(config, train_set, script.dataset, script.clip, _printer(config))
-    objective = make_objective(config, texts)
-    eval_set, validation = _prepare_evaluation(script, config, eval_set, compared_embedding(encoder.config))
-    trainer = FareTrainer(
-        model=encoder,
-        args=config,
-        train_dataset=train_set,
-        eval_dataset=eval_set,
-        processing_class=processor,
-        objective=objective,
-        validation=validation,
-        card=_card(script),
-        reading=reading,
-    )
+    with looked_at_once(script.dataset):
+        trainer = _make_trainer(script, config)
     trainer.remove_callback(SayHowToSave)
     if not config.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
@@ -132,6 +112,32 @@ def parser_of(prog: str, everything: bool = False) -> OptionParser:
     return build_parser(prog, ABOUT, EXAMPLES, everything=everything)
 
 
+def _make_trainer(script: FareScriptArguments, config: FareConfig) -> FareTrainer:
+    """All that a training is made of, checked, in the order of what it costs to find a fault."""
+    check_arguments(script, config)
+    if "class_names" in OBJECTIVES[config.objective].options:
+        check_compared(script.model, config.embedding, script.clip)
+    set_seed(config.seed)
+    encoder, reading = _load_model(script, config)
+    if script.with_text_encoder:  # what would fail after the last step fails before the first
+        whole_clip(encoder, script.clip)
+    train_set, eval_set, processor = _load_data(script, config, reading)
+    texts = DataSetTexts(config, train_set, script.dataset, script.clip, _printer(config))
+    objective = make_objective(config, texts)
+    eval_set, validation = _prepare_evaluation(script, config, eval_set, compared_embedding(encoder.config))
+    return FareTrainer(
+        model=encoder,
+        args=config,
+        train_dataset=train_set,
+        eval_dataset=eval_set,
+        processing_class=processor,
+        objective=objective,
+        validation=validation,
+        card=_card(script),
+        reading=reading,
+    )
+
+
 def _check_model(name: str, embedding: str) -> None:
     """What the configuration alone says."""
     if embedding == FEATURES:
@@ -156,6 +162,7 @@ def _load_data(script: FareScriptArguments, config: FareConfig, reading: VlmFeat
     processor = _load_processor(script.image_processor or script.model) if reading is None else reading.processor
     both: dict[str, Any] = {"shuffle_buffer": script.shuffle_buffer, "config": script.dataset_config}
     both |= {"image_column": script.image_column, "label_column": script.label_column, "report": _printer(config)}
+    both["fast"] = script.fast_images
     named = "class_names" in OBJECTIVES[config.objective].options  # the column of labels names the classes
     own = {"labels": named, "replace_corrupt": script.replace_corrupt}
     train_set = load_pixels(script.dataset, script.train_split, processor, streaming=script.streaming, **own, **both)

@@ -66,24 +66,24 @@ def to_rgb(value: Any) -> PillowImage.Image:
     return _on_white(image) if image.has_transparency_data else image.convert("RGB")
 
 
-def check_resized(image: PillowImage.Image, processor: Any) -> None:
+def check_resized(size: tuple[int, int], processor: Any) -> None:
     """Refuses an image that its processor would blow up: bringing 1 x 20,000 pixels to a short edge of 224 takes 5 GB.
 
     Args:
-        image: as it is before.
+        size: width and height, as they are before.
         processor: transformers' image processor; one that resizes to a fixed size bounds the pixels itself.
 
     Raises:
         ValueError: more than `MOST_PIXELS` pixels after the resize.
     """
-    size = getattr(processor, "size", None) or {}
-    short = size.get("shortest_edge") if isinstance(size, Mapping) or hasattr(size, "get") else None
-    if not short or size.get("longest_edge") or not getattr(processor, "do_resize", True):
+    goal = getattr(processor, "size", None) or {}
+    short = goal.get("shortest_edge") if isinstance(goal, Mapping) or hasattr(goal, "get") else None
+    if not short or goal.get("longest_edge") or not getattr(processor, "do_resize", True):
         return
-    pixels = short * short * max(image.size) // min(image.size)
+    pixels = short * short * max(size) // min(size)
     if pixels > MOST_PIXELS:
         raise ValueError(
-            f"{image.width} x {image.height} pixels become {pixels:,} when the short edge is resized to {short}, "
+            f"{size[0]} x {size[1]} pixels become {pixels:,} when the short edge is resized to {short}, "
             f"more than {MOST_PIXELS:,}"
         )
 

@@ -12,20 +12,16 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import datasets
 
-from fare_hf.data.decoding import IMAGE_ENDINGS
+from fare_hf.data.folder_listing import FolderListing
 
 __all__ = [
-    "FolderListing",
     "has_configurations",
     "images_of",
-    "list_folder",
     "only_splits",
     "passed_over",
     "split_patterns",
@@ -38,67 +34,7 @@ SPLITS = {
     "test": ("test", "testing", "eval", "evaluation"),
 }
 """Split -> names of its folder, as `datasets` has them."""
-METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
-SHARDS = frozenset(".arrow .gz .h5 .hdf5 .lance .parquet .tar .tgz .vortex .zip".split())
-TABLES = frozenset((*SHARDS, ".csv", ".json", ".jsonl"))
-HIDDEN = (".", "__")
-"""How names begin that are never read, as with `datasets`."""
 CONFIGURED = re.compile(r"^configs:", re.MULTILINE)
-
-
-@dataclass(frozen=True)
-class FolderListing:
-    """The regular files of a folder, and a count of what else lies there.
-
-    Attributes:
-        folder: that was listed.
-        files: their paths, sorted, without hidden ones and those in hidden folders.
-        others: kind -> how many entries of it were left out.
-    """
-
-    folder: Path
-    files: list[Path] = field(default_factory=list)
-    others: Counter[str] = field(default_factory=Counter)
-
-    @cached_property
-    def images(self) -> list[Path]:
-        """Files that images are read from."""
-        return [path for path in self.files if path.suffix.lower() in IMAGE_ENDINGS]
-
-    @property
-    def has_data(self) -> bool:
-        """Whether any file may hold images."""
-        return any(path.suffix.lower() in IMAGE_ENDINGS | TABLES for path in self.files)
-
-    @property
-    def is_of_images(self) -> bool:
-        """Whether these are image files, and not shards with some pictures beside them."""
-        shards = sum(path.suffix.lower() in SHARDS and path.name not in METADATA for path in self.files)
-        return len(self.images) > shards
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether these are image files, and no table says which there are and what belongs to them."""
-        return self.is_of_images and not any(path.name in METADATA for path in self.files)
-
-
-def list_folder(folder: Path) -> FolderListing:
-    """Lists a folder and those below it; links are followed, but for a link to a folder that was read already."""
-    found = FolderListing(folder)
-    seen: set[tuple[int, int]] = set()
-    _is_new(folder, seen)
-    for place, below, names in os.walk(folder, followlinks=True):
-        shown = [Path(place, name) for name in sorted(below) if not name.startswith(HIDDEN)]
-        read = [path.name for path in shown if _is_new(path, seen)]
-        files = [Path(place, name) for name in names if not name.startswith(HIDDEN)]
-        regular = [path for path in files if path.is_file()]
-        found.files.extend(regular)
-        found.others["hidden"] += len(below) - len(shown) + len(names) - len(files)
-        found.others["folders linked twice"] += len(shown) - len(read)
-        found.others["no regular files"] += len(files) - len(regular)
-        below[:] = read
-    found.files.sort(key=str)
-    return found
 
 
 def images_of(splits: dict[str, list[Path]], split: str) -> datasets.Dataset:
@@ -115,14 +51,15 @@ def images_of(splits: dict[str, list[Path]], split: str) -> datasets.Dataset:
     lengths = {name: len(files) for name, files in splits.items()}
     parts = datasets.ReadInstruction.from_spec(name if name in splits else split).to_absolute(lengths)
     files = [path for part in parts for path in splits[part.splitname][part.from_ : part.to]]
-    columns: dict[str, Any] = {"image": [{"bytes": None, "path": str(path)} for path in files]}
-    features: dict[str, Any] = {"image": datasets.Image()}
+    columns: dict[str, Any] = {"image": [str(path) for path in files]}
+    features: dict[str, Any] = {"image": datasets.Value("string")}
     names = sorted({name for part in splits.values() for name in _classes(part)})
     if len(names) > 1 and all(_classes(splits[part.splitname]) for part in parts):
         number = {name: place for place, name in enumerate(names)}
         columns["label"] = [number[path.parent.name] for path in files]
         features["label"] = datasets.ClassLabel(names=names)
-    return datasets.Dataset.from_dict(columns, datasets.Features(features))
+    # Cast, not encoded, for which each file would be looked at.
+    return datasets.Dataset.from_dict(columns, datasets.Features(features)).cast_column("image", datasets.Image())
 
 
 def split_patterns(listing: FolderListing) -> dict[str, list[str]]:
@@ -203,16 +140,3 @@ def _split_of(name: str) -> str:
     """The split that a folder's name such as "val", "Train" or "images-test_2" means; "" for others."""
     words = re.split(r"[-._ 0-9]+", name.lower())
     return next((split for split, meant in SPLITS.items() if any(word in meant for word in words)), "")
-
-
-def _is_new(path: Path, seen: set[tuple[int, int]]) -> bool:
-    """Whether a folder is to be read: a link only once, so that links in a circle end."""
-    try:
-        status = path.stat()
-    except OSError:
-        return False
-    key = (status.st_dev, status.st_ino)
-    if path.is_symlink() and key in seen:
-        return False
-    seen.add(key)
-    return True

@@ -7,6 +7,7 @@ import logging
 import re
 import zlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,10 @@ from huggingface_hub.errors import GatedRepoError
 
 from fare_hf.data.columns import HuggingFaceDataset, class_names_of, find_columns
 from fare_hf.data.decoding import IMAGE_ENDINGS
+from fare_hf.data.folder_listing import KNOWN, FolderListing, list_folder, listed_once
 from fare_hf.data.image_folders import (
-    FolderListing,
     has_configurations,
     images_of,
-    list_folder,
     passed_over,
     split_patterns,
     splits_of,
@@ -29,7 +29,16 @@ from fare_hf.data.tar_archives import ARCHIVE_ERRORS, check_archives
 from fare_hf.files.documents import read_object
 from fare_hf.files.folders import check_no_lab_name, is_missing_path
 
-__all__ = ["DAMAGED", "check_folder", "explained", "is_image_folder", "load_images", "open_split", "whole_split"]
+__all__ = [
+    "DAMAGED",
+    "check_folder",
+    "explained",
+    "is_image_folder",
+    "load_images",
+    "looked_at_once",
+    "open_split",
+    "whole_split",
+]
 
 logger = logging.getLogger(__name__)
 CONFIGURATIONS = re.compile(r"(?:available configs: |Available: )(\[.*?\])")
@@ -89,6 +98,17 @@ def check_folder(name: str) -> None:
         raise ValueError(f"dataset {name!r} {fault}.")
     if folder.is_dir() and not _looked_at(folder).has_data:
         raise ValueError(NO_IMAGES.format(name))
+
+
+def looked_at_once(name: str) -> AbstractContextManager[None]:
+    """Inside, a folder of data is neither walked nor looked through again, by any process of a training.
+
+    All processes have to come here; see `listed_once`.
+
+    Raises:
+        OSError, ValueError: tar archives that `check_folder` refuses.
+    """
+    return listed_once(name, _check_shards)
 
 
 def is_image_folder(name: str) -> bool:
@@ -188,8 +208,13 @@ def explained(name: str, error: Exception, split: str = "train") -> ValueError:
 def _looked_at(folder: Path) -> FolderListing:
     """What lies in a folder; its archives are whole."""
     listing = list_folder(folder.resolve())  # as `datasets` names its files
-    check_archives([path for path in listing.files if path.suffix.lower() == ".tar"])
+    if listing is not KNOWN.get():
+        _check_shards(listing)
     return listing
+
+
+def _check_shards(listing: FolderListing) -> None:
+    check_archives([path for path in listing.files if path.suffix.lower() == ".tar"])
 
 
 def _open_folder(

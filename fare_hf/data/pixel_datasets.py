@@ -13,10 +13,12 @@ import datasets
 import numpy as np
 import torch
 from PIL import Image as PillowImage
+from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from fare_hf.data.columns import check_labels, class_names_of, find_columns, is_stream, stored
 from fare_hf.data.decoding import UNREADABLE, check_resized, to_rgb
+from fare_hf.data.fast_pixels import FastPixels
 from fare_hf.data.opening import DAMAGED, load_images
 from fare_hf.data.pixels import StoredPixels, unnormalized
 
@@ -46,9 +48,11 @@ class _Images:
         label_column: str | None = None,
         *,
         replace_corrupt: bool = False,
+        fast: bool = False,
     ) -> None:
         self.dataset = _undecoded(dataset, image_column)
         self.processor = unnormalized(processor)
+        self.fast = FastPixels(self.processor) if fast else None
         self.image_column, self.label_column = image_column, label_column
         self.class_names = class_names_of(dataset, label_column)
         self.replace_corrupt = replace_corrupt
@@ -91,19 +95,31 @@ class _Images:
     def _sample(self, row: Mapping[str, Any], index: int) -> dict[str, Any]:
         value = _image_of(row, self.image_column, index)
         try:
-            image = to_rgb(value)
-            check_resized(image, self.processor)
+            image = self._read(value)
         except UNREADABLE as error:
             path = value.get("path") if isinstance(value, Mapping) else value if isinstance(value, str) else None
             where = f"sample {index}" + (f" ({path})" if path else "")
             raise CorruptImageError(f"{where} is not a readable image: {error}; remove or replace it.") from error
-        pixels = self.processor(images=image, return_tensors="pt")["pixel_values"][0]
+        pixels = self._pixels(image)
         sample = {"pixel_values": pixels, "index": index}
         if self.label_column is not None:
             if row.get(self.label_column) is None:
                 raise ValueError(f"sample {index} has no label ({self.label_column}=None); leave such images out.")
             sample["labels"] = int(row[self.label_column])
         return sample
+
+    def _read(self, value: Any) -> Any:
+        """The picture of a row, of a size that can be resized."""
+        if self.fast is not None:
+            return self.fast.read(value)
+        image = to_rgb(value)
+        check_resized(image.size, self.processor)
+        return image
+
+    def _pixels(self, image: Any) -> Tensor:
+        if self.fast is not None:
+            return self.fast.pixels(image)
+        return self.processor(images=image, return_tensors="pt")["pixel_values"][0]
 
 
 class PixelDataset(_Images, Dataset):
@@ -119,8 +135,10 @@ class PixelDataset(_Images, Dataset):
         image_column: where the image is: a picture, a path, bytes, an array or a tensor (see `decoding.to_rgb`).
         label_column: where the integer label is.
         replace_corrupt: the next image in the place of one that cannot be read, which `replaced` then names.
+        fast: pixels by `FastPixels`, several times faster and within 2/255 of the processor's, nearly all equal.
 
     Raises:
+        ValueError: `fast`, with a processor that does more than resize and crop.
         CorruptImageError: when a sample is taken whose image cannot be read, with its file.
 
     Example:
@@ -173,7 +191,7 @@ class PixelStream(_Images, IterableDataset):
 
     Args:
         dataset: a `datasets.IterableDataset`.
-        processor, image_column, label_column, replace_corrupt: as for `PixelDataset`.
+        processor, image_column, label_column, replace_corrupt, fast: as for `PixelDataset`.
         shuffle_buffer: images, not decoded, that a reader holds to draw the next one from; 0 keeps the order.
     """
 
@@ -210,13 +228,14 @@ def load_pixels(
     streaming: bool = False,
     shuffle_buffer: int = 1000,
     replace_corrupt: bool = False,
+    fast: bool = False,
     **options: Any,
 ) -> PixelDataset | PixelStream:
     """Opens one split of an image data set as pixels.
 
     Args:
         name, split, streaming: as for `load_images`.
-        processor, replace_corrupt: as for `PixelDataset`.
+        processor, replace_corrupt, fast: as for `PixelDataset`.
         labels: whether to give labels with the images, where there are any.
         shuffle_buffer: as for `PixelStream`.
         options: `image_column`, `label_column`, `config` and `report`, as for `load_images`.
@@ -229,10 +248,10 @@ def load_pixels(
     image_column, label_column = find_columns(dataset, name=name, **columns)
     if not labels or (label_column and not check_labels(dataset, label_column, name=name)):
         label_column = None
+    own: dict[str, Any] = {"replace_corrupt": replace_corrupt, "fast": fast}
     if is_stream(dataset):
-        buffer = {"shuffle_buffer": shuffle_buffer}
-        return PixelStream(dataset, processor, image_column, label_column, replace_corrupt=replace_corrupt, **buffer)
-    return PixelDataset(dataset, processor, image_column, label_column, replace_corrupt=replace_corrupt)
+        return PixelStream(dataset, processor, image_column, label_column, **own, shuffle_buffer=shuffle_buffer)
+    return PixelDataset(dataset, processor, image_column, label_column, **own)
 
 
 def _image_of(row: Any, image_column: str, index: int) -> Any:

@@ -20,6 +20,7 @@ class TrainingRun(Protocol):
     model: Any
     objective: Any
     processing_class: Any
+    train_dataset: Any
     card: dict[str, Any]
     state: TrainerState
     accelerator: Accelerator

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.paths import EXAMPLES
+from helpers.paths import EXAMPLES, ROOT
 from transformers import CLIPVisionModelWithProjection
 
 from fare_hf.lab import measure
@@ -70,8 +70,49 @@ def test_loader_reads_files_and_shards(tmp_path: Path, monkeypatch: pytest.Monke
     words = ["--images", "8", "--batch_size", "2", "--size", "32", "--workers", "0", "--rounds", "1"]
     run("loader.py", *words, "--output", str(output), monkeypatch=monkeypatch)
     found = json.loads(output.read_text())
-    assert [(line["kind"], line["workers"]) for line in found["rates"]] == [("files", 0), ("shards", 0)]
+    arms = [(line["kind"], line["fast"]) for line in found["rates"]]
+    assert arms == [(kind, fast) for kind in ("files", "shards", "tars") for fast in (False, True)]
     assert all(line["images_per_second"] > 0 for line in found["rates"]) and found["bytes_an_image"] > 10_000
+
+
+def test_decoding_compares_pixels_and_rates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of `FastPixels` is nearly Pillow's, and a draft of a large JPEG is not: what is compared are the pixels."""
+    output = tmp_path / "decoding.json"
+    words = ["--images", "1", "--rounds", "1", "--eaten", "1e6", "--output", str(output)]
+    run("decoding.py", *words, monkeypatch=monkeypatch)
+    found = json.loads(output.read_text())
+    for size in ("500 x 375", "1600 x 1200"):
+        arms = found[size]["arms"]
+        assert arms["pillow"]["difference"] == {"max": 0, "mean": 0, "share": 0, "share_above_1": 0}
+        assert 0 < arms["fast_images"]["difference"]["share"] < 0.02
+        assert arms["fast_images"]["difference"] == arms["torch, Pillow"]["difference"]
+        assert all(arm["factor"] > 0 and arm["cores"] > 8 for arm in arms.values())
+    assert found["1600 x 1200"]["arms"]["pillow, draft"]["difference"]["share"] > 0.1
+
+
+def test_the_page_has_the_figures_that_were_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    results, page = BENCHMARKS / "results", (ROOT / "docs" / "speed.md").read_text()
+    table = runpy.run_path(str(BENCHMARKS / "on_paper.py"))["table"]
+    assert table(json.loads((results / "on-paper.json").read_text())["rows"]) in page
+    decoding = json.loads((results / "decoding-cpu.json").read_text())
+    for name, arm in decoding["500 x 375"]["arms"].items():
+        large = decoding["1600 x 1200"]["arms"][name]
+        rates = f"| {arm['images_per_second']:.0f} | {large['images_per_second']:.0f} |"
+        assert rates in page or name == "torch, simplejpeg", name
+    for line in json.loads((results / "loader-cpu.json").read_text())["rates"]:
+        assert f"{line['images_per_cpu_second']:.0f}" in page
+
+
+@pytest.mark.slow
+def test_a_step_on_paper_is_what_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "paper.json"
+    run("on_paper.py", "--output", str(output), monkeypatch=monkeypatch)
+    found, kept = (json.loads(path.read_text()) for path in (output, BENCHMARKS / "results" / "on-paper.json"))
+    assert found["rows"] == kept["rows"]
+    for row in found["rows"]:
+        parts = row["products"] + row["products_waiting"] + row["others"]
+        assert row["limit"] == pytest.approx(parts, abs=1e-3) and row["products_waiting"] >= 0
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from packaging.version import Version
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-TESTED = [*PROJECT["dependencies"], *EXTRAS["plots"], *EXTRAS["test"]]
+TESTED = [*PROJECT["dependencies"], *EXTRAS["fast"], *EXTRAS["plots"], *EXTRAS["test"]]
 # torch is tested at the pinned version alone; pyautoattack is pinned in pyproject.toml itself.
 NOT_LOWEST = {"torch", "pyautoattack", "fare_hf"}
 # Extended at private methods: a release that nobody has tried may break a training in its middle.

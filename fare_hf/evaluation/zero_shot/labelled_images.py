@@ -10,7 +10,8 @@ import datasets
 
 from fare_hf.data.class_names import mapping_line, prompt_names
 from fare_hf.data.columns import HuggingFaceDataset, check_labels, class_names_of, find_columns, stored
-from fare_hf.data.image_folders import list_folder, only_splits
+from fare_hf.data.folder_listing import list_folder
+from fare_hf.data.image_folders import only_splits
 from fare_hf.data.opening import load_images, whole_split
 from fare_hf.data.pixel_datasets import PixelDataset
 from fare_hf.evaluation.zero_shot.sets import ZeroShotData

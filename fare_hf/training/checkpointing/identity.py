@@ -74,7 +74,7 @@ def run_identity(
     }
     identity |= {f"processor.{key}": _plain(getattr(processor, key, None)) for key in OF_THE_PROCESSOR}
     identity |= reading.facts()
-    identity["processor.backend"] = image_backend(processor)
+    identity["processor.backend"] = image_backend(processor, train_dataset)
     if hasattr(train_dataset, "fingerprint"):
         identity["data"] = train_dataset.fingerprint()
     identity["batch size"] = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
@@ -86,9 +86,9 @@ def run_identity(
         return {**identity, "processes, workers, batch and buffer of a stream": readers}
 
 
-def image_backend(processor: Any) -> str:
-    """What resizes the images, `pil` or `torchvision`: their pixels differ by up to 2/255."""
-    return str(getattr(processor, "backend", "unknown"))
+def image_backend(processor: Any, train_dataset: Any) -> str:
+    """What resizes the images, `pil`, `torchvision` or `torch` (`fast`): their pixels differ by up to 2/255."""
+    return "torch" if getattr(train_dataset, "fast", None) else str(getattr(processor, "backend", "unknown"))
 
 
 def option_defaults() -> dict[str, Any]:

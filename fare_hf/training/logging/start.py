@@ -59,10 +59,7 @@ def facts_of_run(trainer: TrainingRun) -> dict[str, str]:
         "update": _update(args),
         "precision": _precision(trainer),
         "compile": _compile(trainer),
-        "images": f"resized by {image_backend(trainer.processing_class)}, read by "
-        + (
-            f"{args.dataloader_num_workers} more processes for each" if args.dataloader_num_workers else "each process"
-        ),
+        "images": _images(trainer),
         "recipe": _recipe(trainer),
         "steps": _steps(trainer),
         "trained": _trained(trainer.model),
@@ -75,6 +72,14 @@ def _device(trainer: TrainingRun) -> str:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
     sharded = ", weights sharded (FSDP)" if trainer.is_fsdp_enabled else ""
     return f"{name}, {count} {'process' if count == 1 else 'processes'}{sharded}"
+
+
+def _images(trainer: TrainingRun) -> str:
+    data, workers = trainer.train_dataset, trainer.args.dataloader_num_workers
+    fast = getattr(data, "fast", None)
+    decoded = f", JPEGs decoded by {fast.decoder}" if fast else ""
+    readers = f"{workers} more processes for each" if workers else "each process"
+    return f"resized by {image_backend(trainer.processing_class, data)}{decoded}, read by {readers}"
 
 
 def _update(args: FareConfig) -> str:

@@ -207,7 +207,7 @@ def measure_questions(
         options |= {"task": "vqa", "targets": QUESTION_TARGETS}
         if asked.splits is not None:
             metric = YesNo(asked.answers, asked.splits, words=("yes", "no"))
-            options |= {"task": "yes-no", "targets": ()}
+            options |= {"task": "pope", "targets": ()}
         rows += evaluate_vlm(*vlm, asked.pixels, asked.prompts, metric, **options).rows
     return rows
 

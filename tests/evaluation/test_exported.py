@@ -177,7 +177,7 @@ def test_sets_become_prompts_and_metrics(tmp_path: Path, proc) -> None:
     data = load_vlm_set(VlmSet("s", "x/sqa", "choice", "val", "answer"), proc, root=root, template=TEMPLATE)
     assert data.metric.texts(0) == ["B"] and "Context: h\nwhich ?\nA. x\nB. y\n" in data.prompts[0]
     root = saved(tmp_path / "pope", question=["a ?", "b ?"], answer=["yes", "no"], category=["random", "popular"])
-    row = VlmSet("p", "x/pope", "yes-no", "val", "answer", splits="category")
+    row = VlmSet("p", "x/pope", "pope", "val", "answer", splits="category")
     assert load_vlm_set(row, proc, root=root, template=TEMPLATE).metric.name == "F1"
     root = saved(tmp_path / "coco", answer=[["a cat", "the cat"], ["a dog"]])
     row = VlmSet("c", "x/coco", "captions", "val", "answer", threshold=0.1)

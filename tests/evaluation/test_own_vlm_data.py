@@ -81,7 +81,7 @@ def test_questions_and_strings(place: Path, tmp_path: Path) -> None:
     asked = measured(place, "asked", "vqa", prompt="{} in a word")
     assert [(row.task, row.metric, row.n) for row in asked.rows] == [("vqa", "VQA accuracy", 2)] * 2
     yes_no = measured(place, "yes-no", "pope", samples=2)
-    assert [row.metric for row in yes_no.rows] == ["F1", "F1", "accuracy", "accuracy"]
+    assert [(row.task, row.metric) for row in yes_no.rows] == [("pope", "F1")] * 2 + [("pope", "accuracy")] * 2
     forced = measured(place, "plain", "targeted", targets=["red dog", "face"], eps=["128/255"], steps=20)
     assert [row.dataset for row in forced.rows] == ["plain, 'red dog'"] * 2 + ["plain, 'face'"] * 2
     assert forced.rows[1].value > 0

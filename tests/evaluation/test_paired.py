@@ -48,7 +48,7 @@ def test_reports_show_differences_and_cards_tables_do_not(tmp_path: Path) -> Non
     assert text.startswith(markdown(report.rows).rstrip())
     low, high = paired_difference(report.rows[0], report.rows[1])[1]
     table = text.split("Difference to A in points, paired 95 % interval:\n\n")[1].splitlines()
-    assert table[0] == "| model | emoji, clean |" and table[3] == "| C | +0.0 (all samples alike) |"
+    assert table[0] == "| model | emoji, clean |" and table[3] == "| C | +0.0 (no interval) |"
     assert table[2] == f"| B | +25.0 [{100 * low:+.1f}, {100 * high:+.1f}] |" and len(table) == 4
     report.save(tmp_path)
     assert RobustnessReport.load(tmp_path) == report

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,8 @@ from fare_hf.evaluation import (
     fraction_interval,
     wilson_interval,
 )
+from fare_hf.evaluation.report.rows import fraction_row
+from fare_hf.evaluation.report.tables import html_tables, markdown
 from fare_hf.files.credentials import mask_secrets
 
 ROOT = Path(__file__).parents[2]
@@ -41,7 +44,7 @@ def report_of(*rows: object) -> RobustnessReport:
 def rows() -> list[dict]:
     four, two = {"norm": "linf", "eps": "4/255"}, {"norm": "linf", "eps": "2/255"}
     return [
-        row(model=model, dataset=dataset, value=value, ci=[value, value], **extra)
+        row(model=model, dataset=dataset, value=value, ci=[value - 0.25, value + 0.25], **extra)
         for model, value in (("CLIP", 0.25), ("FARE | 4", 0.5))
         for dataset in ("emoji", "digits")
         for extra in ({"threat_model": four, "attack": ATTACK}, {}, {"threat_model": two, "attack": ATTACK})
@@ -119,7 +122,7 @@ def test_markdown_is_a_line_per_model_and_a_column_per_radius() -> None:
     head = [cell.strip() for cell in lines[2].strip("|").split("|")]
     assert head[:4] == ["model", "emoji, clean", "emoji, linf 2/255", "emoji, linf 4/255"]
     assert head[4:] == ["digits, clean", "digits, linf 2/255", "digits, linf 4/255"]
-    assert lines[4].startswith("| CLIP | 25.0 [25.0, 25.0] |") and lines[5].startswith(r"| FARE \| 4 |")
+    assert lines[4].startswith("| CLIP | 25.0 [0.0, 50.0] |") and lines[5].startswith(r"| FARE \| 4 |")
     assert "apgd-ce, 50 steps, restarts 1, seed 0" in lines[7] and "n = 100 (emoji)" in lines[7]
     assert RobustnessReport([]).to_markdown() == ""
 
@@ -248,3 +251,27 @@ def test_a_notebook_shows_the_tables_and_what_names_mean() -> None:
     assert "<td>&lt;b&gt;A&lt;/b&gt;</td><td>50.0 [25.0, 75.0]</td>" in shown and "<td>string 0, clean</td>" in shown
     assert report.to_markdown().endswith("\n\n- string 0: a \\*cat\\*\n")
     assert RobustnessReport(rows, {"legend": 5}).to_markdown() == RobustnessReport(rows).to_markdown()
+
+
+def test_figures_without_an_interval_say_so_and_few_samples_too() -> None:
+    """Where all scores are alike the bootstrap has no width: four images never captioned right prove little."""
+    names: dict[str, Any] = {"model": "A", "task": "captions", "dataset": "photos"}
+    few = Row(metric="CIDEr", value=0.0, ci=bootstrap_interval([0.0] * 4), n=4, scores=(0.0,) * 4, **names)
+    text = markdown([few])
+    assert "| 0.0 (no interval) |" in text and "[0.0, 0.0]" not in text
+    for sentence in ("No interval: every draw", "less than 30 samples are too narrow", "compare it on the same ones"):
+        assert sentence in text and sentence in html_tables([few])
+    scores = [0.5, 1.5] * 20
+    many = Row(metric="CIDEr", value=1.0, ci=bootstrap_interval(scores), n=40, **names)
+    assert "too narrow" not in markdown([many]) and "no interval" not in markdown([many]).lower()
+    rate = fraction_row([False] * 4, metric="accuracy", **names)  # Wilson's interval of a rate holds
+    assert rate.ci[1] > 0.4 and "[0.0, 49.0]" in markdown([rate]) and "narrow" not in markdown([rate])
+    grouped = fraction_row([True, False, True, True], ["one"] * 4, metric="accuracy", **names)
+    assert "75.0 (no interval)" in markdown([grouped])  # one group: every draw is the same
+
+
+def test_a_report_of_the_time_when_pope_was_called_yes_no_is_still_read(tmp_path: Path) -> None:
+    old = Row("A", "yes-no", "pope", "F1", value=0.5, ci=(0.4, 0.6), n=40)
+    RobustnessReport([old]).save(tmp_path)
+    assert RobustnessReport.load(tmp_path).rows == [old]
+    assert "### yes-no: F1" in RobustnessReport.load(tmp_path).to_markdown()

@@ -9,13 +9,20 @@ from statistics import NormalDist
 import numpy as np
 
 __all__ = [
+    "FEW",
     "bootstrap_interval",
     "bootstrap_statistic",
     "fraction_interval",
+    "has_width",
     "number_groups",
     "paired_interval",
     "wilson_interval",
 ]
+
+FEW = 30
+"""Below so many samples a bootstrap's intervals are too narrow. Of exponential scores (skewed, as CIDEr's are), drawn
+1,500 times by numpy with seed 0, they held the mean 75 % of the time with 4 samples, 83 % with 8, 90 % with 20, 91 %
+with 30 and 93 % with 100, where 95 % are meant (1,000 resamples each)."""
 
 
 def wilson_interval(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -148,6 +155,12 @@ def fraction_interval(
         return low, high
     count = len(set(groups))
     return wilson_interval(count if k else 0, count)
+
+
+def has_width(interval: tuple[float, float]) -> bool:
+    """Whether an interval says anything: where each draw of a bootstrap gives the same figure, it has no width, and
+    that is no proof that other samples would give it too."""
+    return interval[1] - interval[0] > 1e-9
 
 
 def number_groups(groups: Sequence[Hashable]) -> list[int]:

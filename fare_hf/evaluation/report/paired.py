@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fare_hf.evaluation.report.intervals import paired_interval
+from fare_hf.evaluation.report.intervals import has_width, paired_interval
 from fare_hf.evaluation.report.rows import Row
 from fare_hf.evaluation.report.tables import Column, grid
 
@@ -56,9 +56,7 @@ def difference_table(rows: Sequence[Row]) -> str:
 def _cell(first: Row, second: Row) -> str:
     change, (low, high) = paired_difference(first, second)
     text = f"{100 * change:+.1f}"
-    # A bootstrap of equal numbers has no width, which would claim certainty.
-    alike = len({b - a for a, b in zip(_values(first), _values(second), strict=True)}) == 1
-    return f"{text} (all samples alike)" if alike else f"{text} [{100 * low:+.1f}, {100 * high:+.1f}]"
+    return f"{text} [{100 * low:+.1f}, {100 * high:+.1f}]" if has_width((low, high)) else f"{text} (no interval)"
 
 
 def _obstacle(first: Row, second: Row) -> str:

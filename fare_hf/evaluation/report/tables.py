@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from html import escape
 from typing import TypeVar
 
 from fare_hf.attacks import ThreatModel
+from fare_hf.evaluation.report.intervals import FEW, has_width
 from fare_hf.evaluation.report.rows import LARGEST, Row
 from fare_hf.files.markup import inline
 
@@ -78,8 +79,19 @@ def _attacks(rows: Sequence[Row], escaped: Callable[[str], str] = inline) -> str
     note = f"{_unit(rows[0].metric).capitalize()}, with 95 % intervals; {counts}."
     if sizes := _unique(str(row.batch_size) for row in rows if row.batch_size is not None):
         note += f" Batches of {' or '.join(sizes)} images."
+    note += "".join(f" {sentence}" for sentence in _cautions(rows))
     used = _unique(escaped(row.attack_text) for row in rows if row.attack)
     return f"{note} Attack: {'; '.join(used)}." if used else note
+
+
+def _cautions(rows: Sequence[Row]) -> Iterator[str]:
+    """What the figures do not say."""
+    if not all(has_width(row.ci) for row in rows):
+        yield "No interval: every draw of these samples gives the same figure, which does not say that others would."
+    if any(row.n < FEW and row.outcomes is None for row in rows):
+        yield f"Intervals of less than {FEW} samples are too narrow."
+    if any(row.metric == "CIDEr" for row in rows):
+        yield "CIDEr weighs words by their rarity among these images: compare it on the same ones only."
 
 
 def _unit(metric: str) -> str:
@@ -89,7 +101,8 @@ def _unit(metric: str) -> str:
 
 def _cell(row: Row) -> str:
     low, high = row.ci
-    return f"{100 * row.value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+    shown = f"[{100 * low:.1f}, {100 * high:.1f}]" if has_width(row.ci) else "(no interval)"
+    return f"{100 * row.value:.1f} {shown}"
 
 
 def _unique(items: Iterable[Item]) -> list[Item]:

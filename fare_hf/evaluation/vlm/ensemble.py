@@ -102,7 +102,7 @@ def evaluate_vlm(
         >>> from fare_hf.evaluation import YesNo
         >>> from fare_hf.lab import load_llava, load_test_set
         >>> prompt = "USER: <image>\\nIs there a cat in the image? ASSISTANT:"
-        >>> names = {"model": "LLaVA", "task": "yes-no", "dataset": "digits", "max_new_tokens": 3}
+        >>> names = {"model": "LLaVA", "task": "pope", "dataset": "digits", "max_new_tokens": 3}
         >>> pixels = load_test_set("digits").pixels[:2]
         >>> found = evaluate_vlm(*load_llava(), pixels, prompt, YesNo(["no", "no"]), **names)
         >>> found.rows[0].n

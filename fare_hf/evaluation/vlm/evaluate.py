@@ -225,9 +225,8 @@ def _check(plan: _Plan, vlm: Name | tuple[Any, Any], towers: Sequence[str | None
 def _check_of_the_table(plan: _Plan) -> None:
     """A set of the table has a task, and says what is asked."""
     row = vlm_set(plan.dataset)
-    tasks = {"yes-no": "pope", "choice": "choice"}.get(row.task, row.task)
-    if plan.task != tasks:
-        raise ValueError(f"{row.name} is a set of the task {tasks!r}, not {plan.task!r}: give images of your own.")
+    if plan.task != row.task:
+        raise ValueError(f"{row.name} is a set of the task {row.task!r}, not {plan.task!r}: give images of your own.")
     given = [name for name, value in vars(plan.texts).items() if value is not None and name != "template"]
     if given:
         raise ValueError(f"{given[0]} is for images of your own: {row.name} has its own.")

@@ -111,7 +111,7 @@ def load_vlm_data(
     pixels = PixelDataset(rows, attacked_pixels(processor), image)
     targets = QUESTION_TARGETS if task == "vqa" else ()
     metric, length = _metric(task, words[-1], columns[-1], name), texts.max_new_tokens or MAX_NEW_TOKENS[task]
-    return VlmData(called, "yes-no" if task == "pope" else task, pixels, prompts, metric, targets, length)
+    return VlmData(called, task, pixels, prompts, metric, targets, length)
 
 
 def load_vlm_images(

@@ -36,7 +36,7 @@ class VlmSet:
     Attributes:
         name: as reports give it.
         repo, config, split: on the Hub.
-        task: "captions", "vqa", "yes-no" or "choice".
+        task: "captions", "vqa", "pope" or "choice".
         question, answer: columns; captions have no question.
         splits: column that names a question's split (POPE).
         threshold: score from which an attack gives up on a caption.
@@ -69,7 +69,7 @@ VLM_SETS: tuple[VlmSet, ...] = (
     VlmSet(
         "POPE",
         f"{LMMS}/POPE",
-        "yes-no",
+        "pope",
         "test",
         "answer",
         splits="category",
@@ -200,7 +200,7 @@ def _metric(row: VlmSet, lines: Any) -> TextMetric:
         return Cider([strings(captions) for captions in answers], row.threshold)
     if row.task == "vqa":
         return VqaAccuracy([strings(people) for people in answers])
-    if row.task == "yes-no":
+    if row.task == "pope":
         return YesNo(answers, None if row.splits is None else list(lines[row.splits]))
     return Choice([answer if isinstance(answer, str) else chr(ord("A") + int(answer)) for answer in answers])
 

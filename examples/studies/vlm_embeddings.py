@@ -39,7 +39,7 @@ ARMS = ("projected", "tokens", "features", "projected+tokens")
 ORIGINAL = "original"
 STEPS_OF_ATTACK = 2
 BUDGET = replace(measure.SEEDS, samples={})
-CHOICE = {"steps": 20, "eps": "2/255"}
+CHOICE: dict[str, Any] = {"steps": 20, "eps": "2/255"}
 """Captions of the validation style by which a learning rate is chosen: the mean of clean and attacked accuracy."""
 
 
@@ -99,12 +99,15 @@ def validated(encoder: Path, images: int) -> list[Row]:
     test = measure.part("fxemoji", images)
     wanted = [test.class_names[label] for label in test.labels.tolist()]
     targets = [zero_shot_prompts(test.class_names, "fxemoji")[label] for label in test.labels.tolist()]
-    names = {"prompt": measure.PROMPT, "model": encoder.parent.name, "dataset": "fxemoji"}
-    options = {"threat_models": [ThreatModel("linf", CHOICE["eps"])], "steps": CHOICE["steps"], "max_new_tokens": 14}
-    correct = NamesConcept(all_concepts())
-    return evaluate_captions(
-        *seeing_through(encoder), test.pixels, targets, wanted, correct=correct, **names, **options
-    ).rows
+    names: dict[str, Any] = {"prompt": measure.PROMPT, "model": encoder.parent.name, "dataset": "fxemoji"}
+    options: dict[str, Any] = {
+        "threat_models": [ThreatModel("linf", CHOICE["eps"])],
+        "steps": CHOICE["steps"],
+        "max_new_tokens": 14,
+    }
+    vlm, processor = seeing_through(encoder)
+    options["correct"] = NamesConcept(all_concepts())
+    return evaluate_captions(vlm, processor, test.pixels, targets, wanted, **names, **options).rows
 
 
 def seeing_through(encoder: Path | None) -> measure.Vlm:

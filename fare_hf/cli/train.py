@@ -32,8 +32,8 @@ from fare_hf.encoders.reading import FEATURES
 from fare_hf.hub.base_model import base_name, inherited_license
 from fare_hf.hub.retry import Retries, bounded_waits
 from fare_hf.hub.text_encoder import whole_clip
-from fare_hf.lab import load_test_samples, load_training_set
-from fare_hf.lab.names import MODELS, is_in_lab
+from fare_hf.lab import load_llava, load_test_samples, load_training_set
+from fare_hf.lab.names import LLAVA, MODELS, encoder_path, is_in_lab, trained_path
 from fare_hf.objectives import OBJECTIVES, TecoaObjective
 from fare_hf.pretrained.configuration import load_image_processor
 from fare_hf.pretrained.encoder_families import compared_embedding
@@ -62,6 +62,7 @@ fare-hf train --model openai/clip-vit-large-patch14-336 --dataset imagenet-1k --
 fare-hf train --model lab:clip --dataset lab:drawings --max_steps 20 --global_batch_size 8 --output_dir fare4 \
 --resume_from_checkpoint latest
 """
+LAB_LLAVA = trained_path(LLAVA)
 MOST_READ = 512
 """Evaluation images that are read before the first step."""
 logger = logging.getLogger(__name__)
@@ -74,6 +75,8 @@ def train(script: FareScriptArguments, config: FareConfig) -> Path:
         ValueError: an argument that cannot work, named with what to change.
     """
     checkpoint_to_resume(str(config.output_dir), config.resume_from_checkpoint)
+    if config.embedding != FEATURES and script.model == LAB_LLAVA:
+        script.model = encoder_path("lab:clip")  # its tower, which is stored once
     _check_model(script.model, config.embedding)  # before anything large is fetched or prepared
     with looked_at_once(script.dataset):
         trainer = _make_trainer(script, config)
@@ -150,7 +153,11 @@ def _load_model(script: FareScriptArguments, config: FareConfig) -> tuple[Any, V
     """The encoder, or the tower of a vision-language model and how that reads it."""
     if config.embedding != FEATURES:
         return load_encoder(script.model, config.embedding), None
-    return load_vision_tower(script.model, processor=script.image_processor, image_side=script.image_side)
+    if script.model != LAB_LLAVA:
+        return load_vision_tower(script.model, processor=script.image_processor, image_side=script.image_side)
+    vlm, processor = load_llava()  # whose tower stands in the folder of the lab's CLIP
+    vlm.config._name_or_path = LAB_LLAVA
+    return load_vision_tower(vlm, processor=processor, image_side=script.image_side)
 
 
 def _load_data(script: FareScriptArguments, config: FareConfig, reading: VlmFeatures | None) -> tuple[Any, Any, Any]:

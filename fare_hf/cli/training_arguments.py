@@ -37,7 +37,7 @@ class FareScriptArguments:
     model: str = field(
         metadata={
             "help": "Vision encoder or CLIP, or with --embedding features the vision-language model whose tower is "
-            "trained: a Hub repository, a folder, or lab:clip."
+            "trained: a Hub repository, a folder, lab:clip, or lab:llava or lab:smolvlm."
         }
     )
     dataset: str = field(

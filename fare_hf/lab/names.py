@@ -102,9 +102,9 @@ def trained_path(name: str) -> str:
     """As `encoder_path`, and the folder of a vision-language model of the lab whose tower can be trained.
 
     Raises:
-        ValueError: the lab has no such model, or stores it without its tower.
+        ValueError: the lab has no such model.
     """
-    return str(MODELS / SMOLVLM.removeprefix(PREFIX)) if name == SMOLVLM else encoder_path(name)
+    return str(MODELS / name.removeprefix(PREFIX)) if name in (LLAVA, SMOLVLM) else encoder_path(name)
 
 
 def check_vlm(name: str, what: str = "") -> None:

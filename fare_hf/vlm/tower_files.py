@@ -13,9 +13,9 @@ from fare_hf.pretrained.configuration import load_image_processor
 from fare_hf.pretrained.loading import vlm_configuration
 from fare_hf.pretrained.validation import check_weights
 from fare_hf.vlm.families.family import Family, image_processor_of
-from fare_hf.vlm.families.table import family_of_config
+from fare_hf.vlm.families.table import family_of, family_of_config
 from fare_hf.vlm.features import VlmFeatures
-from fare_hf.vlm.tower_weights import StoredWeights, fill
+from fare_hf.vlm.tower_weights import LoadedWeights, StoredWeights, fill
 
 __all__ = ["features_family", "load_vision_tower", "unloaded_tower"]
 
@@ -24,7 +24,7 @@ ANY_SIDE = 448
 
 
 def load_vision_tower(
-    vlm: str,
+    vlm: str | PreTrainedModel,
     revision: str | None = None,
     *,
     processor: Any = None,
@@ -36,7 +36,7 @@ def load_vision_tower(
     language model not even the shape is kept.
 
     Args:
-        vlm: folder or Hub repository of the model.
+        vlm: folder or Hub repository of the model; or the model itself, of whose weights copies are made.
         revision: of a Hub repository.
         processor: of the model, or the folder or repository of one; None is that of its own repository.
         image_side: pixels a side of the training images; None is what the tower was made for, or 448 for one that
@@ -55,9 +55,13 @@ def load_vision_tower(
         >>> features.embed(tower, torch.rand(1, 3, 448, 448)).shape  # doctest: +SKIP
         torch.Size([1, 256, 3584])
     """
-    made = _made(vlm, revision, processor, image_side)
-    fill(made.around, StoredWeights(vlm, revision), vlm)
-    check_weights(made.around, f"{vlm!r}")
+    if isinstance(vlm, str):
+        made = _made(vlm, revision, processor, image_side)
+        fill(made.around, StoredWeights(vlm, revision), vlm)
+    else:
+        made = _of_loaded(vlm, processor, image_side)
+        fill(made.around, LoadedWeights(vlm), made.vlm)
+    check_weights(made.around, f"{made.vlm!r}")
     return _parted(made)
 
 
@@ -80,6 +84,20 @@ def _made(vlm: str, revision: str | None, processor: Any, image_side: int | None
     config, family = features_family(vlm, revision)
     if processor is None or isinstance(processor, str):
         processor = _processor(processor or vlm, config, None if processor else revision)
+    return _features(vlm, config, family, processor, image_side)
+
+
+def _of_loaded(vlm: PreTrainedModel, processor: Any, image_side: int | None) -> VlmFeatures:
+    """As `_made`, of a model in memory."""
+    name = str(vlm.config._name_or_path or type(vlm).__name__)
+    if processor is None or isinstance(processor, str):
+        raise ValueError(f"{name!r} is a model in memory: give its processor too, as processor=.")
+    family = family_of(vlm)
+    _check_features(vlm.config, name)
+    return _features(name, vlm.config, family, processor, image_side)
+
+
+def _features(vlm: str, config: Any, family: Family, processor: Any, image_side: int | None) -> VlmFeatures:
     side, images = image_side or _side(config, family), image_processor_of(processor)
     return VlmFeatures(
         vlm=vlm,
@@ -119,11 +137,16 @@ def features_family(vlm: str, revision: str | None = None) -> tuple[Any, Family]
         family = family_of_config(config)
     except TypeError as error:
         raise ValueError(f"the features that {vlm!r} reads are not known: {error}") from error
+    _check_features(config, vlm)
+    return config, family
+
+
+def _check_features(config: Any, vlm: str) -> None:
+    """ValueError for a model that does not say what its language model reads."""
     kind = type(config)
     model = MODEL_MAPPING[kind] if kind in MODEL_MAPPING else None
     if not hasattr(model, "get_image_features"):
         raise ValueError(f"the features that {vlm!r} reads cannot be asked for: its model has no get_image_features.")
-    return config, family
 
 
 def _side(config: Any, family: Family) -> int:

@@ -17,7 +17,7 @@ from fare_hf.convert.checkpoints import find_file
 from fare_hf.pretrained.weight_files import INDEX, SINGLE, read_index
 from fare_hf.pretrained.weight_ranges import NoRangesError, RemoteWeights
 
-__all__ = ["StoredWeights", "fill"]
+__all__ = ["LoadedWeights", "StoredWeights", "fill"]
 
 INNER = re.compile(r"(^|\.)(vision_tower|vision_model|image_tower)\.vision_model\.")
 """A level of names that CLIP and SigLIP towers have in the files of older releases."""
@@ -103,12 +103,27 @@ class StoredWeights:
             raise ValueError(f"'{path}' is cut off or no safetensors file ({error}): download it again.") from error
 
 
-def fill(model: Any, stored: Any, where: str) -> None:
+class LoadedWeights:
+    """The weights of a model in memory, with the methods of `StoredWeights`."""
+
+    def __init__(self, model: Any) -> None:
+        self._state: dict[str, Tensor] = model.state_dict()
+
+    def places(self) -> Iterator[tuple[str, str]]:
+        """One place, and the name of every tensor."""
+        yield from (("memory", name) for name in self._state)
+
+    def read(self, file: str, names: Sequence[str]) -> dict[str, Tensor]:
+        """Copies of some tensors, on the CPU."""
+        return {name: self._state[name].to("cpu", copy=True) for name in names}
+
+
+def fill(model: Any, stored: StoredWeights | LoadedWeights, where: str) -> None:
     """Loads the weights that a model has, and no others, in fp32.
 
     Args:
         model: without weights (on the meta device).
-        stored: `StoredWeights`, or what has its methods.
+        stored: where they are.
         where: whose weights these are, for messages.
 
     Raises:

@@ -22,6 +22,9 @@ __all__ = ["features_family", "load_vision_tower", "unloaded_tower"]
 ANY_SIDE = 448
 """Pixels a side of the training images for towers that read any size: 256 tokens of Qwen2.5-VL, 784 of its patches."""
 
+MERGED = "spatial_merge_size"
+"""Of Mistral 3: patches of a token on a side, which its processor knows and its image processor does not."""
+
 
 def load_vision_tower(
     vlm: str | PreTrainedModel,
@@ -159,7 +162,8 @@ def _processor(name: str, config: Any, revision: str | None) -> Any:
     """What a model's processor does to images, without its words, and without videos, which need torchvision."""
     kind = vars(PROCESSOR_MAPPING[type(config)]) if type(config) in PROCESSOR_MAPPING else {}
     images = load_image_processor(name, revision=revision or "main")
-    return SimpleNamespace(image_processor=images, images_kwargs=kind.get("images_kwargs", {}))
+    merging = {"patch_size": config.vision_config.patch_size, "spatial_merge_size": getattr(config, MERGED, 1)}
+    return SimpleNamespace(image_processor=images, images_kwargs=kind.get("images_kwargs", {}), **merging)
 
 
 def _without_language_model(config: Any, family: Family) -> Any:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from functools import partial
+from importlib import import_module
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from helpers.tiny_llava import SIZE, SPECIAL, WORDS
@@ -18,6 +21,9 @@ from transformers import (
     InternVLConfig,
     InternVLForConditionalGeneration,
     InternVLProcessor,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
+    PixtralImageProcessor,
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -27,6 +33,8 @@ from transformers import (
     Qwen2VLForConditionalGeneration,
     Qwen2VLImageProcessor,
     Qwen2VLProcessor,
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
     Qwen3VLProcessor,
@@ -34,9 +42,12 @@ from transformers import (
     SmolVLMForConditionalGeneration,
     SmolVLMImageProcessor,
 )
+from transformers.models.pixtral import image_processing_pil_pixtral
+from transformers.utils import is_torchvision_available
 
 QWEN_WORDS = ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"]
 INTERNVL_WORDS = ["<IMG_CONTEXT>", "<img>", "</img>", "<video_token>"]
+PIXTRAL_WORDS = ["[IMG]", "[IMG_BREAK]", "[IMG_END]"]
 SMOL_WORDS = ["<fake_token_around_image>", "<global-img>", "<end_of_utterance>"]
 SMOL_WORDS += [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
 VOCABULARY = len(SPECIAL) + len(WORDS) + len(EXTRA) + 64
@@ -76,8 +87,15 @@ def qwen(kind: str, seed: int = 1, **vision: Any) -> Any:
         own |= {"window_size": 16, "fullatt_block_indexes": [2]}
         config = Qwen2_5_VLConfig(vision_config={**common, **own, **vision}, text_config=text, **ids)
         return make(Qwen2_5_VLForConditionalGeneration, config, seed)
-    own |= {"num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
+    own |= {"num_position_embeddings": 64}
     text["head_dim"] = 8
+    if kind == "3.5":
+        linear = {"linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_heads": 2}
+        text |= linear | {"linear_num_value_heads": 4, "layer_types": ["linear_attention", "full_attention"]}
+        text["rope_parameters"] |= {"partial_rotary_factor": 1.0, "mrope_interleaved": True}
+        config = Qwen3_5Config(vision_config={**common, **own, **vision}, text_config=text, **ids)
+        return make(Qwen3_5ForConditionalGeneration, config, seed)
+    own |= {"deepstack_visual_indexes": [0, 1]}
     return make(
         Qwen3VLForConditionalGeneration,
         Qwen3VLConfig(vision_config={**common, **own, **vision}, text_config=text, **ids),
@@ -145,6 +163,27 @@ def idefics3_processor(cls: Any, images: Any) -> Any:
     return cls(made, own_words(SMOL_WORDS), image_seq_len=4, chat_template=CHAT)
 
 
+def mistral3(seed: int = 1, **vision: Any) -> Mistral3ForConditionalGeneration:
+    """Patches of 4 pixels, four to a token."""
+    own = {**SIZES, "num_hidden_layers": 3, "image_size": SIZE, "patch_size": 4, **vision}
+    text = llama().to_dict() | {"vocab_size": VOCABULARY, "model_type": "mistral", "head_dim": 8}
+    ids = ids_of(PIXTRAL_WORDS, image_token_index="[IMG]")
+    config = Mistral3Config(vision_config=own, text_config=text, spatial_merge_size=2, vision_feature_layer=-1, **ids)
+    return make(Mistral3ForConditionalGeneration, config, seed)
+
+
+def pixtral_processor() -> Any:
+    """The real one: its module asks for torchvision, for a function that the PIL form has too."""
+    beside = "transformers.models.pixtral.image_processing_pixtral"
+    stand_in = {} if is_torchvision_available() else {beside: image_processing_pil_pixtral}
+    with patch.dict(sys.modules, stand_in):
+        cls = import_module("transformers.models.pixtral.processing_pixtral").PixtralProcessor
+    cls = type("ImageOnlyPixtralProcessor", (ImagesOnly, cls), {})
+    images = PixtralImageProcessor(patch_size={"height": 8, "width": 8}, size={"longest_edge": 64})
+    options = {"patch_size": 4, "spatial_merge_size": 2, "chat_template": CHAT.replace("<image>", "[IMG]")}
+    return cls(images, own_words(PIXTRAL_WORDS), **options)
+
+
 def _tower(model: Any, path: str, seed: int = 0, **vision: Any) -> Any:
     """Another random tower of the family."""
     vision.pop("image_size", None)
@@ -165,6 +204,8 @@ OWN = [
         "Qwen2_5_VL", partial(qwen, "2.5"), partial(qwen_processor, ImageOnlyQwen2_5_VLProcessor), "model.visual", PAD
     ),
     _tiny("Qwen3VL", partial(qwen, "3"), partial(qwen_processor, ImageOnlyQwen3VLProcessor), "model.visual", PAD),
+    _tiny("Qwen3_5", partial(qwen, "3.5"), partial(qwen_processor, ImageOnlyQwen3VLProcessor), "model.visual", PAD),
+    _tiny("Mistral3", mistral3, pixtral_processor, "model.vision_tower", "[IMG]"),
     _tiny("InternVL", internvl, internvl_processor, "model.vision_tower", "<IMG_CONTEXT>"),
     _tiny(
         "Idefics3",

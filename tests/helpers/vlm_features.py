@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
@@ -42,7 +44,7 @@ def without_rounding(model: Any) -> Any:
         for name, part in list(parent.named_children()):
             if type(part).__name__.endswith("RMSNorm"):
                 plain = torch.nn.RMSNorm(part.weight.shape, eps=1e-6)
-                shift = 1 if type(part).__name__.startswith("Gemma") else 0
+                shift = 1 if type(part).__name__.startswith(("Gemma", "Qwen3_5")) else 0
                 plain.weight.data = part.weight.data + shift
                 setattr(parent, name, plain)
             if type(part).__name__ == "Cohere2LayerNorm":
@@ -52,8 +54,16 @@ def without_rounding(model: Any) -> Any:
     return model.double()
 
 
-def wide_floats() -> Any:
+@contextmanager
+def wide_floats() -> Iterator[None]:
     """Where models ask for fp32, as Qwen's do where they rotate queries, fp64 stays what it is."""
-    return patch.object(
-        torch.Tensor, "float", lambda tensor: tensor if tensor.dtype == torch.float64 else tensor.to(torch.float32)
-    )
+    to = torch.Tensor.to
+
+    def wide(tensor: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+        if tensor.dtype != torch.float64 or torch.float32 not in (*args, options.get("dtype")):
+            return to(tensor, *args, **options)
+        return tensor.contiguous()
+
+    with patch.object(torch.Tensor, "float", lambda tensor: wide(tensor, torch.float32)):
+        with patch.object(torch.Tensor, "to", wide):
+            yield

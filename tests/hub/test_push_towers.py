@@ -13,6 +13,7 @@ from helpers.hub import FILES, FOUR, online_hub, stop_time
 from helpers.loopback_hub import TOKEN, LoopbackHub
 from helpers.tiny_llava import SIZE
 from helpers.tiny_vlms import TINY
+from helpers.tiny_vlms_own import OWN
 from helpers.train_command import run, unlabelled
 from transformers import AutoImageProcessor
 
@@ -38,7 +39,7 @@ def saved(name: str, folder: Path) -> tuple[Any, Path]:
     return tower, save_robust_encoder(tower, folder, threat_model=FOUR, vlm="lab/vlm", **options)
 
 
-@pytest.mark.parametrize("name", ["Qwen2VL", "Qwen2_5_VL", "Qwen3VL", "InternVL", "Idefics3", "SmolVLM"])
+@pytest.mark.parametrize("name", [tiny.name for tiny in OWN])
 def test_a_tower_is_read_from_the_hub_to_the_bit_and_swapped_by_its_name(
     name: str, hub: LoopbackHub, tmp_path: Path
 ) -> None:

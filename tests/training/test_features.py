@@ -55,7 +55,7 @@ def test_the_tower_of_a_vlm_is_trained_saved_and_swapped_back(vlm: Path, tmp_pat
     }
 
 
-@pytest.mark.parametrize("name", ["Qwen2_5_VL", "Qwen3VL", "SmolVLM", "InternVL"])
+@pytest.mark.parametrize("name", ["Qwen2_5_VL", "Qwen3VL", "SmolVLM", "InternVL", "Mistral3"])
 def test_towers_of_their_own_are_trained_saved_and_swapped_back(name: str, tmp_path: Path) -> None:
     """`encoder/` is of the tower's own class, loads with that class alone, and goes back into its model."""
     tiny = TINY[name]
@@ -135,7 +135,7 @@ def test_what_features_cannot_be_asked_of_is_refused(
         FareTrainer(tower, config, processing_class=features.processor, reading=features)
 
 
-@pytest.mark.parametrize("name", ["Llava (1.5, BakLlava)", "Qwen2_5_VL", "SmolVLM", "InternVL"])
+@pytest.mark.parametrize("name", ["Llava (1.5, BakLlava)", "Qwen2_5_VL", "SmolVLM", "InternVL", "Mistral3"])
 def test_the_cost_is_known_without_weights(name: str, tmp_path: Path) -> None:
     """The operations are those of the training itself, whose tower is read from files."""
     tiny = TINY[name]

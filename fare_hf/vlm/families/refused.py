@@ -25,6 +25,7 @@ REFUSED: dict[str, str] = {
     "Kosmos2_5": "its tower reads patches that its processor cuts out of images of any shape, no CLIP and no SigLIP",
     "Mllama": "its tower is a two-stage transformer over tiles with gates of its own, no CLIP and no SigLIP",
     "Idefics2": NAVIT,
+    "Llama4": "its image processor exists for torchvision alone, and what that does is not mirrored here",
     "Lfm2Vl": NAVIT,
     "Florence2": "its tower is a DaViT, no CLIP and no SigLIP",
     "FastVlm": TIMM.format("FastViTHD"),

@@ -16,6 +16,7 @@ from fare_hf.vlm.families.gemma3 import Gemma3
 from fare_hf.vlm.families.idefics import Idefics
 from fare_hf.vlm.families.idefics3 import Idefics3
 from fare_hf.vlm.families.llava_next import Granite4Vision, LlavaNext
+from fare_hf.vlm.families.mistral3 import Mistral3
 from fare_hf.vlm.families.paligemma import PaliGemma
 from fare_hf.vlm.families.qwen_vl import QwenVL
 from fare_hf.vlm.families.refused import reason_for
@@ -24,8 +25,10 @@ from fare_hf.vlm.families.towers import (
     IDEFICS,
     IDEFICS3,
     INTERNVL,
+    PIXTRAL,
     QWEN2_5_VL,
     QWEN2_VL,
+    QWEN3_5,
     QWEN3_VL,
     SIGLIP,
     SMOLVLM,
@@ -82,9 +85,11 @@ FAMILIES: tuple[Family, ...] = (
     _own(QwenVL, "Qwen2VLForConditionalGeneration", "model.visual", QWEN2_VL),
     _own(QwenVL, "Qwen2_5_VLForConditionalGeneration", "model.visual", QWEN2_5_VL),
     _own(QwenVL, "Qwen3VLForConditionalGeneration", "model.visual", QWEN3_VL),
+    _own(QwenVL, "Qwen3_5ForConditionalGeneration", "model.visual", QWEN3_5),
     _own(InternVL, "InternVLForConditionalGeneration", "model.vision_tower", INTERNVL, "layers"),
     _own(Idefics3, "Idefics3ForConditionalGeneration", "model.vision_model", IDEFICS3),
     _own(Idefics3, "SmolVLMForConditionalGeneration", "model.vision_model", SMOLVLM),
+    _own(Mistral3, "Mistral3ForConditionalGeneration", "model.vision_tower", PIXTRAL, "layers"),
 )
 
 

@@ -94,16 +94,27 @@ class QwenKind(TowerKind):
         return {"hidden_states": patches, "grid_thw": grid}
 
 
+class PixtralKind(TowerKind):
+    """Towers that read images of any shape in whole patches."""
+
+    def side(self, config: Any) -> int:
+        return 8 * int(config.patch_size)
+
+
 HALVES = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "SmolVLM's usually are")
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "InternVL's usually are")
 QWEN2_VL = QwenKind("Qwen2VisionTransformerPretrainedModel", "qwen2_vl_vision", None, *CLIP_PIXELS, False)
 QWEN2_5_VL = QwenKind("Qwen2_5_VisionTransformerPretrainedModel", "qwen2_5_vl_vision", None, *CLIP_PIXELS, False)
 QWEN3_VL = QwenKind("Qwen3VLVisionModel", "qwen3_vl_vision", None, *HALVES, False)
+QWEN3_5 = QwenKind("Qwen3_5VisionModel", "qwen3_5_vision", None, *HALVES, False)
+PIXTRAL = PixtralKind("PixtralVisionModel", "pixtral", None, *CLIP_PIXELS, False)
 INTERNVL = TowerKind("InternVLVisionModel", "internvl_vision", None, *IMAGENET, False)
 IDEFICS3 = TowerKind("Idefics3VisionTransformer", "idefics3_vision", None, *HALVES, False)
 SMOLVLM = TowerKind("SmolVLMVisionTransformer", "smolvlm_vision", None, *HALVES, False)
 
-KINDS = (CLIP, SIGLIP, IDEFICS, QWEN2_VL, QWEN2_5_VL, QWEN3_VL, INTERNVL, IDEFICS3, SMOLVLM)
+KINDS = (
+    CLIP, SIGLIP, IDEFICS, QWEN2_VL, QWEN2_5_VL, QWEN3_VL, QWEN3_5, INTERNVL, IDEFICS3, SMOLVLM, PIXTRAL,
+)  # fmt: skip
 TOWERS = {kind.tower_class: kind for kind in KINDS if kind.own}
 """Classes of towers that fit the model alone that they are of, by name."""
 ENCODERS = tuple(dict.fromkeys(kind.family.plain for kind in KINDS if kind.family))

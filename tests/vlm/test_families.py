@@ -95,7 +95,8 @@ def _compare(row: Family, processor: Any, pixels: torch.Tensor) -> None:
     if pixels.shape[-2:] == (SIZE, SIZE) and not tiles:
         torch.testing.assert_close(found, theirs, rtol=1e-6, atol=1e-6)
     if "image_sizes" in whole:
-        assert whole["image_sizes"].tolist() == [list(pixels.shape[-2:])]
+        sizes = processor(picture, return_tensors="pt")["image_sizes"]
+        assert whole["image_sizes"].tolist() == torch.as_tensor(sizes).tolist()
 
 
 def _values(processor: Any, picture: Any) -> torch.Tensor:

@@ -33,7 +33,7 @@ LAB_VLMS = " and ".join(PREFIX + name for name in VLMS)
 """For messages."""
 ENCODERS = ("fare-2", "fare-4", "tecoa-2", "tecoa-4")
 """Robust encoders, by objective and eps x 255; the original is `clip`."""
-TOWERS: tuple[str, ...] = ()
+TOWERS = ("smolvlm-4",)
 """Robust towers of the lab's SmolVLM, by eps x 255."""
 TRAINING_SETS = ("drawings",)
 TEST_SETS = ("twemoji", "openmoji", "fxemoji", "fashion", "digits")

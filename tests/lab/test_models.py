@@ -15,7 +15,7 @@ from fare_hf.encoders import load_encoder
 from fare_hf.evaluation.report.tables import markdown
 from fare_hf.hub import regenerate_card
 from fare_hf.lab import ENCODERS, encoder_folder, load_clip, load_llava, load_test_set, measure
-from fare_hf.lab.names import MODELS
+from fare_hf.lab.names import MODELS, TOWERS
 from fare_hf.vlm import generate_text
 from tools.lab.store import save_with_report
 
@@ -91,7 +91,7 @@ def test_clip_is_a_whole_clip_with_its_tokenizer() -> None:
     assert len(ids) <= model.config.text_config.max_position_embeddings
 
 
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("name", [*ENCODERS, *TOWERS])
 def test_the_rendered_cards_are_those_in_the_package(name: str) -> None:
     card = (ROOT / "model_cards" / name / "README.md").read_text()
     assert card == (encoder_folder(name) / "README.md").read_text() == regenerate_card(encoder_folder(name))

@@ -22,7 +22,8 @@ from fare_hf.lab.questions import load_question_set
         "lab: an encoder",
         lambda: encoder_path("lab:fare-8"),
         ValueError,
-        "'lab:fare-8' is not in the lab; use one of lab:clip, lab:fare-2, lab:fare-4, lab:tecoa-2, lab:tecoa-4.",
+        "'lab:fare-8' is not in the lab; use one of lab:clip, lab:fare-2, lab:fare-4, lab:tecoa-2, lab:tecoa-4, "
+        "lab:smolvlm-4.",
     ),
     Refusal(
         "lab: a model that is no encoder",

@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.in_process import run_command, run_main
+from helpers.paths import ROOT
 from safetensors.torch import load_file
-from transformers import AutoModelForImageTextToText, SmolVLMForConditionalGeneration
+from transformers import AutoModelForImageTextToText, SmolVLMForConditionalGeneration, SmolVLMVisionTransformer
 
-from fare_hf import RobustnessReport
+from fare_hf import RobustnessReport, ThreatModel
 from fare_hf.data.pixels import to_pil
-from fare_hf.lab import load_llava, load_smolvlm, load_test_set, measure
-from fare_hf.lab.names import MODELS, trained_path
-from fare_hf.vlm import generate_text
+from fare_hf.lab import encoder_folder, load_llava, load_smolvlm, load_test_set, measure
+from fare_hf.lab.names import MODELS, TOWERS, trained_path
+from fare_hf.vlm import generate_text, swap_vision_tower
 from fare_hf.vlm.tower_files import load_vision_tower
 from tools.lab import train_smolvlm
 from tools.lab.store import store_smolvlm
@@ -49,6 +50,19 @@ def test_its_file_alone_is_no_model_that_answers_at_random() -> None:
         AutoModelForImageTextToText.from_pretrained(MODELS / "smolvlm")
 
 
+def test_its_robust_tower_is_put_in_to_the_bit_and_nothing_else_moves() -> None:
+    model, processor = load_smolvlm()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    folder = encoder_folder(TOWERS[0])
+    swap_vision_tower(model, str(folder), processor)
+    tower, changed = SmolVLMVisionTransformer.from_pretrained(folder, dtype=torch.float32).state_dict(), 0
+    for name, tensor in model.state_dict().items():
+        own = name.removeprefix("model.vision_model.")
+        assert torch.equal(tensor, tower[own] if own != name else before[name]), name
+        changed += not torch.equal(tensor, before[name])
+    assert changed == len(tower)
+
+
 def test_a_training_reads_of_its_tower_what_the_model_reads() -> None:
     tower, features = load_vision_tower(trained_path("lab:smolvlm"))
     model = load_smolvlm()[0]
@@ -62,13 +76,30 @@ def test_a_training_reads_of_its_tower_what_the_model_reads() -> None:
 
 
 def test_it_is_measured_by_name_on_the_labs_sets(tmp_path: Path) -> None:
-    words = ["fare-hf", "evaluate", "--vlm", "lab:smolvlm", "--steps", "2", "--samples", "3", "--eps", "4/255"]
-    asked = {"captions": "lab:captions", "pope": "lab:pope", "targeted": "lab:twemoji"}
-    for task, dataset in asked.items():
-        run_command([*words, "--task", task, "--dataset", dataset, "--output_dir", str(tmp_path / task)])
+    words = ["fare-hf", "evaluate", f"lab:{TOWERS[0]}", "--vlm", "lab:smolvlm", "--steps", "2", "--samples", "3"]
+    for task, dataset in {"captions": "lab:captions", "targeted": "lab:twemoji"}.items():
+        asked = ["--task", task, "--dataset", dataset, "--eps", "4/255", "--output_dir", str(tmp_path / task)]
+        run_command([*words, *asked])
         rows = RobustnessReport.load(tmp_path / task).rows
-        assert [row.model for row in rows] == ["SmolVLM + its own tower"] * 2, task
-        assert rows[0].threat_model is None and rows[1].threat_model is not None
+        assert [row.model for row in rows] == ["SmolVLM + its own tower"] * 2 + [f"SmolVLM + {TOWERS[0]}"] * 2, task
+        assert [row.threat_model is None for row in rows] == [True, False] * 2
+
+
+@pytest.mark.slow
+def test_the_report_gives_what_the_model_does_with_either_tower() -> None:
+    stated = RobustnessReport.load(ROOT / "model_cards" / "lab" / "smolvlm.json").rows
+    attacked = {}
+    for name in (None, *TOWERS):
+        model, processor = load_smolvlm()
+        if name is not None:
+            swap_vision_tower(model, str(encoder_folder(name)), processor)
+        shown = f"SmolVLM + {name or 'its own tower'}"
+        clean = next(row for row in stated if (row.model, row.task, row.threat_model) == (shown, "captions", None))
+        (found,) = measure.measure_captions("x", (model, processor), measure.Budget(captions=clean.n), []).rows
+        assert found.value == pytest.approx(clean.value, abs=2 / clean.n)
+        few = measure.Budget(captions=32, caption_steps=50)
+        attacked[name] = measure.measure_captions("x", (model, processor), few, [ThreatModel("linf", "2/255")]).rows[1]
+    assert attacked[TOWERS[0]].value >= attacked[None].value + 0.1
 
 
 def test_train_smolvlm_trains_and_is_stored(

@@ -15,6 +15,7 @@ from fare_hf.pretrained.validation import check_weights
 from fare_hf.vlm.families.family import Family, image_processor_of
 from fare_hf.vlm.families.table import family_of, family_of_config
 from fare_hf.vlm.features import VlmFeatures
+from fare_hf.vlm.geometry import check_processor
 from fare_hf.vlm.tower_weights import LoadedWeights, StoredWeights, fill
 
 __all__ = ["features_family", "load_vision_tower", "unloaded_tower"]
@@ -22,6 +23,7 @@ __all__ = ["features_family", "load_vision_tower", "unloaded_tower"]
 ANY_SIDE = 448
 """Pixels a side of the training images for towers that read any size: 256 tokens of Qwen2.5-VL, 784 of its patches."""
 
+ASKED = "get_image_features"
 MERGED = "spatial_merge_size"
 """Of Mistral 3: patches of a token on a side, which its processor knows and its image processor does not."""
 
@@ -102,6 +104,7 @@ def _of_loaded(vlm: PreTrainedModel, processor: Any, image_side: int | None) -> 
 
 def _features(vlm: str, config: Any, family: Family, processor: Any, image_side: int | None) -> VlmFeatures:
     side, images = image_side or _side(config, family), image_processor_of(processor)
+    check_processor(family.settings(processor))
     return VlmFeatures(
         vlm=vlm,
         family=family,
@@ -139,17 +142,21 @@ def features_family(vlm: str, revision: str | None = None) -> tuple[Any, Family]
     try:
         family = family_of_config(config)
     except TypeError as error:
-        raise ValueError(f"the features that {vlm!r} reads are not known: {error}") from error
+        missing = "" if _gives_features(config) else f" Its model has no {ASKED} either."
+        raise ValueError(f"the features that {vlm!r} reads are not known: {error}{missing}") from error
     _check_features(config, vlm)
     return config, family
 
 
 def _check_features(config: Any, vlm: str) -> None:
     """ValueError for a model that does not say what its language model reads."""
+    if not _gives_features(config):
+        raise ValueError(f"the features that {vlm!r} reads cannot be asked for: its model has no {ASKED}.")
+
+
+def _gives_features(config: Any) -> bool:
     kind = type(config)
-    model = MODEL_MAPPING[kind] if kind in MODEL_MAPPING else None
-    if not hasattr(model, "get_image_features"):
-        raise ValueError(f"the features that {vlm!r} reads cannot be asked for: its model has no get_image_features.")
+    return kind in MODEL_MAPPING and hasattr(MODEL_MAPPING[kind], ASKED)
 
 
 def _side(config: Any, family: Family) -> int:

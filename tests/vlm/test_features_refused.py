@@ -106,7 +106,7 @@ ROWS = [
         "a tower of another model",
         lambda no_weights: check_swap(str(no_weights / "qwen2.5"), str(no_weights / "qwen2 tower")),
         ValueError,
-        "qwen2 tower' is a Qwen2VisionTransformerPretrainedModel, the vision tower of …qwen2.5' needs a Qwen2_5_Vision",
+        "qwen2 tower' is a Qwen2VisionTransformerPretrainedModel, the vision tower of …qwen2.5' needs a Qwen2_5_",
     ),
     Refusal(
         "a tower in the place of a CLIP",

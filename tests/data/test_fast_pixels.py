@@ -108,10 +108,9 @@ def test_what_pillow_reads_otherwise_is_left_to_it(monkeypatch: pytest.MonkeyPat
     fast, picture, file = FastPixels(unnormalized(clip(32))), smooth(40, 60), io.BytesIO()
     fast.decode = lambda *args: pytest.fail("simplejpeg was asked")
     Image.fromarray(picture).save(file, "PNG")
-    four = np.asarray(Image.fromarray(picture).convert("CMYK"))
-    file4 = io.BytesIO()
-    Image.fromarray(four, "CMYK").save(file4, "JPEG")
-    for value in (jpeg(picture[:, :, 0]), file4.getvalue(), turned(picture), file.getvalue(), picture):
+    four = io.BytesIO()
+    Image.fromarray(picture).convert("CMYK").save(four, "JPEG")
+    for value in (jpeg(picture[:, :, 0]), four.getvalue(), turned(picture), file.getvalue(), picture):
         assert np.array_equal(fast.read(value), np.asarray(fast_pixels.to_rgb(value)))
     assert fast.read(turned(picture)).shape == (60, 40, 3)
     monkeypatch.setattr(fast_pixels, "_decoder", lambda: None)

@@ -25,6 +25,7 @@ from helpers.launched_runs import (
     start,
     write_images,
 )
+from safetensors.torch import load_file
 
 from fare_hf.files.folders import LOCK
 from fare_hf.training.checkpointing.manifest import fault_of
@@ -86,7 +87,7 @@ def test_other_ways_to_run_two_processes_equal_one(
 
 @pytest.mark.slow
 def test_two_machines_equal_one_process(legacy_vision_folder: Path, tmp_path: Path) -> None:
-    """Two launchers on loopback by the ready configuration, one process each."""
+    """Two launchers on loopback by the ready configuration, one process each: to the bit as one launcher with two."""
     options = {**OPTIONS, "model": str(legacy_vision_folder), "output_dir": str(tmp_path / "two")}
     options |= {"per_device_train_batch_size": 4, "save_strategy": "steps", "save_steps": 5}
     with socket.socket() as free:
@@ -97,6 +98,9 @@ def test_two_machines_equal_one_process(legacy_vision_folder: Path, tmp_path: Pa
     with ThreadPoolExecutor(2) as pool:
         results = list(pool.map(lambda rank: start(options, *words.split(), str(rank)), range(2)))
     assert [result.returncode for result in results] == [0, 0], results[0].stderr[-2000:] + results[1].stderr[-2000:]
+    same = start({**options, "output_dir": str(tmp_path / "same")}, *TWO.split())
+    assert same.returncode == 0, same.stderr[-3000:]
+    assert relative_error(tmp_path / "two", load_file(tmp_path / "same" / "model.safetensors")) == 0
     own = {"output_dir": str(tmp_path / "one"), "per_device_train_batch_size": 8}
     one = tiny_trainer(**{**options, **own})
     one.train()

@@ -36,7 +36,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def check(args: argparse.Namespace) -> None:
     """Where it goes, and what `--base` is for."""
     if is_in_lab(args.vlm):
-        raise ValueError(f"{args.vlm} is stored without its tower, and a merge works on files: use fare-hf swap.")
+        raise ValueError(f"{args.vlm} is stored in two parts, and a merge works on files: use fare-hf swap.")
     if args.base is not None and not Path(args.encoder, "open_clip_config.json").exists():
         if Path(args.encoder, "config.json").exists():
             raise ValueError(f"--base is for weights of open_clip, and {args.encoder!r} says its own: leave it out.")

@@ -19,7 +19,7 @@ REFUSED = {
     "swap nowhere/at/all lab:fare-4 --output_dir r": "VLM 'nowhere/at/all' is no file or folder here: check the path.",
     "swap v e --output_dir full": "the folder 'full' is not empty",
     "swap v lab:fare-9 --output_dir r": "'lab:fare-9' is not in the lab",
-    "merge lab:llava lab:fare-4 --output_dir r": "lab:llava is stored without its tower",
+    "merge lab:llava lab:fare-4 --output_dir r": "lab:llava is stored in two parts",
     "merge v e --output_dir full": "the folder 'full' is not empty",
     "convert e --to open_clip --activation gelu --output_dir r": "--activation is for --to transformers",
     "convert e --to open_clip --output_dir full": "the folder 'full' is not empty",

@@ -106,7 +106,7 @@ def test_the_program_says_what_is_wrong_in_one_sentence(tmp_path: Path) -> None:
         (["swap", "v", "lab:fare-9", "--output_dir", "r"], "'lab:fare-9' is not .*lab:clip, lab:fare-2, lab:fare-4"),
         (
             ["merge", "lab:llava", "lab:fare-4", "--output_dir", "r"],
-            "lab:llava is stored without its tower.*fare-hf swap",
+            "lab:llava is stored in two parts.*fare-hf swap",
         ),
         (["attack", "lab:llava", "--dataset", "lab:x", "--output_dir", "r"], "--dataset 'lab:x' is not .*lab:digits"),
         (["convert", "lab:x", "--to", "open_clip", "--output_dir", "r"], "'lab:x' is not in the lab"),

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from fare_hf.encoders.embedding import check_embedding
-from fare_hf.files.folders import check_no_lab_name
+from fare_hf.files.folders import check_model_name
 from fare_hf.pretrained.configuration import check_room, read_configuration
 from fare_hf.pretrained.encoder_families import REFUSED, encoder_types, family_of_type
 from fare_hf.pretrained.loading import check_found, load_with_findings
@@ -53,7 +53,7 @@ def check_encoder_type(name_or_path: str, embedding: str = "projected", **kwargs
 
 def _encoder_class(name_or_path: str, embedding: str, **kwargs: Any) -> type[PreTrainedModel]:
     check_embedding(embedding)
-    check_no_lab_name(name_or_path)
+    check_model_name(name_or_path)
     try:
         config = read_configuration(name_or_path, **kwargs)
     except OSError as error:

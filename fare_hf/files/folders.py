@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 __all__ = [
     "LOCK",
     "check_links",
+    "check_model_name",
     "check_no_lab_name",
     "check_new_folder",
     "files_in",
@@ -46,6 +47,24 @@ def check_no_lab_name(name: object) -> None:
             f"{str(name)!r} is a name for the commands: in Python give what fare_hf.lab.encoder_folder({short!r}) "
             "returns, or of a vision-language model fare_hf.lab.load_llava() or load_smolvlm(), or of a test set "
             "fare_hf.lab.load_test_set(NAME)."
+        )
+
+
+def check_model_name(name: object) -> None:
+    """Refuses, before the Hub is asked and asked again, what can be neither a folder here nor a repository of a model.
+
+    Raises:
+        ValueError: `lab:NAME`, a path that leads nowhere, or a single word that is no file or folder here: the Hub's
+            repositories of such models are all called `namespace/name`.
+    """
+    check_no_lab_name(name)
+    text = str(name)
+    if is_missing_path(text):
+        raise ValueError(f"there is nothing at {text!r}: check the path.")
+    if "/" not in text and not Path(text).exists():
+        raise ValueError(
+            f"{text!r} is neither a folder with a model here nor a name of the Hub, which is namespace/name: check "
+            "the spelling."
         )
 
 

@@ -13,7 +13,7 @@ from transformers.activations import ACT2FN
 from transformers.utils import cached_file
 
 from fare_hf.files.documents import read_object
-from fare_hf.files.folders import check_links, check_no_lab_name
+from fare_hf.files.folders import check_links, check_model_name
 from fare_hf.pretrained.encoder_families import TEXT_TYPES, TOWER_TYPES, family_of_type
 from fare_hf.pretrained.foreign_code import OwnCodeError, foreign_files, own_code_refused
 from fare_hf.pretrained.original_llava import refuse_original_llava
@@ -74,7 +74,7 @@ def read_configuration(name_or_path: str, **options: Any) -> Any:
         ValueError: no config.json in it, or one that holds what no model can have; the file, the field and its value
             are named; a link that leaves the folder.
     """
-    check_no_lab_name(name_or_path)
+    check_model_name(name_or_path)
     check_links(name_or_path)
     path = cached_file(str(name_or_path), CONFIG, **_hub_options(options))
     if path is None:  # a folder without one

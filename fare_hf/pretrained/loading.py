@@ -18,7 +18,7 @@ from transformers import (
 from transformers.utils import AUDIO_TOKENIZER_NAME, PROCESSOR_NAME
 
 from fare_hf.files.documents import read_object
-from fare_hf.files.folders import check_links, check_no_lab_name
+from fare_hf.files.folders import check_links, check_model_name
 from fare_hf.pretrained.configuration import check_image_processor, optional_file, read_configuration
 from fare_hf.pretrained.foreign_code import foreign_files, own_code_refused
 from fare_hf.pretrained.original_llava import OriginalLlavaError
@@ -54,7 +54,7 @@ def vlm_configuration(name_or_path: str, revision: str | None = None) -> Any:
     Raises:
         ValueError: none there, one that no model can have, or another kind of model.
     """
-    check_no_lab_name(name_or_path)
+    check_model_name(name_or_path)
     try:
         config = read_configuration(name_or_path, revision=revision or "main")
     except OSError as error:

@@ -90,7 +90,7 @@ def test_the_program_says_what_is_wrong_in_one_sentence(tmp_path: Path) -> None:
             "'lab:imagenet' is not in the lab.*twemoji",
         ),
         (["evaluate", "nowhere", "--output_dir", "full"], "the folder 'full' is not empty: name a new folder"),
-        (["evaluate", "nowhere", "--output_dir", "r"], "'nowhere' is neither a folder with a model nor found"),
+        (["evaluate", "nowhere", "--output_dir", "r"], "'nowhere' is neither a folder with a model here"),
         (["evaluate", "full", "--output_dir", "r"], "'full' is not a vision encoder or CLIP"),
         (["evaluate", "OTHER", "--output_dir", "r"], "has embeddings of 16 numbers, the texts have 128.*text_model"),
         (
@@ -110,7 +110,7 @@ def test_the_program_says_what_is_wrong_in_one_sentence(tmp_path: Path) -> None:
         ),
         (["attack", "lab:llava", "--dataset", "lab:x", "--output_dir", "r"], "--dataset 'lab:x' is not .*lab:digits"),
         (["convert", "lab:x", "--to", "open_clip", "--output_dir", "r"], "'lab:x' is not in the lab"),
-        (["swap", "nowhere", CLIP, "--output_dir", "r"], "'nowhere' is neither a folder with a model nor found"),
+        (["swap", "nowhere", CLIP, "--output_dir", "r"], "'nowhere' is neither a folder with a model here"),
     ],
 )
 def test_wrong_input_is_one_sentence_before_any_work(

@@ -88,7 +88,7 @@ def test_bad_input_is_one_clear_sentence(
     assert "visual_projection" in refusal(flat_vision_folder, images, out)
     assert "has no image processor" in refusal(flat_vision_folder, images, out, "--embedding", "pooled")
     assert "has no images" in refusal(clip_folder, empty, out)
-    assert "'nowhere' is neither a folder with a model nor found on the Hub" in refusal(Path("nowhere"), images, out)
+    assert "'nowhere' is neither a folder with a model here" in refusal(Path("nowhere"), images, out)
     assert "needs class names" in refusal(clip_folder, flat, out, "--objective", "tecoa")
     assert "attack_steps=0 is no attack" in refusal(clip_folder, images, out, "--attack_steps", "0")
     assert "did you mean 4/255" in refusal(clip_folder, images, out, "--eps", "4")

@@ -168,7 +168,7 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("photos", "captions", {"eps": [4]}, "did you mean 4/255"),
     ("photos", "captions", {"vlm": "robust"}, "is a 'clip_vision_model' model, not a vision-language model: name one"),
     ("photos", "captions", {"encoder": "llava"}, "is a vision-language model .llava., and an encoder is wanted"),
-    ("photos", "captions", {"encoder": "nowhere"}, "there is nothing at .*nowhere', where the encoder should be"),
+    ("photos", "captions", {"encoder": "nowhere"}, "there is nothing at .*nowhere': check the path"),
     ("photos", "captions", {"encoder": "robust", "against": "robust"}, "is compared with itself"),
     ("photos", "captions", {"against": "robust"}, "is what an encoder is compared with: give the encoder too"),
     ("COCO", "vqa", {}, "COCO is a set of the task 'captions', not 'vqa'"),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
-from fare_hf.files.folders import check_no_lab_name, is_missing_path
+from fare_hf.files.folders import check_model_name
 from fare_hf.pretrained.configuration import read_configuration
 from fare_hf.pretrained.loading import vlm_configuration
 from fare_hf.vlm.families.table import family_of_config
@@ -39,9 +39,7 @@ def check_swap(vlm: str, encoder: str) -> None:
 
 def check_can_be_encoder(encoder: str) -> None:
     """Raises ValueError for a path that leads nowhere, and for a whole vision-language model."""
-    check_no_lab_name(encoder)
-    if is_missing_path(encoder):
-        raise ValueError(f"there is nothing at {encoder!r}, where the encoder should be: check the path.")
+    check_model_name(encoder)
     try:
         config = read_configuration(encoder)
     except (OSError, ValueError):

@@ -7,7 +7,7 @@ chosen on captions of the validation style with seed 0; then every seed is measu
 styles that no training saw: captions, yes-no questions, POPE, and a forced sentence, clean and at 2/255 and 4/255.
 Every training and every report is saved on its own, so that an interrupted study goes on. Writes `study.json` and
 `study.md`: the mean over the seeds, and the difference to the first arm on the same images with its 95 % interval (a
-bootstrap over images; each counts with all its seeds).
+bootstrap over images; each counts with all its seeds), of figures that keep what each image gave: not the questions'.
 """
 
 from __future__ import annotations
@@ -156,7 +156,9 @@ def together(reports: dict[str, list[list[Row]]]) -> Iterator[dict[str, Any]]:
             line |= {"n": rows[0].n, "seeds": found, "mean": sum(found) / len(found)}
             base = by_figure[ARMS[0]].get(what, [])
             if arm not in (ARMS[0], ORIGINAL) and len(base) == len(rows) and values(rows):
-                line["difference"], line["interval"] = paired_interval(values(base), values(rows), images(rows))
+                line["difference"], interval = paired_interval(values(base), values(rows), images(rows))
+                # Where no two images differ the bootstrap has no width, which would claim certainty.
+                line["interval"] = interval if interval[0] < interval[1] else None
             yield line
 
 
@@ -181,8 +183,9 @@ def table(lines: list[dict[str, Any]]) -> str:
         seeds = ", ".join(f"{100 * value:.1f}" for value in line["seeds"])
         change = ""
         if "difference" in line:
-            low, high = line["interval"]
-            change = f"{100 * line['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+            low, high = line["interval"] or (None, None)
+            change = f"{100 * line['difference']:+.1f} "
+            change += "(all images alike)" if low is None else f"[{100 * low:+.1f}, {100 * high:+.1f}]"
         what = f"{line['task']}, {line['dataset']} ({line['metric']})"
         cells.append(f"| {what} | {line['eps']} | {line['arm']} | {100 * line['mean']:.1f} | {seeds} | {change} |")
     return head + "\n".join(cells) + "\n"
@@ -194,7 +197,7 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/vlm-embeddings"))
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS, metavar="ARM", help=", ".join(ARMS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=600, help=f"of {ARMS[0]}; others take as many operations")
+    parser.add_argument("--steps", type=int, default=500, help=f"of {ARMS[0]}; others take as many operations")
     parser.add_argument("--learning_rates", nargs="+", default=["1e-3", "3e-3"])
     parser.add_argument("--validation_images", type=int, default=100)
     parser.add_argument("--quick", action="store_true", help="smaller parts of the sets")

@@ -181,14 +181,19 @@ def table(lines: list[dict[str, Any]]) -> str:
         lines, key=lambda line: order.index(tuple(line[k] for k in ("task", "dataset", "metric", "eps")))
     ):
         seeds = ", ".join(f"{100 * value:.1f}" for value in line["seeds"])
-        change = ""
-        if "difference" in line:
-            low, high = line["interval"] or (None, None)
-            change = f"{100 * line['difference']:+.1f} "
-            change += "(all images alike)" if low is None else f"[{100 * low:+.1f}, {100 * high:+.1f}]"
         what = f"{line['task']}, {line['dataset']} ({line['metric']})"
-        cells.append(f"| {what} | {line['eps']} | {line['arm']} | {100 * line['mean']:.1f} | {seeds} | {change} |")
+        cells.append(
+            f"| {what} | {line['eps']} | {line['arm']} | {100 * line['mean']:.1f} | {seeds} | {_change(line)} |"
+        )
     return head + "\n".join(cells) + "\n"
+
+
+def _change(line: dict[str, Any]) -> str:
+    """The difference to the first arm; empty where there is none."""
+    if "difference" not in line:
+        return ""
+    ends = line["interval"] and "[" + ", ".join(f"{100 * end:+.1f}" for end in line["interval"]) + "]"
+    return f"{100 * line['difference']:+.1f} {ends or '(all images alike)'}"
 
 
 def main() -> None:

@@ -156,3 +156,17 @@ def test_what_cannot_be_probed_is_one_sentence(photos: Path, tmp_path: Path) -> 
     }
     for words, sentence in told.items():
         assert sentence in refusal(photos, words, tmp_path), words
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"encoder": torch.nn.Linear(1, 1)}, "encoder is an object of type Linear: give a folder"),
+        ({"dataset": datasets.Dataset.from_dict({"a": [0]})}, "dataset is an object of type Dataset: give a folder"),
+        ({"against": torch.nn.Linear(1, 1)}, "against is an object of type Linear"),
+        ({"samples": "2"}, "samples '2' is no whole number of at least 1"),
+    ],
+)
+def test_objects_for_names_are_told_at_the_call(given: dict[str, Any], sentence: str, photos: Path) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        evaluate_probe(**{"encoder": "nowhere/dino", "dataset": photos} | given)

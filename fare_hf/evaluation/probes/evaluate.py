@@ -16,6 +16,7 @@ from fare_hf.data.opening import whole_split
 from fare_hf.data.pixels import Normalization
 from fare_hf.encoders import check_encoder_type, embed, frozen, load_encoder, matmul_patch_embedding
 from fare_hf.evaluation.attack_loop import chunks, read
+from fare_hf.evaluation.given import check_name, check_samples
 from fare_hf.evaluation.probes.classifiers import NEIGHBOURS, PROBES, TEMPERATURE
 from fare_hf.evaluation.processes import counted, process_state
 from fare_hf.evaluation.report.rows import Row
@@ -90,6 +91,9 @@ def evaluate_probe(
     """
     if probe not in PROBES:
         raise ValueError(f"probe={probe!r} is not known; give one of {', '.join(PROBES)}.")
+    for what, given in (("encoder", encoder), ("dataset", dataset), ("against", against or "")):
+        check_name(what, given)
+    check_samples(samples)
     threats, name = [ThreatModel("linf", radius) for radius in eps], str(dataset)
     test_split = split or whole_split(name)
     if test_split == train_split:

@@ -121,6 +121,15 @@ def test_wrong_input_is_one_sentence_before_any_attack(
     assert message.startswith("fare-hf: error: ") and "\n" not in message and re.search(sentence, message)
 
 
+def test_a_victim_that_does_not_fit_is_told_before_any_attack(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder(hidden_size=48, intermediate_size=96).save_pretrained(tmp_path / "wide")
+    monkeypatch.setattr("fare_hf.evaluation.vlm.stealth.apgd", pytest.fail)
+    with pytest.raises(SystemExit, match="hidden_size"):
+        cli.main(words(place, tmp_path / "out", "--victims", f"wide={tmp_path / 'wide'}"))
+
+
 def test_a_processor_without_a_chat_template_needs_one(place: Path, tmp_path: Path) -> None:
     line = [word for word in words(place, tmp_path / "out") if word not in ("--template", TEMPLATE)]
     with pytest.raises(SystemExit, match="LlavaProcessor has no chat template: give template"):

@@ -11,8 +11,8 @@ PYTEST := -m pytest -n auto --dist worksteal -m "not slow and not gpu"
 .PHONY: help quickstart test browser test-lowest test-gpu-script test-slow check format clean
 
 help:
-	@echo "make quickstart   attack a CLIP, make it robust with FARE, swap it into a LLaVA, measure (5 minutes on 2 cores)"
-	@echo "make test         the tests (5 minutes on 2 cores)"
+	@echo "make quickstart   attack a CLIP, make it robust with FARE, swap it into a LLaVA, measure (3 to 5 minutes on 2 cores)"
+	@echo "make test         the tests (8 minutes on 2 cores)"
 	@echo "make browser      install Chromium with apt-get, for the tests of the page; without one they are skipped"
 	@echo "make test-lowest  what depends on other libraries, with the lowest versions that pyproject.toml accepts"
 	@echo "make test-gpu-script  the benchmarks for a GPU in their smallest form, prepared and run as on another machine"

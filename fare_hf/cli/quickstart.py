@@ -11,7 +11,7 @@ from fare_hf.numerals import parse_fraction
 
 __all__ = ["EXAMPLES", "GOING_ON", "PURPOSE", "add_options", "check", "run"]
 
-PURPOSE = "break a CLIP, make it robust, swap it into a LLaVA, measure: 5 minutes on 2 cores, nothing is downloaded"
+PURPOSE = "break a CLIP, make it robust, swap it into a LLaVA, measure: minutes on 2 cores, nothing is downloaded"
 EXAMPLES = """\
 fare-hf quickstart
 fare-hf quickstart --output_dir outputs/again

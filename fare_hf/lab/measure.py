@@ -81,11 +81,11 @@ class Budget:
 
 FULL = Budget({"twemoji": None, "fashion": None, "digits": None}, questions={name: None for name in QUESTION_SETS})
 QUICK = Budget(
-    {"twemoji": 100, "fashion": 30, "digits": 30},
+    {"twemoji": 100, "fashion": 40, "digits": 40},
     steps=20,
-    captions=40,
+    captions=60,
     caption_steps=40,
-    targeted=9,
+    targeted=10,
     targeted_steps=40,
     questions={"yes-no": 48, "pope": 16},
     question_steps=20,

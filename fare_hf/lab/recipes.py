@@ -42,8 +42,8 @@ TeCoA  32     2    750    1e-3: 61.1 / 22.6; **2e-3: 61.9 / 23.4**
 =====  =====  ===  =====  ======================================================================================
 """
 QUICK: dict[str, str] = {"learning_rate": "2e-3"}
-"""What the quickstart's recipe changes. On the validation style (as above, seed 0) its 650 steps gave 82.5 / 24.6, and the
-1,200 steps at 3e-3 that it had before, in twice the time, 85.3 / 31.7."""
+"""What the quickstart's recipe changes. On the validation style (as above, seed 0) its 650 steps gave 82.5 / 24.6, and
+the 1,200 steps at 3e-3 that it had before, in twice the time, 85.3 / 31.7."""
 ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": "1000000000",
     "MALLOC_TRIM_THRESHOLD_": "2000000000",

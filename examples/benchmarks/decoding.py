@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import math
 import statistics
 import time
@@ -29,11 +28,11 @@ from loader import EATEN, jpeg
 from PIL import Image
 from torch import Tensor
 from transformers import CLIPImageProcessor
+from turns import write
 
 from fare_hf.data.decoding import to_rgb
 from fare_hf.data.fast_pixels import FastPixels
 from fare_hf.data.pixels import unnormalized
-from fare_hf.evaluation import environment
 
 Decoder = Callable[[bytes], Any]
 GPUS = 8
@@ -130,11 +129,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     found: dict[str, Any] = {name: compare(SIZES[name], args) for name in args.sizes}
-    print(json.dumps(found, indent=2))
-    if args.output is not None:
-        found["settings"] = {key: value for key, value in vars(args).items() if key != "output"}
-        found["environment"] = environment(seed=0)
-        args.output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    write(found, args)
 
 
 if __name__ == "__main__":

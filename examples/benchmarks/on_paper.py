@@ -12,16 +12,14 @@ AdamW). A compiler that keeps what it computes in the GPU's caches can beat this
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
-from turns import MODELS
+from turns import MODELS, write
 
 from fare_hf.encoders.flops import count_flops, peak_of
 from fare_hf.encoders.roofline import step_costs
-from fare_hf.evaluation import environment
 
 STEPS = (10, 2)
 HEAD = (
@@ -76,10 +74,7 @@ def main() -> None:
         parser.error(f"--device {args.device} has no peak on record in fare_hf.encoders.flops.")
     found: dict[str, Any] = {"rows": rows(args)}
     print(table(found["rows"]))
-    if args.output is not None:
-        found["settings"] = {key: value for key, value in vars(args).items() if key != "output"}
-        found["environment"] = environment(seed=0)
-        args.output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    write(found, args, quiet=True)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from fare_hf import RobustnessReport, ThreatModel, swap_vision_tower
 from fare_hf.encoders import load_encoder
 from fare_hf.encoders.flops import Flops, count_flops
 from fare_hf.evaluation import NamesConcept, Row, environment, evaluate_captions
-from fare_hf.evaluation.report.intervals import paired_interval
+from fare_hf.evaluation.report.intervals import has_width, paired_interval
 from fare_hf.lab import encoder_folder, load_llava, measure, recipes
 from fare_hf.lab.captions import zero_shot_prompts
 from fare_hf.lab.drawings import all_concepts
@@ -157,8 +157,7 @@ def together(reports: dict[str, list[list[Row]]]) -> Iterator[dict[str, Any]]:
             base = by_figure[ARMS[0]].get(what, [])
             if arm not in (ARMS[0], ORIGINAL) and len(base) == len(rows) and values(rows):
                 line["difference"], interval = paired_interval(values(base), values(rows), images(rows))
-                # Where no two images differ the bootstrap has no width, which would claim certainty.
-                line["interval"] = interval if interval[0] < interval[1] else None
+                line["interval"] = interval if has_width(interval) else None
             yield line
 
 
@@ -193,7 +192,7 @@ def _change(line: dict[str, Any]) -> str:
     if "difference" not in line:
         return ""
     ends = line["interval"] and "[" + ", ".join(f"{100 * end:+.1f}" for end in line["interval"]) + "]"
-    return f"{100 * line['difference']:+.1f} {ends or '(all images alike)'}"
+    return f"{100 * line['difference']:+.1f} {ends or '(no interval)'}"
 
 
 def main() -> None:

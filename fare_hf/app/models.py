@@ -12,10 +12,9 @@ from fare_hf.evaluation.processes import process_state
 from fare_hf.evaluation.vlm.sets import CAPTION_QUESTION, chat_prompt
 from fare_hf.lab.captions import chat
 from fare_hf.lab.models import load_vlm_and_processor
-from fare_hf.lab.names import encoder_path, is_in_lab
-from fare_hf.pretrained.loading import vlm_configuration
+from fare_hf.lab.names import encoder_path, is_in_lab, trained_path
 from fare_hf.vlm import SwapReport, VlmLoss, generate_text, swap_vision_tower, tower_placement, towers_of
-from fare_hf.vlm.families.table import family_of_config
+from fare_hf.vlm.swap.before_loading import check_swap
 
 __all__ = ["ANSWER_TOKENS", "Model", "load_models"]
 
@@ -73,9 +72,8 @@ def load_models(vlm: str, encoder: str, template: str | None = None) -> tuple[li
     """
     if is_in_lab(vlm) and template is not None:
         raise ValueError(f"template is for other models than {vlm}, which has its own: leave it out.")
-    if not is_in_lab(vlm):
-        family_of_config(vlm_configuration(vlm))
     path = encoder_path(encoder)
+    check_swap(trained_path(vlm), path)
     original, processor = load_vlm_and_processor(vlm)
     original.to(process_state().device)
     prompt = chat(CAPTION_QUESTION) if is_in_lab(vlm) else chat_prompt(processor, CAPTION_QUESTION, template)

@@ -170,17 +170,15 @@ class ThreatModel:
         """
         check_same_shape(perturbed, pixels)
         points, clean = (_where_doubles_are(tensor).flatten(1) for tensor in (perturbed, pixels))
-        change = points.to(torch.float64, copy=True).sub_(clean)
-        order = math.inf if self.norm == "linf" else 2
-        outside_ball = torch.linalg.vector_norm(change, ord=order, dim=1) - self.eps
-        low, high = torch.aminmax(points, dim=1)
-        outside_box = torch.maximum(-low.double(), high.double() - 1)
+        change = points.to(torch.float64, copy=True).sub_(clean.double())
+        # `amax` reads rows several times as fast as `aminmax` and the norm do; it keeps NaN, as they do.
+        length = change.abs_().amax(1) if self.norm == "linf" else torch.linalg.vector_norm(change, dim=1)
+        outside_box = torch.maximum(-points.amin(1).double(), points.amax(1).double() - 1)
+        outside_ball = length - self.eps
         return torch.maximum(outside_ball, outside_box).clamp_min(0).nan_to_num(nan=math.inf, posinf=math.inf)
 
     def check(self, perturbed: Tensor, pixels: Tensor) -> None:
         """Raise ValueError, naming the samples, when any of them lies outside the threat model. One host sync."""
-        if self.norm == "linf" and self._holds_all(perturbed, pixels):
-            return
         violation = self.violation(perturbed, pixels).cpu()
         if (violation > 0).any():
             samples = violation.nonzero().flatten().tolist()
@@ -188,15 +186,6 @@ class ThreatModel:
                 f"perturbation of samples {samples} leaves the threat model {self} by up to {violation.max():.3g}: "
                 "evaluate the pixels the attack returned, in fp32, against the clean pixels it was given."
             )
-
-    def _holds_all(self, perturbed: Tensor, pixels: Tensor) -> bool:
-        """Whether every value of a batch is inside, under linf, in fp64: without regard to samples, a third of the
-        cost of `violation` on a CPU. False for NaN."""
-        check_same_shape(perturbed, pixels)
-        points, clean = _where_doubles_are(perturbed), _where_doubles_are(pixels)
-        change = torch.stack(torch.aminmax(points.to(torch.float64, copy=True).sub_(clean.double())))
-        down, up, low, high = torch.cat([change, torch.stack(torch.aminmax(points)).double()]).tolist()
-        return down >= -self.eps and up <= self.eps and low >= 0 and high <= 1
 
     def round_to(self, perturbed: Tensor, pixels: Tensor, dtype: torch.dtype) -> Tensor:
         """Round points to a model's dtype without leaving the threat model around the fp32 `pixels`.

@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
     from fare_hf.evaluation.vlm.forced_strings import read_targets, target_loss
     from fare_hf.evaluation.vlm.stealth import STEALTH_TARGETS, evaluate_stealth
     from fare_hf.files.folders import locked_folder
-    from fare_hf.lab.names import encoder_path, is_in_lab
+    from fare_hf.lab.names import encoder_path, trained_path
     from fare_hf.vlm.swap.before_loading import check_swap
 
     threat_model = ThreatModel("linf", args.eps)
@@ -86,8 +86,7 @@ def run(args: argparse.Namespace) -> None:
     victims = {name: encoder_path(encoder) for name, encoder in named.items()}
     for encoder in victims.values():
         _check_victim(encoder)
-        if not is_in_lab(args.vlm):
-            check_swap(args.vlm, encoder)
+        check_swap(trained_path(args.vlm), encoder)
     vlm, processor, prompt = _model(args)
     for target in targets:  # before any attack: each has tokens, and room in an answer
         target_loss(vlm, processor, prompt, target, args.max_new_tokens)

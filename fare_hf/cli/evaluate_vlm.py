@@ -105,8 +105,9 @@ def _on_the_lab(args: argparse.Namespace, dataset: str, strings: Sequence[str], 
     from fare_hf.attacks import ThreatModel
     from fare_hf.evaluation import RobustnessReport, environment
     from fare_hf.lab.models import load_vlm_and_processor
-    from fare_hf.lab.names import LAB_VLMS, LLAVA, TEST_SETS, is_in_lab
+    from fare_hf.lab.names import LAB_VLMS, LLAVA, TEST_SETS, is_in_lab, trained_path
     from fare_hf.vlm import swap_vision_tower
+    from fare_hf.vlm.swap.before_loading import check_swap
 
     if not is_in_lab(args.vlm):
         raise ValueError(f"--dataset {dataset} is for --vlm {LAB_VLMS} alone: give images of your own.")
@@ -118,8 +119,11 @@ def _on_the_lab(args: argparse.Namespace, dataset: str, strings: Sequence[str], 
     if args.against is not None and args.encoder is None:
         raise ValueError(f"--against {args.against} is what an encoder is compared with: give ENCODER too.")
     threats = [ThreatModel("linf", radius) for radius in args.eps or ("2/255", "4/255")]
+    towers = [args.against] if args.encoder is None else [args.against, args.encoder]
+    for tower in filter(None, towers):
+        check_swap(trained_path(args.vlm), tower)
     rows: list[Row] = []
-    for number, tower in enumerate([args.against] if args.encoder is None else [args.against, args.encoder]):
+    for number, tower in enumerate(towers):
         vlm = load_vlm_and_processor(args.vlm)
         if tower is not None:
             swap_vision_tower(vlm[0], tower)

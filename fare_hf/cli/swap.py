@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fare_hf.cli.console import refuse_missing
 from fare_hf.files.folders import check_new_folder
-from fare_hf.lab.names import check_vlm, encoder_path, is_in_lab
+from fare_hf.lab.names import check_vlm, encoder_path, trained_path
 
 __all__ = ["EXAMPLES", "GOING_ON", "PURPOSE", "add_options", "check", "run"]
 
@@ -43,8 +43,7 @@ def run(args: argparse.Namespace) -> None:
     from fare_hf.vlm.swap.before_loading import check_swap
 
     encoder = encoder_path(args.encoder)
-    if not is_in_lab(args.vlm):
-        check_swap(args.vlm, encoder)
+    check_swap(trained_path(args.vlm), encoder)
     vlm, processor = load_vlm_and_processor(args.vlm)
     print(swap_vision_tower(vlm, encoder, processor))
     with whole_folder(args.output_dir) as folder:

@@ -51,7 +51,13 @@ def test_what_does_not_fit_together_is_refused(folders: tuple[str, str]) -> None
         load_models("lab:llava", "lab:fare-4", "{} <image>")
     with pytest.raises(ValueError, match="has no chat template: give template"):
         load_models(*folders)
-    with pytest.raises(ValueError, match="is a 'llava' model, not a vision encoder or CLIP"):
+    with pytest.raises(ValueError, match="is a vision-language model .llava., and an encoder is wanted"):
         load_models("lab:llava", folders[0])
     with pytest.raises(ValueError, match="is a 'clip_vision_model' model, not a vision-language model"):
         load_models(folders[1], "lab:fare-4")
+
+
+def test_an_encoder_that_does_not_fit_is_told_before_weights_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fare_hf.app.models.load_vlm_and_processor", pytest.fail)
+    with pytest.raises(ValueError, match="the vision tower of .*needs a CLIPVisionModel"):
+        load_models("lab:llava", "lab:smolvlm-4")

@@ -130,6 +130,13 @@ def test_a_victim_that_does_not_fit_is_told_before_any_attack(
         cli.main(words(place, tmp_path / "out", "--victims", f"wide={tmp_path / 'wide'}"))
 
 
+def test_a_victim_of_a_model_of_the_lab_too(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fare_hf.evaluation.vlm.stealth.apgd", pytest.fail)
+    line = ["attack", "lab:llava", "--dataset", "lab:digits", "--targets", str(place / "targets.txt")]
+    with pytest.raises(SystemExit, match="SmolVLMVisionTransformer, the vision tower of .*llava' needs"):
+        cli.main([*line, "--victims", "other=lab:smolvlm-4", "--output_dir", str(tmp_path / "out")])
+
+
 def test_a_processor_without_a_chat_template_needs_one(place: Path, tmp_path: Path) -> None:
     line = [word for word in words(place, tmp_path / "out") if word not in ("--template", TEMPLATE)]
     with pytest.raises(SystemExit, match="LlavaProcessor has no chat template: give template"):

@@ -189,6 +189,21 @@ def test_what_cannot_be_measured_is_one_sentence_before_weights_are_loaded(
     assert "\n" not in str(found.value)
 
 
+NO_TOWER = "is a SmolVLMVisionTransformer, the vision tower .*needs a CLIPVisionModel"
+
+
+@pytest.mark.parametrize("dataset", ["lab:captions", "photos"])
+def test_an_encoder_that_does_not_fit_a_model_of_the_lab_is_told_before_anything_is_measured(
+    dataset: str, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for engine in ("captions", "ensemble"):
+        monkeypatch.setattr(f"fare_hf.evaluation.vlm.{engine}.VlmEngine", pytest.fail)
+    given = dataset if dataset.startswith("lab:") else str(place / dataset)
+    words = ["evaluate", "lab:smolvlm-4", "--vlm", "lab:llava", "--dataset", given, "--task", "captions"]
+    with pytest.raises(SystemExit, match=NO_TOWER):
+        cli.main([*words, "--output_dir", str(tmp_path / "out")])
+
+
 def test_answers_that_are_lists_in_some_rows_alone(place: Path, tmp_path: Path) -> None:
     write_images(tmp_path / "mixed", [{"question": "a ?", "answer": said} for said in (["b"], "c")])
     with pytest.raises(ValueError, match="has a column with a text in some rows and a list in others .*make all of"):

@@ -86,6 +86,9 @@ def test_the_study_of_embeddings_trains_measures_and_compares(
     for _ in range(2):  # the second time nothing is trained or measured
         run("studies/vlm_embeddings.py", *words, monkeypatch=monkeypatch)
     assert capsys.readouterr().out.count("seed 0: measured") == 3
+    for arm in ("projected", "features"):
+        recipe = json.loads((tmp_path / arm / "lr-1e-3" / "seed-0" / "training.json").read_text())
+        assert recipe["embedding"] == arm
     study = json.loads((tmp_path / "study.json").read_text())
     arms = {line["arm"]: line for line in study["figures"] if (line["task"], line["eps"]) == ("captions", "4/255")}
     assert list(arms) == ["original", "projected", "features"] and len(arms["features"]["interval"]) == 2

@@ -24,7 +24,7 @@ from fare_hf.evaluation.vlm.sets import VlmData, is_vlm_set, load_vlm_set, vlm_s
 from fare_hf.pretrained.loading import load_processor, load_vlm, vlm_configuration
 from fare_hf.vlm import swap_vision_tower
 from fare_hf.vlm.families.table import family_of_config
-from fare_hf.vlm.swap.before_loading import check_can_be_encoder, check_swap
+from fare_hf.vlm.swap.before_loading import check_swap
 
 __all__ = ["evaluate_vlm_on_data", "with_samples"]
 
@@ -214,9 +214,7 @@ def _check(plan: _Plan, vlm: Name | tuple[Any, Any], towers: Sequence[str | None
     if plan.of_the_table:
         _check_of_the_table(plan)
     for tower in filter(None, towers):
-        check_can_be_encoder(tower)
-        if not isinstance(vlm, tuple):
-            check_swap(str(vlm), tower)
+        check_swap(vlm[0] if isinstance(vlm, tuple) else str(vlm), tower)
     if not isinstance(vlm, tuple):
         family_of_config(vlm_configuration(str(vlm)))
     plan.open(vlm[1] if isinstance(vlm, tuple) else load_processor(str(vlm)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, PreTrainedModel
 
 from fare_hf.files.folders import check_model_name
 from fare_hf.pretrained.configuration import read_configuration
@@ -16,13 +16,17 @@ from fare_hf.vlm.swap.compatibility import check_architecture
 __all__ = ["check_can_be_encoder", "check_swap"]
 
 
-def check_swap(vlm: str, encoder: str) -> None:
+def check_swap(vlm: str | PreTrainedModel, encoder: str) -> None:
     """Looks at the configurations of a vision-language model and of an encoder.
+
+    Args:
+        vlm: folder or repository, or the model itself.
+        encoder: folder or repository.
 
     Raises:
         ValueError, TypeError: no model, another kind of model, towers that do not fit.
     """
-    config = vlm_configuration(vlm)
+    config = vlm_configuration(vlm) if isinstance(vlm, str) else vlm.config
     family = family_of_config(config)
     check_can_be_encoder(encoder)
     if Path(encoder).is_dir() and not (Path(encoder) / "config.json").is_file():
@@ -34,7 +38,7 @@ def check_swap(vlm: str, encoder: str) -> None:
     given = getattr(given, "vision_config", given)
     if kind_typed(given.model_type) is None:
         return  # a text encoder, another kind of tower: the swap names it
-    check_architecture(config, family, config.vision_config, given, encoder, vlm)
+    check_architecture(config, family, config.vision_config, given, encoder, vlm if isinstance(vlm, str) else "")
 
 
 def check_can_be_encoder(encoder: str) -> None:

@@ -63,6 +63,11 @@ def test_cider_of_the_reference_implementation() -> None:
 REFERENCE_SCORES = [3.6506919541958243, 4.863329179486162, 0.9843027177169921]
 
 
+def test_the_best_cider_is_ten_although_its_parts_are_rounded() -> None:
+    captions = ["c h h g", "e f i d c d f", "j d g i j", "l c f c l e g"]
+    assert Cider([[caption] for caption in captions]).score(captions[1], 1) == 10.0
+
+
 def test_words_of_captions() -> None:
     text = "A man's dog isn't on the T-shirt, \"cool\"; it cannot (at 5 o'clock) cost 1,000!"
     expected = "a man 's dog is n't on the t-shirt cool it can not -lrb- at 5 o'clock -rrb- cost 1,000"

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
+from functools import cache
 from typing import TypeVar
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object, parse_flag_from_env
+from torch import distributed as torch_distributed
 from tqdm.auto import tqdm
 
-__all__ = ["agreed", "counted", "divided", "process_state"]
+__all__ = ["agreed", "counted", "divided", "leave_group_at_exit", "process_state"]
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
@@ -22,8 +26,26 @@ LONGEST_WAIT = timedelta(days=30)
 
 def process_state() -> PartialState:
     """The processes that accelerate or torchrun started; on a CPU `PartialState` sees one alone, if it is not told."""
+    leave_group_at_exit()
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     return PartialState(cpu=cpu, timeout=LONGEST_WAIT)
+
+
+@cache
+def leave_group_at_exit() -> None:
+    """Has this process leave its group of gloo before the interpreter goes.
+
+    Threads of a group that is still there when the interpreter is taken down abort the process at times ("terminate
+    called without an active exception"), and the launcher calls a run failed that had done all its work.
+    """
+    atexit.register(_leave_group)
+
+
+def _leave_group() -> None:
+    """Not after an error: leaving waits for what was sent to the others, which may never take it."""
+    failed = hasattr(sys, "last_value")
+    if not failed and torch_distributed.is_initialized() and "gloo" in torch_distributed.get_backend():
+        torch_distributed.destroy_process_group()
 
 
 def divided(parts: Sequence[Part], work: Callable[[Part], Result], *, distributed: bool) -> Iterator[Result]:

@@ -21,6 +21,7 @@ from fare_hf.data.batches import check_samples, collate_pixels
 from fare_hf.encoders import evaluating, freeze, freeze_unused, matmul_patch_embedding
 from fare_hf.encoders.precision import attack_mode, cast_for_good
 from fare_hf.encoders.reading import EncoderReading, Reading
+from fare_hf.evaluation.processes import leave_group_at_exit
 from fare_hf.hub import Publication
 from fare_hf.objectives import Objective, TecoaObjective
 from fare_hf.objectives.objective import update_images
@@ -120,6 +121,7 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
         reading: Reading | None = None,
         **kwargs: Any,
     ) -> None:
+        leave_group_at_exit()
         check_trainer_options(kwargs)
         check_parts(args, model, eval_dataset, processing_class, objective, validation, reading)
         weight = args.patch_weight or 1.0

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.distributed.groups import LEFT
 from helpers.divided import COUNT, RUNS, everything, questions
 from helpers.launched_runs import TWO, start
 from helpers.paths import TESTS
@@ -51,6 +52,7 @@ def test_two_processes_find_what_one_does_and_go_on_where_it_stopped(
     run["commands"] += [[*suite, str(tmp_path / "suites" / "two")], [*forced, str(tmp_path / "attack" / "two")]]
     ended = start(run, *TWO.split(), script=SCRIPT)
     assert ended.returncode == 0, ended.stderr[-3000:]
+    assert ended.stderr.count(LEFT) == 2
     first, second = (json.loads((two / f"{rank}.json").read_text()) for rank in range(2))
     assert first.pop("processes") == second.pop("processes") == 2
     for told in (first.pop("universal"), second.pop("universal")):

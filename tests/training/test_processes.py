@@ -12,6 +12,7 @@ from typing import Any
 import datasets
 import pytest
 import torch
+from helpers.distributed.groups import LEFT
 from helpers.distributed.tiny_run import tiny_trainer
 from helpers.launched_runs import (
     CONFIGURATIONS,
@@ -53,6 +54,7 @@ def test_two_processes_equal_one(legacy_vision_folder: Path, tmp_path: Path) -> 
     two = {**options, "per_device_train_batch_size": 4, "output_dir": str(tmp_path / "two")}
     result = start(two, *TWO.split())
     assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stderr.count(LEFT) == 2
     one = tiny_trainer(output_dir=str(tmp_path / "one"), **options)
     one.train()
     assert relative_error(tmp_path / "two", one.model.state_dict()) <= 1e-6 < 1e-4 < moved(one)

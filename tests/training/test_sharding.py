@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
+from helpers.distributed.groups import LEFT
 from helpers.distributed.tiny_run import RandomPixels, tiny_trainer
 from helpers.launched_runs import CONFIGURATIONS, FSDP, OPTIONS, moved, relative_error, start, write_images
 from helpers.tiny_parts import siglip_encoder
@@ -37,6 +38,7 @@ def launch(runs: list[dict[str, Any]], *further: str) -> None:
     """Two processes by the ready configuration, which must end well."""
     result = start(runs, *FSDP.split(), *further)
     assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stderr.count(LEFT) == 2
 
 
 def assert_sharded(folder: Path) -> dict[str, Any]:

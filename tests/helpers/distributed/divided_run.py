@@ -6,12 +6,14 @@ import json
 import sys
 from pathlib import Path
 
+from helpers.distributed.groups import tell_group_at_exit
 from helpers.divided import everything, universal
 
 from fare_hf.cli import main as cli
 from fare_hf.evaluation.processes import process_state
 
 if __name__ == "__main__":
+    tell_group_at_exit()
     options = json.loads(sys.argv[1])
     state = process_state()
     found = everything(Path(options["folder"]), distributed=True)

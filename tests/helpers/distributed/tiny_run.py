@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from helpers.distributed.groups import tell_group_at_exit
 from helpers.distributed.sharded_on_cpu import how_it_ran, shard_on_cpu
 from torch.utils.data import Dataset
 from transformers import AutoImageProcessor, TrainerCallback
@@ -145,6 +146,7 @@ def note_how_it_runs() -> None:
 
 def main() -> None:
     """Runs what the first argument describes, one run or several, one after the other."""
+    tell_group_at_exit()
     described = json.loads(sys.argv[1])
     torch.set_num_threads(1)
     note_how_it_runs()

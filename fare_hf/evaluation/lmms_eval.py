@@ -19,6 +19,7 @@ from lmms_eval.models.registry_v2 import ModelManifest
 from lmms_eval.protocol import ChatMessages
 from tqdm.auto import tqdm
 
+from fare_hf.evaluation.processes import leave_group_at_exit
 from fare_hf.pretrained.loading import load_processor, load_vlm
 from fare_hf.vlm import swap_vision_tower
 from fare_hf.vlm.prompts import start_device
@@ -74,6 +75,7 @@ class FareLlava(lmms):
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
             raise ValueError(f"batch_size {batch_size!r} is no whole number of at least 1: give one.")
         self.batch_size = int(batch_size)
+        leave_group_at_exit()
         self.accelerator = Accelerator()
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         self.processor = _processor(pretrained, revision, chat_template)

@@ -70,7 +70,7 @@ def check(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> None:
     """Attacks string after string; what is finished is not run again."""
     from fare_hf.attacks import ThreatModel
-    from fare_hf.evaluation.processes import process_state
+    from fare_hf.evaluation.processes import opening_together, process_state
     from fare_hf.evaluation.report.environment import environment
     from fare_hf.evaluation.report.report import RobustnessReport
     from fare_hf.evaluation.vlm.adversarial_images import MANIFEST
@@ -87,10 +87,11 @@ def run(args: argparse.Namespace) -> None:
     for encoder in victims.values():
         _check_victim(encoder)
         check_swap(trained_path(args.vlm), encoder)
-    vlm, processor, prompt = _model(args)
-    for target in targets:  # before any attack: each has tokens, and room in an answer
-        target_loss(vlm, processor, prompt, target, args.max_new_tokens)
-    (pixels, called), dataset = _images(args, processor), Path(args.dataset).name
+    with opening_together():
+        vlm, processor, prompt = _model(args)
+        for target in targets:  # before any attack: each has tokens, and room in an answer
+            target_loss(vlm, processor, prompt, target, args.max_new_tokens)
+        (pixels, called), dataset = _images(args, processor), Path(args.dataset).name
     first = process_state().is_main_process
     say: Callable[[object], None] = print if first else lambda line: None
     options: dict[str, Any] = {"prompt": prompt, "model": Path(args.encoder or args.vlm).name, "image_names": called}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import json
 import logging
 import os
 import re
 import select
 import sys
 import textwrap
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -174,7 +176,16 @@ def one_sentence(program: str, going_on: str = "") -> Iterator[None]:
             sys.exit(141)
         if os.environ.get(TRACEBACK):
             raise
-        sys.exit(f"{program}: error: {_sentence(error)}")
+        sentence = f"{program}: error: {_sentence(error)}"
+        _tell_launcher(sentence)
+        sys.exit(sentence)
+
+
+def _tell_launcher(sentence: str) -> None:
+    """torchrun, which starts several processes for accelerate, ends with what the first that failed wrote here."""
+    if (path := os.environ.get("TORCHELASTIC_ERROR_FILE")) is not None:
+        with suppress(OSError):
+            Path(path).write_text(json.dumps({"message": sentence, "timestamp": int(time.time())}), encoding="utf-8")
 
 
 def _nobody_reads() -> bool:

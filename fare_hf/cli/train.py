@@ -24,7 +24,8 @@ from fare_hf.cli.recipe_files import expand_config
 from fare_hf.cli.training_arguments import FareScriptArguments, check_arguments
 from fare_hf.cli.training_options import OptionParser, build_parser, parse
 from fare_hf.data.columns import class_names_of, is_stream
-from fare_hf.data.opening import is_image_folder, looked_at_once
+from fare_hf.data.folder_listing import listed_once
+from fare_hf.data.opening import is_image_folder
 from fare_hf.data.pixel_datasets import load_pixels
 from fare_hf.data.streaming import spread_samples
 from fare_hf.encoders import check_compared, check_encoder_type, load_encoder
@@ -78,7 +79,7 @@ def train(script: FareScriptArguments, config: FareConfig) -> Path:
     if config.embedding != FEATURES and script.model == LAB_LLAVA:
         script.model = encoder_path("lab:clip")  # its tower, which is stored once
     _check_model(script.model, config.embedding)  # before anything large is fetched or prepared
-    with looked_at_once(script.dataset):
+    with listed_once():
         trainer = _make_trainer(script, config)
     trainer.remove_callback(SayHowToSave)
     if not config.disable_tqdm:

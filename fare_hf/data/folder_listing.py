@@ -1,22 +1,25 @@
-"""What lies in a folder: walked once, by one process of a training, which tells the others."""
+"""What lies in a folder: walked once, by one of several processes, which tells the others."""
 
 from __future__ import annotations
 
 import os
+import pickle
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any, TypeVar
 
 from torch import distributed
 
 from fare_hf.data.decoding import IMAGE_ENDINGS
 
-__all__ = ["KNOWN", "METADATA", "FolderListing", "list_folder", "listed_once"]
+__all__ = ["METADATA", "FolderListing", "found_once", "list_folder", "listed_once"]
 
+Found = TypeVar("Found")
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 SHARDS = frozenset(".arrow .gz .h5 .hdf5 .lance .parquet .tar .tgz .vortex .zip".split())
 TABLES = frozenset((*SHARDS, ".csv", ".json", ".jsonl"))
@@ -37,6 +40,16 @@ class FolderListing:
     folder: Path
     files: list[Path] = field(default_factory=list)
     others: Counter[str] = field(default_factory=Counter)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Names in one text: a path of its own for each of a million would take a second to send."""
+        start = len(str(self.folder))
+        names = "\0".join(str(path)[start:].lstrip(os.sep) for path in self.files)
+        return _listing_of, (self.folder, names, self.others)
+
+    def as_of(self, folder: Path) -> FolderListing:
+        """The same files, where the folder has another path: on another machine, say."""
+        return FolderListing(folder, [folder / path.relative_to(self.folder) for path in self.files], self.others)
 
     @cached_property
     def images(self) -> list[Path]:
@@ -60,71 +73,72 @@ class FolderListing:
         return self.is_of_images and not any(path.name in METADATA for path in self.files)
 
 
-KNOWN: ContextVar[FolderListing | None] = ContextVar("KNOWN", default=None)
-"""Of the folder that is listed once."""
+KNOWN: ContextVar[dict[Hashable, Any] | None] = ContextVar("KNOWN", default=None)
+"""What `found_once` has found inside `listed_once`."""
 
 
 def list_folder(folder: Path) -> FolderListing:
     """Lists a folder and those below it; links are followed, but for a link to a folder that was read already."""
-    known = KNOWN.get()
-    return known if known is not None and known.folder == folder.resolve() else _walked(folder)
+    root = folder.resolve()  # as `datasets` names its files
+    found = found_once(("files", root), lambda: _walked(root))
+    return found if found.folder == root else found.as_of(root)
 
 
 @contextmanager
-def listed_once(name: str, check: Callable[[FolderListing], None]) -> Iterator[None]:
-    """Inside, a folder of data is not walked again: the first process did, and sent its list to the others.
+def listed_once() -> Iterator[None]:
+    """Inside, no folder is walked twice: the first process walks it, and sends its list to the others.
 
     On a network file system the walk of a million images takes minutes, and as many processes that walk it at once
-    take each other's time. All processes have to come here.
-
-    Args:
-        name: of a data set; one that is no folder here is left alone.
-        check: looks at the list in the first process; what it raises is raised in all.
-
-    Raises:
-        OSError, ValueError: as `check`.
+    take each other's time. All processes of the group have to come here, and open the same inside.
     """
-    token = KNOWN.set(_from_first(Path(name).expanduser(), check))
+    token = KNOWN.set({} if KNOWN.get() is None else KNOWN.get())
     try:
         yield
     finally:
         KNOWN.reset(token)
 
 
-def _from_first(folder: Path, check: Callable[[FolderListing], None]) -> FolderListing | None:
-    """The first process's list of a folder, as of this machine: the files' names below the folder are sent."""
-    several = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
-    found = _checked(folder, check) if not several or distributed.get_rank() == 0 else None
-    if several:
-        box = [_packed(found) if isinstance(found, FolderListing) else found]
-        distributed.broadcast_object_list(box)
-        found = _unpacked(folder.resolve(), *box[0]) if isinstance(box[0], tuple) else box[0]
+def found_once(what: Hashable, find: Callable[[], Found]) -> Found:
+    """What one process finds, in all of them and once, inside `listed_once`; elsewhere it is found here.
+
+    Args:
+        what: a name for it.
+        find: of which the first process's result is sent to the others; what it raises is raised in all.
+
+    Raises:
+        OSError, ValueError: as `find`; of an error of another kind its words, as ValueError.
+    """
+    if (known := KNOWN.get()) is None:
+        return find()
+    if what not in known:
+        known[what] = _of_the_first(find)
+    found: Found = known[what]
+    return found
+
+
+def _of_the_first(find: Callable[[], Found]) -> Found:
+    """What the first process of a group finds, or its error."""
+    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
+        return find()
+    box = [_pickled(find) if distributed.get_rank() == 0 else None]
+    distributed.broadcast_object_list(box)
+    found = pickle.loads(box[0] or b"")
     if isinstance(found, Exception):
         raise found
     return found
 
 
-def _checked(folder: Path, check: Callable[[FolderListing], None]) -> FolderListing | Exception | None:
-    """A folder's list, or what `check` says of it."""
-    if not folder.is_dir():
-        return None
-    listing = _walked(folder.resolve())  # as `datasets` names its files
+def _pickled(find: Callable[[], Any]) -> bytes:
+    """What is found, or the error; the others wait for one of both, whatever happens here."""
     try:
-        check(listing)
-    except (OSError, ValueError) as error:
-        return error
-    return listing
+        return pickle.dumps(find())
+    except Exception as error:
+        plain = type(error) in (ValueError, OSError, FileNotFoundError, PermissionError)
+        return pickle.dumps(error if plain else ValueError(str(error)))
 
 
-def _packed(listing: FolderListing) -> tuple[str, dict[str, int]]:
-    """Names in one text: a path of its own for each of a million would take a second to send."""
-    start = len(str(listing.folder))
-    return "\0".join(str(path)[start:].lstrip(os.sep) for path in listing.files), dict(listing.others)
-
-
-def _unpacked(folder: Path, names: str, others: dict[str, int]) -> FolderListing:
-    files = [folder / name for name in names.split("\0")] if names else []
-    return FolderListing(folder, files, Counter(others))
+def _listing_of(folder: Path, names: str, others: Counter[str]) -> FolderListing:
+    return FolderListing(folder, [folder / name for name in names.split("\0")] if names else [], others)
 
 
 def _walked(folder: Path) -> FolderListing:

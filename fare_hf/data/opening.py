@@ -6,8 +6,8 @@ import ast
 import logging
 import re
 import zlib
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from huggingface_hub.errors import GatedRepoError
 
 from fare_hf.data.columns import HuggingFaceDataset, class_names_of, find_columns
 from fare_hf.data.decoding import IMAGE_ENDINGS
-from fare_hf.data.folder_listing import KNOWN, FolderListing, list_folder, listed_once
+from fare_hf.data.folder_listing import FolderListing, found_once, list_folder
 from fare_hf.data.image_folders import (
     has_configurations,
     images_of,
@@ -35,7 +35,6 @@ __all__ = [
     "explained",
     "is_image_folder",
     "load_images",
-    "looked_at_once",
     "open_split",
     "whole_split",
 ]
@@ -100,17 +99,6 @@ def check_folder(name: str) -> None:
         raise ValueError(NO_IMAGES.format(name))
 
 
-def looked_at_once(name: str) -> AbstractContextManager[None]:
-    """Inside, a folder of data is neither walked nor looked through again, by any process of a training.
-
-    All processes have to come here; see `listed_once`.
-
-    Raises:
-        OSError, ValueError: tar archives that `check_folder` refuses.
-    """
-    return listed_once(name, _check_shards)
-
-
 def is_image_folder(name: str) -> bool:
     """Whether a data set is a folder of image files, with nothing that says more about them."""
     folder = Path(name).expanduser()
@@ -145,7 +133,7 @@ def open_split(
     """
     check_no_lab_name(name)
     folder = Path(name).expanduser()
-    try:
+    with _explaining(name, split):
         if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
             if config is not None:
                 raise ValueError(f"dataset_config={config!r}: {name!r} is a saved data set and has none.")
@@ -153,8 +141,15 @@ def open_split(
         if folder.is_file():
             raise ValueError(f"dataset {name!r} is a file; give the folder that it is in.")
         if folder.is_dir():
-            return _open_folder(_looked_at(folder), split, streaming, config)
+            return _open_folder(_looked_at(folder), name, split, streaming, config)
         return datasets.load_dataset(name, config, split=split, streaming=streaming), ""
+
+
+@contextmanager
+def _explaining(name: str, split: str) -> Iterator[None]:
+    """Says what went wrong inside as one sentence."""
+    try:
+        yield
     except (OSError, RuntimeError, ValueError, *DAMAGED) as error:
         told = explained(name, error, split)
         if told is error:
@@ -207,18 +202,14 @@ def explained(name: str, error: Exception, split: str = "train") -> ValueError:
 
 def _looked_at(folder: Path) -> FolderListing:
     """What lies in a folder; its archives are whole."""
-    listing = list_folder(folder.resolve())  # as `datasets` names its files
-    if listing is not KNOWN.get():
-        _check_shards(listing)
+    listing = list_folder(folder)
+    archives = [path for path in listing.files if path.suffix.lower() == ".tar"]
+    found_once(("archives", listing.folder), lambda: check_archives(archives))
     return listing
 
 
-def _check_shards(listing: FolderListing) -> None:
-    check_archives([path for path in listing.files if path.suffix.lower() == ".tar"])
-
-
 def _open_folder(
-    listing: FolderListing, split: str, streaming: bool, config: str | None
+    listing: FolderListing, name: str, split: str, streaming: bool, config: str | None
 ) -> tuple[HuggingFaceDataset, str]:
     """Image files as they lie there; tables of metadata, shards and what a card says as `datasets` reads them."""
     own = config is not None or has_configurations(listing.folder)
@@ -232,10 +223,26 @@ def _open_folder(
     options: dict[str, Any] = {"path": str(listing.folder), "name": config}
     if not own and listing.is_of_images:
         options = {"path": "imagefolder", "data_files": split_patterns(listing)}
-    dataset = datasets.load_dataset(**options, split=split, streaming=streaming)
-    files = datasets.load_dataset_builder(**options).config.data_files or {}
+    builder = _builder(listing.folder, options, name, split)
+    if streaming:
+        dataset = builder.as_streaming_dataset(split=split)
+    else:
+        builder.download_and_prepare()  # by one process of a machine, as the others wait for its lock
+        dataset = builder.as_dataset(split=split)
+    files = builder.config.data_files or {}
     read = {Path(path) for paths in files.values() for path in paths}
     return dataset, passed_over(listing, read - _unlisted(dataset, read))
+
+
+def _builder(folder: Path, options: dict[str, Any], name: str, split: str) -> Any:
+    """What `datasets` reads a folder with, and its list of the files; the first process's where paths are the same."""
+
+    def listed() -> tuple[Path, Any]:
+        with _explaining(name, split):
+            return folder, datasets.load_dataset_builder(**options)
+
+    where, builder = found_once(("builder", folder, str(options)), listed)
+    return builder if where == folder else listed()[1]
 
 
 def _saved_split(saved: Any, name: str, split: str, streaming: bool) -> HuggingFaceDataset:

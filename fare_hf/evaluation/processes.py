@@ -6,6 +6,7 @@ import atexit
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
 from typing import TypeVar
@@ -16,7 +17,9 @@ from accelerate.utils import gather_object, parse_flag_from_env
 from torch import distributed as torch_distributed
 from tqdm.auto import tqdm
 
-__all__ = ["agreed", "counted", "divided", "leave_group_at_exit", "process_state"]
+from fare_hf.data.folder_listing import listed_once
+
+__all__ = ["agreed", "counted", "divided", "leave_group_at_exit", "opening_together", "process_state"]
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
@@ -46,6 +49,14 @@ def _leave_group() -> None:
     failed = hasattr(sys, "last_value")
     if not failed and torch_distributed.is_initialized() and "gloo" in torch_distributed.get_backend():
         torch_distributed.destroy_process_group()
+
+
+@contextmanager
+def opening_together() -> Iterator[None]:
+    """Inside, all processes open the same data sets, and the first one alone lists their folders (`listed_once`)."""
+    process_state()
+    with listed_once():
+        yield
 
 
 def divided(parts: Sequence[Part], work: Callable[[Part], Result], *, distributed: bool) -> Iterator[Result]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -165,6 +165,13 @@ class SavedBatches:
     def claimed(cls, folder: str | Path | None, settings: Callable[[], Mapping[str, Any]]) -> Self:
         """Of a run in a folder that is its own (see `claim`); the settings are asked for where there is a folder."""
         return cls(None) if folder is None else cls(Path(folder), claim(Path(folder), settings()))
+
+    def part(self, name: str) -> Self:
+        """Of one of several attacks of the run, with files of its own."""
+        if self.folder is None:
+            return self
+        (self.folder / name).mkdir(exist_ok=True)
+        return replace(self, folder=self.folder / name)
 
     def once(self, name: str, make: Callable[[], dict[str, Tensor]], *, distributed: bool) -> dict[str, Tensor]:
         """Tensors that are made once: the same run reads what it wrote.

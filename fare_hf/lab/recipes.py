@@ -75,7 +75,7 @@ def quick_recipe(max_steps: int = QUICK_STEPS) -> dict[str, str]:
 def command(options: dict[str, str], output_dir: Path) -> list[str]:
     """`accelerate launch -m fare_hf.train` with these options, in one process with all cores."""
     launch = ["--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    launch += ["--num_cpu_threads_per_process", str(torch.get_num_threads())]
+    launch += ["--num_cpu_threads_per_process", str(torch.get_num_threads()), "--quiet"]  # no traceback of its own
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
     train = ["-m", "fare_hf.train", *words, "--output_dir", str(output_dir)]
     return [sys.executable, "-m", "accelerate.commands.launch", *launch, *train]
@@ -98,7 +98,8 @@ def main() -> None:
     for name in args.names:
         words = command(recipe(name, args.max_steps) | {"seed": args.seed}, args.out / name)
         print(f"$ {shown(words)}", flush=True)
-        subprocess.run(words, check=True)
+        if status := subprocess.run(words, check=False).returncode:
+            sys.exit(status)  # what it said stands above
 
 
 if __name__ == "__main__":

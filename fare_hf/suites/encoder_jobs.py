@@ -181,7 +181,8 @@ class ZeroShot(OnImages, Attacked):
         folder = subject.output_dir / "masking"
         folder.mkdir(parents=True, exist_ok=True)
         for threat in self.threats():
-            options = effort | {"surrogate": surrogate, "distributed": True}
+            states = subject.states / f"masking-{threat.eps:g}"
+            options = effort | {"surrogate": surrogate, "folder": states, "distributed": True}
             report = check_gradient_masking(logits_of, pixels, labels, threat, **options)
             if not process_state().is_main_process:
                 continue

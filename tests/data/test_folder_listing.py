@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 from pathlib import Path
+from typing import Any
 
+import datasets
 import pytest
 from helpers.launched_runs import SCRIPT, TWO, noise, start, write_images
 from helpers.train_command import TINY
+from helpers.vlm_folders import TEMPLATE, command, write_captions, write_llava
 
-from fare_hf.data import folder_listing
-from fare_hf.data.folder_listing import list_folder, listed_once
-from fare_hf.data.opening import looked_at_once
+from fare_hf.data.folder_listing import FolderListing, list_folder, listed_once
 
 COUNTED = SCRIPT.with_name("counted_listings.py")
 
@@ -59,45 +61,92 @@ def test_a_folder_that_may_not_be_read_is_counted(folder: Path, monkeypatch: pyt
 
 
 def test_inside_a_folder_is_walked_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By all of its names; another folder is walked as ever, and after the block this one is too."""
+    """By all of its names; another folder is walked as well, and after the block this one is again."""
     asked: list[str] = []
     inner = os.scandir
-    before = list_folder(folder.resolve())
+    before = list_folder(folder)
     monkeypatch.setattr(os, "scandir", lambda path: asked.append(str(path)) or inner(path))
     monkeypatch.chdir(tmp_path)
-    with listed_once("data", lambda listing: None):
-        assert len(asked) == 3
+    with listed_once():
         assert list_folder(folder) == list_folder(Path("data")) == before and len(asked) == 3
         assert len(list_folder(folder / "dog").files) == 4 and len(asked) == 4
+        with listed_once():
+            assert list_folder(folder) == before and len(asked) == 4
     assert list_folder(folder).files and len(asked) == 7
-    with listed_once("user/on-the-hub", lambda listing: pytest.fail("no folder")):
-        pass
 
 
 def test_what_is_sent_is_what_was_found(folder: Path) -> None:
     """To a machine, too, where the folder is another by its links."""
-    found = list_folder(folder.resolve())
-    assert folder_listing._unpacked(folder.resolve(), *folder_listing._packed(found)) == found
-    elsewhere = folder_listing._unpacked(Path("/elsewhere"), *folder_listing._packed(found))
+    found = list_folder(folder)
+    sent = pickle.loads(pickle.dumps(found))
+    assert sent == found and sent.images == found.images
+    elsewhere = sent.as_of(Path("/elsewhere"))
     assert elsewhere.files[0] == Path("/elsewhere/cat/0.png") and elsewhere.others == found.others
+    assert pickle.loads(pickle.dumps(FolderListing(folder))) == FolderListing(folder)
 
 
-def test_a_broken_archive_is_said_to_all(tmp_path: Path) -> None:
-    (tmp_path / "0.tar").write_bytes(b"not whole")
-    with pytest.raises(ValueError, match="no end of archive"), looked_at_once(str(tmp_path)):
-        pass
-
-
-def test_only_the_first_process_walks_the_images(clip_folder: Path, tmp_path: Path) -> None:
-    """Two processes of the real launcher on class folders; both train on all images."""
+def runs(clip: Path, place: Path) -> dict[str, dict[str, Any]]:
+    """Trainings and evaluations of each kind of folder, and what cannot be opened: data and words by name."""
+    datasets.disable_progress_bars()
+    classes, shards = place / "classes", place / "shards"
     for name in ("cat", "dog", "bird"):
-        (tmp_path / "images").mkdir(exist_ok=True)
-        write_images(tmp_path / "images" / name)
-    words = ["--model", str(clip_folder), "--dataset", str(tmp_path / "images"), *TINY, "--max_steps", "1"]
-    options = {"data": str(tmp_path / "images"), "output_dir": str(tmp_path), "words": words}
-    result = start(options, *TWO.split(), script=COUNTED)
+        write_images(classes / name)
+    shards.mkdir()
+    whole = datasets.load_dataset(str(classes), split="train")
+    for number in range(3):
+        whole.shard(3, number).to_parquet(shards / f"test-{number}.parquet")
+    captions = write_captions(place / "captions", 4)
+    (place / "targets").write_text("face\n")
+    broken = write_captions(place / "broken", 4)
+    (broken / "metadata.jsonl").write_text('{"file_name": "photo0.png", "caption": "a cat"}\n{"file_name": 1}\n')
+    (place / "tar").mkdir()
+    (place / "tar" / "0.tar").write_bytes(b"not whole")
+    (place / "split").mkdir()
+    (place / "split" / "README.md").write_text("---\nconfigs:\n- {config_name: a, data_files: no.parquet}\n---\n")
+    train = ["train", "--model", str(clip), *TINY, "--max_steps", "1", "--dataset"]
+    encoder = ["evaluate", str(clip), "--steps", "1", "--samples", "4", "--dataset"]
+    llava = write_llava(place / "llava")
+    force = ["attack", str(llava), "--template", TEMPLATE, *"--steps 1 --samples 2 --max_new_tokens 40".split()]
+    job = f"kind: zero-shot, set: {shards}, samples: 4, text: {clip}"
+    (place / "suite.yaml").write_text(f"name: s\nmodels: {{A: {clip}, B: {clip}}}\njobs: [{{{job}}}]\n")
+    return {
+        "train on classes": {"data": classes, "words": [*train, classes]},
+        "train on shards": {"data": shards, "words": [*train, shards, "--train_split", "test"]},
+        "train on a stream": {"data": shards, "words": [*train, shards, "--train_split", "test", "--streaming"]},
+        "train on metadata": {"data": captions, "words": [*train, captions]},
+        "evaluate on classes": {"data": classes, "words": [*encoder, classes]},
+        "evaluate on shards": {"data": shards, "words": [*encoder, shards]},
+        "evaluate a VLM": {"data": captions, "words": command(llava, captions, "captions")},
+        "a suite": {"data": shards, "words": ["evaluate", "--suite", place / "suite.yaml"]},
+        "force strings": {"data": captions, "words": [*force, "--dataset", captions, "--targets", place / "targets"]},
+        "bad metadata": {"data": broken, "words": command(llava, broken, "captions")},
+        "a broken archive": {"data": place / "tar", "words": [*encoder, place / "tar"]},
+        "no such file": {"data": place / "split", "words": [*train, place / "split"]},
+    }
+
+
+FAULTS = {
+    "bad metadata": "fare-hf: error: dataset ",
+    "a broken archive": "0.tar' is damaged: it has no end of archive; replace that file.",
+    "no such file": "has no images",
+}
+
+
+def test_only_the_first_process_lists_a_folder(clip_folder: Path, tmp_path: Path) -> None:
+    """Two processes of the real launcher: both read all images, one walks; what it cannot open both say."""
+    planned = {
+        name: {"data": str(run["data"]), "words": [str(word) for word in run["words"]]}
+        for name, run in runs(clip_folder, tmp_path).items()
+    }
+    result = start({"output_dir": str(tmp_path), "runs": planned}, *TWO.split(), script=COUNTED)
     assert result.returncode == 0, result.stderr[-3000:]
     first, second = (json.loads((tmp_path / f"listings-{rank}.json").read_text()) for rank in range(2))
-    assert sorted(map(os.path.basename, first["listed"])) == ["bird", "cat", "dog", "images"]
-    assert second["listed"] == [] and first["images"] == second["images"] == 60
-    assert max(first["files"], second["files"]) <= 12  # the few that are read before the first step
+    for name, found in first.items():
+        also = second[name]
+        assert also["listed"] == [], f"{name}: the second process listed {also['listed']}"
+        assert found["said"] == also["said"] and FAULTS.get(name, "") in found["said"], (name, found["said"])
+        assert bool(found["said"]) is (name in FAULTS), (name, found["said"])
+        assert found["images"] == also["images"] and max(found["files"], also["files"]) <= 12
+    assert first["train on classes"]["listed"] == ["bird", "cat", "classes", "dog"]
+    tables = [found["train on metadata"]["tables"] for found in (first, second)]
+    assert sum(map(bool, tables)) == 1  # read by whichever process is the first to need it

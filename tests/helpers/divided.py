@@ -125,9 +125,9 @@ def _classifier(seed: int) -> Callable[[torch.Tensor], torch.Tensor]:
 def _masking(folder: Path, options: dict[str, Any]) -> Any:
     pixels, logits = images(COUNT), _classifier(0)
     effort = {"steps": 2, "batch_size": 2, "seed": 3, "target_classes": 1, "queries": 4, "more": 2}
-    surrogate = _classifier(1)
+    options |= {"surrogate": _classifier(1), "folder": folder / "masking"}
     known = (logits, pixels, logits(pixels).argmax(1), BALLS[0])
-    return check_gradient_masking(*known, surrogate=surrogate, **options, **effort)
+    return check_gradient_masking(*known, **options, **effort)
 
 
 def _drift(folder: Path, options: dict[str, Any]) -> Any:

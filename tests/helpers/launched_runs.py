@@ -38,7 +38,7 @@ def noise(number: int) -> bytes:
 
 def write_images(folder: Path) -> Path:
     """Twenty images in a folder."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     for number in range(20):
         (folder / f"{number}.png").write_bytes(noise(number))
     return folder

@@ -12,8 +12,10 @@ import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from helpers.launched_runs import TWO
 from helpers.paths import EXAMPLES, ROOT
 
+from fare_hf.lab import recipes
 from fare_hf.training import FareConfig
 from fare_hf.training.checks import check_launch
 
@@ -91,3 +93,23 @@ def test_ctrl_c_while_libraries_are_imported_is_one_sentence(words: str, tmp_pat
     command = [sys.executable, *words.split(), *options]
     found = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths})
     assert found.returncode == 130 and "interrupted" in found.stderr and "Traceback" not in found.stderr, found.stderr
+
+
+def refused(launcher: str, folder: Path) -> str:
+    """What is left on the terminal of a command that cannot work, under the real launcher."""
+    command = [sys.executable, *launcher.split(), "-m", "fare_hf.cli", "evaluate", "nowhere", "--eps", "4"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    words = [*command, "--output_dir", str(folder)]
+    found = subprocess.run(words, capture_output=True, text=True, env=environment, cwd=folder)
+    assert found.returncode == 1
+    return found.stderr
+
+
+def test_under_the_launcher_a_refusal_ends_with_its_sentence(tmp_path: Path) -> None:
+    """Of one process nothing comes after it; of two it is the last line of torchrun's report."""
+    sentence = "fare-hf: error: eps 4 is outside [0, 1], the range of the pixels: did you mean 4/255?"
+    launch = recipes.command({}, tmp_path)
+    alone = " ".join(launch[1 : launch.index("-m", 2)])
+    assert refused(alone, tmp_path) == f"{sentence}\n"
+    *_, last, frame = refused(TWO, tmp_path).rstrip().splitlines()
+    assert last.split(" : ") == ["  traceback", sentence] and not frame.strip("=")

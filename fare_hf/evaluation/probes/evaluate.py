@@ -18,7 +18,7 @@ from fare_hf.encoders import check_encoder_type, embed, frozen, load_encoder, ma
 from fare_hf.evaluation.attack_loop import chunks, read
 from fare_hf.evaluation.given import check_name, check_samples
 from fare_hf.evaluation.probes.classifiers import NEIGHBOURS, PROBES, TEMPERATURE
-from fare_hf.evaluation.processes import counted, process_state
+from fare_hf.evaluation.processes import counted, opening_together, process_state
 from fare_hf.evaluation.report.rows import Row
 from fare_hf.evaluation.result import Evaluation
 from fare_hf.evaluation.zero_shot.classification import measure_accuracy
@@ -32,6 +32,7 @@ __all__ = ["evaluate_probe"]
 logger = logging.getLogger(__name__)
 
 
+@opening_together()
 def evaluate_probe(
     encoder: str | os.PathLike[str],
     dataset: str | os.PathLike[str],

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from fare_hf.attacks import ThreatModel
 from fare_hf.evaluation.attack_loop import check_threat_models
 from fare_hf.evaluation.given import check_name, check_samples
-from fare_hf.evaluation.processes import process_state
+from fare_hf.evaluation.processes import opening_together, process_state
 from fare_hf.evaluation.report.rows import Row, fraction_row
 from fare_hf.evaluation.result import Evaluation
 from fare_hf.evaluation.vlm.ensemble import VlmEvaluation, evaluate_vlm
@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 Name: TypeAlias = "str | os.PathLike[str]"
 
 
+@opening_together()
 def evaluate_vlm_on_data(
     vlm: Name | tuple[Any, Any],
     dataset: Name,

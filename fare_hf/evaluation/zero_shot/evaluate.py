@@ -16,7 +16,7 @@ from fare_hf.data.pixel_datasets import PixelDataset
 from fare_hf.data.pixels import Normalization
 from fare_hf.encoders import check_compared, compared_with_texts, load_encoder, text_class_embeddings
 from fare_hf.evaluation.given import check_name, check_samples
-from fare_hf.evaluation.processes import process_state
+from fare_hf.evaluation.processes import opening_together, process_state
 from fare_hf.evaluation.report.rows import Row
 from fare_hf.evaluation.result import Evaluation
 from fare_hf.evaluation.zero_shot.classification import evaluate_zero_shot
@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 Images: TypeAlias = "str | os.PathLike[str] | ZeroShotData"
 
 
+@opening_together()
 def evaluate(
     encoder: str | os.PathLike[str],
     dataset: Images | Sequence[Images],

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +26,7 @@ from fare_hf.evaluation.attack_loop import Stage, attack_nested, check_plan
 from fare_hf.evaluation.report.intervals import wilson_interval
 from fare_hf.evaluation.report.rows import Row, fraction_row
 from fare_hf.evaluation.result import Evaluation
-from fare_hf.evaluation.resume import SavedBatches
+from fare_hf.evaluation.resume import SavedBatches, digest, images_digest
 from fare_hf.evaluation.zero_shot.classification import Attacks, clean_pass
 
 __all__ = ["MaskingCheck", "MaskingReport", "check_gradient_masking"]
@@ -109,6 +111,7 @@ def check_gradient_masking(
     seed: int = 0,
     model: str = "classifier",
     dataset: str = "images",
+    folder: str | Path | None = None,
     distributed: bool = False,
 ) -> MaskingReport:
     """Run the `paper` ensemble, then four attempts that must not do better than it.
@@ -132,6 +135,8 @@ def check_gradient_masking(
         more: factor on the steps, at least 2.
         batch_size, seed: as named.
         model, dataset: names for the rows.
+        folder: of this call alone, where each finished batch of each attack is written down, so that an interrupted
+            call, made again, goes on after the last one with the same result; delete it when the result is kept.
         distributed: divide the batches among the processes of accelerate or torchrun, which must all call this; every
             one of them gets what one process alone would.
 
@@ -139,7 +144,7 @@ def check_gradient_masking(
         The checks, each with what was found and whether it is as it should be.
 
     Raises:
-        ValueError: a factor below 2, and what the attacks raise.
+        ValueError: a factor below 2, a folder of another run, and what the attacks raise.
 
     Example:
         >>> logits_of = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 10))
@@ -155,20 +160,26 @@ def check_gradient_masking(
     check_pixels(pixels)
     counts = {"steps": steps, "restarts": restarts, "batch_size": batch_size, "queries": queries}
     check_plan(len(pixels), [threat_model], None, seed, {"model": model, "dataset": dataset}, **counts)
-    victim = _Victim(logits_of, pixels, labels, batch_size, seed, distributed)
+    names = {"model": model, "task": "gradient masking", "dataset": dataset}
+    told: dict[str, Any] = {"threat_model": threat_model.to_dict(), "target_classes": target_classes, "more": more}
+    told |= {"seed": seed, "labels": digest(str(labels.tolist()))} | names | counts
+    saved = SavedBatches.claimed(folder, lambda: told | {"images": images_digest(pixels)})
+    if folder is not None:
+        _check_models(saved, {"model": logits_of, "surrogate": surrogate}, pixels[:batch_size], distributed)
+    victim = _Victim(logits_of, pixels, labels, batch_size, seed, saved, distributed)
     stages = class_stages(victim.classes, target_classes, "paper")[0]
     name = ensemble_name(stages)
 
-    def ensemble(ball: ThreatModel, length: int) -> Tensor:
+    def ensemble(check: str, ball: ThreatModel, length: int) -> Tensor:
         effort = {"steps": length, "restarts": restarts, "queries": queries}
-        return victim.fooled(ball, [victim.attacks.run(one, at, **effort) for at, one in enumerate(stages)])
+        return victim.fooled(ball, [victim.attacks(check).run(one, at, **effort) for at, one in enumerate(stages)])
 
     def row(metric: str, other: Tensor, attack: str, length: int, ball: ThreatModel = threat_model) -> Row:
         used = {"name": attack, "steps": length, "restarts": restarts, "seed": seed}
-        names = {"model": model, "task": "gradient masking", "dataset": dataset, "metric": metric}
-        return fraction_row((~other).tolist(), None, seed, threat_model=ball, attack=used, **names)
+        facts: dict[str, Any] = {**names, "metric": metric, "threat_model": ball, "attack": used}
+        return fraction_row((~other).tolist(), None, seed, **facts)
 
-    fooled = ensemble(threat_model, steps)
+    fooled = ensemble("direct", threat_model, steps)
     direct = row("accuracy", fooled, name, steps)
     checks, rows = [], [direct]
 
@@ -179,11 +190,12 @@ def check_gradient_masking(
         checks.append(MaskingCheck(check, passed, accuracy, direct.ci[0], alone, sentence))
         rows.append(row(f"accuracy, {check}", other, attack, length))
 
-    add("more steps", ensemble(threat_model, more * steps), name, more * steps, f"{name} with {more * steps} steps")
+    other = ensemble("more steps", threat_model, more * steps)
+    add("more steps", other, name, more * steps, f"{name} with {more * steps} steps")
     other = victim.fooled(threat_model, [victim.square(queries)])
     add("black box", other, "square", queries, f"Square with {queries} queries")
     wide = ThreatModel(threat_model.norm, WIDE if threat_model.norm == "linf" else 8 * threat_model.eps)
-    other = ensemble(wide, steps)
+    other = ensemble("wide ball", wide, steps)
     checks.append(_wide_ball(wide, other, 1 / victim.classes))
     rows.append(row("accuracy, wide ball", other, name, steps, wide))
     if surrogate is not None:
@@ -192,6 +204,16 @@ def check_gradient_masking(
         add("transfer", other, "apgd-ce on the surrogate", steps, what)
     facts = {"accuracy": direct.value, "ci": direct.ci, "n": direct.n, "attack": name}
     return MaskingReport.of_rates(rows, seed, threat_model=str(threat_model), checks=checks, **facts)
+
+
+def _check_models(
+    saved: SavedBatches, models: Mapping[str, LogitsFn | None], pixels: Tensor, distributed: bool
+) -> None:
+    """Refuses a run that began with other models, of which nothing is known but what they say of some images."""
+    with torch.no_grad():
+        for name, logits_of in models.items():
+            said = torch.zeros(1) if logits_of is None else logits_of(pixels)
+            saved.check_same(name, said, distributed=distributed)
 
 
 def _wide_ball(ball: ThreatModel, fooled: Tensor, chance: float) -> MaskingCheck:
@@ -205,13 +227,25 @@ class _Victim:
     """A classifier with the samples it is attacked on. Arguments as for `check_gradient_masking`."""
 
     def __init__(
-        self, logits_of: LogitsFn, pixels: Tensor, labels: Tensor, batch_size: int, seed: int, distributed: bool
+        self,
+        logits_of: LogitsFn,
+        pixels: Tensor,
+        labels: Tensor,
+        batch_size: int,
+        seed: int,
+        saved: SavedBatches,
+        distributed: bool,
     ) -> None:
-        clean = clean_pass(logits_of, pixels, labels, pixels.device, batch_size, distributed)
+        first_pass = partial(clean_pass, logits_of, pixels, labels, pixels.device, batch_size, distributed)
+        clean = saved.once("clean", first_pass, distributed=distributed)
         logits, self.truth = clean["logits"].to(pixels.device), clean["labels"].to(pixels.device)
         self.classes, self.right = logits.shape[1], (predicted_classes(logits) == self.truth).tolist()
-        self.attacks = Attacks(logits_of, pixels, logits, self.truth, seed, SavedBatches(None), distributed)
+        self.all = Attacks(logits_of, pixels, logits, self.truth, seed, saved, distributed)
         self.options: dict[str, Any] = {"batch_size": batch_size, "distributed": distributed}
+
+    def attacks(self, check: str) -> Attacks:
+        """Those of one check, with files of their own."""
+        return replace(self.all, saved=self.all.saved.part(check.replace(" ", "-")))
 
     def fooled(self, ball: ThreatModel, stages: Sequence[Stage]) -> Tensor:
         """Who is fooled by one attack after the other, (N,) bool; clean mistakes count too."""
@@ -223,10 +257,10 @@ class _Victim:
         """Square on the margin."""
 
         def attack(pixels: Tensor, batch: list[int], threat: ThreatModel, rng: torch.Generator) -> Tensor:
-            loss = ClassifierLoss(self.attacks.logits_of, self.truth[batch], "margin")
+            loss = ClassifierLoss(self.all.logits_of, self.truth[batch], "margin")
             return square(loss, pixels, threat, queries=queries, generator=rng).pixels
 
-        return self.attacks.stage(0, attack)
+        return self.attacks("black box").stage(0, attack)
 
     def transfer(self, surrogate: LogitsFn, steps: int) -> Stage:
         """Points of the highest loss on the surrogate, not the first that fool it: they carry over better."""
@@ -235,4 +269,4 @@ class _Victim:
             loss = ClassifierLoss(surrogate, self.truth[batch])
             return apgd(lambda points: loss(points)[0], pixels, threat, steps=steps, generator=rng).pixels
 
-        return self.attacks.stage(0, attack)
+        return self.attacks("transfer").stage(0, attack)

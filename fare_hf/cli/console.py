@@ -126,10 +126,11 @@ FILTERS = {name: _without(words) for name, words in NOTICES.items()}
 
 
 def hide_notices() -> None:
-    """Hides `NOTICES`, and the warning that a CPU has no pinned memory, in this process; for command lines."""
+    """Hides `NOTICES`, the warning that a CPU has no pinned memory, and where in the code others come from."""
     for name, passes in FILTERS.items():
         logging.getLogger(name).addFilter(passes)  # once, however often this is called
     warnings.filterwarnings("ignore", message=".*'pin_memory' argument is set as true but no accelerator")
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {' '.join(str(message).split())}\n"
 
 
 def hide_bars() -> None:

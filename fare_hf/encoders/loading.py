@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, PreTrainedModel
 
 from fare_hf.encoders.embedding import check_embedding
 from fare_hf.files.folders import check_model_name
@@ -66,6 +66,11 @@ def _encoder_class(name_or_path: str, embedding: str, **kwargs: Any) -> type[Pre
     model_type, family = config.model_type, family_of_type(config.model_type)
     if model_type in REFUSED:
         raise ValueError(f"{name_or_path!r} is a {model_type!r} model, which reads {REFUSED[model_type]}.")
+    if family is None and type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        raise ValueError(
+            f"{name_or_path!r} is a vision-language model ({model_type}), and a vision encoder or CLIP is wanted "
+            "(evaluate takes such a model with --vlm, and train its tower with --embedding features)."
+        )
     if family is None:
         raise ValueError(
             f"{name_or_path!r} is a {model_type!r} model, not a vision encoder or CLIP; "

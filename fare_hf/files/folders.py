@@ -18,6 +18,7 @@ __all__ = [
     "check_model_name",
     "check_no_lab_name",
     "check_new_folder",
+    "encoder_inside",
     "files_in",
     "is_missing_path",
     "locked_folder",
@@ -66,6 +67,12 @@ def check_model_name(name: object) -> None:
             f"{text!r} is neither a folder with a model here nor a name of the Hub, which is namespace/name: check "
             "the spelling."
         )
+
+
+def encoder_inside(folder: str) -> str:
+    """The encoder in the output_dir of a training, for the message to who named that; empty where there is none."""
+    inside = Path(folder) / "encoder"
+    return f"'{inside}'" if (inside / "config.json").is_file() else ""
 
 
 def relative_name(name: object, where: str) -> str:

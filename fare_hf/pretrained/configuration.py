@@ -13,7 +13,7 @@ from transformers.activations import ACT2FN
 from transformers.utils import cached_file
 
 from fare_hf.files.documents import read_object
-from fare_hf.files.folders import check_links, check_model_name
+from fare_hf.files.folders import check_links, check_model_name, encoder_inside
 from fare_hf.pretrained.encoder_families import TEXT_TYPES, TOWER_TYPES, family_of_type
 from fare_hf.pretrained.foreign_code import OwnCodeError, foreign_files, own_code_refused
 from fare_hf.pretrained.original_llava import refuse_original_llava
@@ -78,7 +78,8 @@ def read_configuration(name_or_path: str, **options: Any) -> Any:
     check_links(name_or_path)
     path = cached_file(str(name_or_path), CONFIG, **_hub_options(options))
     if path is None:  # a folder without one
-        raise ValueError(f"'{name_or_path}' holds no {CONFIG}: name the folder or repository of a model.")
+        what = encoder_inside(name_or_path) or "the folder or repository of a model"
+        raise ValueError(f"'{name_or_path}' holds no {CONFIG}: name {what}.")
     where = _where(name_or_path, CONFIG)
     return configuration_from(read_json_object(Path(path)), where, str(name_or_path))
 

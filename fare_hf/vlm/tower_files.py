@@ -104,16 +104,29 @@ def _of_loaded(vlm: PreTrainedModel, processor: Any, image_side: int | None) -> 
 
 def _features(vlm: str, config: Any, family: Family, processor: Any, image_side: int | None) -> VlmFeatures:
     side, images = image_side or _side(config, family), image_processor_of(processor)
-    check_processor(family.settings(processor))
+    settings = family.settings(processor)
+    check_processor(settings)
+    _check_read(family, settings, side, vlm)
     return VlmFeatures(
         vlm=vlm,
         family=family,
         around=_without_language_model(config, family),
-        settings=family.settings(processor),
+        settings=settings,
         processor=_squares(images, side),
         image_side=side,
-        saved={"vlm": vlm} | ({"processor": images} if family.kinds[0].own else {}),
+        saved={"vlm": vlm, "processor": images if family.kinds[0].own else _squares(images, _side(config, family))},
     )
+
+
+def _check_read(family: Family, settings: Any, side: int, vlm: str) -> None:
+    """ValueError for the image processor of another family, which has other fields."""
+    try:
+        family.inputs(settings, torch.zeros(1, 3, side, side))
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"the image processor {type(settings).__name__} is not made for {vlm!r} ({error}): give one of the class "
+            "that the model's own repository has, or none."
+        ) from error
 
 
 def _parted(features: VlmFeatures) -> tuple[Any, VlmFeatures]:

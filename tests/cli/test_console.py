@@ -48,6 +48,12 @@ def test_only_the_warning_about_pinned_memory_is_hidden() -> None:
     assert [str(warning.message) for warning in caught] == ["look at this"]
 
 
+def test_a_warning_is_a_line_without_the_code_that_it_came_from(capfd: pytest.CaptureFixture[str]) -> None:
+    hide_notices()
+    print(warnings.formatwarning("look\n at this", UserWarning, "file.py", 3), end="")
+    assert capfd.readouterr().out == "warning: look at this\n"
+
+
 def test_errors_are_one_line() -> None:
     assert one_line(OSError("no such\n  model\n")) == "no such model"
     assert one_line(ValueError()) == "ValueError"

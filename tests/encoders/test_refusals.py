@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.refusals import Refusal, table
+from helpers.tiny_llava import llava
 from transformers import (
     BertConfig,
     BertModel,
@@ -61,9 +62,21 @@ def flat(flat_vision_folder: Path) -> str:
     return str(flat_vision_folder)
 
 
+def vlm_configuration_alone(folder: Path) -> str:
+    llava().config.save_pretrained(folder)
+    return str(folder)
+
+
 @table(
     Refusal(
         "a language model", lambda bert: load_encoder(bert), ValueError, "'bert' model, not a vision encoder or CLIP"
+    ),
+    Refusal(
+        "a vision-language model",
+        lambda tmp_path: load_encoder(vlm_configuration_alone(tmp_path), "tokens"),
+        ValueError,
+        "is a vision-language model (llava), and a vision encoder or CLIP is wanted (evaluate takes such a model with "
+        "--vlm, and train its tower with --embedding features).",
     ),
     Refusal(
         "texts of a language model",

@@ -11,7 +11,7 @@ from typing import Any
 import datasets
 import pytest
 import torch
-from helpers.tiny_llava import encoder, images
+from helpers.tiny_llava import encoder, images, llava, processor
 from helpers.vlm_folders import SAID, TEMPLATE, command, write_captions, write_images, write_llava
 from PIL import Image
 
@@ -202,6 +202,27 @@ def test_an_encoder_that_does_not_fit_a_model_of_the_lab_is_told_before_anything
     words = ["evaluate", "lab:smolvlm-4", "--vlm", "lab:llava", "--dataset", given, "--task", "captions"]
     with pytest.raises(SystemExit, match=NO_TOWER):
         cli.main([*words, "--output_dir", str(tmp_path / "out")])
+
+
+def test_an_encoder_that_cannot_be_read_is_told_before_anything_is_measured(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder of a training in the place of its encoder, and a file that was cut off."""
+    for engine in ("captions", "ensemble"):
+        monkeypatch.setattr(f"fare_hf.evaluation.vlm.{engine}.VlmEngine", pytest.fail)
+    encoder(seed=5).save_pretrained(tmp_path / "run" / "encoder")
+    with pytest.raises(ValueError, match="run' holds .*: name '.*run/encoder'"):
+        measured(place, "photos", "captions", encoder=tmp_path / "run")
+    weights = tmp_path / "run" / "encoder" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
+    with pytest.raises(Exception, match="incomplete|not fully covered"):
+        measured(place, "photos", "captions", encoder=tmp_path / "run" / "encoder")
+
+
+def test_rows_are_called_by_the_model_in_memory(place: Path) -> None:
+    for vlm, name in ((load_vlm_and_processor("lab:smolvlm"), "SmolVLM"), ((llava(), processor()), "Llava")):
+        found = evaluate_vlm_on_data(vlm, place / "photos", "captions", eps=[], template=TEMPLATE)
+        assert [row.model for row in found.rows] == [name]
 
 
 def test_answers_that_are_lists_in_some_rows_alone(place: Path, tmp_path: Path) -> None:

@@ -80,6 +80,13 @@ def test_towers_of_their_own_are_trained_saved_and_swapped_back(name: str, tmp_p
     assert type(processor) is type(tiny.processor().image_processor)
 
 
+def test_a_training_on_larger_images_ends_with_an_encoder_of_the_towers_own_size(vlm: Path, tmp_path: Path) -> None:
+    """A CLIP reads one size, to which the model's processor resizes what it is trained on."""
+    out = tmp_path / "out"
+    run(vlm, unlabelled(tmp_path / "images"), out, *FEATURES, "--image_side", str(2 * SIZE), "--max_steps", "1")
+    assert AutoImageProcessor.from_pretrained(out / "encoder").crop_size["height"] == SIZE
+
+
 def test_training_lowers_the_loss_of_features_under_attack(vlm: Path, tmp_path: Path) -> None:
     tower, features = load_vision_tower(str(vlm))
     rows = [{"image": picture} for picture in unlabelled_pictures(tmp_path)]

@@ -122,6 +122,12 @@ ROWS = [
         "a time (batch_size=1).",
     ),
     Refusal(
+        "the image processor of another family",
+        lambda no_weights, clip_folder: load_vision_tower(str(no_weights / "qwen2.5"), processor=str(clip_folder)),
+        ValueError,
+        "the image processor CLIPImageProcessor…is not made for …qwen2.5' (…patch_size'): give one of the class that",
+    ),
+    Refusal(
         "a filter that is not mirrored, before a training",
         lambda no_weights: load_vision_tower(with_resample(no_weights, 4)),
         ValueError,

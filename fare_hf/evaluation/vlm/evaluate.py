@@ -106,7 +106,7 @@ def evaluate_vlm_on_data(
         >>> robust = encoder_folder("fare-4")
         >>> found = evaluate_vlm_on_data(load_llava(), photos, "captions", encoder=robust, eps=[], **chat)
         >>> [(row.model, row.metric) for row in found.rows]
-        [('LLaVA', 'CIDEr'), ('LLaVA + fare-4', 'CIDEr')]
+        [('Llava', 'CIDEr'), ('Llava + fare-4', 'CIDEr')]
     """
     check_name("dataset", dataset)
     check_samples(samples)
@@ -120,7 +120,10 @@ def evaluate_vlm_on_data(
     towers = [None if one is None else str(one) for one in ([against] if encoder is None else [against, encoder])]
     plan = _Plan(str(dataset), task, texts, threats, tuple(targets), samples, steps, batch_size, seed)
     _check(plan, vlm, towers)
-    own = _Model(*vlm, "LLaVA") if isinstance(vlm, tuple) else _loaded(str(vlm), plan)
+    own = _Model(*vlm, _called(vlm[0])) if isinstance(vlm, tuple) else _loaded(str(vlm), plan)
+    for other in filter(None, towers):  # one that cannot be read or does not fit is told before hours of attacks
+        with _with_tower(own, other):
+            pass
     found: list[Evaluation] = []
     for number, tower in enumerate(towers):
         place = None if folder is None else Path(folder) / f"tower-{number}"
@@ -266,6 +269,11 @@ def _right(row: Row, scores: Sequence[float], seed: int) -> Row:
 def _together(parts: Sequence[Evaluation], seed: int) -> Evaluation:
     rows = [row for part in parts for row in part.rows]
     return Evaluation(rows=rows, outcomes=[one for part in parts for one in part.outcomes], seed=seed)
+
+
+def _called(vlm: Any) -> str:
+    """The folder or repository that a model in memory came from, or its class."""
+    return _short(getattr(vlm, "name_or_path", "") or type(vlm).__name__.removesuffix("ForConditionalGeneration"))
 
 
 def _short(name: str) -> str:

@@ -96,7 +96,7 @@ def _warn_of_strangers(merge: Merge, least: float, name: str) -> None:
     if not least >= MINIMUM_WEIGHT_COSINE:
         warnings.warn(
             f"the weights of '{merge.encoder}' and of the tower of '{merge.vlm}' have cosine {least:.2f} only in "
-            f"'{name}': the encoder seems to be fine-tuned from another CLIP, or its weights are mixed up; the "
+            f"'{name}': the encoder seems to be fine-tuned from another model, or its weights are mixed up; the "
             "language model may not understand it.",
             UserWarning,
             stacklevel=5,

@@ -17,6 +17,7 @@ from fare_hf.convert import convert_from_open_clip
 from fare_hf.convert.checkpoints import OPEN_CLIP_CONFIG, WEIGHT_ENDINGS, find_file, read_state
 from fare_hf.encoders import load_complete, load_encoder
 from fare_hf.files.documents import front_matter, read_object, read_text
+from fare_hf.files.folders import encoder_inside
 from fare_hf.pretrained.configuration import load_image_processor, read_configuration
 from fare_hf.pretrained.encoder_families import TEXT_TYPES, encoder_types
 from fare_hf.vlm.families.table import unwrapped
@@ -139,7 +140,8 @@ def _is_transformers(source: str, revision: str | None) -> bool:
     if find_file(source, OPEN_CLIP_CONFIG, revision) is not None:
         return False
     if config is None:
-        raise ValueError(f"'{source}' holds neither a config.json nor an {OPEN_CLIP_CONFIG}: name an encoder.")
+        what = encoder_inside(source) or "an encoder"
+        raise ValueError(f"'{source}' holds neither a config.json nor an {OPEN_CLIP_CONFIG}: name {what}.")
     raise ValueError(
         f"'{source}' is a {kind!r} model, not a vision encoder or CLIP; give one of the types "
         f"{', '.join(encoder_types())}."

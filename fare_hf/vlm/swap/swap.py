@@ -223,7 +223,7 @@ def _warn_of_origin(report: SwapReport, states: Mapping[str, dict[str, torch.Ten
     else:
         return
     warnings.warn(
-        f"{reason} and in the model's own tower: it seems to be fine-tuned from another CLIP, or too far, or its "
+        f"{reason} and in the model's own tower: it seems to be fine-tuned from another model, or too far, or its "
         "weights are mixed up; the language model may not understand it.",
         UserWarning,
         stacklevel=4,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -70,6 +69,7 @@ def check(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> None:
     """Attacks string after string; what is finished is not run again."""
     from fare_hf.attacks import ThreatModel
+    from fare_hf.evaluation.attack_loop import same_sized
     from fare_hf.evaluation.processes import opening_together, process_state
     from fare_hf.evaluation.report.environment import environment
     from fare_hf.evaluation.report.report import RobustnessReport
@@ -98,7 +98,8 @@ def run(args: argparse.Namespace) -> None:
     options |= {name: getattr(args, name) for name in COUNTS if name != "samples"} | {"distributed": True}
     rows: list[Any] = []
     with locked_folder(args.output_dir, "an attack") if first else nullcontext():
-        bar = _Bar(len(targets), math.ceil(len(pixels) / args.batch_size), args.steps, shown=first)
+        batches = len(same_sized(range(len(pixels)), args.batch_size, pixels))
+        bar = _Bar(len(targets), batches, args.steps, shown=first)
         for number, target in enumerate(targets):
             options |= {"dataset": f"{dataset}, string {number}", "folder": args.output_dir / f"target-{number}"}
             options["progress"] = partial(bar.show, number)
@@ -188,12 +189,9 @@ def _model(args: argparse.Namespace) -> tuple[Any, Any, str]:
 
 def _images(args: argparse.Namespace, processor: Any, say: Callable[[str], None] = print) -> tuple[Any, list[str]]:
     """The first images, in 8 bit as files hold them, as `attacked_pixels` makes them; and what each is called."""
-    import torch
-
     from fare_hf.data.opening import whole_split
     from fare_hf.data.pixel_datasets import load_pixels
-    from fare_hf.data.pixels import quantize
-    from fare_hf.evaluation.attack_loop import gather
+    from fare_hf.data.pixels import quantize, together
     from fare_hf.evaluation.processes import process_state
     from fare_hf.lab.measure import part
     from fare_hf.lab.names import is_in_lab
@@ -208,8 +206,8 @@ def _images(args: argparse.Namespace, processor: Any, say: Callable[[str], None]
     if not len(data):
         raise ValueError(f"{args.dataset!r} holds no image in the split {split!r}: give at least one.")
     chosen = range(min(args.samples, len(data)))
-    pixels = gather(data, chosen, torch.device("cpu"))
-    return quantize(pixels), [data.file_name(index, args.dataset) for index in chosen]
+    pixels = together([quantize(data[index]["pixel_values"]) for index in chosen])
+    return pixels, [data.file_name(index, args.dataset) for index in chosen]
 
 
 def _transfer(

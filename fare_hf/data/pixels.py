@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -21,9 +21,22 @@ from fare_hf.attacks.threat_model import check_pixels
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Normalization", "StoredPixels", "check_pixels", "quantize", "resize", "to_pil", "unnormalized"]
+__all__ = [
+    "Normalization",
+    "Pictures",
+    "StoredPixels",
+    "check_pixels",
+    "one_by_one",
+    "quantize",
+    "resize",
+    "to_pil",
+    "together",
+    "unnormalized",
+]
 
 Processor = TypeVar("Processor")
+Pictures: TypeAlias = Tensor | list[Tensor]
+"""Images (N, 3, H, W) in [0, 1], or a list of N (3, H, W) where their sizes differ."""
 
 
 class Normalization:
@@ -132,6 +145,23 @@ def resize(pixels: Tensor, size: int | tuple[int, int]) -> Tensor:
 def quantize(pixels: Tensor) -> Tensor:
     """Round to the nearest 8-bit level, as saving to PNG does: values k/255, same shape and dtype."""
     return pixels.mul(255).round_().clamp_(0, 255).div_(255)
+
+
+def together(images: Sequence[Tensor]) -> Pictures:
+    """Images (3, H, W) as one batch where all have one size, else as they are."""
+    return torch.stack(list(images)) if len({image.shape for image in images}) == 1 else list(images)
+
+
+def one_by_one(change: Callable[..., Tensor], *images: Pictures) -> Pictures:
+    """What a function of batches makes of images; of those of several sizes one after the other.
+
+    Args:
+        change: (B, 3, H, W), as many as `images`, -> the same number of images.
+        images: of equal sizes.
+    """
+    if all(isinstance(batch, Tensor) for batch in images):
+        return change(*images)
+    return together([change(*(image[None] for image in group))[0] for group in zip(*images, strict=True)])
 
 
 def to_pil(pixels: Tensor) -> list[Image]:

@@ -23,6 +23,7 @@ __all__ = [
     "check_plan",
     "chunks",
     "gather",
+    "in_their_order",
     "read",
     "same_sized",
     "screening_steps",
@@ -83,20 +84,29 @@ def same_sized(indices: Sequence[int], size: int, images: Any) -> list[list[int]
     Args:
         indices: which samples.
         size: of a batch.
-        images: see `gather`; those of a data set with `sizes` may differ.
+        images: see `gather`; those of a list, and of a data set with `sizes`, may differ.
     """
-    sizes = getattr(images, "sizes", None)
+    sizes = [image.shape[-2:] for image in images] if isinstance(images, list) else getattr(images, "sizes", None)
     groups: dict[Any, list[int]] = {}
     for index in indices:
         groups.setdefault(None if sizes is None else sizes[index], []).append(index)
     return [batch for group in groups.values() for batch in chunks(group, size)]
 
 
+def in_their_order(batches: Sequence[Sequence[int]], found: Iterable[Iterable[Any]]) -> list[Any]:
+    """What each batch gave for each of its samples, in the order of the samples."""
+    given: dict[int, Any] = {}
+    for batch, results in zip(batches, found, strict=True):
+        given.update(zip(batch, results, strict=True))
+    return [given[index] for index in sorted(given)]
+
+
 def gather(images: Any, indices: Sequence[int], device: torch.device) -> torch.Tensor:
     """Pixels (B, 3, H, W) of some samples, fp32, on `device`.
 
     Args:
-        images: a tensor (N, 3, H, W), or a map-style data set whose items hold `pixel_values` (3, H, W) in [0, 1].
+        images: a tensor (N, 3, H, W), a list of tensors (3, H, W), or a map-style data set whose items hold
+            `pixel_values` (3, H, W) in [0, 1].
         indices: which.
         device: where to.
 
@@ -106,7 +116,9 @@ def gather(images: Any, indices: Sequence[int], device: torch.device) -> torch.T
     if isinstance(images, torch.Tensor):
         pixels = images[list(indices)]
     else:
-        pixels = torch.stack(_of_one_size([images[index]["pixel_values"] for index in indices]))
+        items = [images[index] for index in indices]
+        alone = [item if isinstance(item, torch.Tensor) else item["pixel_values"] for item in items]
+        pixels = torch.stack(_of_one_size(alone))
     return pixels.to(device=device, dtype=torch.float32)
 
 

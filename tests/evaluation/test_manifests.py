@@ -56,7 +56,7 @@ EDITS = [
     (entry(clean="link.png"), "a link to .* outside"),
     (entry(clean="none.png"), "lists 'none.png', which is not there"),
     (entry(clean="manifest.json"), "cannot be read as a picture"),
-    (entry(clean="clean/small.png"), "images of several sizes"),
+    (entry(clean="clean/small.png"), "an image of another size than its clean one"),
     (entry(sha256=3), "is not the image that was exported"),
     (entry(clean_sha256="0" * 64), "is not the image that was exported"),
     (lambda content: content | {"threat_model": {"norm": "linf", "eps": "8"}}, "manifest.json': eps 8 is outside"),

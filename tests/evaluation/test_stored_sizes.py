@@ -16,9 +16,11 @@ from fare_hf.cli import main as cli
 from fare_hf.data.pixel_datasets import PixelDataset
 from fare_hf.data.pixels import StoredPixels, to_pil
 from fare_hf.evaluation.attack_loop import gather, same_sized
+from fare_hf.evaluation.vlm import stealth
 from fare_hf.evaluation.vlm.adversarial_images import load_exported
 from fare_hf.evaluation.vlm.engine import VlmEngine
-from fare_hf.vlm import generate_text
+from fare_hf.evaluation.vlm.sets import CAPTION_QUESTION
+from fare_hf.vlm import generate_text, tower_of
 from fare_hf.vlm.processors import attacked_pixels
 
 TEMPLATE = "user : <image> {} assistant :"
@@ -32,6 +34,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny = TINY["Idefics3"]
     tiny.model().save_pretrained(place / "vlm")
     tiny.processor().save_pretrained(place / "vlm")
+    tower_of(tiny.model()).save_pretrained(place / "tower")
     for folder, sides in (("photos", SIDES), ("alike", SIDES[:1] * 2)):
         (place / folder).mkdir()
         for number, (height, width) in enumerate(sides):
@@ -109,7 +112,40 @@ def test_the_command_forces_strings_in_pictures_as_they_are_stored(
     assert found.pixels.shape == (2, 3, 40, 56) and not torch.equal(found.pixels, found.clean)
     with Image.open(place / "alike" / "0.png") as picture:
         assert to_pil(found.clean)[0].tobytes() == picture.tobytes()
-    monkeypatch.setattr("fare_hf.lab.models.load_vlm_and_processor", pytest.fail)
-    several = [word.replace("alike", "photos") for word in line]
-    with pytest.raises(SystemExit, match="images of 2 sizes .40 x 56, 48 x 36.* make no batch: resize them to one"):
-        cli.main([*several, "--output_dir", str(tmp_path / "no")])
+
+
+def test_the_command_forces_strings_in_pictures_of_several_sizes(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each size is attacked in batches of its own; pictures, answers and names stay with their images; it goes on."""
+    (tmp_path / "targets.txt").write_text("face\n")
+    attacked: list[tuple[int, ...]] = []
+    apgd = stealth.apgd
+
+    def noted(loss: Any, pixels: torch.Tensor, *words: Any, **options: Any) -> Any:
+        attacked.append(tuple(pixels.shape))
+        return apgd(loss, pixels, *words, **options)
+
+    monkeypatch.setattr(stealth, "apgd", noted)
+    line = ["attack", str(place / "vlm"), "--dataset", str(place / "photos"), "--template", TEMPLATE, "--steps", "3"]
+    line += ["--targets", str(tmp_path / "targets.txt"), "--eps", "8/255", "--batch_size", "2", "--max_new_tokens"]
+    line += ["3", "--victims", f"itself={place / 'tower'}", "--output_dir", str(tmp_path / "out")]
+    cli.main(line)
+    assert attacked == [(2, 3, 40, 56), (1, 3, 40, 56), (2, 3, 48, 36)]
+    found = load_exported(tmp_path / "out" / "target-0" / "images")
+    assert [entry["original"] for entry in found.entries] == [f"{number}.png" for number in range(5)]
+    tiny = TINY["Idefics3"]
+    model, processor, prompt = tiny.model(), tiny.processor(), TEMPLATE.replace("{}", CAPTION_QUESTION)
+    for number, entry in enumerate(found.entries):
+        with Image.open(place / "photos" / f"{number}.png") as picture:
+            assert to_pil(found.clean[number][None])[0].tobytes() == picture.tobytes()
+        change = (found.pixels[number] - found.clean[number]).abs().max().item() * 255
+        assert 0 < change < 8.01
+        for kind, images_of in (("answer", found.pixels), ("clean_answer", found.clean)):
+            asked = generate_text(model, processor, images_of[number][None], prompt, max_new_tokens=3)
+            assert asked == [entry[kind]]
+    rows = RobustnessReport.load(tmp_path / "out").rows
+    assert [row.n for row in rows] == [5] * 4 and rows[-1].value == rows[-2].value  # its own tower, shown again
+    monkeypatch.setattr(stealth, "apgd", pytest.fail)
+    cli.main(line)
+    assert RobustnessReport.load(tmp_path / "out").rows == rows

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from fare_hf.attacks import ThreatModel, check_pixels
-from fare_hf.data.pixels import quantize, to_pil
+from fare_hf.data.pixels import Pictures, one_by_one, quantize, to_pil, together
 from fare_hf.files.documents import MIB, read_bytes, read_object
 from fare_hf.files.folders import check_new_folder, path_inside, whole_folder
 
@@ -64,7 +65,7 @@ def quantize_inside(points: Tensor, clean: Tensor, threat_model: ThreatModel) ->
     return result
 
 
-def check_sent(points: Tensor, clean: Tensor, threat_model: ThreatModel) -> None:
+def check_sent(points: Pictures, clean: Pictures, threat_model: ThreatModel) -> None:
     """`ThreatModel.check`, in whole 8-bit levels where both batches lie on them, as pictures read from files do.
 
     A level k/255 is no fp32 number: two of them that are four levels apart may differ by a little more than 4/255.
@@ -72,15 +73,20 @@ def check_sent(points: Tensor, clean: Tensor, threat_model: ThreatModel) -> None
     Raises:
         ValueError: some sample lies outside the threat model.
     """
-    if not all(torch.equal(pixels, quantize(pixels)) for pixels in (points, clean)):
-        threat_model.check(points, clean)
+    pairs = list(zip(points, clean, strict=True))
+    if not all(torch.equal(image, quantize(image)) for pair in pairs for image in pair):
+        one_by_one(partial(_checked, threat_model), points, clean)
         return
-    change = (points.double() - clean.double()).mul(255).round().flatten(1)
     order = torch.inf if threat_model.norm == "linf" else 2
-    outside = torch.linalg.vector_norm(change, ord=order, dim=1) > 255 * threat_model.eps * (1 + 1e-9)
-    if outside.any():
-        samples = outside.nonzero().flatten().tolist()
+    changes = [(image.double() - plain.double()).mul(255).round().flatten() for image, plain in pairs]
+    norms = [torch.linalg.vector_norm(change, ord=order) for change in changes]
+    if samples := [number for number, norm in enumerate(norms) if norm > 255 * threat_model.eps * (1 + 1e-9)]:
         raise ValueError(f"pictures {samples} leave the threat model {threat_model}: name the one they were made in.")
+
+
+def _checked(threat_model: ThreatModel, points: Tensor, clean: Tensor) -> Tensor:
+    threat_model.check(points, clean)
+    return points
 
 
 def read_png(path: str | Path) -> Tensor:
@@ -95,22 +101,22 @@ class Exported:
     """A folder of adversarial images.
 
     Attributes:
-        pixels: (N, 3, H, W) as the files hold them.
-        clean: (N, 3, H, W), 8-bit too.
+        pixels: (N, 3, H, W) as the files hold them; a list of N (3, H, W) where their sizes differ.
+        clean: the same, 8-bit too.
         entries: what the manifest says of each: `file`, `clean`, `sha256` and what `export_adversarial` was given.
         facts: what the manifest says of all: threat model, attack, source.
     """
 
-    pixels: Tensor
-    clean: Tensor
+    pixels: Pictures
+    clean: Pictures
     entries: list[dict[str, Any]]
     facts: dict[str, Any]
 
 
 def export_adversarial(
     folder: str | Path,
-    points: Tensor,
-    clean: Tensor,
+    points: Pictures,
+    clean: Pictures,
     threat_model: ThreatModel,
     *,
     source: str,
@@ -122,7 +128,7 @@ def export_adversarial(
 
     Args:
         folder: empty or absent.
-        points: adversarial pixels (N, 3, H, W).
+        points: adversarial pixels (N, 3, H, W), or a list of N (3, H, W).
         clean: their clean pixels.
         threat_model: checked on what the files hold, against `clean`.
         source: name of the model they were made on.
@@ -142,9 +148,10 @@ def export_adversarial(
     for what, given in (("entries", words), ("names", points if names is None else names)):
         if len(given) != len(points):
             raise ValueError(f"{len(given)} {what} for {len(points)} images: give one for each.")
-    check_pixels(points)
-    held = quantize_inside(points, clean, threat_model)
-    check_sent(held, quantize(clean.float()), threat_model)
+    for image in points:
+        check_pixels(image[None])
+    held = one_by_one(partial(quantize_inside, threat_model=threat_model), points, clean)
+    check_sent(held, one_by_one(lambda batch: quantize(batch.float()), clean), threat_model)
     facts = {"source": source, "threat_model": threat_model.to_dict(), "attack": dict(attack)}
     with whole_folder(folder) as part:
         listed = [{**file, **word} for file, word in zip(_write(part, held, clean, names), words, strict=True)]
@@ -153,11 +160,12 @@ def export_adversarial(
     return folder / MANIFEST
 
 
-def _write(folder: Path, held: Tensor, clean: Tensor, called: Sequence[str] | None) -> list[dict[str, str]]:
+def _write(folder: Path, held: Pictures, clean: Pictures, called: Sequence[str] | None) -> list[dict[str, str]]:
     """The pictures, and what the manifest says of their files."""
     (folder / "clean").mkdir()
     listed = []
-    for number, (picture, plain) in enumerate(zip(to_pil(held), to_pil(clean), strict=True)):
+    for number, (image, original) in enumerate(zip(held, clean, strict=True)):
+        (picture,), (plain,) = to_pil(image[None]), to_pil(original[None])
         name = f"{number:05d}.png" if called is None else f"{number:05d}-{_plain(called[number])}.png"
         names = {"file": name, "clean": f"clean/{name}"}
         picture.save(folder / names["file"])
@@ -191,9 +199,9 @@ def load_exported(folder: str | Path) -> Exported:
     if set(facts) != FACTS or not isinstance(facts["threat_model"], dict) or not isinstance(facts["attack"], dict):
         raise ValueError(f"'{path}' has {sorted(facts)}: it needs {sorted(FACTS)}; export the folder again.")
     pictures = [(_picture(folder, entry, "file"), _picture(folder, entry, "clean")) for entry in entries]
-    if len({tensor.shape for pair in pictures for tensor in pair}) > 1:
-        raise ValueError(f"'{path}' lists images of several sizes: export the folder again.")
-    pixels, clean = (torch.stack(list(part)) for part in zip(*pictures, strict=True))
+    if any(image.shape != original.shape for image, original in pictures):
+        raise ValueError(f"'{path}' lists an image of another size than its clean one: export the folder again.")
+    pixels, clean = (together(part) for part in zip(*pictures, strict=True))
     try:
         check_sent(pixels, clean, ThreatModel.from_dict(facts["threat_model"]))
     except (TypeError, ValueError) as error:

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from fare_hf.attacks import LossFn, ThreatModel, apgd
-from fare_hf.data.pixels import check_pixels
+from fare_hf.data.pixels import Pictures, check_pixels
 from fare_hf.encoders import frozen, matmul_patch_embedding
 from fare_hf.evaluation.attack_loop import (
     Attack,
@@ -28,6 +28,7 @@ from fare_hf.evaluation.attack_loop import (
     attack_batch,
     attack_nested,
     gather,
+    in_their_order,
     same_sized,
     screening_steps,
 )
@@ -344,7 +345,7 @@ def evaluate_answers(
 def answers_to(
     vlm: PreTrainedModel,
     processor: Any,
-    pixels: Tensor,
+    pixels: Pictures,
     prompt: str,
     *,
     batch_size: int,
@@ -352,11 +353,9 @@ def answers_to(
     distributed: bool = False,
 ) -> list[str]:
     """Answers to one prompt about each of some images, in batches, which several processes may divide."""
-    device = tower_placement(vlm)[0]
+    device, batches = tower_placement(vlm)[0], same_sized(range(len(pixels)), batch_size, pixels)
 
-    def ask(part: Tensor) -> list[str]:
-        return generate_text(vlm, processor, part.to(device), prompt, max_new_tokens=max_new_tokens)
+    def ask(batch: list[int]) -> list[str]:
+        return generate_text(vlm, processor, gather(pixels, batch, device), prompt, max_new_tokens=max_new_tokens)
 
-    return [
-        answer for answers in divided(pixels.split(batch_size), ask, distributed=distributed) for answer in answers
-    ]
+    return in_their_order(batches, divided(batches, ask, distributed=distributed))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,9 @@ from transformers import PreTrainedModel
 
 from fare_hf.attacks import ThreatModel, apgd
 from fare_hf.attacks.apgd import check_state
-from fare_hf.data.pixels import to_pil, unnormalized
+from fare_hf.data.pixels import Pictures, one_by_one, to_pil, together, unnormalized
 from fare_hf.encoders import frozen, matmul_patch_embedding
-from fare_hf.evaluation.attack_loop import check_plan, chunks, gather, mix
+from fare_hf.evaluation.attack_loop import check_plan, gather, in_their_order, mix, same_sized
 from fare_hf.evaluation.processes import agreed, divided
 from fare_hf.evaluation.report.rows import Row, fraction_row
 from fare_hf.evaluation.result import Evaluation
@@ -94,7 +95,8 @@ def evaluate_stealth(
 
     Args:
         vlm, processor: a model of `fare_hf.vlm.families.table.FAMILIES` and its processor.
-        images: tensor (N, 3, S, S) in [0, 1] at the tower's resolution, or a data set of `{"pixel_values"}`.
+        images: tensor (N, 3, S, S) in [0, 1] at the tower's resolution, or a data set of `{"pixel_values"}`; of models
+            that read any size they may differ in it, and those of one size are attacked together.
         target: the string; success means it occurs in the answer, case aside.
         threat_model: linf with room for an 8-bit level (see `quantize_inside`).
         prompt: with the image placeholder.
@@ -119,15 +121,15 @@ def evaluate_stealth(
     check_plan(len(images), [threat_model], groups, seed, {"model": model, "dataset": dataset}, **counts)
     whole = target_loss(vlm, processor, prompt, target, max_new_tokens)
     folder = Path(folder)
-    clean = gather(images, range(len(images)), torch.device("cpu"))
+    clean = together([gather(images, [index], torch.device("cpu"))[0] for index in range(len(images))])
     run = claim(
         folder,
         {"target": target, "prompt": prompt, "model": model, "threat_model": threat_model.to_dict(), "steps": steps}
-        | {"seed": seed, "batch_size": batch_size, "images": hashlib.sha256(clean.numpy().tobytes()).hexdigest()}
+        | {"seed": seed, "batch_size": batch_size, "images": _digest(clean)}
         | {"vision tower": weights_digest(tower_of(vlm))},
     )
 
-    def written(pixels: Tensor) -> list[str]:
+    def written(pixels: Pictures) -> list[str]:
         options: dict[str, Any] = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
         return answers_to(vlm, processor, pixels, prompt, distributed=distributed, **options)
 
@@ -136,10 +138,12 @@ def evaluate_stealth(
         before = written(clean)
         states, device = folder / "states", tower_placement(vlm)[0]
         runs = _Runs(whole, threat_model, steps, save_every, states, device, run, progress)
-        batches = list(enumerate(chunks(range(len(clean)), batch_size)))
-        found = divided(batches, lambda p: runs.finish(clean[p[1]], p[0], mix(seed, p[0])), distributed=distributed)
-        points = torch.cat(list(found))
-        direct, held = written(points), quantize_inside(points, clean, threat_model)
+        batches = same_sized(range(len(clean)), batch_size, clean)
+        attack = partial(runs.of_batch, clean, seed)
+        found = in_their_order(batches, divided(list(enumerate(batches)), attack, distributed=distributed))
+        points = together(found)
+        held = one_by_one(partial(quantize_inside, threat_model=threat_model), points, clean)
+        direct = written(points)
         after = written(as_sent(held, processor))
     said = _entries(before, after, image_names, target=target, prompt=prompt)
     facts: dict[str, Any] = {"source": model, "attack": used, "entries": said, "names": image_names}
@@ -157,6 +161,13 @@ def evaluate_stealth(
     return StealthEvaluation.of_rates(rows, seed, answers=after, forced=forced, folder=folder / "images")
 
 
+def _digest(images: Pictures) -> str:
+    found = hashlib.sha256()
+    for image in images:
+        found.update(image.numpy().tobytes())
+    return found.hexdigest()
+
+
 def _entries(
     before: Sequence[str], after: Sequence[str], image_names: Sequence[str] | None, **words: str
 ) -> list[dict[str, str]]:
@@ -168,7 +179,7 @@ def _entries(
 
 
 def _export(
-    folder: Path, points: Tensor, clean: Tensor, threat_model: ThreatModel, distributed: bool, **facts: Any
+    folder: Path, points: Pictures, clean: Pictures, threat_model: ThreatModel, distributed: bool, **facts: Any
 ) -> None:
     """The pictures, written by one process where they are not there."""
 
@@ -179,7 +190,7 @@ def _export(
     agreed(export, distributed=distributed)
 
 
-def _check_files(folder: Path, held: Tensor, said: Sequence[dict[str, str]]) -> None:
+def _check_files(folder: Path, held: Pictures, said: Sequence[dict[str, str]]) -> None:
     """The model was asked of the very pixels that the files hold, and the manifest says what it answered.
 
     Raises:
@@ -187,7 +198,7 @@ def _check_files(folder: Path, held: Tensor, said: Sequence[dict[str, str]]) -> 
     """
     found = load_exported(folder)
     again = "move it away, and run the same command again"
-    if not torch.equal(found.pixels, held):
+    if not all(torch.equal(*pair) for pair in zip(found.pixels, held, strict=True)):
         raise ValueError(f"'{folder}' holds pictures of another run: {again}.")
     if [{key: entry.get(key) for key in word} for entry, word in zip(found.entries, said, strict=True)] != said:
         raise ValueError(f"'{folder / MANIFEST}' does not say what this run found: {again}, with its folder.")
@@ -205,6 +216,11 @@ class _Runs:
     device: torch.device
     run: str
     progress: Callable[[int, int], None] | None
+
+    def of_batch(self, images: Pictures, seed: int, part: tuple[int, list[int]]) -> Tensor:
+        """The points of the batch of that number, of those indices."""
+        number, batch = part
+        return self.finish(gather(images, batch, torch.device("cpu")), number, mix(seed, number))
 
     def finish(self, clean: Tensor, number: int, seed: int) -> Tensor:
         """The points of one batch, from its finished file, its saved state, or from the beginning; on the CPU."""
@@ -251,7 +267,7 @@ class _Runs:
         return state
 
 
-def as_sent(pixels: Tensor, processor: Any) -> Tensor:
+def as_sent(pixels: Pictures, processor: Any) -> Pictures:
     """Pictures through the model's own image processor, as whoever receives the file would read them."""
-    pictures = to_pil(pixels)
-    return unnormalized(attacked_pixels(processor))(images=pictures, return_tensors="pt")["pixel_values"]
+    reads = unnormalized(attacked_pixels(processor))
+    return one_by_one(lambda batch: reads(images=to_pil(batch), return_tensors="pt")["pixel_values"], pixels)

@@ -20,6 +20,7 @@ from fare_hf.attacks import (
     predicted_classes,
     universal_perturbation,
 )
+from fare_hf.data.pixels import Pictures
 from fare_hf.encoders import frozen, matmul_patch_embedding
 from fare_hf.evaluation.attack_loop import check_plan, chunks, mix
 from fare_hf.evaluation.processes import divided, process_state
@@ -32,8 +33,8 @@ from fare_hf.vlm import VlmLoss, tower_placement
 
 __all__ = ["TransferMatrix", "UniversalText", "evaluate_transfer", "evaluate_universal_text", "transfer_matrix"]
 
-Judge = Callable[[Tensor], Sequence[bool]]
-"""Pixels (N, 3, H, W) in [0, 1] -> for each whether the model is right, or whatever the metric counts."""
+Judge = Callable[[Any], Sequence[bool]]
+"""Images -> for each whether the model is right, or whatever the metric counts."""
 Logits = Callable[[Tensor], Tensor]
 """Pixels (B, 3, H, W) in [0, 1] -> logits (B, K)."""
 
@@ -76,9 +77,9 @@ class UniversalText(Evaluation):
 
 
 def transfer_matrix(
-    adversarial: Mapping[str, Tensor],
+    adversarial: Mapping[str, Pictures],
     judges: Mapping[str, Judge],
-    clean: Tensor,
+    clean: Pictures,
     threat_model: ThreatModel,
     *,
     task: str,
@@ -92,9 +93,10 @@ def transfer_matrix(
     """Show the images made on each model to all models.
 
     Args:
-        adversarial: {source model: (N, 3, H, W)}, each checked against the threat model; `load_exported` reads them.
+        adversarial: {source model: (N, 3, H, W), or a list of images of several sizes}, each checked against the
+            threat model; `load_exported` reads them.
         judges: {victim model: its judge}.
-        clean: the clean images (N, 3, H, W).
+        clean: the clean images.
         threat_model, attack: of all sources.
         task, dataset, metric: names for the rows.
         seed, groups: of the intervals.

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, get_args, get_type_hints
 
 from fare_hf.attacks import ThreatModel
 from fare_hf.evaluation.report.rows import Row
-from fare_hf.files.folders import is_missing_path
+from fare_hf.files.folders import encoder_inside, is_missing_path
 from fare_hf.lab.names import encoder_path, is_in_lab
 from fare_hf.numerals import whole_number
 
@@ -294,7 +294,9 @@ def _require_read(where: str, job: Job, own: Collection[str], every: Collection[
 
 
 def require_path(what: str, name_or_path: str) -> None:
-    """Refuse a path that leads nowhere, and a model that the lab has not."""
+    """Refuse a path that leads nowhere, the folder of a training for its encoder, and a model that the lab has not."""
     encoder_path(name_or_path)
     if is_missing_path(name_or_path):
         raise ValueError(f"there is nothing at {name_or_path!r}, where {what} should be: check the path.")
+    if (encoder := encoder_inside(name_or_path)) and not (Path(name_or_path) / "config.json").is_file():
+        raise ValueError(f"{what} is the folder {name_or_path!r} of a training: name {encoder}.")

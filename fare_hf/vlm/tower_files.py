@@ -9,6 +9,7 @@ import torch
 from accelerate import init_empty_weights
 from transformers import MODEL_MAPPING, PROCESSOR_MAPPING, AutoModel, PreTrainedModel
 
+from fare_hf.files.folders import check_model_name
 from fare_hf.pretrained.configuration import load_image_processor
 from fare_hf.pretrained.loading import vlm_configuration
 from fare_hf.pretrained.validation import check_weights
@@ -88,6 +89,7 @@ def _made(vlm: str, revision: str | None, processor: Any, image_side: int | None
     """The features of a model whose tower stands in its place still, without weights."""
     config, family = features_family(vlm, revision)
     if processor is None or isinstance(processor, str):
+        check_model_name(processor or vlm)
         processor = _processor(processor or vlm, config, None if processor else revision)
     return _features(vlm, config, family, processor, image_side)
 

@@ -130,6 +130,10 @@ def test_corruptions_without_their_library_and_models_that_are_nowhere_are_refus
         cli.main(words)
     with pytest.raises(SystemExit, match="nothing at '/no/encoder', where the model 'CLIP' should be"):
         cli.main([*words, "--models", "CLIP=/no/encoder"])
+    (tmp_path / "run" / "encoder").mkdir(parents=True)
+    (tmp_path / "run" / "encoder" / "config.json").write_text("{}")
+    with pytest.raises(SystemExit, match="the model 'CLIP' is the folder '.*run' of a training: name '.*run/encoder'"):
+        cli.main([*words, "--models", f"CLIP={tmp_path / 'run'}"])
     assert not (tmp_path / "out").exists()
 
 

@@ -128,6 +128,12 @@ ROWS = [
         "the image processor CLIPImageProcessor…is not made for …qwen2.5' (…patch_size'): give one of the class that",
     ),
     Refusal(
+        "an image processor that is nowhere",
+        lambda no_weights: load_vision_tower(str(no_weights / "qwen2.5"), processor="nothere"),
+        ValueError,
+        "'nothere' is neither a folder with a model here nor a name of the Hub",
+    ),
+    Refusal(
         "a filter that is not mirrored, before a training",
         lambda no_weights: load_vision_tower(with_resample(no_weights, 4)),
         ValueError,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,25 @@ def test_blocks_above_the_last_one_that_is_read_are_not_computed(tmp_path: Path)
     assert torch.equal(features.embed(tower, pixels), expected)
     assert "forward" not in vars(blocks[2]) and "vision_tower" not in vars(features.around)
     assert tower(**inputs).last_hidden_state.isnan().all()  # as it is, outside
+
+
+def test_the_pooling_of_a_siglip_is_not_computed(tmp_path: Path) -> None:
+    tiny = TINY["Llava on SigLIP"]
+    _, tower, features = saved(tmp_path, replace(tiny, model=partial(tiny.model, vision_use_head=True)))
+    calls: list[int] = []
+    tower.head.attention.register_forward_hook(lambda *_: calls.append(1))
+    features.embed(tower, images(1))
+    assert not calls
+    tower(images(1))
+    assert calls == [1]
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    model = llava()
+    model.model.multi_modal_projector.linear_1.weight.data[0, 0] = torch.nan
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="NaN or infinity in its weights 'multi_modal_projector.linear_1.weight'"):
+        load_vision_tower(str(tmp_path), processor=llava_processor())
 
 
 def test_the_tower_alone_is_read_and_the_language_models_files_may_be_missing(

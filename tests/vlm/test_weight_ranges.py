@@ -125,6 +125,23 @@ def test_a_hub_that_gives_no_parts_is_said_and_the_file_downloaded(
     assert said == [f"model.safetensors of 'lab/llava' is downloaded whole: {why}."]
 
 
+def test_a_part_that_comes_cut_off_is_said_and_the_file_downloaded(
+    hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    publish(hub, tmp_path, {"model.safetensors": save(weights())})
+    ask = weight_ranges.http_backoff
+
+    def cut(*words: Any, **options: Any) -> Any:
+        response = ask(*words, **options)
+        response._content = response.content[:-1]
+        return response
+
+    monkeypatch.setattr(weight_ranges, "http_backoff", cut)
+    with caplog.at_level(logging.WARNING):
+        assert check(hub) > LARGE
+    assert f"{weight_ranges.FIRST - 1} bytes of model.safetensors" in caplog.text
+
+
 def header(changed: dict[str, Any]) -> bytes:
     text = json.dumps(changed).encode()
     return struct.pack("<Q", len(text)) + text + bytes(100)
@@ -135,6 +152,7 @@ def header(changed: dict[str, Any]) -> bytes:
     [
         (b"abc", "model.safetensors of 'lab/llava' is cut off or no safetensors file: take another revision"),
         (struct.pack("<Q", 1 << 40) + bytes(50), "is cut off or no safetensors file"),
+        (struct.pack("<Q", 51) + bytes(50), "is cut off or no safetensors file"),
         (struct.pack("<Q", 4) + b"{{{{" + bytes(50), "is not valid JSON"),
         (struct.pack("<Q", 2) + b"[]" + bytes(50), "has a header that no safetensors file has"),
         (header({"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 1 << 40]}}), "has a header that no"),
@@ -142,7 +160,17 @@ def header(changed: dict[str, Any]) -> bytes:
         (header({"a": [0, 1]}), "has a header that no"),
         (header({"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}), "has no weights for "),
     ],
-    ids=["short", "long header", "no JSON", "a list", "beyond the end", "a flag", "no entry", "another model"],
+    ids=[
+        "short",
+        "long header",
+        "header beyond the end",
+        "no JSON",
+        "a list",
+        "beyond the end",
+        "a flag",
+        "no entry",
+        "another model",
+    ],
 )
 def test_files_that_are_none_of_safetensors_are_refused_in_a_sentence(
     data: bytes, sentence: str, hub: LoopbackHub, tmp_path: Path

@@ -86,7 +86,9 @@ def same_sized(indices: Sequence[int], size: int, images: Any) -> list[list[int]
         size: of a batch.
         images: see `gather`; those of a list, and of a data set with `sizes`, may differ.
     """
-    sizes = [image.shape[-2:] for image in images] if isinstance(images, list) else getattr(images, "sizes", None)
+    sizes = getattr(images, "sizes", None)
+    if isinstance(images, list):
+        sizes = [_pixels_of(item).shape[-2:] for item in images]
     groups: dict[Any, list[int]] = {}
     for index in indices:
         groups.setdefault(None if sizes is None else sizes[index], []).append(index)
@@ -116,10 +118,13 @@ def gather(images: Any, indices: Sequence[int], device: torch.device) -> torch.T
     if isinstance(images, torch.Tensor):
         pixels = images[list(indices)]
     else:
-        items = [images[index] for index in indices]
-        alone = [item if isinstance(item, torch.Tensor) else item["pixel_values"] for item in items]
-        pixels = torch.stack(_of_one_size(alone))
+        pixels = torch.stack(_of_one_size([_pixels_of(images[index]) for index in indices]))
     return pixels.to(device=device, dtype=torch.float32)
+
+
+def _pixels_of(item: Any) -> torch.Tensor:
+    """Of one image of a list or a data set."""
+    return item if isinstance(item, torch.Tensor) else item["pixel_values"]
 
 
 def _of_one_size(pixels: Sequence[torch.Tensor]) -> list[torch.Tensor]:

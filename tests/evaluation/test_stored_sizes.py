@@ -68,6 +68,8 @@ def test_batches_hold_images_of_one_size(place: Path) -> None:
     assert data.sizes == SIDES
     assert same_sized(range(5), 2, data) == [[0, 2], [4], [1, 3]] and same_sized([3, 4, 0], 8, data) == [[3], [4, 0]]
     assert same_sized(range(5), 2, torch.rand(5, 3, 4, 4)) == [[0, 1], [2, 3], [4]]
+    rows = [{"pixel_values": torch.zeros(3, 4, width)} for width in (4, 5, 4)]
+    assert same_sized(range(3), 2, rows) == [[0, 2], [1]]
     with pytest.raises(ValueError, match=r"images of 2 sizes \(40 x 56, 48 x 36, height x width\) make no batch: "):
         gather(data, [0, 1], torch.device("cpu"))
 

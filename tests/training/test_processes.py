@@ -12,7 +12,6 @@ from typing import Any
 import datasets
 import pytest
 import torch
-from helpers.distributed.groups import LEFT
 from helpers.distributed.tiny_run import tiny_trainer
 from helpers.launched_runs import (
     CONFIGURATIONS,
@@ -42,27 +41,6 @@ def write_shards(folder: Path) -> Path:
         rows = [{"bytes": noise(5 * shard + row), "path": f"{shard}-{row}.png"} for row in range(5)]
         datasets.Dataset.from_dict({"image": rows}, features).to_parquet(folder / f"train-{shard}.parquet")
     return folder
-
-
-def test_two_processes_equal_one(legacy_vision_folder: Path, tmp_path: Path) -> None:
-    """`accelerate launch` with two processes of 4 images, against one of 8: same batches, same attack, same log.
-
-    Fails without the frozen unused parameters of `tokens` (DDP waits for their gradients), and without the epoch
-    callback (accelerate tells the sharded sampler its epoch, and then not the data set).
-    """
-    options = {**OPTIONS, "model": str(legacy_vision_folder), "embedding": "tokens"}
-    two = {**options, "per_device_train_batch_size": 4, "output_dir": str(tmp_path / "two")}
-    result = start(two, *TWO.split())
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert result.stderr.count(LEFT) == 2
-    one = tiny_trainer(output_dir=str(tmp_path / "one"), **options)
-    one.train()
-    assert relative_error(tmp_path / "two", one.model.state_dict()) <= 1e-6 < 1e-4 < moved(one)
-    facts = json.loads((tmp_path / "two" / "facts.json").read_text())
-    assert facts == {"processes": 2, "epochs": [0, 1], "blocks": 16, "fsdp": False, "sharded": False, "share": 0}
-    theirs = json.loads((tmp_path / "two" / "log.json").read_text())["log_history"][0]
-    for key in ("loss", "grad_norm", "attack_gain", "cosine_clean", "cosine_adversarial"):
-        assert theirs[key] == pytest.approx(one.state.log_history[0][key], rel=1e-4), key
 
 
 @pytest.mark.slow

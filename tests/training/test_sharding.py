@@ -53,6 +53,17 @@ def log_of(folder: Path) -> list[dict[str, Any]]:
     return json.loads((folder / "log.json").read_text())["log_history"]
 
 
+def assert_equals_one_process(folder: Path, options: dict[str, Any]) -> None:
+    """DDP of two processes of 4 images, against one of 8: same batches, same attack, same log."""
+    one = tiny_trainer(output_dir=str(folder.with_name("alone")), **options)
+    one.train()
+    assert relative_error(folder, one.model.state_dict()) <= 1e-6 < 1e-4 < moved(one)
+    facts = json.loads((folder / "facts.json").read_text())
+    assert facts == {"processes": 2, "epochs": [0, 1], "blocks": 16, "fsdp": False, "sharded": False, "share": 0}
+    for key in ("loss", "grad_norm", "attack_gain", "cosine_clean", "cosine_adversarial"):
+        assert log_of(folder)[0][key] == pytest.approx(one.state.log_history[0][key], rel=1e-4), key
+
+
 def assert_same_files(first: Path, second: Path) -> None:
     """Two folders of an encoder: the same files, and but for the weights the same bytes."""
     names = sorted(path.name for path in first.iterdir())
@@ -62,13 +73,16 @@ def assert_same_files(first: Path, second: Path) -> None:
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
 
 
-def test_fsdp2_equals_one_process_and_in_bf16_ddp(
-    clip_folder: Path, legacy_vision_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_two_processes_equal_one_sharded_and_not(
+    clip_folder: Path, legacy_vision_folder: Path, tmp_path: Path
 ) -> None:
-    """The command line, whose `encoder/` has its card; and bf16, where accelerate alone would round every value.
+    """One launch: the command line under FSDP2, whose `encoder/` has its card; bf16 under both; fp32 under DDP.
 
-    accelerate casts parameters, inputs and outputs of each block, without autocast: the first gradient norm is twice
-    that of DDP.
+    In bf16 accelerate alone would round every value: it casts parameters, inputs and outputs of each block, without
+    autocast, and the first gradient norm is twice that of DDP.
+
+    The last fails without the frozen unused parameters of `tokens` (DDP waits for their gradients), and without the
+    epoch callback (accelerate tells the sharded sampler its epoch, and then not the data set).
     """
     images = write_images(tmp_path / "images")
     words = f"--model {clip_folder} --dataset {images} {WORDS}".split()
@@ -77,7 +91,10 @@ def test_fsdp2_equals_one_process_and_in_bf16_ddp(
     half |= {"per_device_train_batch_size": 4}
     runs = [{**sharded, "output_dir": str(tmp_path / "two")}]
     runs += [{**half, "shard_on_cpu": on, "output_dir": str(tmp_path / str(on))} for on in (True, False)]
+    plain = {**OPTIONS, "model": str(legacy_vision_folder), "embedding": "tokens"}
+    runs += [{**plain, "per_device_train_batch_size": 4, "shard_on_cpu": False, "output_dir": str(tmp_path / "plain")}]
     launch(runs)
+    assert_equals_one_process(tmp_path / "plain", plain)
     train.main([*words, "--per_device_train_batch_size", "8", "--output_dir", str(tmp_path / "one")])
     assert_sharded(tmp_path / "two")
     original = load_file(clip_folder / "model.safetensors")

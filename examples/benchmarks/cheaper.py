@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import Dataset
 
 from fare_hf import FareConfig, FareTrainer, ThreatModel
 from fare_hf.encoders import load_encoder
@@ -51,7 +52,7 @@ BATCH, LEARNING_RATE = 32, 3e-3
 
 
 def trainer_of(
-    arm: dict[str, Any], images: list[dict[str, Any]], processor: Any, seed: int, steps: int
+    arm: dict[str, Any], images: list[dict[str, Any]] | Dataset, processor: Any, seed: int, steps: int
 ) -> FareTrainer:
     """A training of one arm."""
     options: dict[str, Any] = {
@@ -61,7 +62,7 @@ def trainer_of(
     }
     options |= {"save_strategy": "no", "disable_tqdm": True, "logging_strategy": "no", "use_cpu": True}
     with tempfile.TemporaryDirectory() as folder:
-        config = FareConfig(folder, eps="4/255", max_steps=steps, seed=seed, **options, **arm)
+        config = FareConfig(folder, eps="4/255", max_steps=steps, seed=seed, **options | arm)
     encoder = load_encoder(str(encoder_folder("clip")))
     return FareTrainer(encoder, config, train_dataset=images, processing_class=processor)
 

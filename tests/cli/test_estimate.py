@@ -41,6 +41,17 @@ def test_the_papers_run_is_ten_exaflop(capsys: pytest.CaptureFixture[str]) -> No
     assert set(SHAPES) == {next(iter(_model(name))) for name in BACKBONES}
 
 
+@pytest.mark.parametrize(("recipe", "part"), [("fare-4-half", 0.5), ("fare-4-tenth", 0.1)])
+def test_cheaper_recipes_cost_the_part_that_they_name(
+    recipe: str, part: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = []
+    for attack in ("fare-4", recipe):
+        main([*files("vit-l-14", attack), "--gpus", "H100"])
+        found.append(float(capsys.readouterr().out.split(" EFLOP")[0].split()[-1]))
+    assert found[1] / found[0] == pytest.approx(part, rel=0.02)
+
+
 def _model(name: str) -> list[str]:
     lines = (RECIPES / f"{name}.yaml").read_text().splitlines()
     return [line.removeprefix("model: ") for line in lines if line.startswith("model: ")]

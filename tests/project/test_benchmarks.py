@@ -65,6 +65,21 @@ def test_cheaper_spends_the_same_operations(tmp_path: Path, monkeypatch: pytest.
     assert [line["steps"] for line in json.loads(output.read_text())["lines"]] == [1, 3]
 
 
+@pytest.mark.slow
+def test_the_cost_curve_has_a_training_for_each_budget_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "curve.json"
+    words = ["--samples", "4", "--arms", "2 steps", "2 steps, first 2 of 4 blocks", "--output", str(output)]
+    run("cost_curve.py", *words, "--budgets", "1", monkeypatch=monkeypatch)
+    first = json.loads(output.read_text())["lines"]
+    run("cost_curve.py", *words, "--budgets", "1", "2", monkeypatch=monkeypatch)
+    lines = json.loads(output.read_text())["lines"]
+    assert lines[:2] == first and len(lines) == 4 and lines[2]["flops"] == 2 * lines[0]["flops"]
+    assert [line["steps"] for line in lines] == [3, 3, 6, 6]
+    assert output.with_suffix(".md").read_text().count("(3 steps)") == 2 and output.with_suffix(".png").exists()
+
+
 def test_loader_reads_files_and_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = tmp_path / "loader.json"
     words = ["--images", "8", "--batch_size", "2", "--size", "32", "--workers", "0", "--rounds", "1"]

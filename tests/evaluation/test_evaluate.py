@@ -196,7 +196,11 @@ def labelled(values: list[Any]) -> Callable[[Path], None]:
             "on the Hub that it was fine-tuned from: give it as text_model .*--text_model lab:clip",
         ),
         (None, {"encoder": "ROBUST", "against": "ROBUST"}, "is compared with itself"),
-        (None, {"encoder": "VLM"}, "is a 'llava' model, not a vision encoder or CLIP"),
+        (
+            None,
+            {"encoder": "VLM"},
+            "is a vision-language model .llava., and a vision encoder or CLIP is wanted",
+        ),
         (None, {"encoder": "ROBUST", "text_model": "ROBUST"}, "without a CLIP text encoder"),
     ],
 )

@@ -15,18 +15,25 @@ from pathlib import Path
 
 from fare_hf import RobustnessReport, ThreatModel, swap_vision_tower
 from fare_hf.encoders import load_encoder
-from fare_hf.evaluation import Row, environment
-from fare_hf.lab import ENCODERS, encoder_folder, load_clip, load_llava, measure
+from fare_hf.evaluation import Row, environment, paired_difference
+from fare_hf.evaluation.report.intervals import has_width
+from fare_hf.lab import ENCODERS, UNSEEN, encoder_folder, load_clip, load_llava, measure
+from fare_hf.lab.drawings import TEST_STYLES
 
 MODELS = ("clip", *ENCODERS, "llava-clip", "llava-fare-4", "llava-tecoa-4")
 FOUR = ThreatModel("linf", "4/255")
+FAR_STYLE = TEST_STYLES[1]
+"""Questions about its drawings are asked clean alone."""
+TWO = ThreatModel("linf", "2/255")
 SELECTED = {
     "zero-shot, clean": ("zero-shot", "twemoji", None),
-    "zero-shot, 2/255": ("zero-shot", "twemoji", ThreatModel("linf", "2/255")),
     "zero-shot, 4/255": ("zero-shot", "twemoji", FOUR),
-    "clothes, clean": ("zero-shot", "fashion", None),
     "captions, clean": ("captions", "twemoji", None),
-    "captions, 4/255": ("captions", "twemoji", FOUR),
+    "captions, 2/255": ("captions", "twemoji", TWO),
+    "of clothes, clean": ("captions", "fashion", None),
+    "of clothes, 2/255": ("captions", "fashion", TWO),
+    "of digits, clean": ("captions", "digits", None),
+    "of digits, 2/255": ("captions", "digits", TWO),
     "sentence forced, 4/255": ("targeted", "twemoji", FOUR),
 }
 """Columns of the short table: task, data set and threat model."""
@@ -73,8 +80,11 @@ def measured(model: str, budget: measure.Budget, seed: int) -> list[Row]:
         )
     llava = load_llava()
     swap_vision_tower(llava[0], str(encoder_folder(name)))
-    captions = measure.measure_captions(NAMES[name], llava, budget, seed=seed)
-    rows = captions.rows + measure.measure_questions(NAMES[name], llava, budget, seed=seed)
+    rows: list[Row] = []
+    for dataset in budget.samples:
+        rows += measure.measure_captions(NAMES[name], llava, budget, seed=seed, dataset=dataset).rows
+    rows += measure.measure_questions(NAMES[name], llava, budget, seed=seed)
+    rows += measure.measure_questions(NAMES[name], llava, budget, [], seed=seed, style=FAR_STYLE)
     return rows + measure.measure_targeted(NAMES[name], llava, budget, seed=seed)
 
 
@@ -102,7 +112,29 @@ def whole(report: RobustnessReport) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in report.environment["versions"].items())
     machine = report.environment["machine"]
     source = f"`{report.environment['command']}`, seed {report.environment['seed']}; {versions}; {machine['cpu']}"
-    return f"{report.to_markdown().strip()}\n\n{source}, {machine['cores']} cores."
+    tables = f"{report.to_markdown().strip()}\n\n{differences(report)}"
+    return f"{tables}\n\n{source}, {machine['cores']} cores."
+
+
+def differences(report: RobustnessReport, ours: str = "FARE-4", theirs: str = "TeCoA-4") -> str:
+    """How many points one encoder's figures are above the other's on the same images, with paired 95 % intervals."""
+    kept = [row for row in report.rows if row.outcomes is not None or row.scores is not None]
+    found = {(row.model, figure(row)): row for row in kept}
+    cells: dict[str, list[str]] = {}
+    for row in kept:
+        other = found.get((row.model.replace(ours, theirs), figure(row)))
+        if row.model.removeprefix("LLaVA + ") == ours and other is not None:
+            change, ends = paired_difference(other, row)
+            width = f"[{100 * ends[0]:+.1f}, {100 * ends[1]:+.1f}]" if has_width(ends) else "(no interval)"
+            seen = "unseen" if row.dataset in UNSEEN else "drawings"
+            cells.setdefault(f"{row.task}, {row.dataset} ({seen})", []).append(f"{100 * change:+.1f} {width}")
+    head = f"| {ours} above {theirs}, in points | clean | 2/255 | 4/255 |\n| --- | ---: | ---: | ---: |\n"
+    return head + "\n".join(f"| {name} | {' | '.join(changes)} |" for name, changes in cells.items())
+
+
+def figure(row: Row) -> tuple[object, ...]:
+    """What a row measures."""
+    return row.task, row.dataset, row.metric, row.threat_model
 
 
 def selection(report: RobustnessReport, models: Sequence[str] = ("CLIP", "TeCoA-4", "FARE-4")) -> str:
@@ -114,9 +146,9 @@ def selection(report: RobustnessReport, models: Sequence[str] = ("CLIP", "TeCoA-
         lines.append([model, *(f"{100 * r.value:.1f} [{100 * r.ci[0]:.0f}, {100 * r.ci[1]:.0f}]" for r in found)])
     attacked = {task: cells[models[0], task, "twemoji", FOUR] for task in ("zero-shot", "captions", "targeted")}
     attacks = "; ".join(f"{task} {row.attack_text}, n = {row.n}" for task, row in attacked.items())
-    clothes = cells[models[0], *SELECTED["clothes, clean"]].n
+    others = ", ".join(f"{name} n = {cells[models[0], 'captions', name, None].n}" for name in UNSEEN)
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"{table}\n\nIn percent, with 95 % intervals. Attacks: {attacks}; clothes n = {clothes}."
+    return f"{table}\n\nIn percent, with 95 % intervals. Attacks: {attacks}; {others}."
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ def train(arm: str, rate: str, seed: int, args: argparse.Namespace) -> Path:
     folder = args.output_dir / arm / f"lr-{rate}" / f"seed-{seed}"
     if not (folder / "encoder" / "model.safetensors").exists():
         steps = affordable_steps(arm, args.output_dir, args.steps, int(recipes.COMMON["per_device_train_batch_size"]))
-        options = recipes.recipe("fare-4", steps, rate) | {"embedding": arm, "seed": str(seed)}
+        options = recipes.recipe("fare-4", steps, rate) | recipes.DRAWINGS | {"embedding": arm, "seed": str(seed)}
         options |= {"model": str(llava_folder(args.output_dir))} if arm == "features" else {}
         print(f"{arm}, learning rate {rate}, seed {seed}: {steps} steps", flush=True)
         subprocess.run(recipes.command(options, folder), check=True, env=os.environ | recipes.ALLOCATOR)

@@ -111,7 +111,8 @@ def _on_the_lab(args: argparse.Namespace, dataset: str, strings: Sequence[str], 
 
     if not is_in_lab(args.vlm):
         raise ValueError(f"--dataset {dataset} is for --vlm {LAB_VLMS} alone: give images of your own.")
-    sets = {"captions": ["captions"], "vqa": ["yes-no"], "pope": ["pope"], "targeted": TEST_SETS}[args.task]
+    captioned = ["captions", *TEST_SETS]
+    sets = {"captions": captioned, "vqa": ["yes-no"], "pope": ["pope"], "targeted": TEST_SETS}[args.task]
     if dataset.removeprefix("lab:") not in sets:
         raise ValueError(f"--task {args.task} has no {dataset} in the lab; use one of lab:{', lab:'.join(sets)}.")
     why = f"is for images of your own: {dataset} has its own."
@@ -138,12 +139,13 @@ def _lab_rows(
     args: argparse.Namespace, name: str, vlm: Any, dataset: str, known: dict[str, Any], strings: Sequence[str]
 ) -> list[Row]:
     from fare_hf.lab import measure
+    from fare_hf.lab.names import captioned_set
 
     known |= {"seed": args.seed or 0, "distributed": True}
     few, steps = args.samples, args.steps
     if args.task == "captions":
         budget = measure.Budget(captions=few, caption_steps=steps or measure.Budget.caption_steps)
-        return measure.measure_captions(name, vlm, budget, **known).rows
+        return measure.measure_captions(name, vlm, budget, **known, dataset=captioned_set(dataset)).rows
     if args.task != "targeted":
         budget = measure.Budget(questions={dataset: few}, question_steps=steps or measure.Budget.question_steps)
         return measure.measure_questions(name, vlm, budget, **known)

@@ -32,8 +32,8 @@ from fare_hf.evaluation import (
 from fare_hf.evaluation.vlm.ensemble import QUESTION_TARGETS
 from fare_hf.evaluation.vlm.metrics import TextMetric
 from fare_hf.evaluation.zero_shot.classification import evaluate_zero_shot
-from fare_hf.lab.captions import CAPTION_PROMPT, chat, zero_shot_prompts
-from fare_hf.lab.drawings import all_concepts
+from fare_hf.lab.captions import CAPTION_PROMPT, chat
+from fare_hf.lab.drawings import TEST_STYLES, all_concepts
 from fare_hf.lab.names import MODELS, QUESTION_SETS
 from fare_hf.lab.questions import load_question_set
 from fare_hf.lab.sets import TestSet, load_test_set
@@ -152,18 +152,19 @@ def measure_captions(
     keep: Sequence[int] = (),
     folder: Path | None = None,
     distributed: bool = False,
+    dataset: str = "twemoji",
 ) -> TextEvaluation:
-    """Captions of the main set, clean and attacked; a caption is right if it names the concept.
+    """Captions of one of `TEST_SETS`, clean and attacked; a caption is right if it names the concept.
 
     Here and below, `folder` keeps what is finished, as for `evaluate_captions`.
     """
-    test = part("twemoji", budget.captions)
+    test = part(dataset, budget.captions)
     wanted = [test.class_names[label] for label in test.labels.tolist()]
-    prompts = zero_shot_prompts(test.class_names, "twemoji")
-    targets = [prompts[label] for label in test.labels.tolist()]
-    options = _options(_shown(vlm, name), "twemoji", test.groups, threat_models, seed, distributed)
+    targets = [test.prompts[label] for label in test.labels.tolist()]
+    options = _options(_shown(vlm, name), dataset, test.groups, threat_models, seed, distributed)
     options |= {"prompt": PROMPT, "steps": budget.caption_steps, "max_new_tokens": 14, "keep": keep, "folder": folder}
-    return evaluate_captions(*vlm, test.pixels, targets, wanted, correct=NamesConcept(all_concepts()), **options)
+    rule = NamesConcept((*all_concepts(), *test.class_names))
+    return evaluate_captions(*vlm, test.pixels, targets, wanted, correct=rule, **options)
 
 
 def measure_targeted(
@@ -195,12 +196,14 @@ def measure_questions(
     seed: int = 0,
     folder: Path | None = None,
     distributed: bool = False,
+    style: str = TEST_STYLES[0],
 ) -> list[Row]:
     """Yes-or-no questions: VQA accuracy on single drawings, POPE's F1 on scenes, clean and attacked."""
     rows = []
     for dataset, count in budget.questions.items():
-        asked = load_question_set(dataset).first(count)
-        options = _options(_shown(vlm, name), dataset, asked.groups, threat_models, seed, distributed)
+        asked = load_question_set(dataset, style).first(count)
+        called = dataset if style == TEST_STYLES[0] else f"{dataset}, {style}"
+        options = _options(_shown(vlm, name), called, asked.groups, threat_models, seed, distributed)
         options |= {"steps": budget.question_steps, "half": None, "max_new_tokens": 5}
         options["folder"] = folder and folder / dataset
         metric: TextMetric = VqaAccuracy([[answer] * 10 for answer in asked.answers])

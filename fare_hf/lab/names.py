@@ -17,6 +17,7 @@ __all__ = [
     "TOWERS",
     "TRAINING_SETS",
     "VLMS",
+    "captioned_set",
     "check_vlm",
     "encoder_folder",
     "encoder_path",
@@ -35,7 +36,7 @@ ENCODERS = ("fare-2", "fare-4", "tecoa-2", "tecoa-4")
 """Robust encoders, by objective and eps x 255; the original is `clip`."""
 TOWERS = ("smolvlm-4",)
 """Robust towers of the lab's SmolVLM, by eps x 255."""
-TRAINING_SETS = ("drawings",)
+TRAINING_SETS = ("drawings", "images")
 TEST_SETS = ("twemoji", "openmoji", "fxemoji", "fashion", "digits")
 """`twemoji` is the main set, `openmoji` a far style, `fxemoji` for choices, training sees none like the others."""
 QUESTION_SETS = ("yes-no", "pope")
@@ -105,6 +106,11 @@ def trained_path(name: str) -> str:
         ValueError: the lab has no such model.
     """
     return str(MODELS / name.removeprefix(PREFIX)) if name in (LLAVA, SMOLVLM) else encoder_path(name)
+
+
+def captioned_set(name: str) -> str:
+    """Whose images are captioned: `captions` are those of the main set."""
+    return TEST_SETS[0] if name == "captions" else name
 
 
 def check_vlm(name: str, what: str = "") -> None:

@@ -17,7 +17,7 @@ from fare_hf.lab.names import QUESTION_SETS, lab_name
 
 __all__ = ["SPLITS", "QuestionSet", "load_question_set"]
 
-STYLES = (TEST_STYLES[0], VALIDATION_STYLE)
+STYLES = (TEST_STYLES[0], VALIDATION_STYLE, TEST_STYLES[1])
 SPLITS = ("random", "popular", "adversarial")
 """POPE's three ways to choose what is not there (Li et al., EMNLP 2023, arXiv 2305.10355)."""
 SCENES = 100

@@ -42,6 +42,8 @@ GREY = Variation(colour=0.2, fade=0.25)
 """Clothes and digits in pre-training."""
 FINE_TUNING = Variation(scale=(0.6, 1.0), rotation=15.0, colour=0.4, grey=0.2, invert=0.1, fade=0.4)
 """Wider than pre-training, so that a robust encoder also sees what looks little like a drawing."""
+UNLABELLED = Variation(scale=(0.5, 1.0), rotation=25.0, colour=0.4, grey=0.35, invert=0.25, fade=0.25)
+"""Wider still, for what needs no label."""
 
 # Corners of the 2 x 2 grid on which several drawings stand.
 _CELLS = ((0, 0), (0, 1), (1, 0), (1, 1))
@@ -91,6 +93,14 @@ def single(drawing: Image.Image, rng: np.random.Generator, variation: Variation 
     corner = tuple(int(v) for v in rng.integers(0, IMAGE_SIZE - side + 1, 2))
     place(scene, drawing, side, (corner[0], corner[1]), rng.uniform(-1, 1) * variation.rotation)
     return recolour(scene, variation, rng)
+
+
+def part(drawing: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """A drawing larger than the image, of which one part is seen, as an RGB image of 160 x 160."""
+    scene, side = background(rng), int(IMAGE_SIZE * rng.uniform(1.2, 2.5))
+    left, upper = (-int(v) for v in rng.integers(0, side - IMAGE_SIZE + 1, 2))
+    place(scene, drawing, side, (left, upper), rng.uniform(-1, 1) * 180)
+    return scene
 
 
 def several(drawings: list[Image.Image], rng: np.random.Generator, variation: Variation = EVALUATION) -> Image.Image:

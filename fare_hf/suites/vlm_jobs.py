@@ -24,7 +24,7 @@ from fare_hf.files.folders import is_missing_path
 from fare_hf.lab import TEST_SETS, measure
 from fare_hf.lab.captions import chat
 from fare_hf.lab.models import load_vlm_and_processor
-from fare_hf.lab.names import LAB_VLMS, TEXT_SETS, check_vlm, is_in_lab, lab_name
+from fare_hf.lab.names import LAB_VLMS, QUESTION_SETS, TEXT_SETS, captioned_set, check_vlm, is_in_lab, lab_name
 from fare_hf.suites.settings import Attacked, Count, Job, Says, Subject, Template, Text, one_of
 from fare_hf.vlm import swap_vision_tower
 
@@ -97,7 +97,7 @@ class Vlm(OfAVlm):
     """
 
     kind: ClassVar[str] = "vlm"
-    lab_sets: ClassVar[tuple[str, ...]] = TEXT_SETS
+    lab_sets: ClassVar[tuple[str, ...]] = (*TEXT_SETS, *TEST_SETS)
     task: Annotated[str | None, one_of(TASKS[:3]), Says.OF_OWN_DATA] = None
     caption_column: Annotated[Text | None, Says.OF_OWN_DATA] = None
     question_column: Annotated[Text | None, Says.OF_OWN_DATA] = None
@@ -140,9 +140,10 @@ class Vlm(OfAVlm):
 
     def _run_on_the_lab(self, subject: Subject, llava: tuple[Any, Any]) -> list[Row]:
         options = self._lab_options(subject)
-        if self.dataset == "captions":
+        if self.dataset not in QUESTION_SETS:
             budget = measure.Budget(captions=self.samples, caption_steps=self.steps or measure.Budget.caption_steps)
-            return measure.measure_captions(subject.model, llava, budget, **options).rows
+            shown = captioned_set(self.dataset)
+            return measure.measure_captions(subject.model, llava, budget, **options, dataset=shown).rows
         questions = {self.dataset: self.samples}
         budget = measure.Budget(questions=questions, question_steps=self.steps or measure.Budget.question_steps)
         return measure.measure_questions(subject.model, llava, budget, **options)

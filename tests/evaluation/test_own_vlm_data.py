@@ -136,6 +136,14 @@ def test_the_lab_as_its_figures_are_measured_and_it_goes_on(tmp_path: Path, monk
     ] * 2
 
 
+def test_captions_of_any_set_of_the_lab(tmp_path: Path) -> None:
+    words = ["evaluate", "--vlm", "lab:llava", "--dataset", "lab:digits", "--task", "captions", "--samples", "12"]
+    cli.main([*words, "--steps", "2", "--eps", "4/255", "--output_dir", str(tmp_path)])
+    clean, attacked = RobustnessReport.load(tmp_path).rows
+    assert (clean.task, clean.dataset, clean.n) == ("captions", "digits", 12)
+    assert clean.value >= 0.75 > attacked.value  # it was trained to say "a handwritten digit, seven"
+
+
 def saved(columns: dict[str, Any]) -> Callable[[Path], None]:
     """Two images with columns, as `save_to_disk` writes them."""
 

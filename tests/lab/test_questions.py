@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fare_hf.lab import questions
-from fare_hf.lab.drawings import main_concepts
+from fare_hf.lab.drawings import TEST_STYLES, main_concepts
 from fare_hf.lab.names import QUESTION_SETS
 from fare_hf.lab.questions import SPLITS, load_question_set
 
@@ -17,11 +17,12 @@ def concept_of(prompt: str) -> str:
     return name.removeprefix("an ").removeprefix("a ")
 
 
+@pytest.mark.parametrize("style", TEST_STYLES)
 @pytest.mark.parametrize("name", QUESTION_SETS)
-def test_questions_are_balanced_and_always_the_same(name: str) -> None:
-    first = load_question_set(name)
+def test_questions_are_balanced_and_always_the_same(name: str, style: str) -> None:
+    first = load_question_set(name, style)
     load_question_set.cache_clear()
-    second = load_question_set(name)
+    second = load_question_set(name, style)
     assert first.prompts == second.prompts and torch.equal(first.pixels, second.pixels)
     assert first.answers.count("yes") == first.answers.count("no") == len(first) // 2
     assert {concept_of(prompt) for prompt in first.prompts} <= set(main_concepts())

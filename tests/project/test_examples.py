@@ -71,7 +71,7 @@ def test_lab_learning_rates_trains_and_measures(
     monkeypatch.setitem(recipes.COMMON, "per_device_train_batch_size", "4")
     words = ["--learning_rates", "1e-4", "--objectives", "tecoa", "--max_steps", "1", "--samples", "8"]
     run("lab_learning_rates.py", "--output_dir", str(tmp_path), *words, monkeypatch=monkeypatch)
-    assert "tecoa lr 1e-4: clean" in capsys.readouterr().out
+    assert "tecoa lr 1e-4: zero-shot clean" in capsys.readouterr().out
 
 
 def test_the_study_compares_arms_image_by_image_over_all_seeds() -> None:

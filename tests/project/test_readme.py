@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from helpers.pages import blocks, commands, stood_in
 from helpers.paths import EXAMPLES, ROOT
 from PIL import Image
@@ -64,7 +65,24 @@ def test_the_short_table_holds_the_report_s_own_figures() -> None:
     row = next(
         r for r in report.rows if (r.model, r.dataset, str(r.threat_model)) == ("FARE-4", "twemoji", "linf 4/255")
     )
-    assert line.split("|")[4].split()[0] == f"{100 * row.value:.1f}"
+    assert line.split("|")[3].split()[0] == f"{100 * row.value:.1f}"
+
+
+def test_the_differences_are_those_of_the_rows() -> None:
+    """Of FARE-4 and TeCoA-4, on what fine-tuning saw and what it did not, for all figures that keep single images."""
+    report = RobustnessReport.load(ROOT / "model_cards" / "lab" / "report.json")
+    lines = LAB_TABLE["differences"](report).splitlines()[2:]
+    values = {(row.model, row.task, row.dataset, str(row.threat_model)): row.value for row in report.rows}
+    assert {"zero-shot, digits (unseen)", "captions, fashion (unseen)", "captions, twemoji (drawings)"} <= {
+        line.split(" | ")[0].removeprefix("| ") for line in lines
+    }
+    for line in lines:
+        name, *cells = line.strip("| ").split(" | ")
+        task, dataset = name.rsplit(" (", 1)[0].split(", ", 1)
+        for threat, cell in zip(("None", "linf 2/255", "linf 4/255"), cells, strict=False):
+            prefix = "" if task == "zero-shot" else "LLaVA + "
+            change = [values[f"{prefix}{model}", task, dataset, threat] for model in ("FARE-4", "TeCoA-4")]
+            assert float(cell.split()[0]) == pytest.approx(100 * (change[0] - change[1]), abs=0.051), line
 
 
 def test_report_of_the_table_is_valid_json() -> None:

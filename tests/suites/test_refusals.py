@@ -104,8 +104,8 @@ ON_THE_LAB = [
     ("{kind: transfer, set: 'lab:digits', victims: [], eps: [4/255]}", "give a list of each"),
     ("{kind: vlm, vlm: 'lab:llava', set: COCO}", "only lab:llava and lab:smolvlm have lab sets"),
     (
-        "{kind: vlm, vlm: 'lab:llava', set: 'lab:digits'}",
-        "is a set of labelled images of the lab, which is not wanted here; use one of lab:captions",
+        "{kind: vlm, vlm: 'lab:llava', set: 'lab:drawings'}",
+        "is a training set of the lab, which is not wanted here; use one of lab:captions",
     ),
     ("{kind: targeted, vlm: 'lab:llava', set: 'lab:pope', eps: [4/255]}", "is a set of texts of the lab"),
     ("{kind: vlm, vlm: 'lab:fare-4', set: me/photos, task: vqa}", "vlm 'lab:fare-4' is an encoder of the lab"),

@@ -71,6 +71,7 @@ ASKED = "--samples 2 --steps 1 --max_new_tokens 12"
 # First words of a command -> options put at its end, where the last one wins.
 SHORT = {
     "fare-hf train --embedding features": TRAINING.replace(CLIP, "llava"),
+    "accelerate launch --quiet -m fare_hf.train": TRAINING,
     "accelerate launch -m fare_hf.train": TRAINING,
     "accelerate launch -m fare_hf.cli evaluate --vlm": ASKED,
     "accelerate launch -m fare_hf.cli evaluate": f"--samples 4 --steps 2 --text_model {CLIP}",

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 from fare_hf import RobustnessReport, ThreatModel, swap_vision_tower
@@ -20,7 +21,8 @@ from fare_hf.evaluation import Row, environment
 from fare_hf.lab import load_clip, load_llava, measure, recipes
 
 STYLE = "fxemoji"
-BUDGET = measure.Budget({STYLE: 252}, steps=20, target_classes=2, captions=100, caption_steps=20)
+SAMPLES, CAPTIONS = 252, 100
+BUDGET = measure.Budget(steps=20, target_classes=2, caption_steps=20)
 
 
 def main() -> None:
@@ -31,7 +33,7 @@ def main() -> None:
     parser.add_argument("--objectives", nargs="+", default=["fare", "tecoa"], choices=["fare", "tecoa"])
     parser.add_argument("--max_steps", type=int, default=recipes.LONG_STEPS)
     parser.add_argument("--set", nargs="*", default=[], metavar="OPTION=VALUE", help="of the recipe, for all runs")
-    parser.add_argument("--samples", type=int, default=BUDGET.samples[STYLE], help="images; at most 100 are captioned")
+    parser.add_argument("--samples", type=int, default=SAMPLES, help="images; at most 100 are captioned")
     args = parser.parse_args()
     changed = dict(pair.split("=", 1) for pair in args.set)
     rows: list[Row] = []
@@ -51,10 +53,7 @@ def main() -> None:
 
 def validated(name: str, encoder: Path, samples: int) -> list[Row]:
     """Zero-shot accuracy, clean and at 4/255, and captions, clean and at 2/255, of the validation style."""
-    few = min(samples, BUDGET.captions or samples)
-    budget = measure.Budget(
-        {STYLE: samples}, BUDGET.steps, BUDGET.target_classes, captions=few, caption_steps=BUDGET.caption_steps
-    )
+    budget = replace(BUDGET, samples={STYLE: samples}, captions=min(samples, CAPTIONS))
     strong, weak = ([ThreatModel("linf", eps)] for eps in ("4/255", "2/255"))
     llava = load_llava()
     swap_vision_tower(llava[0], str(encoder))

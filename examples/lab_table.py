@@ -15,8 +15,8 @@ from pathlib import Path
 
 from fare_hf import RobustnessReport, ThreatModel, swap_vision_tower
 from fare_hf.encoders import load_encoder
-from fare_hf.evaluation import Row, environment, paired_difference
-from fare_hf.evaluation.report.intervals import has_width
+from fare_hf.evaluation import Row, environment
+from fare_hf.evaluation.report.paired import difference_text
 from fare_hf.lab import ENCODERS, UNSEEN, encoder_folder, load_clip, load_llava, measure
 from fare_hf.lab.drawings import TEST_STYLES
 
@@ -124,10 +124,8 @@ def differences(report: RobustnessReport, ours: str = "FARE-4", theirs: str = "T
     for row in kept:
         other = found.get((row.model.replace(ours, theirs), figure(row)))
         if row.model.removeprefix("LLaVA + ") == ours and other is not None:
-            change, ends = paired_difference(other, row)
-            width = f"[{100 * ends[0]:+.1f}, {100 * ends[1]:+.1f}]" if has_width(ends) else "(no interval)"
             seen = "unseen" if row.dataset in UNSEEN else "drawings"
-            cells.setdefault(f"{row.task}, {row.dataset} ({seen})", []).append(f"{100 * change:+.1f} {width}")
+            cells.setdefault(f"{row.task}, {row.dataset} ({seen})", []).append(difference_text(other, row))
     head = f"| {ours} above {theirs}, in points | clean | 2/255 | 4/255 |\n| --- | ---: | ---: | ---: |\n"
     return head + "\n".join(f"| {name} | {' | '.join(changes)} |" for name, changes in cells.items())
 

@@ -84,16 +84,22 @@ def affordable(trainer: FareTrainer, budget: int) -> int:
 def run(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """Trains and measures one arm with one seed."""
     torch.set_num_threads(args.threads)
-    images, processor = drawings(args.images)
-    steps = affordable(trainer_of(ARMS[name], images, processor, seed, 1), budget_of(args))
-    trainer = trainer_of(ARMS[name], images, processor, seed, steps)
+    return trained_and_measured(name, ARMS[name], drawings(args.images), seed, budget_of(args), args.samples)
+
+
+def trained_and_measured(
+    name: str, arm: dict[str, Any], data: tuple[Any, Any], seed: int, budget: int, samples: int
+) -> dict[str, Any]:
+    """One arm with as many steps as a budget of operations pays for, on images and with their processor."""
+    steps = affordable(trainer_of(arm, *data, seed, 1), budget)
+    trainer = trainer_of(arm, *data, seed, steps)
     begin = time.process_time()
     trainer.train()
     seconds = time.process_time() - begin
-    part = measure.Budget({"fxemoji": args.samples}, steps=20, target_classes=2)
+    part = measure.Budget({"fxemoji": samples}, steps=20, target_classes=2)
     rows = measure.measure_zero_shot(name, trainer.model, load_clip(), part, [ThreatModel("linf", "4/255")])
     clean, robust = (row.value for row in rows)
-    line = {"arm": name, "seed": seed, "steps": steps, "cpu_seconds": round(seconds, 1), "n": args.samples}
+    line = {"arm": name, "seed": seed, "steps": steps, "cpu_seconds": round(seconds, 1), "n": samples}
     return line | {"clean": clean, "robust": robust, "attack": rows[1].attack, "eps": "4/255"}
 
 

@@ -14,19 +14,17 @@ import argparse
 import json
 import os
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from cheaper import ARMS, BATCH, affordable, trainer_of
+from cheaper import ARMS, BATCH, trained_and_measured
 
-from fare_hf import ThreatModel
 from fare_hf.encoders import load_encoder
 from fare_hf.encoders.flops import count_flops
 from fare_hf.evaluation import environment
 from fare_hf.evaluation.report.plots import new_figure, save_figure
-from fare_hf.lab import encoder_folder, load_clip, load_training_set, measure
+from fare_hf.lab import encoder_folder, load_training_set
 
 CURVES = ("10 steps", "2 steps", "2 steps, first 2 of 4 blocks")
 
@@ -34,17 +32,8 @@ CURVES = ("10 steps", "2 steps", "2 steps, first 2 of 4 blocks")
 def point(name: str, budget: int, args: argparse.Namespace) -> dict[str, Any]:
     """Trains one arm for a budget of operations, and measures it."""
     images = load_training_set("images", seed=args.seed)
-    arm = ARMS[name] | {"learning_rate": args.learning_rate}
-    steps = affordable(trainer_of(arm, images, images.processor, args.seed, 1), budget)
-    trainer = trainer_of(arm, images, images.processor, args.seed, steps)
-    begin = time.process_time()
-    trainer.train()
-    seconds = time.process_time() - begin
-    part = measure.Budget({"fxemoji": args.samples}, steps=20, target_classes=2)
-    rows = measure.measure_zero_shot(name, trainer.model, load_clip(), part, [ThreatModel("linf", "4/255")])
-    clean, robust = (row.value for row in rows)
-    line = {"arm": name, "flops": budget, "steps": steps, "seed": args.seed, "cpu_seconds": round(seconds, 1)}
-    return line | {"clean": clean, "robust": robust, "eps": "4/255", "n": args.samples, "attack": rows[1].attack}
+    arm, data = ARMS[name] | {"learning_rate": args.learning_rate}, (images, images.processor)
+    return {"flops": budget} | trained_and_measured(name, arm, data, args.seed, budget, args.samples)
 
 
 def table(lines: list[dict[str, Any]]) -> str:

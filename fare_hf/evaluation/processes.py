@@ -47,7 +47,8 @@ def leave_group_at_exit() -> None:
 def _leave_group() -> None:
     """Not after an error: leaving waits for what was sent to the others, which may never take it."""
     failed = hasattr(sys, "last_value")
-    if not failed and torch_distributed.is_initialized() and "gloo" in torch_distributed.get_backend():
+    grouped = torch_distributed.is_available() and torch_distributed.is_initialized()
+    if grouped and not failed and "gloo" in torch_distributed.get_backend():
         torch_distributed.destroy_process_group()
 
 

@@ -10,13 +10,16 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from fare_hf.lab import captions, procedural, scenes
-from fare_hf.lab.drawings import TRAIN_STYLES, Drawing, all_concepts, drawings, stack_pixels
-from fare_hf.lab.names import TRAINING_SETS, lab_name
+from fare_hf.lab.drawings import TRAIN_STYLES, all_concepts, drawings, stack_pixels
+from fare_hf.lab.names import MODELS, TRAINING_SETS, lab_name
 
 if TYPE_CHECKING:
     from transformers import CLIPImageProcessor
 
 __all__ = ["DrawingsForTraining", "ImagesForTraining", "load_training_set"]
+
+PROCEDURAL = (procedural.strokes, procedural.strokes, procedural.shapes, procedural.texture)
+"""Images that nobody drew; one of them is taken, strokes twice as often."""
 
 
 _PROCEDURAL = (procedural.strokes, procedural.strokes, procedural.shapes, procedural.texture)
@@ -48,8 +51,6 @@ class ImagesForTraining(Dataset):
         """The lab CLIP's image processor."""
         from transformers import AutoImageProcessor
 
-        from fare_hf.lab.names import MODELS
-
         # With pillow whatever is installed: the lab's figures were measured so.
         return AutoImageProcessor.from_pretrained(MODELS / "clip", backend="pil", trust_remote_code=False)
 
@@ -68,25 +69,23 @@ class ImagesForTraining(Dataset):
         """An image of one of the kinds: half of them single drawings."""
         kind = rng.random()
         if kind < 0.5:
-            return scenes.single(self.pick(rng).image, rng, self.variation)
+            return scenes.single(self.drawings[self.pick(rng)].image, rng, self.variation)
         if kind < 0.62:
-            shown = [self.pick(rng).image for _ in range(rng.integers(2, 5))]
+            shown = [self.drawings[self.pick(rng)].image for _ in range(rng.integers(2, 5))]
             return scenes.several(shown, rng, self.variation)
-        if kind < 0.72:
-            image = scenes.part(self.pick(rng).image, rng)
-        elif kind < 0.84:
-            image = procedural.silhouette(self.pick(rng).image, rng)
+        if kind < 0.84:
+            make = scenes.part if kind < 0.72 else procedural.silhouette
+            image = make(self.drawings[self.pick(rng)].image, rng)
         else:
-            image = (procedural.strokes, procedural.strokes, procedural.shapes, procedural.texture)[rng.integers(4)](
-                rng
-            )
+            image = PROCEDURAL[rng.integers(len(PROCEDURAL))](rng)
         if rng.random() < 0.4:
             image = procedural.enlarged(image, rng)
         return scenes.recolour(image, self.variation, rng)
 
-    def pick(self, rng: np.random.Generator) -> Drawing:
-        """A drawing, of the main concepts more often."""
-        return self.drawings[_pick(rng, self.main, len(self.drawings))]
+    def pick(self, rng: np.random.Generator) -> int:
+        """The number of a drawing, in 60 % of the cases of a main concept."""
+        pool = self.main if rng.random() < 0.6 else range(len(self.drawings))
+        return int(pool[rng.integers(len(pool))])
 
 
 class DrawingsForTraining(ImagesForTraining):
@@ -103,7 +102,7 @@ class DrawingsForTraining(ImagesForTraining):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         rng = np.random.default_rng((self.seed, self.epoch, index))
-        number = _pick(rng, self.main, len(self.drawings))
+        number = self.pick(rng)
         image = scenes.single(self.drawings[number].image, rng, self.variation)
         return {"pixel_values": _pixels(image), "labels": self.labels[number], "index": index}
 
@@ -116,12 +115,6 @@ def load_training_set(name: str = "drawings", **options: Any) -> ImagesForTraini
     """
     kinds = {"drawings": DrawingsForTraining, "images": ImagesForTraining}
     return kinds[lab_name(name, TRAINING_SETS)](**options)
-
-
-def _pick(rng: np.random.Generator, main: list[int], count: int) -> int:
-    """A number below `count`, in 60 % of the cases one of `main`."""
-    pool = main if rng.random() < 0.6 else range(count)
-    return int(pool[rng.integers(len(pool))])
 
 
 def _pixels(image: Image.Image) -> torch.Tensor:

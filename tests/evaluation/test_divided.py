@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.distributed.groups import LEFT
+from helpers.distributed.groups import LEFT, STILL_THERE
 from helpers.divided import COUNT, RUNS, everything, questions
 from helpers.launched_runs import TWO, start
-from helpers.paths import TESTS
+from helpers.paths import ROOT, TESTS
 from helpers.tiny_llava import encoder
 from helpers.vlm_folders import TEMPLATE, command, write_captions, write_llava
 
@@ -90,3 +93,19 @@ def write_suite(folder: Path, llava: Path, photos: Path) -> Path:
     text = f"name: s\nmodels: {{A: {folder}/encoder}}\njobs:\n  - {{{job}, eps: [4/255]}}\n"
     (folder / "suite.yaml").write_text(text)
     return folder / "suite.yaml"
+
+
+@pytest.mark.parametrize(("ending", "told"), [("", LEFT), ("raise ValueError", STILL_THERE)])
+def test_a_process_leaves_its_group_unless_it_failed(ending: str, told: str, tmp_path: Path) -> None:
+    """Leaving waits for the others, who may wait for this one; after an error the launcher ends them all."""
+    code = (
+        "from helpers.distributed.groups import tell_group_at_exit; tell_group_at_exit()\n"
+        "from torch import distributed\n"
+        "from fare_hf.evaluation.processes import leave_group_at_exit\n"
+        "leave_group_at_exit()\n"
+        f"distributed.init_process_group('gloo', init_method='file://{tmp_path / 'store'}', rank=0, world_size=1)\n"
+    )
+    paths = os.pathsep.join(map(str, (ROOT, TESTS)))
+    environment = os.environ | {"PYTHONPATH": paths, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    found = subprocess.run([sys.executable, "-c", code + ending], env=environment, capture_output=True, text=True)
+    assert told in found.stderr, found.stderr

@@ -25,8 +25,9 @@ from fare_hf.evaluation.vlm import own_data
 from fare_hf.evaluation.vlm.engine import VlmEngine
 from fare_hf.evaluation.vlm.forced_strings import read_targets
 from fare_hf.evaluation.vlm.metrics import Cider
-from fare_hf.lab import encoder_folder
+from fare_hf.lab import encoder_folder, load_llava, load_test_set, measure
 from fare_hf.lab.models import load_vlm_and_processor
+from fare_hf.vlm import generate_text
 
 QUESTIONS = [{"question": f"what {word} ?", "answer": answer} for word, answer in (("red", "cat"), ("blue", "dog"))]
 
@@ -141,7 +142,10 @@ def test_captions_of_any_set_of_the_lab(tmp_path: Path) -> None:
     cli.main([*words, "--steps", "2", "--eps", "4/255", "--output_dir", str(tmp_path)])
     clean, attacked = RobustnessReport.load(tmp_path).rows
     assert (clean.task, clean.dataset, clean.n) == ("captions", "digits", 12)
-    assert clean.value >= 0.75 > attacked.value  # it was trained to say "a handwritten digit, seven"
+    test = load_test_set("digits").first(12)
+    said = generate_text(*load_llava(), test.pixels, measure.PROMPT, max_new_tokens=14)
+    right = [test.class_names[label] in text.split() for label, text in zip(test.labels, said, strict=True)]
+    assert clean.outcomes == "".join("1" if each else "0" for each in right) and attacked.value < clean.value
 
 
 def saved(columns: dict[str, Any]) -> Callable[[Path], None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from fare_hf.lab import (
     procedural,
     scenes,
     sets,
+    training_sets,
 )
 from fare_hf.lab.concepts import ZERO_SHOT_CONCEPTS
 from fare_hf.lab.drawings import DATA, TEST_STYLES, TRAIN_STYLES, VALIDATION_STYLE, main_concepts
@@ -125,26 +127,27 @@ def test_fine_tuning_opens_the_drawings_of_the_training_styles_alone(
 
 
 def test_broad_images_are_of_every_kind_and_have_no_labels(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: dict[str, int] = {}
+    made: Counter[str] = Counter()
 
-    def counted(module: Any, name: str) -> None:
-        inner = getattr(module, name)
-
+    def counted(inner: Any) -> Any:
         def noted(*arguments: Any) -> Any:
-            made[name] = made.get(name, 0) + 1
+            made[inner.__name__] += 1
             return inner(*arguments)
 
-        monkeypatch.setattr(module, name, noted)
+        return noted
 
     for module, names in ((scenes, ("single", "several", "part")), (procedural, ("silhouette", "enlarged"))):
         for name in names:
-            counted(module, name)
+            monkeypatch.setattr(module, name, counted(getattr(module, name)))
+    monkeypatch.setattr(training_sets, "PROCEDURAL", tuple(map(counted, training_sets.PROCEDURAL)))
     training = load_training_set("images")
     assert not hasattr(training, "class_names") and set(training[0]) == {"pixel_values", "index"}
     for index in range(1, 200):
         pixels = training[index]["pixel_values"]
         assert pixels.shape == (3, scenes.IMAGE_SIZE, scenes.IMAGE_SIZE) and 0 <= pixels.min() <= pixels.max() <= 1
-    assert made["single"] in range(80, 121) and all(made[name] > 8 for name in made) and len(made) == 5
+    assert made.pop("enlarged") > 20 and sum(made.values()) == 200  # each image is of one kind
+    kinds = {"single", "several", "part", "silhouette", "strokes", "shapes", "texture"}
+    assert made["single"] in range(80, 121) and made.keys() == kinds and min(made.values()) >= 3
 
 
 @pytest.mark.parametrize("make", [procedural.strokes, procedural.shapes, procedural.texture])

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fare_hf.lab import questions
+from fare_hf.lab import load_llava, measure, questions
 from fare_hf.lab.drawings import TEST_STYLES, main_concepts
 from fare_hf.lab.names import QUESTION_SETS
 from fare_hf.lab.questions import SPLITS, load_question_set
+from fare_hf.vlm import generate_text
 
 
 def concept_of(prompt: str) -> str:
@@ -54,3 +55,12 @@ def test_nothing_that_is_shown_is_asked_for_as_absent(monkeypatch: pytest.Monkey
     ]
     for name, scene in popular:
         assert counts[name] == max(count for other, count in counts.items() if other not in scene)
+
+
+def test_questions_of_another_style_are_measured_on_its_images() -> None:
+    asked, llava = load_question_set("yes-no", "openmoji").first(24), load_llava()
+    said = generate_text(*llava, asked.pixels, asked.prompts, max_new_tokens=5)
+    budget = measure.Budget(questions={"yes-no": 24})
+    (row,) = measure.measure_questions("x", llava, budget, [], style="openmoji")
+    right = [answer == wanted for answer, wanted in zip(said, asked.answers, strict=True)]
+    assert row.dataset == "yes-no, openmoji" and row.value == pytest.approx(sum(right) / 24)

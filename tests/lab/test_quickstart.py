@@ -155,6 +155,7 @@ def test_recipes_name_their_radius_and_objective(name: str) -> None:
     options = recipes.recipe(name)
     assert options["eps"] == f"{name[-1]}/255"
     assert ("objective" in options) == name.startswith("tecoa")
+    assert options["dataset"] == ("lab:drawings" if name.startswith("tecoa") else "lab:images")
     command = recipes.shown(recipes.command(options, Path("out")))
     assert command.startswith("accelerate launch") and f"--eps {name[-1]}/255" in command
 

@@ -8,7 +8,7 @@ from fare_hf.evaluation.report.intervals import has_width, paired_interval
 from fare_hf.evaluation.report.rows import Row
 from fare_hf.evaluation.report.tables import Column, grid
 
-__all__ = ["difference_table", "paired_difference"]
+__all__ = ["difference_table", "difference_text", "paired_difference"]
 
 FIGURE = ("task", "dataset", "metric", "threat_model")
 
@@ -48,12 +48,13 @@ def difference_table(rows: Sequence[Row]) -> str:
     pairs = [(base[_column(row)], row) for row in others if not _obstacle(base[_column(row)], row)]
     if not pairs:
         return ""
-    cells = {(row.model, _column(row)): _cell(first, row) for first, row in pairs}
+    cells = {(row.model, _column(row)): difference_text(first, row) for first, row in pairs}
     head = f"Difference to {able[0].model} in points, paired 95 % interval:"
     return f"{head}\n\n{grid([row for _, row in pairs], cells)}"
 
 
-def _cell(first: Row, second: Row) -> str:
+def difference_text(first: Row, second: Row) -> str:
+    """`paired_difference` as it stands in a table, in points: `+2.0 [-1.0, +5.0]`."""
     change, (low, high) = paired_difference(first, second)
     text = f"{100 * change:+.1f}"
     return f"{text} [{100 * low:+.1f}, {100 * high:+.1f}]" if has_width((low, high)) else f"{text} (no interval)"

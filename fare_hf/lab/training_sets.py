@@ -22,9 +22,6 @@ PROCEDURAL = (procedural.strokes, procedural.strokes, procedural.shapes, procedu
 """Images that nobody drew; one of them is taken, strokes twice as often."""
 
 
-_PROCEDURAL = (procedural.strokes, procedural.strokes, procedural.shapes, procedural.texture)
-
-
 class ImagesForTraining(Dataset):
     """Images without labels: drawings of the six training styles alone, together and in parts, their outlines filled
     with textures, strokes, shapes and textures, in a wide range of colours, contrasts and resolutions.

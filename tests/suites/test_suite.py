@@ -9,7 +9,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import datasets
 import pytest
@@ -23,6 +23,7 @@ from fare_hf.data.pixels import to_pil
 from fare_hf.evaluation import Row
 from fare_hf.evaluation.report.plots import paired_bars, radius_curves
 from fare_hf.evaluation.vlm.metrics import VqaAccuracy
+from fare_hf.evaluation.zero_shot import gradient_masking
 from fare_hf.suites.settings import Attacked, Subject, Text
 from fare_hf.suites.suite import load_suite, read_suite, run_suite, shipped_suites
 
@@ -222,6 +223,31 @@ def test_the_command_line_runs_a_suite_on_the_lab(tmp_path: Path, capsys: pytest
     ):
         with pytest.raises(SystemExit, match=sentence):
             cli.main(wrong)
+
+
+def test_masking_checks_of_a_suite_go_on_where_they_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = "{kind: zero-shot, set: 'lab:digits', steps: 2, target_classes: 1, masking_checks: true, queries: 2}"
+    text = f"name: s\nmodels: {{A: 'lab:clip'}}\ndefaults: {{eps: [4/255], samples: 4}}\njobs: [{job}]\n"
+    suite, passes, clean_pass = load_suite(write(tmp_path, text)), [], gradient_masking.clean_pass
+
+    def counted(*words: Any) -> Any:
+        passes.append(1)
+        return clean_pass(*words)
+
+    def interrupted(*words: Any, **options: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gradient_masking, "clean_pass", counted)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(gradient_masking, "square", interrupted)
+        run_suite(suite, tmp_path / "out", progress=False)
+    assert not list((tmp_path / "out" / "masking").iterdir())
+    run_suite(suite, tmp_path / "out", progress=False)
+    run_suite(suite, tmp_path / "whole", progress=False)
+    assert len(passes) == 2  # of the two folders
+    name = "A, digits, linf 4_255.json"
+    found = [(tmp_path / folder / "masking" / name).read_text() for folder in ("out", "whole")]
+    assert found[0] == found[1]
 
 
 def test_charts_are_pictures(tmp_path: Path) -> None:

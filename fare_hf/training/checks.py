@@ -32,6 +32,7 @@ __all__ = ["Faults", "check_config", "check_launch", "check_parts", "check_shard
 Faults = Iterable[tuple[object, str]]
 """Conditions, evaluated in order, and what is said where one holds."""
 PRECISIONS = ("no", "fp16", "bf16")
+NO_GPU = "bf16=True, and there is no GPU here; leave bf16 out, or add use_cpu=True (--use_cpu) for bf16 on the CPU."
 UNTRIED = {"ACCELERATE_USE_MEGATRON_LM": "Megatron-LM", "ACCELERATE_USE_PARALLELISM_CONFIG": "parallelism_config"}
 """Ways to divide a model that accelerate would take from the environment, beside DeepSpeed."""
 DASHBOARDS = ("tensorboard", "trackio", "wandb")
@@ -57,18 +58,23 @@ def refuse(faults: Faults) -> None:
             raise ValueError(sentence)
 
 
-def check_launch(use_cpu: bool, deepspeed: Any, environment: Mapping[str, str] = os.environ) -> None:
+def check_launch(
+    use_cpu: bool, deepspeed: Any, environment: Mapping[str, str] = os.environ, bf16: bool = False
+) -> None:
     """Looks at what `accelerate launch` and torchrun hand over, before torch or accelerate stumble over it.
 
     Args:
         use_cpu: whether the run leaves the GPUs alone.
         deepspeed: the field of `TrainingArguments`.
         environment: where the launcher left its settings.
+        bf16: whether half precision is asked for.
 
     Raises:
-        ValueError: DeepSpeed or another untried way to divide a model, an unknown precision, more processes than GPUs.
+        ValueError: DeepSpeed or another untried way to divide a model, an unknown precision, more processes than GPUs,
+            half precision without a GPU and without a word that a CPU is meant.
     """
     refuse(_faults_of_launch(use_cpu, deepspeed, environment))
+    refuse([(bf16 and not use_cpu and not torch.accelerator.is_available(), NO_GPU)])
 
 
 def _faults_of_launch(use_cpu: bool, deepspeed: Any, environment: Mapping[str, str]) -> Faults:

@@ -184,7 +184,7 @@ class FareConfig(TrainingArguments):
     prediction_loss_only: bool = option(True, "Evaluation computes losses and cosines.", "fixed", decides=False)
 
     def __post_init__(self) -> None:
-        check_launch(self.use_cpu, self.deepspeed)
+        check_launch(self.use_cpu, self.deepspeed, bf16=self.bf16)
         if self.use_cpu or not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # nothing to pin for
         if self.accelerator_config is None and self.dataloader_pin_memory:

@@ -157,3 +157,10 @@ def evaluated(clip_folder: Path, tmp_path: Path, dataset: Any) -> Any:
 )
 def test_what_cannot_be_trained_is_refused_in_a_sentence(row: Refusal, request: pytest.FixtureRequest) -> None:
     row.check(request)
+
+
+def test_half_precision_without_a_gpu_names_the_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="there is no GPU here; leave bf16 out, or add use_cpu=True .--use_cpu."):
+        FareConfig(str(tmp_path), bf16=True)
+    assert config(tmp_path, bf16=True).bf16

@@ -40,7 +40,7 @@ FURTHER = (
 """What such machines have nearly always; downloaded where `--have` does not list it."""
 MANYLINUX = ("_2_28", "_2_27", "_2_24", "_2_17", "2014", "1")
 """Tags of the wheels that are accepted, beside those of no platform."""
-UNREAD = ("all", "environment", "seconds", "settings")
+UNREAD = ("all", "environment", "kernels", "seconds", "settings")
 """Parts of a result that are no figures."""
 
 
@@ -76,11 +76,11 @@ STEPS = (
     ),
     Step(
         "compiled",
-        "the same step compiled, against an eager one",
+        "the same step compiled block by block, against an eager one",
         "step.py",
         "--model vit-l-14 --batch_size 128 --rounds 5 --arms bare --compile",
         f"{TINY} --attack_steps 1 --rounds 1 --arms bare --compile --compile_backend eager",
-        110,
+        90,
     ),
     Step(
         "memory",
@@ -100,11 +100,11 @@ STEPS = (
     ),
     Step(
         "vlm",
-        "APGD through a LLaVA of 7B in bf16, fp32 pixels, by batch size",
+        "APGD through a LLaVA of 7B in bf16, fp32 pixels, by batch size, eager and compiled",
         "vlm_7b.py",
-        "--batch_sizes 1 8 16 32 --steps 3",
-        "--tiny --batch_sizes 1 2 --steps 2 --rounds 1",
-        90,
+        "--batch_sizes 1 8 16 --compiled 16 32",
+        "--tiny --batch_sizes 1 2 --compiled 2 --compile_backend eager --steps 2 --rounds 1",
+        120,
     ),
     Step(
         "features",
@@ -284,7 +284,7 @@ def figures(found: Any, name: str = "") -> Iterator[tuple[str, float]]:
     """Name and value of each number of a result; those of its settings and environment are none."""
     if isinstance(found, dict):
         for key, value in found.items():
-            if name or key not in UNREAD:
+            if key not in UNREAD or isinstance(value, float):
                 yield from figures(value, f"{name}.{key}" if name else key)
     elif isinstance(found, int | float) and not isinstance(found, bool):
         yield name, found

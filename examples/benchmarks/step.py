@@ -11,7 +11,7 @@ graph that is not used, weights that require gradients during the attack, number
 device's peak and at the rate of a copy that is measured.
 (c) `bare` is the step of `fare_hf` without the Trainer, and never compiled. The arms take turns in one process, so
 that load from outside falls on all of them; the medians are compared. Weights are random: they do not matter to the
-time.
+time. `kernels` are those of a last step of the Trainer, which is profiled and not timed.
 
 On CPUs the ratio is the processor's: at 10 steps the published loop makes 35 forward passes' worth of operations,
 ours 24, so 1.46 in fp32 where both run at one rate. Measured 1.94 on an AMD EPYC with bf16 autocast (step-cpu.json),
@@ -33,7 +33,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import CLIPVisionModelWithProjection, TrainerCallback
-from turns import DEVICE, arguments, medians, now, random_clip, take_turns, write
+from turns import DEVICE, Kernels, arguments, fp32_products, medians, now, random_clip, take_turns, write
 
 from fare_hf import FareConfig, FareTrainer
 from fare_hf.data.pixels import Normalization
@@ -51,19 +51,17 @@ Step = Callable[[dict[str, Tensor]], None]
 
 
 def published(
-    encoder: Any, original: Any, normalization: Normalization, attack_steps: int, precision: str = "highest"
+    encoder: Any, original: Any, normalization: Normalization, attack_steps: int, precision: str = "ieee"
 ) -> Step:
-    """The published loop, from its description; `precision` is that of `torch.set_float32_matmul_precision`."""
+    """The published loop, from its description; `precision` is that of fp32 matrix products, "ieee" or "tf32"."""
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=1e-5, weight_decay=1e-4)
 
     def loss_of(pixels: Tensor, target: Tensor) -> Tensor:
         return (encoder(pixel_values=normalization(pixels)).image_embeds - target).square().sum(-1).mean()
 
     def step(batch: dict[str, Tensor]) -> None:
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision(precision)
-        one(batch["pixel_values"])
-        torch.set_float32_matmul_precision(before)
+        with fp32_products(precision):
+            one(batch["pixel_values"])
 
     def one(clean: Tensor) -> None:
         with torch.no_grad():
@@ -101,8 +99,7 @@ def bare(encoder: Any, original: Any, normalization: Normalization, config: Fare
 
     def step(batch: dict[str, Tensor]) -> None:
         autocast = nullcontext() if half is None else torch.autocast(device.type, half)
-        fast = matmul_patch_embedding if device.type == "cpu" else nullcontext
-        with fast(encoder), fast(original):
+        with matmul_patch_embedding(encoder), matmul_patch_embedding(original):
             with autocast:
                 found = attack(encoder, original, batch, 0)
                 embeddings = embed(encoder, normalization(found.pixels))
@@ -115,15 +112,24 @@ def bare(encoder: Any, original: Any, normalization: Normalization, config: Fare
 
 
 class Clock(TrainerCallback):
-    """Runs the other arms between two steps of the Trainer, and takes the time of all of them."""
+    """Runs the other arms between two steps of the Trainer, and takes the time of all of them.
 
-    def __init__(self, arms: dict[str, Callable[[], None]]) -> None:
-        self.arms = arms
+    Args:
+        arms: name -> what is run.
+        profiled: which step of the Trainer, from 1, is profiled and not timed.
+    """
+
+    def __init__(self, arms: dict[str, Callable[[], None]], profiled: int | None = None) -> None:
+        self.arms, self.profiled = arms, profiled
+        self.profiler, self.kernels = Kernels(), dict[str, Any]()
         self.seconds: dict[str, list[float]] = {name: [] for name in (*arms, "trainer")}
         self.begin = 0.0
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The other arms have their turn."""
+        if state.global_step + 1 == self.profiled:
+            self.profiler.start()
+            return
         for name, arm in self.arms.items():
             begin = now()
             arm()
@@ -132,6 +138,9 @@ class Clock(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The Trainer's own."""
+        if state.global_step == self.profiled:
+            self.kernels = self.profiler.stop()
+            return
         self.seconds["trainer"].append(now() - self.begin)
 
 
@@ -141,8 +150,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     size, normalization = encoder.config.image_size, Normalization.from_processor(processor)
     samples = [{"pixel_values": torch.rand(3, size, size), "index": number} for number in range(args.batch_size)]
     options: dict[str, Any] = {"per_device_train_batch_size": args.batch_size, "attack_steps": args.attack_steps}
-    options |= {"bf16": not args.fp32, "max_steps": args.rounds + 1, "warmup_steps": 0, "logging_strategy": "no"}
-    options |= {"use_cpu": DEVICE.type == "cpu", "save_strategy": "no", "disable_tqdm": True}
+    options |= {"bf16": not args.fp32, "warmup_steps": 0, "logging_strategy": "no", "save_strategy": "no"}
+    options |= {"use_cpu": DEVICE.type == "cpu", "max_steps": args.rounds + 2, "disable_tqdm": True}
     options |= {"activation_checkpointing": args.checkpointing, "torch_compile": args.compile}
     options |= {"torch_compile_backend": args.compile_backend} if args.compile_backend else {}
     with tempfile.TemporaryDirectory() as folder:
@@ -154,12 +163,13 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             if name == "bare":
                 arms[name] = partial(bare(models[0], models[1], normalization, config), batch)
             else:
-                precision = "high" if name == "published-tf32" else "highest"
+                precision = "tf32" if name == "published-tf32" else "ieee"
                 step = published(models[0], models[1], normalization, args.attack_steps, precision)
                 arms[name] = partial(step, {key: value[: args.published_batch_size] for key, value in batch.items()})
-        clock = Clock(arms)
+        clock = Clock(arms, profiled=args.rounds + 2)
         FareTrainer(encoder, config, samples, processing_class=processor, callbacks=[clock]).train()
-    return summary(args, encoder.config, {name: values[1:] for name, values in clock.seconds.items()})
+    found = summary(args, encoder.config, {name: values[1:] for name, values in clock.seconds.items()})
+    return found | {"kernels": clock.kernels}
 
 
 def summary(args: argparse.Namespace, shape: Any, seconds: dict[str, list[float]]) -> dict[str, Any]:

@@ -7,11 +7,14 @@ import gc
 import json
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from fare_hf.evaluation import environment
@@ -39,9 +42,9 @@ def arguments(doc: str | None, model: str, batch_size: int) -> argparse.Argument
     return parser
 
 
-def random_clip(name: str) -> tuple[Any, CLIPImageProcessor]:
-    """An encoder of a shape of `MODELS` with random weights, in fp32 on the CPU, and its processor."""
-    shape = CLIPVisionConfig(**MODELS[name])
+def random_clip(name: str, **changes: Any) -> tuple[Any, CLIPImageProcessor]:
+    """An encoder of a shape of `MODELS`, with `changes`, and random weights, in fp32 on the CPU, and its processor."""
+    shape = CLIPVisionConfig(**{**MODELS[name], **changes})
     torch.manual_seed(0)
     size: Any = shape.image_size
     processor = CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
@@ -69,6 +72,40 @@ def take_turns(arms: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, 
 def medians(seconds: Mapping[str, list[float]]) -> dict[str, float]:
     """The median of each arm."""
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+@contextmanager
+def fp32_products(precision: str) -> Iterator[None]:
+    """Inside, matrix products in fp32 are exact to its rounding ("ieee") or may be rounded to TF32 ("tf32")."""
+    matmul = torch.backends.cuda.matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, precision
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
+
+
+class Kernels:
+    """Which kernels took the time between `start` and `stop`: of a GPU its own, of a CPU torch's operators."""
+
+    def __init__(self) -> None:
+        kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (DEVICE.type == "cuda")
+        self.profile = torch.profiler.profile(activities=kinds)
+
+    def start(self) -> None:
+        """From here on."""
+        now()
+        self.profile.start()
+
+    def stop(self, most: int = 30) -> dict[str, Any]:
+        """Milliseconds in all, and the kernels that took most: milliseconds, number of calls, name."""
+        now()
+        self.profile.stop()
+        gpu = DEVICE.type == "cuda"
+        events = [one for one in self.profile.key_averages() if (one.device_type == DeviceType.CUDA) == gpu]
+        times = [(one.self_device_time_total if gpu else one.self_cpu_time_total) / 1e3 for one in events]
+        rows = [(round(time, 3), one.count, one.key) for time, one in zip(times, events, strict=True) if time > 0]
+        return {"milliseconds": round(sum(row[0] for row in rows), 1), "largest": sorted(rows, reverse=True)[:most]}
 
 
 def release() -> None:

@@ -4,8 +4,11 @@
 
 The shape of llava-1.5-7b (CLIP ViT-L/14 at 336 px, 32 blocks of width 4096) in bf16 with random weights: the model is
 made on the meta device and filled on the GPU, so that nothing is downloaded and main memory holds none of it. Pixels
-stay in fp32. Batch sizes take turns in one process, on as many images each; one that does not fit is told as null.
+stay in fp32. Batch sizes take turns in one process; one that does not fit is told as null. Then the blocks of language
+model and tower are compiled, each once for all, and the batch sizes of `--compiled` are measured.
+An image step is one image through the model and back to its pixels; APGD of n steps makes n + 1 of each image.
 Operations of the language model alone count in the MFU: 2 a weight and token forward, as many back to the pixels.
+`kernels` are those of one attack at the largest batch that is not compiled.
 """
 
 from __future__ import annotations
@@ -17,11 +20,12 @@ from typing import Any, cast
 
 import torch
 from transformers import CLIPImageProcessor, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
-from turns import DEVICE, medians, release, take_turns, write
+from turns import DEVICE, Kernels, medians, release, take_turns, write
 
 from fare_hf.attacks import ThreatModel, apgd
 from fare_hf.encoders import freeze, matmul_patch_embedding
 from fare_hf.encoders.flops import peak_flops
+from fare_hf.encoders.modes import blocks_of
 from fare_hf.lab.names import MODELS
 from fare_hf.training.estimate import SHAPES
 from fare_hf.training.logging.measurements import peak_memory
@@ -58,55 +62,76 @@ def random_llava(tiny: bool, device: torch.device) -> tuple[LlavaForConditionalG
     return freeze(model), processor  # type: ignore[return-value]
 
 
-def attack(model: Any, processor: Any, pixels: torch.Tensor, batch_size: int, steps: int) -> None:
-    """APGD on all images, in batches."""
-    for part in pixels.split(batch_size):
-        loss = VlmLoss(model, processor, PROMPT, [ANSWER] * len(part))
-        apgd(loss, part, ThreatModel("linf", "4/255"), steps=steps)
+def attack(model: Any, processor: Any, pixels: torch.Tensor, steps: int) -> None:
+    """APGD on a batch."""
+    loss = VlmLoss(model, processor, PROMPT, [ANSWER] * len(pixels))
+    apgd(loss, pixels, ThreatModel("linf", "4/255"), steps=steps)
 
 
 def fits(model: Any, processor: Any, pixels: torch.Tensor, batch_size: int) -> float | None:
     """Peak GiB of one step at this batch size; None if it does not fit."""
     release()
     try:
-        attack(model, processor, pixels[:batch_size], batch_size, 1)
+        attack(model, processor, pixels[:batch_size], 1)
     except torch.OutOfMemoryError:
         return None
     return round(peak_memory(DEVICE) / 2**30, 2)
 
 
-def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Images times steps per second by batch size, the factor to the first of them, and the peak memory."""
+def rates(model: Any, processor: Any, pixels: torch.Tensor, sizes: list[int], args: argparse.Namespace) -> Any:
+    """Image steps per second, peak GiB and seconds by batch size."""
+    peaks = {str(batch): fits(model, processor, pixels, batch) for batch in sizes}
+    release()
+    fitting = [batch for batch in sizes if peaks[str(batch)] is not None]
+    arms = {str(batch): partial(attack, model, processor, pixels[:batch], args.steps) for batch in fitting}
+    seconds = take_turns(arms, args.rounds) if arms else {}
+    found = {name: round(int(name) * (args.steps + 1) / value, 3) for name, value in medians(seconds).items()}
+    return {"image_steps_per_second": found, "peak_gib": peaks, "seconds": seconds}
+
+
+def measure(args: argparse.Namespace) -> None:
+    """Writes the rates by batch size, the factor to the first of them, and the peak memory; then those compiled."""
     model, processor = random_llava(args.tiny, DEVICE)
-    size, count = cast(Any, model.config).vision_config.image_size, max(args.batch_sizes)
-    pixels = torch.rand(count, 3, size, size).to(DEVICE)
-    with matmul_patch_embedding(model):
-        peaks = {str(batch): fits(model, processor, pixels, batch) for batch in args.batch_sizes}
-        release()
-        sizes = [batch for batch in args.batch_sizes if peaks[str(batch)] is not None]
-        arms = {str(batch): partial(attack, model, processor, pixels, batch, args.steps) for batch in sizes}
-        seconds = take_turns(arms, args.rounds)
-    rates = {name: count * args.steps / value for name, value in medians(seconds).items()}
-    first, peak = next(iter(rates.values())), peak_flops(DEVICE)
+    size, count = cast(Any, model.config).vision_config.image_size, max(*args.batch_sizes, *args.compiled)
+    pixels, peak = torch.rand(count, 3, size, size).to(DEVICE), peak_flops(DEVICE)
     tokens = int(VlmLoss(model, processor, PROMPT, [ANSWER]).labels.shape[1])
     weights = sum(part.numel() for part in model.model.language_model.layers.parameters())
-    found: dict[str, Any] = {"image_steps_per_second": {name: round(rate, 3) for name, rate in rates.items()}}
-    found["factor"] = {name: round(rate / first, 3) for name, rate in rates.items()}
-    flops = 4 * weights * tokens
-    found["mfu"] = None if peak is None else {name: round(flops * rate / peak, 4) for name, rate in rates.items()}
-    return found | {"peak_gib": peaks, "tokens": tokens, "weights": weights, "seconds": seconds}
+    found: dict[str, Any] = {"tokens": tokens, "weights": weights}
+
+    def add(name: str, sizes: list[int]) -> None:
+        one = found[name] = rates(model, processor, pixels, sizes, args)
+        first = next(iter(found["eager"]["image_steps_per_second"].values()))
+        each = one["image_steps_per_second"].items()
+        one["factor"] = {size: round(rate / first, 3) for size, rate in each}
+        one["mfu"] = (
+            None if peak is None else {size: round(4 * weights * tokens * rate / peak, 4) for size, rate in each}
+        )
+        write(found, args, quiet=True)
+
+    with matmul_patch_embedding(model):
+        add("eager", args.batch_sizes)
+        largest = list(found["eager"]["image_steps_per_second"])[-1]
+        profiler = Kernels()
+        profiler.start()
+        attack(model, processor, pixels[: int(largest)], 1)
+        found["kernels"] = profiler.stop()
+        for part in (*model.model.language_model.layers, *blocks_of(model.model.vision_tower)[1]):
+            part.compile(dynamic=False, backend=args.compile_backend)
+        add("compiled", args.compiled)
+    write(found, args)
 
 
 def main() -> None:
     """Prints the rates and writes them down."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="a small model, to see whether it runs")
-    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 8, 32], help="the first is the harness")
-    parser.add_argument("--steps", type=int, default=3, help="of APGD")
-    parser.add_argument("--rounds", type=int, default=1, help="after one that is not counted")
+    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 8, 16], help="the first is the harness")
+    parser.add_argument("--compiled", type=int, nargs="+", default=[16, 32], help="batch sizes, compiled")
+    parser.add_argument("--compile_backend", default="inductor", help="of torch.compile")
+    parser.add_argument("--steps", type=int, default=8, help="of APGD")
+    parser.add_argument("--rounds", type=int, default=2, help="after one that is not counted")
     parser.add_argument("--output", type=Path, help="JSON file")
-    args = parser.parse_args()
-    write(measure(args), args)
+    measure(parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch.nn import functional as F
-from turns import DEVICE, arguments, medians, random_clip, take_turns, write
+from turns import DEVICE, arguments, fp32_products, medians, random_clip, take_turns, write
 
 from fare_hf import ThreatModel
 from fare_hf.attacks import apgd
@@ -27,21 +27,19 @@ from fare_hf.evaluation.zero_shot.classification import logits_function
 
 FULL = 100
 """Steps of the run whose images per second are told."""
-ARMS = {"fp32": (torch.float32, "highest"), "tf32": (torch.float32, "high"), "bf16": (torch.bfloat16, "highest")}
+ARMS = {"fp32": (torch.float32, "ieee"), "tf32": (torch.float32, "tf32"), "bf16": (torch.bfloat16, "ieee")}
 
 
 def attack(logits_of: Callable[[torch.Tensor], torch.Tensor], pixels: torch.Tensor, steps: int, matmul: str) -> None:
     """One run of APGD."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(matmul)
-    labels = logits_of(pixels).argmax(1)
-    apgd(
-        lambda points: F.cross_entropy(logits_of(points), labels, reduction="none"),
-        pixels,
-        ThreatModel("linf", "4/255"),
-        steps=steps,
-    )
-    torch.set_float32_matmul_precision(before)
+    with fp32_products(matmul):
+        labels = logits_of(pixels).argmax(1)
+        apgd(
+            lambda points: F.cross_entropy(logits_of(points), labels, reduction="none"),
+            pixels,
+            ThreatModel("linf", "4/255"),
+            steps=steps,
+        )
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:

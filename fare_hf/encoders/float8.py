@@ -49,14 +49,18 @@ def check_float8(device: torch.device) -> None:
 
 def quantise(matrix: Tensor) -> Rows:
     """Rows scaled so that their largest value is E4M3's, and rounded."""
-    matrix = matrix.float()
-    scale = matrix.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny * LARGEST) / LARGEST
+    matrix = matrix.contiguous()  # as the tensor cores want the rows of either factor
+    largest = matrix.abs().amax(dim=1, keepdim=True).float()
+    scale = largest.clamp_min(torch.finfo(torch.float32).tiny * LARGEST) / LARGEST
     return (matrix / scale).to(E4M3), scale
 
 
 def product(left: Rows, right: Rows, bias: Tensor | None = None) -> Tensor:
     """`left @ right.T + bias` in bf16: `(M, K)` and `(N, K)` give `(M, N)`."""
     (a, scale_a), (b, scale_b) = left, right
+    if a.device.type == "cpu":  # whose kernels know one scale a matrix, in some versions of torch
+        sums = (a.float() @ b.float().t()) * scale_a * scale_b.t()
+        return (sums if bias is None else sums + bias.float()).to(torch.bfloat16)
     return torch._scaled_mm(a, b.t(), scale_a=scale_a, scale_b=scale_b.t(), bias=bias, out_dtype=torch.bfloat16)
 
 

@@ -136,7 +136,9 @@ def peak_flops(device: torch.device, half: bool = True) -> float | None:
 
 def uses_tf32(device: torch.device) -> bool:
     """Whether fp32 matrix products are rounded to TF32: it was allowed, and the device has it."""
-    allowed = device.type == "cuda" and torch.get_float32_matmul_precision() != "highest"
+    # By any of torch's ways to allow it. `get_float32_matmul_precision` raises an error after the one of transformers,
+    # for `tf32` and for `torch_compile`.
+    allowed = device.type == "cuda" and torch.backends.cuda.matmul.fp32_precision == "tf32"
     return allowed and torch.cuda.get_device_capability(device) >= (8, 0)
 
 

@@ -14,8 +14,8 @@ Bytes, with P parameters of which T are trained, B images of N tokens, L blocks 
   half       24 d + 2 m (1 + a)                           16 d + 2 m a
   =========  ===========================================  ====================================
 
-  and 4 a head and 16 for the norms, with a = 1 for GELU and 2 for quick GELU; with activation checkpointing 4 d a
-  block in the update, and one block as above;
+  and 4 a head and 16 for the norms, with a = 1 for GELU and 2 for quick GELU (1 in the attack on a CLIP in half); with
+  activation checkpointing 4 d a block in the update, and one block as above;
 - the gradients that pass through one block, 4 (2 d + m) a token, and pixels: clean, attacked, bounds, gradient.
 
 The larger of update and attack counts. Not counted: what the device's libraries take (about 1 GB of a GPU), and
@@ -93,7 +93,8 @@ def block_bytes(config: Any, *, half: bool, trained: bool) -> int:
     """What autograd saves of one token in one block, besides weights."""
     width, inner = config.hidden_size, _inner(config)
     statistics = 4 * config.num_attention_heads + 16
-    kept = 2 if getattr(config, "hidden_act", "gelu") == "quick_gelu" else 1
+    one = half and not trained and config.model_type == "clip_vision_model"  # see `attack_mode`
+    kept = 2 if getattr(config, "hidden_act", "gelu") == "quick_gelu" and not one else 1
     if half:
         return statistics + (24 if trained else 16) * width + 2 * inner * (kept + trained)
     return statistics + (32 if trained else 24) * width + 4 * inner * (kept + trained)

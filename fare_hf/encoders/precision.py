@@ -3,27 +3,38 @@
 Autocast casts weight and bias of each linear layer and convolution when they are used, and keeps the result only where
 they require a gradient. An attack runs the same frozen weights many times: here they are cast once, to the same
 numbers. Other parameters (norms, embeddings) autocast does not cast.
+
+CLIP's quick GELU, `x sigmoid(1.702 x)`, is five operators with its gradient, each of which reads and writes the widest
+tensors of a block. It is `silu(1.702 x) / 1.702`, and silu is one operator each way: the attack's copies of the layers
+before and after it hold the factors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import nn
+from torch.nn import functional as F
+from transformers.activations import QuickGELUActivation
+from transformers.models.clip.modeling_clip import CLIPMLP
 
-from fare_hf.encoders import frozen
+from fare_hf.encoders import frozen, other_forwards
 from fare_hf.encoders.float8 import float8_linears
 
 __all__ = ["attack_mode", "cast_for_good", "shadow"]
 
 CAST = (nn.Linear, nn.Conv2d)
 """Modules whose fp32 parameters autocast casts."""
+QUICK = 1.702
+"""Of quick GELU."""
 
 
 @contextmanager
-def shadow(module: nn.Module, dtype: torch.dtype | None) -> Iterator[nn.Module]:
+def shadow(
+    module: nn.Module, dtype: torch.dtype | None, factors: Mapping[nn.Parameter, float] | None = None
+) -> Iterator[nn.Module]:
     """Inside, linear layers and convolutions hold frozen copies in `dtype`; afterwards the parameters themselves.
 
     Memory: 2 bytes for each of their weights while it lasts.
@@ -31,13 +42,15 @@ def shadow(module: nn.Module, dtype: torch.dtype | None) -> Iterator[nn.Module]:
     Args:
         module: whose forward runs under autocast to `dtype`, and whose weights do not change inside.
         dtype: bf16 or fp16; None changes nothing.
+        factors: by which copies are multiplied before they are rounded.
     """
     saved = [] if dtype is None else list(_cast_parameters(module))
     copies: dict[nn.Parameter, nn.Parameter] = {}  # tied weights stay tied
     try:
         for part, name, parameter in saved:
             if parameter not in copies:
-                copies[parameter] = nn.Parameter(parameter.detach().to(dtype), requires_grad=False)
+                scaled = parameter.detach() * factors[parameter] if factors and parameter in factors else parameter
+                copies[parameter] = nn.Parameter(scaled.detach().to(dtype), requires_grad=False)
             part._parameters[name] = copies[parameter]
         yield module
     finally:
@@ -47,10 +60,38 @@ def shadow(module: nn.Module, dtype: torch.dtype | None) -> Iterator[nn.Module]:
 
 @contextmanager
 def attack_mode(module: nn.Module, dtype: torch.dtype | None = None, float8: bool = False) -> Iterator[nn.Module]:
-    """What an encoder is while it is attacked: `frozen`, its weights a `shadow`, perhaps with `float8_linears`."""
+    """What an encoder is while it is attacked: `frozen`, its weights a `shadow`, perhaps with `float8_linears`.
+
+    With a shadow, CLIP's quick GELU is one operator.
+    """
     eight = float8_linears if float8 else nullcontext  # from the parameters themselves, before their shadow
-    with frozen(module), eight(module), shadow(module, dtype):
+    quick = [] if dtype is None or float8 else _quick_gelus(module)
+    silu = other_forwards({part.activation_fn: F.silu for part in quick})
+    with frozen(module), eight(module), shadow(module, dtype, _factors(quick)), silu:
         yield module
+
+
+def _quick_gelus(module: nn.Module) -> list[CLIPMLP]:
+    """Layers of CLIP with quick GELU between linear layers that hold fp32 parameters of their own."""
+    owners: dict[nn.Parameter, int] = {}
+    for _, _, parameter in _cast_parameters(module):
+        owners[parameter] = owners.get(parameter, 0) + 1
+
+    def ours(part: nn.Module) -> bool:
+        if type(part) is not CLIPMLP or type(part.activation_fn) is not QuickGELUActivation:
+            return False
+        return all(
+            type(layer) is nn.Linear and all(owners.get(own) == 1 for own in layer.parameters())
+            for layer in (part.fc1, part.fc2)
+        )
+
+    return [part for part in module.modules() if ours(part)]
+
+
+def _factors(quick: list[CLIPMLP]) -> dict[nn.Parameter, float]:
+    """Of the layer before, QUICK; of the weight after, 1 / QUICK."""
+    before = {own: QUICK for part in quick for own in part.fc1.parameters()}
+    return before | {part.fc2.weight: 1 / QUICK for part in quick}
 
 
 def cast_for_good(module: nn.Module, dtype: torch.dtype | None) -> nn.Module:

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from fare_hf.encoders.embedding import embed
 from fare_hf.encoders.modes import freeze, matmul_patch_embedding
-from fare_hf.encoders.precision import shadow
+from fare_hf.encoders.precision import attack_mode, shadow
 
 __all__ = ["ATEN", "Costs", "Operators", "operations", "step_costs"]
 
@@ -101,11 +101,12 @@ def step_costs(make: Callable[[], nn.Module], batch_size: int, *, half: bool) ->
         with matmul_patch_embedding(encoder):
             update = _phase(encoder, pixels, list(encoder.parameters()), dtype)
             weights = sum(parameter.numel() for parameter in encoder.parameters())
+            points = pixels.clone().requires_grad_()
+            with attack_mode(encoder, dtype):
+                attack = _phase(encoder, points, [points], dtype)
             freeze(encoder)
             with shadow(encoder, dtype):
                 target = _phase(encoder, pixels, [], dtype)
-                points = pixels.clone().requires_grad_()
-                attack = _phase(encoder, points, [points], dtype)
     return Costs(target, attack, (*update, (0, ADAM * weights)))
 
 

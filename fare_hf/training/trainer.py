@@ -365,11 +365,10 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
         return self.args.logging_strategy == IntervalStrategy.EPOCH and self.window.measured == 0
 
     def _fast_patches(self) -> AbstractContextManager[Any]:
-        """Patch embeddings as matrix products on CPU."""
+        """Patch embeddings as matrix products."""
         stack = ExitStack()
-        if self.args.device.type == "cpu":
-            stack.enter_context(matmul_patch_embedding(self.model))
-            stack.enter_context(matmul_patch_embedding(self.original))
+        stack.enter_context(matmul_patch_embedding(self.model))
+        stack.enter_context(matmul_patch_embedding(self.original))
         return stack
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from transformers import (
     SiglipVisionConfig,
     SiglipVisionModel,
 )
+from transformers.utils.import_utils import enable_tf32
 
 from fare_hf.encoders import embed, freeze
 from fare_hf.encoders.flops import Flops, count_flops, peak_flops
@@ -112,15 +115,37 @@ def test_devices_are_found_by_name(name: str, tera: float | None, monkeypatch: p
     assert peak_flops(torch.device("cuda", 0)) == (None if tera is None else tera * 1e12)
 
 
-@pytest.mark.parametrize(("precision", "tera"), [("highest", 19.5), ("high", 156.0)])
-def test_the_peak_in_fp32_is_not_that_of_half_precision(
-    precision: str, tera: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def tf32_as_before() -> Iterator[None]:
+    """Puts back what a test allows."""
+    torch.set_float32_matmul_precision("highest")
+    before = torch.backends.fp32_precision, torch.backends.cuda.matmul.fp32_precision
+    yield
+    torch.backends.fp32_precision, torch.backends.cuda.matmul.fp32_precision = before
+
+
+def allow_as_transformers() -> None:
+    """What `TrainingArguments` does for `tf32=True` and for `torch_compile=True` on a GPU."""
+    torch.backends.cuda.matmul.fp32_precision = "none"  # as a process begins
+    enable_tf32.__wrapped__(True)
+
+
+ALLOWING: dict[str, Callable[[], Any]] = {
+    "set_float32_matmul_precision": partial(torch.set_float32_matmul_precision, "high"),
+    "allow_tf32": partial(setattr, torch.backends.cuda.matmul, "allow_tf32", True),
+    "fp32_precision": partial(setattr, torch.backends.cuda.matmul, "fp32_precision", "tf32"),
+    "transformers": allow_as_transformers,
+}
+
+
+@pytest.mark.usefixtures("tf32_as_before")
+@pytest.mark.parametrize("way", [None, *ALLOWING])
+def test_the_peak_in_fp32_is_not_that_of_half_precision(way: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """A utilisation over the peak in half precision would be 16 times too low on an A100."""
+    ALLOWING.get(way or "", lambda: None)()
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100-SXM4-80GB")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
-    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: precision)
-    assert peak_flops(torch.device("cuda", 0), half=False) == tera * 1e12
+    assert peak_flops(torch.device("cuda", 0), half=False) == (19.5e12 if way is None else 156e12)
     assert peak_flops(torch.device("cuda", 0)) == 312e12
 
 

@@ -17,6 +17,7 @@ from fare_hf.attacks import ThreatModel
 from fare_hf.data.batches import collate_pixels, sample_generator
 from fare_hf.data.pixels import Normalization
 from fare_hf.encoders import embed, load_encoder, text_class_embeddings
+from fare_hf.encoders.modes import blocks_of
 from fare_hf.lab import encoder_folder, load_training_set
 from fare_hf.objectives import FareObjective, TecoaObjective
 from fare_hf.training import FareConfig
@@ -113,10 +114,15 @@ def test_how_accelerate_compiles_is_taken_over_or_refused(
     asked: list[Any] = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **options: asked.append(options))
     tiny_trainer(str(clip_folder), str(tmp_path))
-    assert asked == [{"backend": "inductor", "mode": "reduce-overhead", "dynamic": False}] * 2
+    blocks = len(blocks_of(load_encoder(str(clip_folder)))[1])
+    assert blocks > 1
+    assert asked == [{"backend": "inductor", "mode": "reduce-overhead", "dynamic": False}] * 2 * blocks
     tiny_trainer(str(clip_folder), str(tmp_path), torch_compile_mode="default", dataloader_drop_last=True)
     assert asked[-1]["mode"] == "default"
-    for name in ("REGIONAL_COMPILATION", "DYNAMIC", "FULLGRAPH"):
+    monkeypatch.setenv("ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION", "True")
+    tiny_trainer(str(clip_folder), str(tmp_path))
+    assert len(asked) == 3 * 2 * blocks
+    for name in ("DYNAMIC", "FULLGRAPH"):
         with monkeypatch.context() as patch, pytest.raises(ValueError, match=f"dynamo's .*{name.lower()} is not used"):
             patch.setenv(f"ACCELERATE_DYNAMO_USE_{name}", "True")
             tiny_trainer(str(clip_folder), str(tmp_path))

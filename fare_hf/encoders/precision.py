@@ -76,30 +76,19 @@ def _quick_gelus(module: nn.Module) -> list[CLIPMLP]:
     owners: dict[nn.Parameter, int] = {}
     for _, _, parameter in _cast_parameters(module):
         owners[parameter] = owners.get(parameter, 0) + 1
+    found = (part for part in module.modules() if type(part) is CLIPMLP)
+    quick = (part for part in found if type(part.activation_fn) is QuickGELUActivation)
+    return [part for part in quick if all(_is_plain(layer, owners) for layer in (part.fc1, part.fc2))]
 
-    def ours(part: nn.Module) -> bool:
-        if type(part) is not CLIPMLP or type(part.activation_fn) is not QuickGELUActivation:
-            return False
-        return all(
-            type(layer) is nn.Linear and all(owners.get(own) == 1 for own in layer.parameters())
-            for layer in (part.fc1, part.fc2)
-        )
 
-    return [part for part in module.modules() if ours(part)]
+def _is_plain(layer: nn.Module, owners: Mapping[nn.Parameter, int]) -> bool:
+    return type(layer) is nn.Linear and all(owners.get(own) == 1 for own in layer.parameters())
 
 
 def _factors(quick: list[CLIPMLP]) -> dict[nn.Parameter, float]:
     """Of the layer before, QUICK; of the weight after, 1 / QUICK."""
-    before = {own: QUICK for part in quick for own in part.fc1.parameters()}
-    return before | {part.fc2.weight: 1 / QUICK for part in quick}
-
-
-def cast_for_good(module: nn.Module, dtype: torch.dtype | None) -> nn.Module:
-    """The `shadow` of a module that is never trained, such as the original encoder: half the memory, the same outputs
-    under autocast. None changes nothing."""
-    for part, name, parameter in list(_cast_parameters(module)) if dtype is not None else []:
-        part._parameters[name] = nn.Parameter(parameter.detach().to(dtype), requires_grad=False)
-    return module
+    found = {own: QUICK for part in quick for own in part.fc1.parameters()}
+    return found | {own: 1 / QUICK for part in quick for name, own in part.fc2.named_parameters() if name == "weight"}
 
 
 def _cast_parameters(module: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:

@@ -71,6 +71,14 @@ def attack_mode(module: nn.Module, dtype: torch.dtype | None = None, float8: boo
         yield module
 
 
+def cast_for_good(module: nn.Module, dtype: torch.dtype | None) -> nn.Module:
+    """The `shadow` of a module that is never trained, such as the original encoder: half the memory, the same outputs
+    under autocast. None changes nothing."""
+    for part, name, parameter in list(_cast_parameters(module)) if dtype is not None else []:
+        part._parameters[name] = nn.Parameter(parameter.detach().to(dtype), requires_grad=False)
+    return module
+
+
 def _quick_gelus(module: nn.Module) -> list[CLIPMLP]:
     """Layers of CLIP with quick GELU between linear layers that hold fp32 parameters of their own."""
     owners: dict[nn.Parameter, int] = {}

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from fare_hf.vlm.families.table import family_of, tower_of, tower_placement
+from fare_hf.vlm.families.packed import packed_attention
+from fare_hf.vlm.families.table import family_of, tower_of, tower_placement, towers_of
 from fare_hf.vlm.families.towers import kind_of
 from fare_hf.vlm.prefix import Prefix
 from fare_hf.vlm.prompts import Rows, prompt_rows, start_device
@@ -142,11 +143,12 @@ class VlmLoss:
         rows = texts.rows
         _, dtype = tower_placement(self.vlm)
         inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
-        output = self.vlm(
-            **self._prefix.inputs(rows, self.processor),
-            **inputs,
-            logits_to_keep=rows.ids.shape[1] - texts.first + 1,
-        )
+        with packed_attention(list(towers_of(self.vlm).values())):
+            output = self.vlm(
+                **self._prefix.inputs(rows, self.processor),
+                **inputs,
+                logits_to_keep=rows.ids.shape[1] - texts.first + 1,
+            )
         return output.logits[:, :-1], texts.labels[:, texts.first :]
 
     @staticmethod

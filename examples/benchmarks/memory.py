@@ -2,9 +2,10 @@
 
     python examples/benchmarks/memory.py --model vit-l-14-336 --batch_size 16 --output memory.json      # on a GPU
 
-The peak of two steps of `FareTrainer` (AdamW's moments are there from the end of the first) in bf16 with activation checkpointing, beside what `fare_hf.encoders.memory`
-foretells; then larger batches, twice as many each time, and between the last that fitted and the first that did not.
-The number of attack steps changes nothing: one is made. On a CPU the peak is that of the process, libraries included.
+The peak of two steps of `FareTrainer` in bf16 with activation checkpointing (two, as AdamW's moments are there from
+the end of the first), beside what `fare_hf.encoders.memory` foretells; then larger batches, twice as many each time,
+and between the last that fitted and the first that did not. The number of attack steps changes nothing: one is made.
+On a CPU the peak is that of the process, libraries included.
 """
 
 from __future__ import annotations

@@ -19,6 +19,11 @@ from typing import Any
 import pytest
 import torch
 from helpers.paths import EXAMPLES, ROOT
+from transformers import CLIPVisionConfig
+
+from fare_hf.encoders.flops import ASSUMED_MFU
+from fare_hf.encoders.memory import count_parameters
+from fare_hf.training.estimate import SHAPES
 
 BENCHMARKS = EXAMPLES / "benchmarks"
 GPU = SimpleNamespace(**runpy.run_path(str(BENCHMARKS / "gpu.py")))
@@ -246,3 +251,38 @@ def test_the_whole_script_on_a_cpu(tmp_path: Path) -> None:
         assert line["status"] == "ok" and numbers(line["result"]), step.name
         assert f"| {step.name} | {step.what} | ok |" in table
     assert "Machine: system Linux" in table and f"torch {torch.__version__}" in table
+
+
+def test_the_figures_of_the_pages_are_those_of_the_results() -> None:
+    found = {path.stem: json.loads(path.read_text()) for path in (BENCHMARKS / "results" / "h100").glob("*.json")}
+    assert all("H100" in result["environment"]["machine"]["gpu"] for result in found.values())
+    step, compiled, vlm = found["step"], found["compiled"], found["vlm"]
+    rates = {**step["images_per_second"], "compiled": compiled["images_per_second"]["trainer"]}
+    moments = 8 * count_parameters(CLIPVisionConfig(**SHAPES["openai/clip-vit-large-patch14-336"])) / 2**30
+    peak, tried = found["memory"]["peak_gib"], found["memory"]["tried"]
+    image_steps = [f"{rate:.1f}" for rate in vlm["eager"]["image_steps_per_second"].values()]
+    zero_shot, largest = found["zero-shot"]["images_per_second"], found["memory"]["largest_batch"]
+    features = found["features"]["images_per_second"]
+    wanted = [
+        f"{rates['trainer']:.1f} images/s, MFU {step['mfu']['trainer']:.1%}; with `--torch_compile` "
+        f"{rates['compiled']:.1f} images/s, MFU {compiled['mfu']['trainer']:.1%}",
+        f"{rates['published']:.1f} images/s; {rates['published-tf32']:.1f} images/s",
+        f"{step['speed_up']:.1f} and {step['speed_up_over_tf32']:.1f}; compiled "
+        f"{rates['compiled'] / rates['published']:.1f} and {rates['compiled'] / rates['published-tf32']:.1f}",
+        f"{peak:.1f} GiB in the first step, and {peak + moments:.1f} GiB",
+        f"{largest} ({tried[str(largest)]:.1f} and {tried[str(largest)] + moments:.1f} GiB)",
+        f"{found['attack']['speed_up']:.2f} times as fast, and {found['attack']['loss_ratio']:.2f} of the loss",
+        f"| {', '.join(image_steps)}; blocks compiled, at 16: {vlm['compiled']['image_steps_per_second']['16']:.1f} "
+        f"({vlm['compiled']['factor']['16']:.1f} times batch 1)",
+        f"{zero_shot['fp32']} in fp32, {zero_shot['tf32']} in TF32, {zero_shot['bf16']} in bf16",
+        f"{features['1']:.2f} and {features['4']:.2f} images/s",
+    ]
+    page, front = ((ROOT / name).read_text().replace(" %", "%") for name in ("docs/speed.md", "README.md"))
+    assert [text for text in wanted if text not in page] == []
+    short = [
+        f"| {rates['trainer']:.0f} images/s, MFU 29%",
+        f"| {' / '.join(image_steps)} |",
+        f"| {peak + moments:.1f} GiB;",
+    ]
+    assert [text for text in short if text not in front] == []
+    assert round(step["mfu"]["trainer"], 2) == ASSUMED_MFU

@@ -317,7 +317,7 @@ def parser() -> argparse.ArgumentParser:
     second.add_argument("--wheels", type=Path, help="folder of prepare (default: nothing is missing)")
     second.add_argument("--tiny", action="store_true", help="the smallest sizes, on a CPU too")
     second.add_argument("--only", help=f"steps, divided by commas: {','.join(step.name for step in STEPS)}")
-    second.add_argument("--seconds", type=float, default=480, help="for all of it (default 480)")
+    second.add_argument("--seconds", type=float, default=600, help="for all of it (default 600)")
     second.add_argument("--patience", type=float, default=1, help="factor on the limit of each step (default 1)")
     second.add_argument("--output", type=Path, default=HERE / "results" / "gpu", help="folder")
     second.set_defaults(do=run)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Of what tests start, such as a notebook's kernel: several threads of tiny models wait for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Read when transformers and datasets are imported: nothing of a test run lands in the user's caches.
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="fare_hf_tests_")
 

@@ -59,7 +59,8 @@ def product(left: Rows, right: Rows, bias: Tensor | None = None) -> Tensor:
     """`left @ right.T + bias` in bf16: `(M, K)` and `(N, K)` give `(M, N)`."""
     (a, scale_a), (b, scale_b) = left, right
     if a.device.type == "cpu":  # whose kernels know one scale a matrix, in some versions of torch
-        sums = (a.float() @ b.float().t()) * scale_a * scale_b.t()
+        with torch.autocast("cpu", enabled=False):
+            sums = (a.float() @ b.float().t()) * scale_a * scale_b.t()
         return (sums if bias is None else sums + bias.float()).to(torch.bfloat16)
     return torch._scaled_mm(a, b.t(), scale_a=scale_a, scale_b=scale_b.t(), bias=bias, out_dtype=torch.bfloat16)
 

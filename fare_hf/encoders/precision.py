@@ -6,7 +6,8 @@ numbers. Other parameters (norms, embeddings) autocast does not cast.
 
 CLIP's quick GELU, `x sigmoid(1.702 x)`, is five operators with its gradient, each of which reads and writes the widest
 tensors of a block. It is `silu(1.702 x) / 1.702`, and silu is one operator each way: the attack's copies of the layers
-before and after it hold the factors.
+before and after it hold the factors. They are rounded with them, so that the attack is another one than that of
+sharded encoders, which are not put into this mode.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def cast_for_good(module: nn.Module, dtype: torch.dtype | None) -> nn.Module:
 
 
 def _quick_gelus(module: nn.Module) -> list[CLIPMLP]:
-    """Layers of CLIP with quick GELU between linear layers that hold fp32 parameters of their own."""
+    """Layers of CLIP with quick GELU between plain linear layers that hold fp32 parameters of their own."""
     owners: dict[nn.Parameter, int] = {}
     for _, _, parameter in _cast_parameters(module):
         owners[parameter] = owners.get(parameter, 0) + 1
@@ -90,7 +91,11 @@ def _quick_gelus(module: nn.Module) -> list[CLIPMLP]:
 
 
 def _is_plain(layer: nn.Module, owners: Mapping[nn.Parameter, int]) -> bool:
-    return type(layer) is nn.Linear and all(owners.get(own) == 1 for own in layer.parameters())
+    """A linear layer that nothing looks at or computes otherwise: no hook, such as an adapter's or that of pruning."""
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    own = "forward" in vars(layer) or any(map(bool, hooks))
+    plain = type(layer) is nn.Linear and set(layer._parameters) == {"weight", "bias"} and not own
+    return plain and all(owners.get(parameter) == 1 for parameter in layer.parameters())
 
 
 def _factors(quick: list[CLIPMLP]) -> dict[nn.Parameter, float]:

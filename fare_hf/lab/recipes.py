@@ -56,8 +56,8 @@ TeCoA  drawings               2e-3      72.2 / 37.3  61.0 / 40.0  52.6
 That FARE sees images of every kind was decided for what it is for: keeping what nobody trained on. On pre-training
 images of clothes and digits, which no fine-tuning opens, zero-shot was 66.0 / 18.0 and 87.0 / 3.0 against 63.0 / 17.5
 and 75.0 / 0.5 with drawings alone (200 images each); twice the steps gave 69.5 / 20.5 and 84.5 / 4.0, too little for
-twice the cost. Zero-shot alone, in 300 to 1,000 steps, had chosen 3e-3 for FARE, and two steps of the attack against one
-and three.
+twice the cost. Zero-shot alone, in 300 to 1,000 steps, had chosen 3e-3 for FARE, and two steps of the attack against
+one and three.
 """
 DRAWINGS: dict[str, str] = {"dataset": "lab:drawings"}
 QUICK: dict[str, str] = DRAWINGS | {"learning_rate": "2e-3"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+import torch._dynamo
 from accelerate import Accelerator
 from accelerate.utils import DynamoBackend
 from torch import nn
@@ -14,6 +16,8 @@ __all__ = ["compile_encoders", "compiled_parts"]
 
 UNUSED = ("dynamic", "fullgraph")
 """Settings of accelerate's plugin; `use_regional_compilation` is what is done."""
+VARIANTS = 64
+"""Of a compiled block, at most."""
 
 
 def compile_encoders(args: FareConfig, accelerator: Accelerator, *encoders: nn.Module, sharded: bool) -> str | None:
@@ -46,6 +50,9 @@ def compile_encoders(args: FareConfig, accelerator: Accelerator, *encoders: nn.M
     if not sharded:
         why = "is not used: blocks are compiled for one shape; give false."
         refuse((getattr(plugin, name), f"dynamo's {name} {why}") for name in UNUSED)
+        # Blocks of all encoders share one function: in the attack and the update, with weights trained and frozen,
+        # with gradients and without, of windows and of whole images. Beyond the limit they would run as they are.
+        torch._dynamo.config.recompile_limit = max(VARIANTS, torch._dynamo.config.recompile_limit)
         for part in (part for encoder in encoders for part in compiled_parts(encoder)):
             part.compile(backend=backend, mode=mode, dynamic=False)
         plugin.backend = DynamoBackend.NO

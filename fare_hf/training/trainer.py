@@ -145,6 +145,9 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
         )
         vars(model.config).pop("use_cache", None)  # which the Trainer puts there and no vision encoder has
         sharded = self.is_fsdp_enabled
+        self.reading.to(self.args.device)
+        # Before anything is compiled: the compiler gives up for good on what first runs while it is counted.
+        self.flops, self.trained_share = self.reading.flops(model), trained_share(model)
         self.compiled_by = compile_encoders(self.args, self.accelerator, self.model, reference, sharded=sharded)
         parts = (model, reference, self.objective, train_dataset, processing_class, self.reading)
         self.identity = run_identity(self.args, *parts, compiled_by=self.compiled_by)
@@ -153,7 +156,6 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
         dtype = HALF.get(self.accelerator.mixed_precision)
         # Under FSDP accelerate places nothing: it takes a module that it does not shard for sharded already.
         self.original = prepare_frozen(self.accelerator, cast_for_good(reference, dtype).to(self.args.device))
-        self.reading.to(self.args.device)
         self.add_callback(EpochCallback())
         self.add_callback(LastLine())
         self.pictures = AttackPictures(self)
@@ -161,7 +163,6 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
         self._replaced = ReplacedImages(str(args.output_dir), args.process_index)
         self.add_callback(self._replaced)
         self._set_up_attacks(dtype)
-        self.flops, self.trained_share = self.reading.flops(model), trained_share(model)
         self._evaluated: list[Tensor] = []
         self._began, self._evaluating = time.perf_counter(), 0.0
         self.callback_handler.callbacks[:0] = [SayAtStart(self), WithoutEpochs()]  # before the bar and the dashboards

@@ -14,7 +14,7 @@ from fare_hf.encoders.flops import Flops
 from fare_hf.encoders.modes import blocks_of, depth_of, passed_over
 from fare_hf.encoders.reading import FEATURES
 from fare_hf.vlm.families.family import Family
-from fare_hf.vlm.families.packed import packed_attention
+from fare_hf.vlm.families.packed import pack_attention
 from fare_hf.vlm.families.table import layers_read, unwrapped
 
 __all__ = ["VlmFeatures"]
@@ -57,7 +57,8 @@ class VlmFeatures:
         inputs = self.family.inputs(self.settings, pixels)
         owner, leaf = self._place()
         tower = unwrapped(encoder)
-        with passed_over(self._unread(tower)), packed_attention([tower]):
+        pack_attention(tower)
+        with passed_over(self._unread(tower)):
             vars(owner)[leaf] = _Called(encoder)  # found before the modules of its owner
             try:
                 found = self.around.get_image_features(inputs.pop("pixel_values"), **inputs)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from helpers.tiny_llava import SIZE, images, llava, processor
 from helpers.tiny_vlms import TINY
 from helpers.train_command import refusal, run, unlabelled
+from helpers.vlm_features import saved
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoImageProcessor, CLIPVisionModel, LlavaForConditionalGeneration
@@ -53,6 +55,36 @@ def test_the_tower_of_a_vlm_is_trained_saved_and_swapped_back(vlm: Path, tmp_pat
     assert moved == {
         name for name in old if name.startswith("model.vision_tower") and any(part in name for part in read)
     }
+
+
+def losses_of(name: str, folder: Path, **options: Any) -> list[float]:
+    """Of a training on features in two steps."""
+    _, tower, features = saved(folder / "model", TINY[name])
+    generator = torch.Generator().manual_seed(0)
+    side = features.image_side
+    samples = [{"pixel_values": torch.rand(3, side, side, generator=generator), "index": n} for n in range(4)]
+    options |= {"attack_steps": 2, "attack_step_size": "4/255", "max_steps": 2, "warmup_steps": 0, "logging_steps": 1}
+    options |= {"per_device_train_batch_size": 2, "save_strategy": "no", "use_cpu": True, "disable_tqdm": True}
+    config = FareConfig(str(folder / "out"), embedding="features", dataloader_drop_last=True, **options)
+    trainer = FareTrainer(tower, config, samples, processing_class=features.processor, reading=features)
+    trainer.train()
+    return [line["loss"] for line in trainer.state.log_history if "loss" in line]
+
+
+@pytest.mark.parametrize("name", ["Qwen2_5_VL", "Qwen3VL", "SmolVLM"])
+def test_checkpointed_and_compiled_trainings_lose_as_others(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks run again in a backward pass as they ran before; and what is said to be compiled is."""
+    for variable in ("ACCELERATE_DYNAMO_BACKEND", "ACCELERATE_DYNAMO_MODE"):
+        monkeypatch.setenv(variable, "no")
+    expected = losses_of(name, tmp_path / "plain")
+    assert losses_of(name, tmp_path / "again", activation_checkpointing=True) == pytest.approx(expected, rel=1e-4)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = losses_of(name, tmp_path / "compiled", torch_compile=True, torch_compile_backend="eager")
+    assert compiled == pytest.approx(expected, rel=1e-3)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 3  # the original's, the attack's, the update's
 
 
 @pytest.mark.parametrize("name", ["Qwen2_5_VL", "Qwen3VL", "SmolVLM", "InternVL", "Mistral3"])

@@ -41,7 +41,7 @@ def test_all_windows_attend_at_once_as_one_after_the_other(
     assert type(tower).__name__ in PACKING and tower.config._attn_implementation == "sdpa"
     pixels = torch.rand(3, 3, *size, generator=torch.Generator().manual_seed(1))
     found, gradient, calls = attended(tower, features, pixels)
-    assert tower.config._attn_implementation == "sdpa"
+    tower.set_attn_implementation("sdpa")
     monkeypatch.setattr("fare_hf.vlm.families.packed.PACKING", frozenset())
     expected, slope, others = attended(tower, features, pixels)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
@@ -61,3 +61,33 @@ def test_other_towers_and_other_attention_are_left_alone(tmp_path: Path) -> None
         assert tower.config._attn_implementation == NAME
         raise RuntimeError
     assert tower.config._attn_implementation == "sdpa"
+
+
+def test_a_sharded_tower_is_one_too_and_one_that_runs_again_is_not(tmp_path: Path) -> None:
+    """FSDP2 makes a class of its own; blocks that a backward pass runs again would run otherwise."""
+    _, tower, _ = saved(tmp_path, TINY[PACKED[0]])
+    tower.__class__ = type("FSDPTower", (type(tower),), {})
+    tower.activation_checkpointing_enable({"use_reentrant": False})
+    for training, inside in ((True, "sdpa"), (False, NAME)):
+        tower.train(training)
+        with packed_attention([tower]):
+            assert tower.config._attn_implementation == inside
+    assert tower.config._attn_implementation == "sdpa"
+
+
+def test_threads_may_attend_at_the_same_time(tmp_path: Path) -> None:
+    """The last one out puts back what the first one in found; what is packed for good stays so."""
+    _, tower, features = saved(tmp_path, TINY[PACKED[0]])
+    first, second = packed_attention([tower]), packed_attention([tower])
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert tower.config._attn_implementation == NAME
+    second.__exit__(None, None, None)
+    assert tower.config._attn_implementation == "sdpa"
+    features.embed(tower, torch.rand(1, 3, 32, 32))
+    with packed_attention([tower]):
+        pass
+    assert tower.config._attn_implementation == NAME
+    tower.save_pretrained(tmp_path / "again")
+    assert NAME not in (tmp_path / "again" / "config.json").read_text()

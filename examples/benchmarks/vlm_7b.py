@@ -6,7 +6,7 @@ The shape of llava-1.5-7b (CLIP ViT-L/14 at 336 px, 32 blocks of width 4096) in 
 made on the meta device and filled on the GPU, so that nothing is downloaded and main memory holds none of it. Pixels
 stay in fp32. Batch sizes take turns in one process; one that does not fit is told as null. Then the blocks of language
 model and tower are compiled, each once for all, and the batch sizes of `--compiled` are measured.
-An image step is one image through the model and back to its pixels; APGD of n steps makes n + 1 of each image.
+An image step is one step of APGD on one image; a run of n steps makes n, and the losses of where it ends.
 Operations of the language model alone count in the MFU: 2 a weight and token forward, as many back to the pixels.
 `kernels` are those of one attack at the largest batch that is not compiled.
 """
@@ -85,7 +85,7 @@ def rates(model: Any, processor: Any, pixels: torch.Tensor, sizes: list[int], ar
     fitting = [batch for batch in sizes if peaks[str(batch)] is not None]
     arms = {str(batch): partial(attack, model, processor, pixels[:batch], args.steps) for batch in fitting}
     seconds = take_turns(arms, args.rounds) if arms else {}
-    found = {name: round(int(name) * (args.steps + 1) / value, 3) for name, value in medians(seconds).items()}
+    found = {name: round(int(name) * args.steps / value, 3) for name, value in medians(seconds).items()}
     return {"image_steps_per_second": found, "peak_gib": peaks, "seconds": seconds}
 
 

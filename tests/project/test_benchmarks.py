@@ -52,9 +52,10 @@ def test_step_compares_three_arms(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         "bare": 1,
         "trainer": 1,
     }
-    # Two rounds: target, attack, unused clean forward, update; without the unused one; one to find what is read; and
-    # the three phases on paper, which compute nothing.
-    assert calls == {"forwards": 2 * (4 + 3 + 3) + 1 + 3, "updates": 2 * 3}
+    # Two rounds: target, attack, unused clean forward, update; without the unused one; a step of the Trainer that is
+    # profiled; one to find what is read; and the three phases on paper, which compute nothing.
+    assert calls == {"forwards": 2 * (4 + 3 + 3) + 3 + 1 + 3, "updates": 2 * 3 + 1}
+    assert found["kernels"]["milliseconds"] > 0
 
 
 @pytest.mark.slow

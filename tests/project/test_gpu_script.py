@@ -270,7 +270,13 @@ def test_the_figures_of_the_pages_are_those_of_the_results() -> None:
         f"{step['speed_up']:.1f} and {step['speed_up_over_tf32']:.1f}; compiled "
         f"{rates['compiled'] / rates['published']:.1f} and {rates['compiled'] / rates['published-tf32']:.1f}",
         f"{peak:.1f} GiB in the first step, and {peak + moments:.1f} GiB",
-        f"{largest} ({tried[str(largest)]:.1f} and {tried[str(largest)] + moments:.1f} GiB)",
+        f"{largest}: {tried[str(largest)]:.1f} GiB, and {tried[str(largest)] + moments:.1f} GiB with the moments",
+        f"{', '.join(f'{peak:.1f}' for peak in vlm['eager']['peak_gib'].values())} GiB; compiled at 16: "
+        f"{vlm['compiled']['peak_gib']['16']:.1f} GiB",
+        f"| {step['trainer_overhead']:.1%} |",
+        f"{found['quickstart']['training_seconds']} s, {found['quickstart']['seconds_in_all']} s with the start",
+        f"{found['before']['kernels']['milliseconds']:,.0f} ms of kernels",
+        f"{max(found['before']['step_seconds']):.2f} s a step became {step['median_seconds']['trainer']:.2f}",
         f"{found['attack']['speed_up']:.2f} times as fast, and {found['attack']['loss_ratio']:.2f} of the loss",
         f"| {', '.join(image_steps)}; blocks compiled, at 16: {vlm['compiled']['image_steps_per_second']['16']:.1f} "
         f"({vlm['compiled']['factor']['16']:.1f} times batch 1)",
@@ -282,7 +288,7 @@ def test_the_figures_of_the_pages_are_those_of_the_results() -> None:
     short = [
         f"| {rates['trainer']:.0f} images/s, MFU 29%",
         f"| {' / '.join(image_steps)} |",
-        f"| {peak + moments:.1f} GiB;",
+        f"| {peak + moments:.1f} GiB, of which {moments:.1f} computed |",
     ]
     assert [text for text in short if text not in front] == []
     assert round(step["mfu"]["trainer"], 2) == ASSUMED_MFU

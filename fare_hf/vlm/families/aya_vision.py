@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -20,12 +21,9 @@ class AyaVision(Family):
     def processed(self, settings: Any, pixels: Tensor) -> Tensor:
         if not settings.crop_to_patches or settings.max_patches <= 1:
             return super().processed(settings, pixels)
-        # Imported where it is needed: its module asks for torchvision in some versions of transformers.
-        from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
-
         tile = int(settings.size["height"]), int(settings.size["width"])
         fewest, most = settings.min_patches, settings.max_patches
-        columns, rows = get_optimal_tiled_canvas(tuple(pixels.shape[-2:]), tile, fewest, most)
+        columns, rows = _canvas(settings)(tuple(pixels.shape[-2:]), tile, fewest, most)
         large = resize(pixels, (rows * tile[0], columns * tile[1]), settings)
         parts = [part for row in large.split(tile[0], -2) for part in row.split(tile[1], -1)]
         if len(parts) > 1:
@@ -38,6 +36,18 @@ class AyaVision(Family):
     def processor_patch(self, config: Any, tower: Any) -> int:
         """A side of the pixels that are joined to one token."""
         return int(tower.patch_size * config.downsample_factor)
+
+
+def _canvas(settings: Any) -> Callable[..., tuple[int, int]]:
+    """How its image processor lays out tiles: Cohere's scales an image as little as it can, GOT's keeps its shape."""
+    modules = (sys.modules.get(base.__module__) for base in type(settings).__mro__)
+    own = next((found for module in modules if (found := getattr(module, "get_optimal_tiled_canvas", None))), None)
+    if own is not None:
+        return cast(Callable[..., tuple[int, int]], own)
+    # Imported where it is needed: its module asks for torchvision in some versions of transformers.
+    from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
+
+    return get_optimal_tiled_canvas
 
 
 class Cohere2Vision(AyaVision):

@@ -36,8 +36,7 @@ def worker(args: argparse.Namespace) -> None:
         from helpers.distributed.sharded_on_cpu import shard_on_cpu
 
         shard_on_cpu()
-    # Plain training computes quick GELU otherwise while it attacks, and other roundings are other attacks.
-    encoder, processor = random_clip(args.model, hidden_act="gelu")
+    encoder, processor = random_clip(args.model)
     size = encoder.config.image_size
     samples = [{"pixel_values": torch.rand(3, size, size), "index": n} for n in range(4 * args.batch_size)]
     options: dict[str, Any] = {"per_device_train_batch_size": args.batch_size, "attack_steps": 2}

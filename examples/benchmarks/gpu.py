@@ -118,7 +118,7 @@ STEPS = (
         "zero-shot",
         "APGD on zero-shot classification, ViT-L/14, 1000 classes",
         "zero_shot.py",
-        "--model vit-l-14 --batch_size 128 --steps 10 --rounds 1",
+        "--model vit-l-14 --batch_size 128 --rounds 1",
         f"{TINY} --classes 5 --steps 2 --rounds 1",
         50,
     ),

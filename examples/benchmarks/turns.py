@@ -42,9 +42,9 @@ def arguments(doc: str | None, model: str, batch_size: int) -> argparse.Argument
     return parser
 
 
-def random_clip(name: str, **changes: Any) -> tuple[Any, CLIPImageProcessor]:
-    """An encoder of a shape of `MODELS`, with `changes`, and random weights, in fp32 on the CPU, and its processor."""
-    shape = CLIPVisionConfig(**{**MODELS[name], **changes})
+def random_clip(name: str) -> tuple[Any, CLIPImageProcessor]:
+    """An encoder of a shape of `MODELS` with random weights, in fp32 on the CPU, and its processor."""
+    shape = CLIPVisionConfig(**MODELS[name])
     torch.manual_seed(0)
     size: Any = shape.image_size
     processor = CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})

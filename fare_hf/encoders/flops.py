@@ -17,8 +17,8 @@ from fare_hf.pretrained.encoder_families import class_tokens_of, family_of_type
 __all__ = ["ASSUMED_MFU", "Flops", "count_flops", "peak_flops", "peak_of", "uses_tf32"]
 
 ASSUMED_MFU = 0.29
-"""Of an eager step of a ViT-L/14 on an H100 in bf16, with 10 steps of the attack (docs/speed.md)."""
-"""Share of its peak that a GPU is assumed to reach, where hours are foretold."""
+"""Share of its peak that a GPU is assumed to reach, where hours are foretold: what an H100 did in an eager step of a
+ViT-L/14 in bf16, with 10 steps of the attack (docs/speed.md)."""
 
 PEAKS = {
     "B200": (2250.0, 75.0),

@@ -15,7 +15,7 @@ Bytes, with P parameters of which T are trained, B images of N tokens, L blocks 
   =========  ===========================================  ====================================
 
   and 4 a head and 16 for the norms, with a = 1 for GELU and 2 for quick GELU (1 in the attack on a CLIP in half,
-  unless it is sharded or in 8 bits); with activation checkpointing 4 d a block in the update, and one block as above;
+  unless that is in 8 bits); with activation checkpointing 4 d a block in the update, and one block as above;
 - the gradients that pass through one block, 4 (2 d + m) a token, and pixels: clean, attacked, bounds, gradient.
 
 The larger of update and attack counts. Not counted: what the device's libraries take (about 1 GB of a GPU), and

@@ -6,25 +6,26 @@ numbers. Other parameters (norms, embeddings) autocast does not cast.
 
 CLIP's quick GELU, `x sigmoid(1.702 x)`, is five operators with its gradient, each of which reads and writes the widest
 tensors of a block. It is `silu(1.702 x) / 1.702`, and silu is one operator each way: the attack's copies of the layers
-before and after it hold the factors. They are rounded with them, so that the attack is another one than that of
-sharded encoders, which are not put into this mode.
+before and after it hold the factors, with which they are rounded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.activations import QuickGELUActivation
 from transformers.models.clip.modeling_clip import CLIPMLP
 
-from fare_hf.encoders import frozen, other_forwards
+from fare_hf.encoders import evaluating, frozen, other_forwards
 from fare_hf.encoders.float8 import float8_linears
 
-__all__ = ["attack_mode", "cast_for_good", "shadow"]
+__all__ = ["attack_mode", "cast_for_good", "shadow", "sharded_attack_mode"]
 
 CAST = (nn.Linear, nn.Conv2d)
 """Modules whose fp32 parameters autocast casts."""
@@ -50,8 +51,8 @@ def shadow(
     try:
         for part, name, parameter in saved:
             if parameter not in copies:
-                scaled = parameter.detach() * factors[parameter] if factors and parameter in factors else parameter
-                copies[parameter] = nn.Parameter(scaled.detach().to(dtype), requires_grad=False)
+                scaled = parameter.detach() * factors.get(parameter, 1.0) if factors else parameter.detach()
+                copies[parameter] = nn.Parameter(scaled.to(dtype), requires_grad=False)
             part._parameters[name] = copies[parameter]
         yield module
     finally:
@@ -67,8 +68,22 @@ def attack_mode(module: nn.Module, dtype: torch.dtype | None = None, float8: boo
     """
     eight = float8_linears if float8 else nullcontext  # from the parameters themselves, before their shadow
     quick = [] if dtype is None or float8 else _quick_gelus(module)
-    silu = other_forwards({part.activation_fn: F.silu for part in quick})
-    with frozen(module), eight(module), shadow(module, dtype, _factors(quick)), silu:
+    with frozen(module), eight(module), shadow(module, dtype, _factors(quick)), _as_silu(quick):
+        yield module
+
+
+@contextmanager
+def sharded_attack_mode(module: nn.Module, dtype: torch.dtype | None = None) -> Iterator[nn.Module]:
+    """`attack_mode`, with the same numbers, of an encoder whose weights are gathered while it runs.
+
+    They are neither frozen nor copied: FSDP fixes requires_grad when it first gathers a parameter, and frozen then, it
+    would never be trained. Factors are multiplied in each pass.
+    """
+    quick = [] if dtype is None else _quick_gelus(module)
+    scaled: dict[nn.Module, Callable[..., Tensor]]
+    scaled = {part.fc1: partial(_scaled, part.fc1, QUICK, QUICK) for part in quick}
+    scaled |= {part.fc2: partial(_scaled, part.fc2, 1 / QUICK, 1.0) for part in quick}
+    with evaluating(module), other_forwards(scaled), _as_silu(quick):
         yield module
 
 
@@ -98,10 +113,20 @@ def _is_plain(layer: nn.Module, owners: Mapping[nn.Parameter, int]) -> bool:
     return plain and all(owners.get(parameter) == 1 for parameter in layer.parameters())
 
 
+def _as_silu(quick: list[CLIPMLP]) -> AbstractContextManager[None]:
+    return other_forwards({part.activation_fn: F.silu for part in quick})
+
+
 def _factors(quick: list[CLIPMLP]) -> dict[nn.Parameter, float]:
-    """Of the layer before, QUICK; of the weight after, 1 / QUICK."""
-    found = {own: QUICK for part in quick for own in part.fc1.parameters()}
-    return found | {own: 1 / QUICK for part in quick for name, own in part.fc2.named_parameters() if name == "weight"}
+    """Of what comes before the activation, QUICK; of the weight behind it, 1 / QUICK."""
+    found: dict[nn.Parameter, float] = {}
+    for part in quick:
+        found |= dict.fromkeys(part.fc1.parameters(), QUICK) | {cast(nn.Parameter, part.fc2.weight): 1 / QUICK}
+    return found
+
+
+def _scaled(layer: nn.Linear, weight: float, bias: float, values: Tensor) -> Tensor:
+    return F.linear(values, layer.weight * weight, layer.bias * bias)
 
 
 def _cast_parameters(module: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:

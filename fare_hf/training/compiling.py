@@ -12,7 +12,7 @@ from fare_hf.encoders.modes import blocks_of
 from fare_hf.training.checks import refuse
 from fare_hf.training.config import FareConfig
 
-__all__ = ["compile_encoders", "compiled_parts"]
+__all__ = ["compile_encoders"]
 
 UNUSED = ("dynamic", "fullgraph")
 """Settings of accelerate's plugin; `use_regional_compilation` is what is done."""
@@ -23,7 +23,7 @@ VARIANTS = 64
 def compile_encoders(args: FareConfig, accelerator: Accelerator, *encoders: nn.Module, sharded: bool) -> str | None:
     """Compiles in place, so that the attack, DDP and the update all call what was compiled.
 
-    Block by block (`compiled_parts`): all blocks of an encoder share what was compiled for one, so that it takes
+    Block by block: all blocks of an encoder share what was compiled for one, so that it takes
     seconds where the encoder as a whole takes minutes. accelerate would wrap the model for the update alone. Under
     FSDP it does what it needs itself.
 
@@ -53,15 +53,7 @@ def compile_encoders(args: FareConfig, accelerator: Accelerator, *encoders: nn.M
         # Blocks of all encoders share one function: in the attack and the update, with weights trained and frozen,
         # with gradients and without, of windows and of whole images. Beyond the limit they would run as they are.
         torch._dynamo.config.recompile_limit = max(VARIANTS, torch._dynamo.config.recompile_limit)
-        for part in (part for encoder in encoders for part in compiled_parts(encoder)):
-            part.compile(backend=backend, mode=mode, dynamic=False)
+        for block in (block for encoder in encoders for block in blocks_of(encoder)[1]):
+            block.compile(backend=backend, mode=mode, dynamic=False)
         plugin.backend = DynamoBackend.NO
     return backend if mode in (None, "default") else f"{backend}, mode {mode}"
-
-
-def compiled_parts(encoder: nn.Module) -> list[nn.Module]:
-    """The transformer blocks; an encoder without a list of them as a whole."""
-    try:
-        return list(blocks_of(encoder)[1])
-    except ValueError:
-        return [encoder]

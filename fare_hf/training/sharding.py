@@ -18,8 +18,7 @@ __all__ = ["prepare_frozen", "set_up_sharding", "whole_encoder"]
 
 
 def set_up_sharding(accelerator: Accelerator, encoder: PreTrainedModel) -> None:
-    """Before accelerate shards an encoder: its blocks are what is gathered at once, and its numbers are those of DDP
-    (but for CLIP's quick GELU in the attack, see `fare_hf.encoders.precision`).
+    """Before accelerate shards an encoder: its blocks are what is gathered at once, and its numbers are those of DDP.
 
     accelerate would look for the classes in `_no_split_modules`, some of which the vision part alone does not hold.
     Under mixed precision it would cast parameters, inputs and outputs of every block and use no autocast: norms, the

@@ -19,7 +19,7 @@ from transformers.trainer_utils import EvalLoopOutput, HubStrategy
 
 from fare_hf.data.batches import check_samples, collate_pixels
 from fare_hf.encoders import evaluating, freeze, freeze_unused, matmul_patch_embedding
-from fare_hf.encoders.precision import attack_mode, cast_for_good
+from fare_hf.encoders.precision import attack_mode, cast_for_good, sharded_attack_mode
 from fare_hf.encoders.reading import EncoderReading, Reading
 from fare_hf.evaluation.processes import leave_group_at_exit
 from fare_hf.hub import Publication
@@ -171,9 +171,8 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
     def _set_up_attacks(self, dtype: torch.dtype | None) -> None:
         """The attack of a step and that of an evaluation's classes, in the precision that each multiplies in."""
         lower = torch.bfloat16 if self.args.attack_bf16 or self.args.attack_fp8 else None
-        # FSDP fixes requires_grad when it first gathers a parameter: frozen then, it would never be trained.
         light = partial(attack_mode, dtype=dtype or lower, float8=self.args.attack_fp8)
-        hold = evaluating if self.is_fsdp_enabled else light
+        hold = partial(sharded_attack_mode, dtype=dtype or lower) if self.is_fsdp_enabled else light
         attack = partial(BatchAttack, self.args, reading=self.reading, hold=hold, autocast=lower)
         self.attack = attack(objective=self.objective)
         self._class_attack = None if self.validation is None else attack(objective=self.validation)
@@ -368,8 +367,8 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
     def _fast_patches(self) -> AbstractContextManager[Any]:
         """Patch embeddings as matrix products."""
         stack = ExitStack()
-        stack.enter_context(matmul_patch_embedding(self.model))
-        stack.enter_context(matmul_patch_embedding(self.original))
+        for encoder in (self.model, self.original):
+            stack.enter_context(matmul_patch_embedding(encoder))
         return stack
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from fare_hf.vlm.families.packed import packed_attention
+from fare_hf.vlm.families.packed import pack_attention
 from fare_hf.vlm.families.table import family_of, tower_of, tower_placement, towers_of
 from fare_hf.vlm.families.towers import kind_of
 from fare_hf.vlm.prefix import Prefix
@@ -54,6 +54,7 @@ class VlmLoss:
 
     Args:
         vlm: a model of `fare_hf.vlm.families.table.FAMILIES`; freeze it around the attack (`fare_hf.encoders.frozen`).
+            Its tower attends to all windows at once from then on (`fare_hf.vlm.families.packed`).
         processor: its processor (image processor and tokenizer).
         prompt: one prompt for all, or one per text, with the image placeholder (`<image>`) once in each.
         texts: the B texts; each is joined to its prompt by one space unless one of the two has white space there.
@@ -143,12 +144,13 @@ class VlmLoss:
         rows = texts.rows
         _, dtype = tower_placement(self.vlm)
         inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
-        with packed_attention(list(towers_of(self.vlm).values())):
-            output = self.vlm(
-                **self._prefix.inputs(rows, self.processor),
-                **inputs,
-                logits_to_keep=rows.ids.shape[1] - texts.first + 1,
-            )
+        for tower in towers_of(self.vlm).values():
+            pack_attention(tower)
+        output = self.vlm(
+            **self._prefix.inputs(rows, self.processor),
+            **inputs,
+            logits_to_keep=rows.ids.shape[1] - texts.first + 1,
+        )
         return output.logits[:, :-1], texts.labels[:, texts.first :]
 
     @staticmethod

@@ -15,7 +15,7 @@ from transformers.models.clip.modeling_clip import CLIPMLP
 
 from fare_hf.encoders import embed, freeze, load_encoder
 from fare_hf.encoders.float8 import check_float8, float8_linears, quantise
-from fare_hf.encoders.precision import attack_mode, cast_for_good, shadow
+from fare_hf.encoders.precision import attack_mode, cast_for_good, shadow, sharded_attack_mode
 
 
 def test_the_shadow_holds_the_numbers_that_autocast_casts_to(clip_folder: Path, pixels: torch.Tensor) -> None:
@@ -64,6 +64,8 @@ def test_an_attacked_quick_gelu_is_one_operator_and_as_exact() -> None:
     assert names["aten::silu"] == names["aten::silu_backward"] == 4 and "aten::sigmoid" not in names
     far, near = ((one - exact).norm() / exact.norm() for one in (autocast, found))
     assert 1e-4 < near < 1.2 * far < 0.1
+    with sharded_attack_mode(encoder, torch.bfloat16):  # FSDP computes what DDP computes
+        assert torch.equal(gradient(encoder, pixels, True), found)
     assert torch.equal(gradient(encoder, pixels, True), autocast)
 
 

@@ -12,7 +12,8 @@ from helpers.tiny_vlms import TINY
 from helpers.vlm_features import saved
 from torch.nn import functional as F
 
-from fare_hf.vlm.families.packed import NAME, PACKING, packed_attention
+from fare_hf.vlm import VlmLoss, tower_of
+from fare_hf.vlm.families.packed import NAME, PACKING, pack_attention
 from fare_hf.vlm.features import VlmFeatures
 
 PACKED = [name for name in TINY if name.startswith("Qwen")]
@@ -54,40 +55,35 @@ def test_other_towers_and_other_attention_are_left_alone(tmp_path: Path) -> None
     _, tower, _ = saved(tmp_path / "qwen", TINY[PACKED[0]])
     _, other, _ = saved(tmp_path / "other", TINY["SmolVLM"])
     tower.set_attn_implementation("eager")
-    with packed_attention([tower, other]):
-        assert (tower.config._attn_implementation, other.config._attn_implementation) == ("eager", "sdpa")
-    tower.set_attn_implementation("sdpa")
-    with pytest.raises(RuntimeError), packed_attention([tower]):
-        assert tower.config._attn_implementation == NAME
-        raise RuntimeError
-    assert tower.config._attn_implementation == "sdpa"
+    pack_attention(tower)
+    pack_attention(other)
+    assert (tower.config._attn_implementation, other.config._attn_implementation) == ("eager", "sdpa")
 
 
-def test_a_sharded_tower_is_one_too_and_one_that_runs_again_is_not(tmp_path: Path) -> None:
-    """FSDP2 makes a class of its own; blocks that a backward pass runs again would run otherwise."""
+def test_a_sharded_tower_is_one_too_and_nothing_of_it_is_saved(tmp_path: Path) -> None:
+    """FSDP2 makes a class of its own."""
     _, tower, _ = saved(tmp_path, TINY[PACKED[0]])
-    tower.__class__ = type("FSDPTower", (type(tower),), {})
-    tower.activation_checkpointing_enable({"use_reentrant": False})
-    for training, inside in ((True, "sdpa"), (False, NAME)):
-        tower.train(training)
-        with packed_attention([tower]):
-            assert tower.config._attn_implementation == inside
-    assert tower.config._attn_implementation == "sdpa"
-
-
-def test_threads_may_attend_at_the_same_time(tmp_path: Path) -> None:
-    """The last one out puts back what the first one in found; what is packed for good stays so."""
-    _, tower, features = saved(tmp_path, TINY[PACKED[0]])
-    first, second = packed_attention([tower]), packed_attention([tower])
-    first.__enter__()
-    second.__enter__()
-    first.__exit__(None, None, None)
+    whole = type(tower)
+    tower.__class__ = type("FSDPTower", (whole,), {})
+    pack_attention(tower)
     assert tower.config._attn_implementation == NAME
-    second.__exit__(None, None, None)
-    assert tower.config._attn_implementation == "sdpa"
-    features.embed(tower, torch.rand(1, 3, 32, 32))
-    with packed_attention([tower]):
-        pass
-    assert tower.config._attn_implementation == NAME
+    tower.__class__ = whole
     tower.save_pretrained(tmp_path / "again")
     assert NAME not in (tmp_path / "again" / "config.json").read_text()
+    assert whole.from_pretrained(tmp_path / "again").config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_an_attacked_model_attends_to_all_windows_too_and_says_the_same(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny, pixels = TINY[name], torch.rand(3, 3, 40, 24, generator=torch.Generator().manual_seed(1))
+    losses = []
+    for packing in (frozenset(), PACKING):
+        monkeypatch.setattr("fare_hf.vlm.families.packed.PACKING", packing)
+        model = tiny.model().eval()
+        loss = VlmLoss(model, tiny.processor(), tiny.prompt, ["a cat", "a red dog", "x"])
+        with torch.no_grad():
+            losses.append(loss(pixels))
+        assert tower_of(model).config._attn_implementation == (NAME if packing else "sdpa")
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=1e-6)

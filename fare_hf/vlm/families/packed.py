@@ -7,9 +7,7 @@ Here windows of one length are the batch of one call.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from threading import Lock
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,7 +17,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from fare_hf.vlm.families.towers import KINDS, QwenKind
 
-__all__ = ["pack_attention", "packed_attention"]
+__all__ = ["pack_attention"]
 
 NAME = "windows_in_batches_as_flash"
 """Among the attention functions of transformers, whose towers pass on where sequences end to names with `flash`."""
@@ -30,60 +28,15 @@ PACKING = frozenset(kind.tower_class for kind in KINDS if isinstance(kind, QwenK
 def pack_attention(tower: Any) -> None:
     """For good: a tower that packs sequences attends to all of them at once; the results are the same.
 
-    For a tower that is trained: with activation checkpointing its blocks run again in the backward pass, and must run
-    as before. It is not saved with the tower.
+    Not for a while: with activation checkpointing blocks run again in the backward pass, and must run as before, and
+    threads may share a model. It is not saved with the tower.
 
     Args:
         tower: of any kind; changed is one that would call `scaled_dot_product_attention` by sequence.
     """
-    if _packs(tower) and tower.config._attn_implementation == "sdpa":
+    packs = any(base.__name__ in PACKING for base in type(tower).__mro__)  # a sharded tower has a class of its own
+    if packs and tower.config._attn_implementation == "sdpa":
         tower.config._attn_implementation = NAME
-
-
-@contextmanager
-def packed_attention(towers: Sequence[Any]) -> Iterator[None]:
-    """`pack_attention` inside, of the towers that are not being trained with activation checkpointing; threads may be
-    inside at the same time."""
-    configs = [tower.config for tower in towers if _packs(tower) and not _runs_again(tower)]
-    for config in configs:
-        _enter(config)
-    try:
-        yield
-    finally:
-        for config in configs:
-            _leave(config)
-
-
-def _packs(tower: Any) -> bool:
-    """A sharded tower has a class of its own, under the tower's."""
-    return any(base.__name__ in PACKING for base in type(tower).__mro__)
-
-
-def _runs_again(tower: Any) -> bool:
-    return bool(tower.training and tower.is_activation_checkpointing)
-
-
-_inside: dict[int, int] = {}
-"""How many are inside, by the identity of the configuration that they changed."""
-_lock = Lock()
-
-
-def _enter(config: Any) -> None:
-    with _lock:
-        if config._attn_implementation == "sdpa":
-            config._attn_implementation = NAME
-            _inside[id(config)] = 1
-        elif id(config) in _inside:
-            _inside[id(config)] += 1
-
-
-def _leave(config: Any) -> None:
-    with _lock:
-        if id(config) in _inside:
-            _inside[id(config)] -= 1
-            if _inside[id(config)] == 0:
-                config._attn_implementation = "sdpa"
-                del _inside[id(config)]
 
 
 def attend(

@@ -109,7 +109,7 @@ def _is_plain(layer: nn.Module, owners: Mapping[nn.Parameter, int]) -> bool:
     """A linear layer that nothing looks at or computes otherwise: no hook, such as an adapter's or that of pruning."""
     hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
     own = "forward" in vars(layer) or any(map(bool, hooks))
-    plain = type(layer) is nn.Linear and set(layer._parameters) == {"weight", "bias"} and not own
+    plain = type(layer) is nn.Linear and not own
     return plain and all(owners.get(parameter) == 1 for parameter in layer.parameters())
 
 

@@ -40,14 +40,9 @@ class AyaVision(Family):
 
 def _canvas(settings: Any) -> Callable[..., tuple[int, int]]:
     """How its image processor lays out tiles: Cohere's scales an image as little as it can, GOT's keeps its shape."""
-    modules = (sys.modules.get(base.__module__) for base in type(settings).__mro__)
-    own = next((found for module in modules if (found := getattr(module, "get_optimal_tiled_canvas", None))), None)
-    if own is not None:
-        return cast(Callable[..., tuple[int, int]], own)
-    # Imported where it is needed: its module asks for torchvision in some versions of transformers.
-    from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
-
-    return get_optimal_tiled_canvas
+    modules = (sys.modules[base.__module__] for base in type(settings).__mro__)
+    own = next(module for module in modules if hasattr(module, "get_optimal_tiled_canvas"))
+    return cast(Callable[..., tuple[int, int]], own.get_optimal_tiled_canvas)
 
 
 class Cohere2Vision(AyaVision):

@@ -31,6 +31,7 @@ from fare_hf.files.folders import LOCK, locked_folder
 from fare_hf.objectives import FareObjective, TecoaObjective
 from fare_hf.training import FareConfig, FareTrainer
 from fare_hf.training.batches import default_workers, divide_batch
+from fare_hf.training.checkpointing.manifest import fault_of
 from fare_hf.training.publish import recipe, save_encoder
 from fare_hf.training.trainer_options import LOOKED_AT, REFUSED, TRAINER_REFUSED, TRAINER_USED, USED, check_options
 
@@ -240,7 +241,7 @@ def test_ctrl_c_in_a_training_says_how_to_go_on(
         text=True,
     )
     until = time.monotonic() + 120
-    while not (tmp_path / "out" / "checkpoint-5" / "fare_checkpoint.json").exists():
+    while fault_of(tmp_path / "out" / "checkpoint-5") is not None:  # the Trainer's state comes after the manifest
         assert running.poll() is None and time.monotonic() < until, running.communicate()[1]
         time.sleep(0.05)
     running.send_signal(signal.SIGINT)

@@ -5,8 +5,8 @@
 
 Seed 0 is that of the shipped encoders; every further seed is that of a training, and of the attacks on what it made.
 Each encoder's report is saved on its own, so that an interrupted run goes on. Writes `seeds.md`, `seeds.json` (the
-mean of each figure over the seeds, and its range) and `transfer.md`: who is fooled by whose images. A budget of parts
-of the sets, which `--quick` cuts once more.
+mean of each figure over the seeds, and its range; by how much FARE-4 is above TeCoA-4 of the same seed) and
+`transfer.md`: who is fooled by whose images. A budget of parts of the sets, which `--quick` cuts once more.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fare_hf.attacks import ThreatModel
 from fare_hf.encoders import load_encoder
 from fare_hf.evaluation import Row, environment, evaluate_transfer
 from fare_hf.evaluation.zero_shot.classification import logits_function
-from fare_hf.lab import ENCODERS, encoder_folder, load_clip, load_llava, measure
+from fare_hf.lab import ENCODERS, UNSEEN, encoder_folder, load_clip, load_llava, measure
 
 NAMES = {"clip": "CLIP", "fare-2": "FARE-2", "fare-4": "FARE-4", "tecoa-2": "TeCoA-2", "tecoa-4": "TeCoA-4"}
 TRANSFER = ThreatModel("linf", "4/255")
@@ -49,7 +49,7 @@ def main() -> None:
         reports.setdefault(seed, []).extend(RobustnessReport.load(saved).rows)
     table = over_seeds(reports)
     (args.output_dir / "seeds.json").write_text(json.dumps(table, indent=2) + "\n")
-    (args.output_dir / "seeds.md").write_text(markdown(table))
+    (args.output_dir / "seeds.md").write_text("\n".join(filter(None, (markdown(table), above(table)))))
     (args.output_dir / "transfer.md").write_text(transfer(10 if args.quick else IMAGES, 2 if args.quick else STEPS))
     print((args.output_dir / "seeds.md").read_text(), (args.output_dir / "transfer.md").read_text(), sep="\n")
 
@@ -79,7 +79,8 @@ def measured(name: str, folder: str, budget: measure.Budget, seed: int) -> list[
     rows = measure.measure_zero_shot(NAMES[name], load_encoder(folder), load_clip(), budget, seed=seed)
     llava = load_llava()
     swap_vision_tower(llava[0], folder)
-    rows += measure.measure_captions(NAMES[name], llava, budget, seed=seed).rows
+    for dataset in ("twemoji", *UNSEEN):
+        rows += measure.measure_captions(NAMES[name], llava, budget, seed=seed, dataset=dataset).rows
     rows += measure.measure_questions(NAMES[name], llava, budget, seed=seed)
     return rows + measure.measure_targeted(NAMES[name], llava, budget, seed=seed)
 
@@ -126,6 +127,26 @@ def markdown(table: list[dict]) -> str:
                 f"| {', '.join(cells[0]['seeds'])} |"
             )
     return "\n".join(lines) + "\n"
+
+
+def above(table: list[dict], model: str = "FARE-4", other: str = "TeCoA-4") -> str:
+    """By how many points one model's figures are above another's of the same seed: mean, smallest and largest.
+
+    Empty where the two have no seed in common.
+    """
+    found = {(c["task"], c["dataset"], c["model"], c["eps"]): c["seeds"] for c in table}
+    lines = []
+    for task, dataset in dict.fromkeys((c["task"], c["dataset"]) for c in table):
+        cells = []
+        for eps in ("clean", "2/255", "4/255"):
+            ours, theirs = (found.get((task, dataset, name, eps), {}) for name in (model, other))
+            points = [100 * (ours[seed] - theirs[seed]) for seed in ours if seed in theirs]
+            mean = sum(points) / len(points) if points else 0.0
+            cells.append(f"{mean:+.1f} ({min(points):+.1f} to {max(points):+.1f})" if points else "")
+        if any(cells):
+            lines.append(f"| {task}, {dataset} | {' | '.join(cells)} |")
+    head = [f"| {model} above {other}, in points | clean | 2/255 | 4/255 |", "| --- | ---: | ---: | ---: |"]
+    return "\n".join([*head, *lines]) + "\n" if lines else ""
 
 
 def _cell(cell: dict) -> str:

@@ -38,15 +38,17 @@ def collate_pixels(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {**batch, "replaced": replaced} if replaced else batch
 
 
-def check_samples(dataset: Any, image_size: int | None = None) -> None:
+def check_samples(dataset: Any, image_size: int | None = None, labels_for: str | None = None) -> None:
     """Looks at the first sample of a map-style data set, before anything is trained on it.
 
     Args:
         dataset: of samples such as those of `PixelDataset`; a stream is not looked at.
         image_size: side of the images that the encoder takes; None takes any.
+        labels_for: the objective that needs `labels`; None needs none.
 
     Raises:
-        ValueError: no sample at all, one without pixels, or pixels of another size.
+        ValueError: no sample at all, one without pixels or without the labels that are needed, or pixels of another
+            size.
     """
     if is_stream(dataset):
         return
@@ -55,6 +57,11 @@ def check_samples(dataset: Any, image_size: int | None = None) -> None:
     sample = dataset[0]
     if "pixel_values" not in sample:
         raise ValueError(f"samples hold {', '.join(sample)} and no pixel_values; wrap the data set in PixelDataset.")
+    if labels_for is not None and "labels" not in sample:
+        raise ValueError(
+            f"objective={labels_for!r} needs labels and samples hold only {', '.join(sample)}; give a data set with "
+            "labels, or objective='fare'."
+        )
     height, width = sample["pixel_values"].shape[-2:]
     if image_size is not None and (height, width) != (image_size, image_size):
         raise ValueError(

@@ -126,13 +126,14 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
         check_parts(args, model, eval_dataset, processing_class, objective, validation, reading)
         weight = args.patch_weight or 1.0
         self.reading: Reading = reading or EncoderReading.of(model, args.embedding, processing_class, weight)
+        self.objective: Objective = objective or make_objective(args)
         if train_dataset is not None and "data_collator" not in kwargs:  # which may take other samples
-            check_samples(train_dataset, self.reading.image_side)
+            labelled = self.objective.name if self.objective.needs_labels else None
+            check_samples(train_dataset, self.reading.image_side, labelled)
         reference = freeze(copy.deepcopy(model) if original is None else original)
         if args.trained_blocks is not None:
             train_first_blocks(model, args.trained_blocks)
         freeze_unused(model, self.reading)
-        self.objective: Objective = objective or make_objective(args)
         self.validation = validation if args.eval_attack_steps else None
         self.card = {**self.reading.saved, **(card or {})}
         super().__init__(

@@ -57,11 +57,21 @@ def test_lab_seeds_puts_the_seeds_together(tmp_path: Path, monkeypatch: pytest.M
     words += ["--models", "fare-4"]
     run("lab_seeds.py", *words, monkeypatch=monkeypatch)
     cells = json.loads((tmp_path / "out" / "seeds.json").read_text())
-    of = {(cell["model"], cell["dataset"], cell["eps"]): cell for cell in cells}
-    robust = of["FARE-4", "digits", "4/255"]
+    of = {(cell["model"], cell["task"], cell["dataset"], cell["eps"]): cell for cell in cells}
+    robust = of["FARE-4", "zero-shot", "digits", "4/255"]
     assert list(robust["seeds"]) == ["0", "1"] and robust["mean"] == sum(robust["seeds"].values()) / 2
-    assert {dataset for _, dataset, _ in of} == {"digits", "twemoji", "yes-no", "pope"}
+    assert {dataset for _, _, dataset, _ in of} == {"digits", "fashion", "twemoji", "yes-no", "pope"}
+    assert {dataset for _, task, dataset, _ in of if task == "captions"} == {"twemoji", "fashion", "digits"}
+    assert "above" not in (tmp_path / "out" / "seeds.md").read_text()  # nothing to compare FARE-4 with
     assert (tmp_path / "out" / "transfer.md").read_text().count("\n| ") == 7
+
+
+def test_lab_seeds_compares_encoders_of_the_same_seed() -> None:
+    values = {"FARE-4": {"0": 0.6, "1": 0.5, "2": 0.9}, "TeCoA-4": {"0": 0.4, "1": 0.6}, "CLIP": {"0": 0.1}}
+    table = [{"task": "captions", "dataset": "d", "eps": "2/255", "model": m, "seeds": v} for m, v in values.items()]
+    above = runpy.run_path(str(EXAMPLES / "lab_seeds.py"))["above"]
+    assert above(table).splitlines()[2:] == ["| captions, d |  | +5.0 (-10.0 to +20.0) |  |"]
+    assert above(table[:1]) == ""
 
 
 def test_lab_learning_rates_trains_and_measures(

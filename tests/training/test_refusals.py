@@ -123,7 +123,7 @@ def without_index(clip_folder: Path, tmp_path: Path) -> Any:
 
 def without_labels(clip_folder: Path, tmp_path: Path) -> Any:
     objective = TecoaObjective(F.normalize(torch.eye(3, 16), dim=-1))
-    return trainer(clip_folder, tmp_path, objective=objective, train_dataset=WithoutLabels()).train()
+    return trainer(clip_folder, tmp_path, objective=objective, train_dataset=WithoutLabels())
 
 
 def evaluated(clip_folder: Path, tmp_path: Path, dataset: Any) -> Any:
@@ -141,7 +141,12 @@ def evaluated(clip_folder: Path, tmp_path: Path, dataset: Any) -> Any:
         "the model is a CLIPModel, no vision encoder; load it with load_encoder(name).",
     ),
     Refusal("batches without index", without_index, ValueError, "the batch has no 'index', only pixel_values"),
-    Refusal("TeCoA without labels", without_labels, ValueError, "TeCoA needs labels and the batch has none"),
+    Refusal(
+        "TeCoA without labels, before the first step",
+        without_labels,
+        ValueError,
+        "objective='tecoa' needs labels and samples hold only pixel_values, index; give a data set with labels",
+    ),
     Refusal(
         "an empty evaluation set",
         lambda clip_folder, tmp_path: evaluated(clip_folder, tmp_path, WithoutLabels(0)),

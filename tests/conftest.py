@@ -1,4 +1,4 @@
-"""Tiny random CLIP models, on disk and in memory, that every room's tests share. Nothing is downloaded."""
+"""Tiny random CLIP models, on disk and in memory, that all tests share. Nothing is downloaded."""
 
 from __future__ import annotations
 

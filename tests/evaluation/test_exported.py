@@ -93,9 +93,9 @@ def test_success_is_measured_from_the_saved_picture(vlm, proc, tmp_path: Path) -
     with pytest.raises(ValueError, match="holds a run with another threat_model"):
         evaluate_stealth(vlm, proc, pixels, target, ThreatModel("linf", "1/255"), folder=tmp_path / "a", **options)
     # Interrupted after the first saved state, and called again: the same pictures.
-    import fare_hf.evaluation.vlm.stealth as room
+    import fare_hf.evaluation.vlm.stealth as module
 
-    original, count = room.write_tensors, [0]
+    original, count = module.write_tensors, [0]
 
     def interrupted(path, tensors, metadata):
         original(path, tensors, metadata)
@@ -103,12 +103,12 @@ def test_success_is_measured_from_the_saved_picture(vlm, proc, tmp_path: Path) -
         if count[0] == 2:
             raise KeyboardInterrupt
 
-    room.write_tensors = interrupted
+    module.write_tensors = interrupted
     try:
         with pytest.raises(KeyboardInterrupt):
             evaluate_stealth(vlm, proc, pixels, target, WIDE, folder=tmp_path / "b", **options)
     finally:
-        room.write_tensors = original
+        module.write_tensors = original
     again = evaluate_stealth(vlm, proc, pixels, target, WIDE, folder=tmp_path / "b", **options)
     assert torch.equal(load_exported(again.folder).pixels, held.pixels) and again.answers == result.answers
 

@@ -185,16 +185,16 @@ def test_the_ensemble_keeps_each_samples_worst(vlm, proc) -> None:
 
 
 def test_single_precision_starts_where_half_precision_ended(vlm, proc, monkeypatch: pytest.MonkeyPatch) -> None:
-    import fare_hf.evaluation.vlm.ensemble as room
+    import fare_hf.evaluation.vlm.ensemble as module
 
     seen: list[tuple[bool, bool, int]] = []
-    original = room.apgd
+    original = module.apgd
 
     def spy(loss, pixels, threat, *, start=None, **rest):
         seen.append((torch.is_autocast_enabled("cpu"), start is not None, len(pixels)))
         return original(loss, pixels, threat, start=start, **rest)
 
-    monkeypatch.setattr(room, "apgd", spy)
+    monkeypatch.setattr(module, "apgd", spy)
     metric = Cider([["a cat", "the dog"], ["a bird"]], threshold=-1.0)  # nobody is ever given up
     evaluate_vlm(vlm, proc, images(2), PROMPT, metric, threat_models=THREATS[:1], steps=2, **NAMES)
     assert seen == [(True, False, 2), (True, False, 1), (False, True, 2)]

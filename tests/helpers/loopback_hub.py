@@ -345,15 +345,15 @@ class Handler(BaseHTTPRequestHandler):
     # The storage of large files.
 
     def _storage(self, path: str) -> tuple[int, Any, dict[str, str]]:
-        room, *names = path.strip("/").split("/")
-        if room == "lfs" and self.command in ("GET", "HEAD") and names[0] in self.hub.stored:
+        kind, *names = path.strip("/").split("/")
+        if kind == "lfs" and self.command in ("GET", "HEAD") and names[0] in self.hub.stored:
             return 200, self.hub.stored[names[0]], {}
-        if room == "lfs" and self.command != "GET":
+        if kind == "lfs" and self.command != "GET":
             return self._store(names)
         if names[:1] == ["xorbs"]:
             self.hub.xet.add_xorb(names[-1], self.body)
             return 200, {"was_inserted": True}, {}
-        if room == "v1" and names == ["shards"]:
+        if kind == "v1" and names == ["shards"]:
             self.hub.stored |= self.hub.xet.add_shard(self.body)
             return 200, {"result": 1}, {}
         raise Refusal(404, "", f"no such object {path}")

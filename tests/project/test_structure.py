@@ -1,4 +1,4 @@
-"""The house: imports go to lower floors only, in no circle; files are short; DESIGN.md says what is where."""
+"""Structure: imports go to lower floors only, in no circle; files are short; DESIGN.md says what is where."""
 
 from __future__ import annotations
 

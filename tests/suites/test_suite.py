@@ -268,7 +268,7 @@ def test_a_vlm_job_goes_on_in_its_middle_and_cleans_up(
     tmp_path: Path, proc: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A LLaVA and a set on disk, interrupted at the third batch that is attacked."""
-    import fare_hf.evaluation.vlm.ensemble as room
+    import fare_hf.evaluation.vlm.ensemble as module
 
     llava().save_pretrained(tmp_path / "llava")
     proc.save_pretrained(tmp_path / "llava")  # type: ignore[attr-defined]
@@ -283,7 +283,7 @@ def test_a_vlm_job_goes_on_in_its_middle_and_cleans_up(
     text = f"name: s\nmodels: {{A: {tmp_path}/encoder}}\njobs: [{{{job}, eps: [8/255], steps: 2, batch_size: 2}}]\n"
     suite = load_suite(write(tmp_path, text))
     ran: list[int] = []
-    original = room.apgd
+    original = module.apgd
 
     def interrupted(*words: object, **options: object) -> object:
         if len(ran) == stop:
@@ -292,7 +292,7 @@ def test_a_vlm_job_goes_on_in_its_middle_and_cleans_up(
         return original(*words, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(VqaAccuracy, "threshold", -1.0)  # nobody is given up: every stage has two batches
-    monkeypatch.setattr(room, "apgd", interrupted)
+    monkeypatch.setattr(module, "apgd", interrupted)
     stop = -1
     whole = run_suite(suite, tmp_path / "whole", progress=False)
     needed, stop = len(ran), len(ran) + 3

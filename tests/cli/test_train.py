@@ -98,7 +98,9 @@ def test_bad_input_is_one_clear_sentence(
     assert "unrecognized arguments: --stepz 3; did you mean --max_steps?" in capsys.readouterr().err
     named = ("--objective", "tecoa", "--class_names", "cat", "dog")
     assert "needs labels and" in refusal(clip_folder, flat, out, *named)
-    assert "needs labels and samples hold only pixel_values, index" in refusal(encoder_folder("clip"), "lab:images", out, *named)
+    assert "needs labels and samples hold only pixel_values, index" in refusal(
+        encoder_folder("clip"), "lab:images", out, *named
+    )
     assert "is not empty" in refusal(clip_folder, images, tmp_path / "full")
     resume = ("--resume_from_checkpoint", str(empty))
     assert "is no complete checkpoint: it has no fare_checkpoint.json" in refusal(clip_folder, images, out, *resume)

@@ -209,7 +209,8 @@ def test_resume_restores_weights_of_legacy_names(embedding: str, legacy_vision_f
 
 
 def test_best_model_is_really_loaded(legacy_vision_folder: Path, tmp_path: Path) -> None:
-    """Fails without `_load_best_model`; the loss is made to grow, so that the first checkpoint is the best."""
+    """Fails without `_load_best_model`; the loss is made to grow, so that the first checkpoint is the best. It is also
+    what a run ends with that was cut off after its last checkpoint, and resumed."""
 
     class Worse(TrainerCallback):
         def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
@@ -224,6 +225,10 @@ def test_best_model_is_really_loaded(legacy_vision_folder: Path, tmp_path: Path)
     expected = CLIPVisionModel.from_pretrained(best).state_dict()
     assert best.endswith("checkpoint-1")
     assert all(torch.equal(value, expected[name]) for name, value in trainer.model.state_dict().items())
+    resumed = tiny_trainer(str(legacy_vision_folder), str(tmp_path), embedding="pooled", **options)
+    resumed.train(resume_from_checkpoint="latest")
+    assert resumed.state.global_step == 3 and resumed.state.best_model_checkpoint == best
+    assert all(torch.equal(value, expected[name]) for name, value in resumed.model.state_dict().items())
 
 
 def test_saved_configuration_has_no_use_cache(clip_folder: Path, tmp_path: Path) -> None:

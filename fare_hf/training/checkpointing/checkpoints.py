@@ -96,8 +96,9 @@ class CheckpointTrainer(Trainer):
         check_batches(self.train_dataset, batch, processes, self.args.dataloader_drop_last)
         check_disk(self.args, self.model, max(step, 0))
         if folder is not None and step >= self.args.max_steps > 0:
-            self._restore(folder)
             self.state = TrainerState.load_from_json(str(Path(folder) / "trainer_state.json"))
+            best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
+            self._restore(best or folder)
             return TrainOutput(step, 0.0, {})
         self._passed_batches = max(step, 0) * self.args.gradient_accumulation_steps
         return super().train(folder, None, ignore_keys_for_eval)

@@ -40,7 +40,7 @@ fare-hf evaluate fare4/encoder --vlm llava-hf/llava-1.5-7b-hf --dataset photos -
 fare-hf evaluate --suite paper-zero-shot --models FARE-4=fare4/encoder --output_dir outputs/paper
 """
 GOING_ON = "the same command goes on after the last finished batch, and a suite after its last finished job"
-OF_IMAGES = ("split", "image_column", "label_column", "class_names", "templates")
+OF_IMAGES = ("split", "dataset_config", "image_column", "label_column", "class_names", "templates")
 OF_A_PROBE = ("probe", "train_split")
 NOT_OF_A_PROBE = ("templates", "text_model")
 OF_AN_ENCODER = ("dataset", *OF_IMAGES, "against", "text_model", "eps", "samples", "steps", "batch_size", "seed")
@@ -68,6 +68,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "paper's, such as cifar10 or COCO; or the lab's, such as lab:digits (default: lab:twemoji)",
     )
     parser.add_argument("--split", help="of the data set (default: test, or all of a folder that is not divided)")
+    parser.add_argument("--dataset_config", help="of a data set with several configurations")
     parser.add_argument("--image_column", help="found where there is just one")
     parser.add_argument("--label_column", help="whole numbers or words; found where the data set names its classes")
     parser.add_argument("--class_names", nargs="+", help="in the order of the labels (default: the data set's own)")

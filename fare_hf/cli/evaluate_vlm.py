@@ -20,7 +20,8 @@ TASKS = ("captions", "vqa", "pope", "targeted")
 """`fare_hf.evaluation.vlm.own_data.TASKS`, known here before that is imported (a test compares them)."""
 OF_A_VLM = ("task", "caption_column", "question_column", "answer_column", "prompt", "targets", "max_new_tokens")
 OF_AN_ENCODER_ALONE = ("label_column", "class_names", "text_model")
-PASSED = ("split", "image_column", "caption_column", "question_column", "answer_column", "prompt", "max_new_tokens")
+PASSED = ("split", "dataset_config", "image_column", "caption_column", "question_column", "answer_column", "prompt")
+PASSED += ("max_new_tokens",)
 EFFORT = ("eps", "samples", "steps", "batch_size", "seed")
 
 
@@ -104,6 +105,7 @@ def _on_the_lab(args: argparse.Namespace, dataset: str, strings: Sequence[str], 
     """A model of the lab on the lab's sets, as its shipped figures are measured."""
     from fare_hf.attacks import ThreatModel
     from fare_hf.evaluation import RobustnessReport, environment
+    from fare_hf.evaluation.given import names_for_rows
     from fare_hf.lab.models import load_vlm_and_processor
     from fare_hf.lab.names import LAB_VLMS, LLAVA, TEST_SETS, is_in_lab, trained_path
     from fare_hf.vlm import swap_vision_tower
@@ -124,12 +126,14 @@ def _on_the_lab(args: argparse.Namespace, dataset: str, strings: Sequence[str], 
     for tower in filter(None, towers):
         check_swap(trained_path(args.vlm), tower)
     rows: list[Row] = []
-    for number, tower in enumerate(towers):
+    if len(set(towers)) < len(towers):
+        raise ValueError(f"{towers[0]!r} is compared with itself: give another encoder, or leave --against out.")
+    own = "CLIP" if args.vlm == LLAVA else "its own tower"
+    names = names_for_rows([tower or own for tower in towers])
+    for number, (tower, name) in enumerate(zip(towers, names, strict=True)):
         vlm = load_vlm_and_processor(args.vlm)
         if tower is not None:
             swap_vision_tower(vlm[0], tower)
-        own = "CLIP" if args.vlm == LLAVA else "its own tower"
-        name = own if tower is None else Path(tower).name
         known = {"threat_models": threats, "folder": states / f"tower-{number}"}
         rows += _lab_rows(args, name, vlm, dataset.removeprefix("lab:"), known, strings)
     return RobustnessReport(rows, environment(seed=args.seed or 0))

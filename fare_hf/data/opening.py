@@ -110,6 +110,8 @@ def whole_split(name: str, otherwise: str = "test") -> str:
     folder = Path(name).expanduser()
     if (folder / "dataset_dict.json").is_file():
         splits = list(read_object(folder / "dataset_dict.json").get("splits", []))
+    elif (folder / "state.json").is_file():
+        splits = [_own_split(read_object(folder / "state.json").get("_split"))]
     elif folder.is_dir() and not has_configurations(folder) and (listing := list_folder(folder)).is_of_images:
         splits = list(split_patterns(listing))
     else:
@@ -245,11 +247,18 @@ def _builder(folder: Path, options: dict[str, Any], name: str, split: str) -> An
     return builder if where == folder else listed()[1]
 
 
+def _own_split(split: Any) -> str:
+    """What the only split of a saved data set is called: as it was opened, "train" where that is not known."""
+    return str(split or "train").partition("[")[0]
+
+
 def _saved_split(saved: Any, name: str, split: str, streaming: bool) -> HuggingFaceDataset:
     if isinstance(saved, datasets.DatasetDict):
         if split not in saved:
             raise ValueError(f"dataset {name!r} has no split {split!r}; its splits are {', '.join(saved)}.")
         saved = saved[split]
+    elif split != (own := _own_split(saved.split)):
+        raise ValueError(f"dataset {name!r} is one saved data set and has no split {split!r}; give {own!r}.")
     return saved.to_iterable_dataset() if streaming else saved
 
 

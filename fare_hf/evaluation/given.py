@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-__all__ = ["check_name", "check_samples"]
+__all__ = ["check_name", "check_samples", "names_for_rows", "short_name"]
 
 
 def check_name(what: str, given: Any) -> None:
@@ -21,3 +23,18 @@ def check_samples(samples: Any) -> None:
     """Raises ValueError for what is neither None nor a whole number from 1."""
     if samples is not None and (not isinstance(samples, int) or isinstance(samples, bool) or samples < 1):
         raise ValueError(f"samples {samples!r} is no whole number of at least 1: give one, or None for all.")
+
+
+def names_for_rows(subjects: Sequence[str]) -> list[str]:
+    """Names for the rows: the last part of each path, or where two of these are the same all of it.
+
+    Args:
+        subjects: folders or repositories.
+    """
+    short = [short_name(one) for one in subjects]
+    return short if len(set(short)) == len(short) else list(subjects)
+
+
+def short_name(name: str) -> str:
+    """The last part of a path or of a repository's name."""
+    return Path(Path(name).resolve() if Path(name).is_dir() else name).name

@@ -26,6 +26,7 @@ __all__ = [
     "claim",
     "digest",
     "images_digest",
+    "labels_digest",
     "read_tensors",
     "weights_digest",
     "write_tensors",
@@ -64,8 +65,21 @@ def weights_digest(module: nn.Module) -> str:
 
 
 def images_digest(images: Any) -> str:
-    """Of the images of a run (see `gather`) their number and the first, as all would take long to read."""
-    return f"{len(images)} images, {digest(_bytes(gather(images, [0], torch.device('cpu'))))}"
+    """Of the images of a run (see `gather`) their number and five of them, with their own labels where they have some:
+    all would take long to read."""
+    looked_at = sorted({number * (len(images) - 1) // 4 for number in range(5)})
+    parts: list[str | bytes] = []
+    for item in (images[index] for index in looked_at):
+        parts.append(_bytes(gather([item], [0], torch.device("cpu"))))
+        parts.append(str(item.get("labels")) if isinstance(item, Mapping) else "")
+    return f"{len(images)} images, {digest(*parts)}"
+
+
+def labels_digest(labels: Any) -> str:
+    """Of all labels that a run was given beside its images, a sequence or a tensor; of None as well."""
+    if isinstance(labels, Tensor):
+        labels = labels.tolist()
+    return digest(str(None if labels is None else list(labels)))
 
 
 def digest(*parts: str | bytes) -> str:

@@ -68,8 +68,14 @@ class LabelledImages:
 
     def logits(self, name_or_path: str) -> Callable[[Tensor], Tensor]:
         """Of a model, with the texts and the normalisation that are its own."""
-        texts, normalization = self.texts(name_or_path), _normalization(name_or_path)
-        return logits_function(_encoder(name_or_path), texts, normalization, native=self.native)
+        texts, normalization, encoder = self.texts(name_or_path), _normalization(name_or_path), _encoder(name_or_path)
+        return logits_function(encoder, texts, normalization, native=self.resized_for(encoder))
+
+    def resized_for(self, encoder: Any) -> bool:
+        """Whether images are resized inside the attack: they keep their own size, or were read for another encoder."""
+        first = self.images[0]
+        pixels = first if isinstance(first, Tensor) else first["pixel_values"]
+        return self.native or pixels.shape[-1] != encoder.config.image_size
 
     def whole(self) -> tuple[Tensor, Tensor]:
         """All pixels and labels, on this process's device."""
@@ -119,8 +125,13 @@ class OnImages(Job):
         data = self.opened(_image_processor(subject.name_or_path))
 
         def texts(name_or_path: str) -> Tensor:
-            clip = _clip(encoder_path(self.text) if self.text else text_model_of(name_or_path) or name_or_path)
-            return text_classifier(*clip, data.class_names, data.templates)
+            text_model = encoder_path(self.text) if self.text else text_model_of(name_or_path)
+            if text_model is None:
+                raise ValueError(
+                    f"{name_or_path!r} has no text encoder and names no CLIP on the Hub that it was fine-tuned from: "
+                    "give the job a text, such as that CLIP's folder."
+                )
+            return text_classifier(*_clip(text_model), data.class_names, data.templates)
 
         return LabelledImages(data.images, None, texts, native=data.native)
 
@@ -129,7 +140,7 @@ class OnImages(Job):
         chosen = self.given("samples", "seed")
         if not self.is_own:
             return load_zero_shot_set(self.set, processor, **chosen, **self.given("root"))
-        columns = self.given("split", "image_column", "label_column", "class_names", "templates")
+        columns = self.given("split", "dataset_config", "image_column", "label_column", "class_names", "templates")
         return load_labelled_images(self.set, processor, **chosen, **columns)
 
     def row_names(self, subject: Subject) -> dict[str, Any]:
@@ -166,7 +177,7 @@ class ZeroShot(OnImages, Attacked):
         data, encoder = self.data(subject), _encoder(subject.name_or_path)
         effort = self.given("steps", "restarts", "target_classes", "queries", "batch_size", "seed")
         options = effort | self.given("attack", "stop_fooled") | self.row_names(subject)
-        options |= {"groups": data.groups, "native": data.native, "threat_models": self.threats(), "distributed": True}
+        options |= {"groups": data.groups, "native": data.resized_for(encoder), "threat_models": self.threats(), "distributed": True}
         options["folder"] = subject.states
         texts = data.texts(subject.name_or_path)
         rows = evaluate_zero_shot(encoder, texts, data.images, data.labels, **options).rows
@@ -211,9 +222,9 @@ class Drift(OnImages):
         return self.kind, self.dataset, self.embedding
 
     def run(self, subject: Subject) -> list[Row]:
-        data, original = self.data(subject), _encoder(subject.models[self.original])
+        data, original = self.data(subject), _encoder(subject.models[self.original], self.embedding)
         options = self.given("embedding", "batch_size", "seed") | self.row_names(subject) | {"distributed": True}
-        encoder, pixels = _encoder(subject.name_or_path), data.whole()[0]
+        encoder, pixels = _encoder(subject.name_or_path, self.embedding), data.whole()[0]
         return clean_drift(encoder, original, pixels, groups=data.groups, **options).rows
 
 
@@ -270,9 +281,9 @@ class Transfer(OnImages, Attacked):
 ENCODER_JOBS: tuple[type[Job], ...] = (ZeroShot, Drift, Corruptions, Transfer)
 
 
-def _encoder(name_or_path: str) -> Any:
-    """An encoder on this process's device."""
-    return load_encoder(name_or_path).to(process_state().device)
+def _encoder(name_or_path: str, embedding: str = EMBEDDINGS[0]) -> Any:
+    """An encoder with what an embedding needs, on this process's device."""
+    return load_encoder(name_or_path, embedding).to(process_state().device)
 
 
 @cache

@@ -138,7 +138,7 @@ class Job:
         seed: of every choice and random start.
         models: names of those that it is for; None is all.
         root: folder with copies of the paper's sets, instead of the Hub.
-        split, image_column: of a folder or repository.
+        split, dataset_config, image_column: of a folder or repository.
     """
 
     kind: ClassVar[str]
@@ -148,6 +148,7 @@ class Job:
     models: Texts | None = None
     root: Annotated[Folder, Says.OF_THE_TABLE] = None
     split: Annotated[Text | None, Says.OF_OWN_DATA] = None
+    dataset_config: Annotated[Text | None, Says.OF_OWN_DATA] = None
     image_column: Annotated[Text | None, Says.OF_OWN_DATA] = None
 
     @classmethod

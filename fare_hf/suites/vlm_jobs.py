@@ -67,7 +67,7 @@ class OfAVlm(Attacked):
     def swapped(self, subject: Subject) -> tuple[Any, Any]:
         """The model with the subject for its tower, and its processor."""
         vlm, processor = load_vlm_and_processor(self.vlm)
-        swap_vision_tower(vlm, subject.name_or_path)
+        swap_vision_tower(vlm, subject.name_or_path, processor)
         return vlm.to(process_state().device), processor
 
     def data(self, processor: Any) -> VlmData:
@@ -82,7 +82,7 @@ class OfAVlm(Attacked):
     def texts(self, prompt: str | None, *names: str) -> Texts:
         """Where a folder or repository has its images and words."""
         template = self.template or (chat("{}") if is_in_lab(self.vlm) else None)
-        return Texts(prompt=prompt, template=template, **self.given("split", "image_column", *names))
+        return Texts(prompt=prompt, template=template, **self.given("split", "dataset_config", "image_column", *names))
 
 
 @dataclass(frozen=True, kw_only=True)

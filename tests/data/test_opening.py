@@ -16,7 +16,7 @@ from PIL import Image
 from transformers import CLIPImageProcessor
 
 from fare_hf.data.columns import class_names_of, find_columns
-from fare_hf.data.opening import check_folder, load_images
+from fare_hf.data.opening import check_folder, load_images, whole_split
 from fare_hf.data.pixel_datasets import PixelDataset, PixelStream
 
 
@@ -69,6 +69,18 @@ def test_slices_of_splits_and_relative_paths_work(tmp_path: Path, monkeypatch: p
     put(tmp_path / "photos", *(f"{name}/{n}.png" for name in ("train", "test") for n in range(4)))
     monkeypatch.chdir(tmp_path)
     assert [len(load_images("photos", split)) for split in ("train[:50%]", "train+test", "test[1:]")] == [2, 8, 3]
+
+
+@pytest.mark.parametrize(("split", "called"), [(None, "train"), ("validation", "validation"), ("test[:2]", "test")])
+def test_a_saved_data_set_has_one_split(split: str | None, called: str, tmp_path: Path) -> None:
+    """Another is not there: an evaluation would be of the images that were trained on."""
+    rows = datasets.Dataset.from_dict({"image": [{"path": "1.png", "bytes": b""}]}, split=split)
+    rows.cast_column("image", datasets.Image()).save_to_disk(tmp_path)
+    assert whole_split(str(tmp_path)) == called
+    for streaming in (False, True):
+        assert load_images(str(tmp_path), called, streaming=streaming)
+        with pytest.raises(ValueError, match=f"is one saved data set and has no split 'night'; give '{called}'"):
+            load_images(str(tmp_path), "night", streaming=streaming)
 
 
 def test_what_is_passed_over_is_said_by_kind(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -82,6 +83,15 @@ def test_each_encoder_reads_images_and_names_in_its_own_way(images: Path, robust
     assert [replace(row, seconds=None) for row in found.rows[3:]] == [replace(row, seconds=None) for row in rows]
 
 
+def test_data_sets_of_one_name_have_rows_of_their_own(images: Path, clip_folder: Path, tmp_path: Path) -> None:
+    both = [images, Path(shutil.copytree(images, tmp_path / "pets"))]
+    found = evaluate(clip_folder, both, eps=[])
+    assert [row.dataset for row in found.rows] == [str(folder) for folder in both]
+    assert "accuracy" in found.report().to_markdown()
+    with pytest.raises(ValueError, match="pets' is given twice as dataset: give it once"):
+        evaluate(clip_folder, [images, images], eps=[])
+
+
 @pytest.mark.parametrize("base", ["fare_hf.json", "README.md"])
 def test_the_base_of_an_encoder_reads_the_names(
     base: str, images: Path, robust: Path, clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -114,6 +124,27 @@ def test_labels_of_a_column(kind: str, images: Path, clip_folder: Path, tmp_path
     plain = evaluate(clip_folder, images, **EFFORT).rows
     assert [(row.outcomes, row.ci) for row in found] == [(row.outcomes, row.ci) for row in plain]
     assert evaluate(clip_folder, tmp_path, samples=4, eps=[], **options).rows[0].n == 4
+
+
+def test_one_of_several_configurations(images: Path, clip_folder: Path, tmp_path: Path) -> None:
+    """Two, of which the second is only there to be chosen from; without a choice the command names the option."""
+    both, labels = tmp_path / "both", datasets.ClassLabel(names=list(CLASSES))
+    columns = datasets.Features({"image": datasets.Image(), "label": labels})
+    files = [str(images / name / f"{number}.png") for name in CLASSES for number in range(3)]
+    rows = datasets.Dataset.from_dict({"image": files, "label": [0, 0, 0, 1, 1, 1, 2, 2, 2]}, features=columns)
+    lines = []
+    for name, part in (("whole", rows), ("few", rows.select([0, 3]))):
+        part.to_parquet(both / name / "rows.parquet")
+        lines.append(f"- config_name: {name}\n  data_files:\n  - {{split: test, path: {name}/rows.parquet}}\n")
+    (both / "README.md").write_text(f"---\nconfigs:\n{''.join(lines)}---\n")
+    plain = evaluate(clip_folder, images, **EFFORT).rows
+    found = evaluate(clip_folder, both, dataset_config="whole", **EFFORT).rows
+    assert [(row.outcomes, row.ci) for row in found] == [(row.outcomes, row.ci) for row in plain]
+    words = ["evaluate", str(clip_folder), "--dataset", str(both), "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(SystemExit, match="has the configurations whole, few; give one with --dataset_config"):
+        cli.main(words)
+    cli.main([*words, "--dataset_config", "few", "--eps", "4/255", "--steps", "1"])
+    assert {row["n"] for row in json.loads((tmp_path / "out" / "report.json").read_text())["rows"]} == {2}
 
 
 def test_the_command_prints_json_alone(

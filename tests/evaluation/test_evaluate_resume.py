@@ -14,14 +14,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from helpers.tiny_encoders import write_images
 from helpers.tiny_llava import encoder as vision_encoder
 from helpers.vlm_folders import TEMPLATE, command, write_captions, write_llava
 from PIL import Image
 
-from fare_hf import evaluate, evaluate_vlm_on_data
+from fare_hf import evaluate, evaluate_vlm_on_data, evaluate_zero_shot, load_encoder
 from fare_hf.attacks import apgd
 from fare_hf.cli import main as cli
+from fare_hf.data.pixels import Normalization
 from fare_hf.evaluation import RobustnessReport, evaluate_probe
 from fare_hf.pretrained.configuration import load_image_processor
 from fare_hf.suites import load_suite, run_suite
@@ -123,6 +125,27 @@ def test_the_folder_of_another_run_is_refused_before_any_attack(
         load_image_processor(str(clip_folder)).save_pretrained(told["encoder"])
     with pytest.raises(ValueError, match=f"holds a run with another {what}: name another folder"):
         evaluate(dataset=pets, folder=tmp_path, **told)
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["labels in the data set", "labels beside it"])
+def test_a_folder_with_other_labels_or_another_last_image_is_refused(
+    own: bool, clip_folder: Path, tmp_path: Path
+) -> None:
+    encoder, texts = load_encoder(str(clip_folder)), torch.eye(2, 16)
+    names: dict[str, Any] = {"model": "m", "dataset": "d", "normalization": Normalization([0.5] * 3, [0.5] * 3)}
+
+    def measure(pixels: torch.Tensor, labels: list[int]) -> list[float]:
+        rows: Any = [{"pixel_values": image, "labels": label} for image, label in zip(pixels, labels, strict=True)]
+        given = (rows, None) if own else (pixels, labels)
+        return [row.value for row in evaluate_zero_shot(encoder, texts, *given, folder=tmp_path, **names).rows]
+
+    pixels = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    found = measure(pixels, [0, 1, 0, 1])
+    assert measure(pixels, [0, 1, 0, 1]) == found
+    with pytest.raises(ValueError, match=f"holds a run with another {'images' if own else 'labels'}: name another"):
+        measure(pixels, [0, 1, 0, 0])
+    with pytest.raises(ValueError, match="holds a run with another images: name another"):
+        measure(torch.cat([pixels[:3], pixels[:1]]), [0, 1, 0, 1])
 
 
 def test_the_command_says_how_to_go_on_and_does(

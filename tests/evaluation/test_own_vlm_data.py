@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,7 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("photos", "caption", {}, "no task 'caption': use one of captions, vqa, pope, targeted"),
     ("plain", "targeted", {}, "forces strings by an attack: give targets"),
     ("plain", "targeted", {"targets": ["a"], "eps": []}, "give targets, and eps"),
+    ("plain", "targeted", {"targets": ["a", "b", "a"]}, "targets names 'a' twice: give it once"),
     ("photos", "captions", {"targets": ["a"]}, "targets are for the task 'targeted', not for 'captions'"),
     ("photos", "captions", {"eps": [4]}, "did you mean 4/255"),
     ("photos", "captions", {"vlm": "robust"}, "is a 'clip_vision_model' model, not a vision-language model: name one"),
@@ -250,6 +252,24 @@ def test_strings_of_a_file_are_read_without_its_mark_and_another_encoding_is_nam
     file.write_bytes("un café".encode("latin-1"))
     with pytest.raises(ValueError, match="strings.txt' is no text in UTF-8 .*: save it in that encoding"):
         read_targets(file)
+    file.write_text("a cat\na dog\na cat\n")
+    with pytest.raises(ValueError, match="strings.txt' holds 'a cat' twice: write each string once"):
+        read_targets(file)
+
+
+@pytest.mark.parametrize("dataset", ["photos", "lab:captions"])
+def test_towers_of_one_name_have_rows_of_their_own(
+    dataset: str, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every training writes its encoder to a folder called `encoder`."""
+    monkeypatch.chdir(tmp_path)
+    for run, name in (("fare4", "fare-4"), ("tecoa4", "tecoa-4")):
+        shutil.copytree(encoder_folder(name), Path(run) / "encoder")
+    given = dataset if dataset.startswith("lab:") else str(place / dataset)
+    words = ["fare4/encoder", "--against", "tecoa4/encoder", "--vlm", "lab:llava", "--dataset", given]
+    cli.main(["evaluate", *words, "--task", "captions", "--samples", "2", "--steps", "1", "--output_dir", "out"])
+    rows = RobustnessReport.load("out").rows
+    assert {row.model.split(" + ")[1] for row in rows} == {"fare4/encoder", "tecoa4/encoder"}
 
 
 def test_names_of_the_lab_are_for_the_commands(place: Path) -> None:

@@ -132,7 +132,7 @@ def refusal(photos: Path, words: str, tmp_path: Path) -> str:
 
 
 def test_what_cannot_be_probed_is_one_sentence(photos: Path, tmp_path: Path) -> None:
-    flat, other, strange = (tmp_path / name for name in ("flat", "other", "strange"))
+    flat, other, strange, saved = (tmp_path / name for name in ("flat", "other", "strange", "saved"))
     shutil.copytree(photos / "train", flat)
     shutil.copytree(photos, other)
     (other / "train" / "red").rename(other / "train" / "purple")
@@ -142,6 +142,7 @@ def test_what_cannot_be_probed_is_one_sentence(photos: Path, tmp_path: Path) -> 
         images = [{"path": str(photos / split / "red" / f"{number}.png"), "bytes": None} for number in (0, 1)]
         splits[split] = datasets.Dataset.from_dict({"image": images, "label": [0, 1]}, features=columns)
     datasets.DatasetDict(splits).save_to_disk(strange)
+    splits["train"].save_to_disk(saved)
     told = {
         f"--dataset {photos}": "which has no texts to compare its images with",
         f"--dataset {photos} --train_split train": "is for --probe",
@@ -153,6 +154,9 @@ def test_what_cannot_be_probed_is_one_sentence(photos: Path, tmp_path: Path) -> 
         f"--dataset {photos} --split train --probe knn": "measured on the images that it is fitted on",
         f"--dataset {other} --probe knn": "has no training image of 'red' (1 such classes)",
         f"--dataset {strange} --probe knn": "have other classes: 2 and 2 names, or in another order",
+        f"--dataset {strange} --probe knn --class_names x y": "have other classes: 2 and 2 names, or in another order",
+        f"--dataset {saved} --probe knn": "measured on the images that it is fitted on",
+        f"--dataset {saved} --probe knn --split test": "is one saved data set and has no split 'test'; give 'train'",
     }
     for words, sentence in told.items():
         assert sentence in refusal(photos, words, tmp_path), words

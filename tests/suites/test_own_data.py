@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from helpers.tiny_clip import tiny_clip_config, tiny_tokenizer
 from helpers.tiny_llava import encoder
 from helpers.vlm_folders import TEMPLATE, write_captions, write_llava
 from PIL import Image
+from transformers import CLIPImageProcessor, CLIPModel
 
 from fare_hf import evaluate, evaluate_vlm_on_data
+from fare_hf.encoders import EMBEDDINGS
+from fare_hf.evaluation import Row
 from fare_hf.evaluation.vlm.engine import VlmEngine
 from fare_hf.suites import load_suite, run_suite
 from fare_hf.suites.suite import read_suite
@@ -90,3 +97,57 @@ def test_what_says_nothing_to_own_images_is_refused(job: str, sentence: str, pla
     lists = {name: [value.strip("[]")] for name, value in told.items() if value.startswith("[")}
     with pytest.raises(ValueError, match=sentence):
         read_suite({"name": "s", "models": {"A": "lab:clip"}, "jobs": [told | lists]})
+
+
+def larger_clip(folder: Path) -> Path:
+    """A whole CLIP for images of 48 pixels, where `clip_folder` takes 32."""
+    config = tiny_clip_config()
+    config.vision_config.image_size = 48
+    torch.manual_seed(48)
+    CLIPModel(config).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": 48}, crop_size={"height": 48, "width": 48}).save_pretrained(folder)
+    return folder
+
+
+def found(place: Path, job: dict[str, Any], tmp_path: Path, **models: Path) -> list[Row]:
+    """Rows of a suite of one job on the folder `pets` or `photos`."""
+    named = {name: str(path) for name, path in models.items()}
+    told = {"set": str(place / "pets"), "steps": 2, "eps": ["4/255"]} | job
+    return run_suite(read_suite({"name": "s", "models": named, "jobs": [told]}), tmp_path / "out", progress=False).rows
+
+
+def test_encoders_of_two_resolutions_are_shown_each_others_images(
+    place: Path, clip_folder: Path, tmp_path: Path
+) -> None:
+    job = {"kind": "transfer", "victims": ["A", "B"]}
+    rows = found(place, job, tmp_path, A=clip_folder, B=larger_clip(tmp_path / "larger"))
+    assert {row.model for row in rows} >= {"A", "B"} and all(0 <= row.value <= 1 for row in rows)
+
+
+def test_a_vlm_takes_an_encoder_of_another_resolution_as_in_the_command(place: Path, tmp_path: Path) -> None:
+    encoder(seed=3, image_size=48).save_pretrained(tmp_path / "larger")
+    larger_clip(tmp_path / "clip")
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        if (tmp_path / "clip" / name).exists():
+            shutil.copy(tmp_path / "clip" / name, tmp_path / "larger")
+    job = {"kind": "vlm", "set": str(place / "photos"), "vlm": str(place / "llava"), "task": "captions"}
+    rows = found(place, job | {"template": TEMPLATE}, tmp_path, E=tmp_path / "larger")
+    options = {"template": TEMPLATE, "eps": ["4/255"], "steps": 2, "encoder": tmp_path / "larger"}
+    expected = evaluate_vlm_on_data(place / "llava", place / "photos", "captions", **options).rows[2:]
+    assert [(row.value, row.ci) for row in rows] == [(row.value, row.ci) for row in expected]
+
+
+@pytest.mark.parametrize("embedding", EMBEDDINGS)
+def test_drift_of_every_embedding(embedding: str, place: Path, clip_folder: Path, tmp_path: Path) -> None:
+    job = {"kind": "drift", "set": str(place / "pets"), "original": "A", "embedding": embedding}
+    content = {"name": "s", "models": {"A": str(clip_folder)}, "jobs": [job]}
+    rows = run_suite(read_suite(content), tmp_path / "out", progress=False).rows
+    assert rows and all(row.value == pytest.approx(1 if "cos" in row.metric else 0, abs=1e-5) for row in rows)
+
+
+def test_an_encoder_whose_texts_are_unknown_is_one_sentence(
+    place: Path, legacy_vision_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="has no text encoder and names no CLIP .*: give the job a text, such as"):
+        found(place, {"kind": "zero-shot"}, tmp_path, A=legacy_vision_folder)

@@ -285,7 +285,7 @@ def test_no_option_is_new_without_a_look_at_what_ignores_it() -> None:
         "convert": {"--to", "--output_dir", "--base", "--activation", "--visual_only", "--revision"},
         "env": {"--json"},
         "evaluate": {f"--{name}" for name in (
-            "suite models dataset split image_column label_column class_names templates template against text_model "
+            "suite models dataset split dataset_config image_column label_column class_names templates template against text_model "
             "eps steps samples batch_size seed json output_dir vlm task caption_column question_column "
                 "answer_column prompt targets max_new_tokens probe train_split").split()},
         "merge": {f"--{name}" for name in (

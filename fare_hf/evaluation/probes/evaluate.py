@@ -16,13 +16,12 @@ from fare_hf.data.opening import whole_split
 from fare_hf.data.pixels import Normalization
 from fare_hf.encoders import check_encoder_type, embed, frozen, load_encoder, matmul_patch_embedding
 from fare_hf.evaluation.attack_loop import chunks, read
-from fare_hf.evaluation.given import check_name, check_samples
+from fare_hf.evaluation.given import check_name, check_samples, names_for_rows
 from fare_hf.evaluation.probes.classifiers import NEIGHBOURS, PROBES, TEMPERATURE
 from fare_hf.evaluation.processes import counted, opening_together, process_state
 from fare_hf.evaluation.report.rows import Row
 from fare_hf.evaluation.result import Evaluation
 from fare_hf.evaluation.zero_shot.classification import measure_accuracy
-from fare_hf.evaluation.zero_shot.evaluate import names_for_rows
 from fare_hf.evaluation.zero_shot.labelled_images import load_labelled_images
 from fare_hf.evaluation.zero_shot.sets import ZeroShotData
 from fare_hf.pretrained.configuration import load_image_processor, read_configuration
@@ -40,6 +39,7 @@ def evaluate_probe(
     probe: str = "knn",
     train_split: str = "train",
     split: str | None = None,
+    dataset_config: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
     class_names: Sequence[str] | None = None,
@@ -64,7 +64,7 @@ def evaluate_probe(
             the Hub.
         probe: "knn" (20 neighbours, as DINO) or "linear" (logistic regression).
         train_split: that the classifier is fitted on.
-        split, image_column, label_column, class_names: as for `load_labelled_images`; of both splits.
+        split, dataset_config, image_column, label_column, class_names: as for `load_labelled_images`; of both splits.
         eps, against, samples, steps, target_classes, batch_size, seed, folder, report: as for `evaluate`; all images
             of the training split are used, and the probe is fitted again where a run goes on.
 
@@ -109,6 +109,7 @@ def evaluate_probe(
         check_encoder_type(one, "pooled")
     processors = [load_image_processor(one, read_configuration(one)) for one in subjects]
     asked: dict[str, Any] = {"image_column": image_column, "label_column": label_column, "class_names": class_names}
+    asked["dataset_config"] = dataset_config
     opened = [
         (
             load_labelled_images(name, processor, split=train_split, seed=seed, **asked),
@@ -180,11 +181,12 @@ def _class_means(features: Tensor, labels: Tensor, classes: int) -> Tensor:
 
 
 def _check_splits(fitted: ZeroShotData, data: ZeroShotData, name: str) -> None:
-    """Labels of both splits mean the same classes."""
-    if list(fitted.class_names) != list(data.class_names):
+    """Labels of both splits mean the same classes: given names may hide that the splits number theirs in other ways."""
+    both = [data.own_names or data.class_names for data in (fitted, data)]
+    if both[0] != both[1]:
         raise ValueError(
-            f"the splits of {name!r} have other classes: {len(fitted.class_names)} and {len(data.class_names)} names, "
-            "or in another order; give splits of the same classes."
+            f"the splits of {name!r} have other classes: {len(both[0])} and {len(both[1])} names, or in another order; "
+            "give splits of the same classes."
         )
 
 

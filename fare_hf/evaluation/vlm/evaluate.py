@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from fare_hf.attacks import ThreatModel
 from fare_hf.evaluation.attack_loop import check_threat_models
-from fare_hf.evaluation.given import check_name, check_samples
+from fare_hf.evaluation.given import check_name, check_samples, names_for_rows, short_name
 from fare_hf.evaluation.processes import opening_together, process_state
 from fare_hf.evaluation.report.rows import Row, fraction_row
 from fare_hf.evaluation.result import Evaluation
@@ -41,6 +41,7 @@ def evaluate_vlm_on_data(
     encoder: Name | None = None,
     against: Name | None = None,
     split: str | None = None,
+    dataset_config: str | None = None,
     image_column: str | None = None,
     caption_column: str | None = None,
     question_column: str | None = None,
@@ -72,6 +73,7 @@ def evaluate_vlm_on_data(
         against: another encoder, measured in the place of the own tower.
         split: None takes "test", or the only one of what lies here. Of this and what follows, only `template` is for a
             set of the table too.
+        dataset_config: of a data set with several configurations.
         image_column, caption_column, question_column, answer_column: None finds the one with a usual name.
         prompt: what is asked of every image; for questions with `{}` for the question.
         template: a whole prompt with the image token and `{}` for what is asked, for processors without a chat
@@ -110,9 +112,8 @@ def evaluate_vlm_on_data(
     """
     check_name("dataset", dataset)
     check_samples(samples)
-    texts = Texts(
-        split, image_column, caption_column, question_column, answer_column, prompt, template, max_new_tokens
-    )
+    columns = (image_column, caption_column, question_column, answer_column)
+    texts = Texts(split, dataset_config, *columns, prompt, template, max_new_tokens)
     threats = [ThreatModel("linf", radius) for radius in eps]
     check_threat_models(threats)
     if against is not None and encoder is None:
@@ -125,11 +126,11 @@ def evaluate_vlm_on_data(
         with _with_tower(own, other):
             pass
     found: list[Evaluation] = []
-    for number, tower in enumerate(towers):
-        place = None if folder is None else Path(folder) / f"tower-{number}"
-        with _with_tower(own, tower) as model:
-            report(f"measuring {model.name} on {plan.dataset}")
-            found.append(plan.measure(model, place, None if number else report))
+    for number, (tower, called) in enumerate(zip(towers, _names_with(own.name, towers), strict=True)):
+        states = None if folder is None else Path(folder) / f"tower-{number}"
+        with _with_tower(replace(own, name=called), tower) as model:
+            report(f"measuring {called} on {plan.dataset}")
+            found.append(plan.measure(model, states, None if number else report))
     return _together(found, seed)
 
 
@@ -213,6 +214,9 @@ def _check(plan: _Plan, vlm: Name | tuple[Any, Any], towers: Sequence[str | None
         raise ValueError("the task 'targeted' forces strings by an attack: give targets, and eps.")
     if plan.task != "targeted" and plan.targets:
         raise ValueError(f"targets are for the task 'targeted', not for {plan.task!r}: leave them out.")
+    for number, target in enumerate(plan.targets):
+        if target in plan.targets[:number]:
+            raise ValueError(f"targets names {target!r} twice: give it once.")
     if len(set(towers)) < len(towers):
         raise ValueError(f"{towers[0]!r} is compared with itself: give another encoder, or leave against out.")
     if plan.of_the_table:
@@ -236,7 +240,7 @@ def _check_of_the_table(plan: _Plan) -> None:
 
 def _loaded(name: str, plan: _Plan) -> _Model:
     vlm = load_vlm(name).eval().to(process_state().device)
-    return _Model(vlm, load_processor(name), _short(name))
+    return _Model(vlm, load_processor(name), short_name(name))
 
 
 @contextmanager
@@ -246,7 +250,13 @@ def _with_tower(own: _Model, tower: str | None) -> Iterator[_Model]:
         yield own
         return
     with swap_vision_tower(own.vlm, tower, own.processor):
-        yield replace(own, name=f"{own.name} + {_short(tower)}")
+        yield own
+
+
+def _names_with(vlm: str, towers: Sequence[str | None]) -> list[str]:
+    """What rows call a model with each tower; with its own its name alone."""
+    others = iter(names_for_rows([tower for tower in towers if tower is not None]))
+    return [vlm if tower is None else f"{vlm} + {next(others)}" for tower in towers]
 
 
 def with_samples(found: VlmEvaluation, data: VlmData) -> Evaluation:
@@ -273,9 +283,4 @@ def _together(parts: Sequence[Evaluation], seed: int) -> Evaluation:
 
 def _called(vlm: Any) -> str:
     """The folder or repository that a model in memory came from, or its class."""
-    return _short(getattr(vlm, "name_or_path", "") or type(vlm).__name__.removesuffix("ForConditionalGeneration"))
-
-
-def _short(name: str) -> str:
-    """The last part of a path or repository's name."""
-    return Path(Path(name).resolve() if Path(name).is_dir() else name).name
+    return short_name(getattr(vlm, "name_or_path", "") or type(vlm).__name__.removesuffix("ForConditionalGeneration"))

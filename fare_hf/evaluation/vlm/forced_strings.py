@@ -21,7 +21,8 @@ def read_targets(path: str | Path) -> list[str]:
     """Target strings from a text file, one a line; lines that are empty or begin with # are left out.
 
     Raises:
-        ValueError: no string in it, or another encoding than UTF-8, whose mark at the beginning is left out.
+        ValueError: no string in it, one that stands there twice, or another encoding than UTF-8, whose mark at the
+            beginning is left out.
     """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
@@ -33,6 +34,9 @@ def read_targets(path: str | Path) -> list[str]:
     targets = [line for line in lines if line and not line.startswith("#")]
     if not targets:
         raise ValueError(f"{str(path)!r} holds no target string: write one a line.")
+    for number, target in enumerate(targets):
+        if target in targets[:number]:
+            raise ValueError(f"{str(path)!r} holds {target!r} twice: write each string once.")
     return targets
 
 

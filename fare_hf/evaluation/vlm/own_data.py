@@ -40,6 +40,7 @@ class Texts:
 
     Attributes:
         split: see `load_vlm_data`.
+        dataset_config: of a data set with several configurations.
         image_column, caption_column, question_column, answer_column: names of columns.
         prompt: what is asked of every image; for questions with `{}` for the question.
         template: a whole prompt with the image token and `{}` for what is asked, for processors without a chat
@@ -48,6 +49,7 @@ class Texts:
     """
 
     split: str | None = None
+    dataset_config: str | None = None
     image_column: str | None = None
     caption_column: str | None = None
     question_column: str | None = None
@@ -148,7 +150,7 @@ def _opened(
 ) -> tuple[Any, str, str]:
     """The rows, their image column, and what reports call them."""
     split = texts.split or whole_split(name)
-    rows, left = open_split(name, split)
+    rows, left = open_split(name, split, config=texts.dataset_config)
     image, _ = find_columns(rows, texts.image_column, name=name)
     if not isinstance(rows, datasets.Dataset) or not len(rows):
         raise ValueError(f"{name!r}: the split {split!r} is empty.")

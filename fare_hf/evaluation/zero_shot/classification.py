@@ -30,7 +30,7 @@ from fare_hf.evaluation.attack_loop import Stage as LoopStage
 from fare_hf.evaluation.processes import counted, divided, process_state
 from fare_hf.evaluation.report.rows import Row, fraction_row
 from fare_hf.evaluation.result import Evaluation
-from fare_hf.evaluation.resume import SavedBatches, images_digest, weights_digest
+from fare_hf.evaluation.resume import SavedBatches, images_digest, labels_digest, weights_digest
 from fare_hf.pretrained.encoder_families import compared_embedding, compared_width
 
 __all__ = [
@@ -196,7 +196,7 @@ def measure_accuracy(
     told |= {"target_classes": target_classes, "stop_fooled": stop_fooled, "precision": str(dtype)}
 
     def run() -> dict[str, Any]:
-        seen = {"images": images_digest(images), "weights": weights_digest(encoder)}
+        seen = {"images": images_digest(images), "labels": labels_digest(labels), "weights": weights_digest(encoder)}
         return {**names, **counts, **told, **settings, **seen}
 
     saved = SavedBatches.claimed(folder, run)

@@ -15,7 +15,7 @@ from fare_hf.data.class_names import check_given_names
 from fare_hf.data.pixel_datasets import PixelDataset
 from fare_hf.data.pixels import Normalization
 from fare_hf.encoders import check_compared, compared_with_texts, load_encoder, text_class_embeddings
-from fare_hf.evaluation.given import check_name, check_samples
+from fare_hf.evaluation.given import check_name, check_samples, names_for_rows
 from fare_hf.evaluation.processes import opening_together, process_state
 from fare_hf.evaluation.report.rows import Row
 from fare_hf.evaluation.result import Evaluation
@@ -32,9 +32,10 @@ from fare_hf.pretrained.configuration import (
 from fare_hf.pretrained.encoder_families import compared_width, family_of_text
 from fare_hf.pretrained.validation import RECORD
 
-__all__ = ["evaluate", "names_for_rows", "text_model_of"]
+__all__ = ["evaluate", "text_model_of"]
 
 logger = logging.getLogger(__name__)
+OF_OWN_DATA = ("split", "dataset_config", "image_column", "label_column")
 Images: TypeAlias = "str | os.PathLike[str] | ZeroShotData"
 
 
@@ -44,6 +45,7 @@ def evaluate(
     dataset: Images | Sequence[Images],
     *,
     split: str | None = None,
+    dataset_config: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
     class_names: Sequence[str] | None = None,
@@ -70,6 +72,7 @@ def evaluate(
         dataset: folder of images (a folder a class), saved data set, or repository on the Hub; a set of the paper's
             table such as "cifar10"; one that is open; or several of these.
         split: None takes "test", or of a folder that is not divided all of it.
+        dataset_config: of a data set with several configurations.
         image_column, label_column: of images and classes (whole numbers or words); None finds them.
         class_names: one a class, in the order of the labels; None takes the data set's.
         templates: sentences with `{}` for the class name; None is "a photo of a {}.". Sets that have their own columns
@@ -106,8 +109,8 @@ def evaluate(
         ['accuracy', 'accuracy']
     """
     threats = [ThreatModel("linf", radius) for radius in eps]
-    asked: dict[str, Any] = {"split": split, "image_column": image_column, "label_column": label_column}
-    asked |= {"class_names": class_names, "templates": templates}
+    asked: dict[str, Any] = {"split": split, "dataset_config": dataset_config, "image_column": image_column}
+    asked |= {"label_column": label_column, "class_names": class_names, "templates": templates}
     named = [dataset] if not isinstance(dataset, (list, tuple)) else dataset
     _check_given({"encoder": encoder, "against": against, "text_model": text_model}, named, samples)
     subjects = [str(one) for one in (against, encoder) if one is not None]
@@ -120,6 +123,7 @@ def evaluate(
         choice: dict[str, Any] = {"samples": samples, "seed": seed, "report": report}
         opened.append([_open(one, processors[0], asked, choice)])
         opened[-1] += [_open(one, processor, asked, choice | {"report": None}) for processor in processors[1:]]
+    called_sets = _names_of_sets(named, [datas[0] for datas in opened])
     effort = {"steps": steps, "target_classes": target_classes, "batch_size": batch_size, "seed": seed}
     options: dict[str, Any] = effort | {"threat_models": threats, "distributed": True}
     embedded = [
@@ -135,8 +139,8 @@ def evaluate(
         for at, (datas, text) in enumerate(zip(opened, embedded[number], strict=True)):
             data = datas[number]
             names["folder"] = None if folder is None else Path(folder) / f"encoder-{number}" / f"set-{at}"
-            report(f"measuring {called} on {data.name}: {len(data.images):,} images")
-            names |= {"dataset": data.name, "groups": data.groups, "native": data.native or _other_size(data, model)}
+            report(f"measuring {called} on {called_sets[at]}: {len(data.images):,} images")
+            names |= {"dataset": called_sets[at], "groups": data.groups, "native": data.native or _other_size(data, model)}
             rows += evaluate_zero_shot(model, text, data.images, **names, **options).rows
     return Evaluation.of_rates(rows, seed)
 
@@ -195,7 +199,7 @@ def _open(dataset: Any, processor: Any, asked: dict[str, Any], choice: dict[str,
     name = dataset.name if known else str(dataset)
     if not known and (Path(name).expanduser().is_dir() or not is_zero_shot_set(name)):
         return load_labelled_images(name, processor, **asked, **choice)
-    if given := [option for option in ("split", "image_column", "label_column") if asked[option] is not None]:
+    if given := [option for option in OF_OWN_DATA if asked[option] is not None]:
         raise ValueError(f"{given[0]} is for images of your own: {name!r} has its own.")
     check_given_names(names := asked["class_names"])
     choice = {key: choice[key] for key in ("samples", "seed")}
@@ -209,10 +213,15 @@ def _open(dataset: Any, processor: Any, asked: dict[str, Any], choice: dict[str,
     return replace(data, class_names=list(names or data.class_names), templates=list(templates))
 
 
-def names_for_rows(subjects: Sequence[str]) -> list[str]:
-    """Names for the rows: the last part of each path, or where these are the same all of it."""
-    short = [Path(Path(one).resolve() if Path(one).is_dir() else one).name for one in subjects]
-    return short if len(set(short)) == len(short) else list(subjects)
+def _names_of_sets(named: Sequence[Any], opened: Sequence[ZeroShotData]) -> list[str]:
+    """Names for the rows: what each set is called, or where two are called the same what was given."""
+    called = [data.name for data in opened]
+    if len(set(called)) < len(called):
+        called = [one.name if isinstance(one, ZeroShotData) else str(one) for one in named]
+    for number, name in enumerate(called):
+        if name in called[:number]:
+            raise ValueError(f"{name!r} is given twice as dataset: give it once, or each its own name.")
+    return called
 
 
 def _check_width(name: str, embedded: Sequence[Any]) -> None:

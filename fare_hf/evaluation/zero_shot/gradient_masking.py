@@ -26,7 +26,7 @@ from fare_hf.evaluation.attack_loop import Stage, attack_nested, check_plan
 from fare_hf.evaluation.report.intervals import wilson_interval
 from fare_hf.evaluation.report.rows import Row, fraction_row
 from fare_hf.evaluation.result import Evaluation
-from fare_hf.evaluation.resume import SavedBatches, digest, images_digest
+from fare_hf.evaluation.resume import SavedBatches, images_digest, labels_digest
 from fare_hf.evaluation.zero_shot.classification import Attacks, clean_pass
 
 __all__ = ["MaskingCheck", "MaskingReport", "check_gradient_masking"]
@@ -162,7 +162,7 @@ def check_gradient_masking(
     check_plan(len(pixels), [threat_model], None, seed, {"model": model, "dataset": dataset}, **counts)
     names = {"model": model, "task": "gradient masking", "dataset": dataset}
     told: dict[str, Any] = {"threat_model": threat_model.to_dict(), "target_classes": target_classes, "more": more}
-    told |= {"seed": seed, "labels": digest(str(labels.tolist()))} | names | counts
+    told |= {"seed": seed, "labels": labels_digest(labels)} | names | counts
     saved = SavedBatches.claimed(folder, lambda: told | {"images": images_digest(pixels)})
     if folder is not None:
         _check_models(saved, {"model": logits_of, "surrogate": surrogate}, pixels[:batch_size], distributed)

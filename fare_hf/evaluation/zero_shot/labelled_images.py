@@ -26,6 +26,7 @@ def load_labelled_images(
     processor: Any,
     *,
     split: str | None = None,
+    dataset_config: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
     class_names: Sequence[str] | None = None,
@@ -40,6 +41,7 @@ def load_labelled_images(
         name: as for `load_images`.
         processor: the encoder's image processor.
         split: None takes "test", or of a folder of images that is not divided all of it.
+        dataset_config: of a data set with several configurations.
         image_column, label_column: as for `load_images`; labels are whole numbers or words.
         class_names: a name a class, in the order of the labels; None takes the data set's.
         templates: sentences with `{}` for the name; None is `TEMPLATES`.
@@ -53,7 +55,7 @@ def load_labelled_images(
     """
     check_templates(templates or TEMPLATES)
     columns: dict[str, Any] = {"image_column": image_column, "label_column": label_column}
-    rows: Any = load_images(name, split or whole_split(name), report=report, **columns)
+    rows: Any = load_images(name, split or whole_split(name), config=dataset_config, report=report, **columns)
     images, labels = find_columns(rows, **columns, name=name)
     if labels is None:
         raise _without_classes(name, rows)
@@ -71,7 +73,7 @@ def load_labelled_images(
         rows = rows.shuffle(seed=seed).select(range(min(samples, len(rows))))
     called = Path(name).expanduser().resolve().name if Path(name).expanduser().is_dir() else name
     pixels = PixelDataset(rows, processor, images, labels)
-    return ZeroShotData(called, pixels, names, list(templates or TEMPLATES), native=False)
+    return ZeroShotData(called, pixels, names, list(templates or TEMPLATES), native=False, own_names=own)
 
 
 def check_templates(templates: Sequence[str]) -> None:

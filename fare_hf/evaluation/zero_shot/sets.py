@@ -87,6 +87,7 @@ class ZeroShotData:
         native: whether to pass `native=True`.
         skipped: corrupt images that were left out, each with its reason.
         groups: one number per sample for a cluster bootstrap, or None.
+        own_names: what the data set itself calls its classes, whatever names were given; None where it does not.
     """
 
     name: str
@@ -96,6 +97,7 @@ class ZeroShotData:
     native: bool
     skipped: list[str] = field(default_factory=list)
     groups: list[int] | None = None
+    own_names: list[str] | None = None
 
 
 def zero_shot_set(name: str) -> ZeroShotSet:

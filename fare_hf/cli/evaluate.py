@@ -235,9 +235,11 @@ def lab_options(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any
 
     ours = [lab_name(name, TEST_SETS, "--dataset ") for name in names if is_in_lab(name)]
     options: dict[str, Any] = {}
-    path = encoder_path(args.encoder)
-    check_encoder_type(path, "pooled")
-    if args.text_model is None and (ours or is_in_lab(args.encoder)) and text_model_of(path) is None:
+    check_encoder_type(encoder_path(args.encoder), "pooled")
+    subjects = [name for name in (args.encoder, args.against) if name is not None]
+    own = {name: text_model_of(encoder_path(name)) for name in subjects} if args.text_model is None else {}
+    without = [name for name, text_model in own.items() if text_model is None and (ours or is_in_lab(name))]
+    if without and set(own.values()) <= {None, encoder_path("lab:clip")}:
         options["text_model"] = encoder_path("lab:clip")
     if len(ours) == len(names):
         options |= LAB_EFFORT if args.steps is None else {"target_classes": LAB_EFFORT["target_classes"]}

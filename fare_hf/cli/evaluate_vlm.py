@@ -20,8 +20,8 @@ TASKS = ("captions", "vqa", "pope", "targeted")
 """`fare_hf.evaluation.vlm.own_data.TASKS`, known here before that is imported (a test compares them)."""
 OF_A_VLM = ("task", "caption_column", "question_column", "answer_column", "prompt", "targets", "max_new_tokens")
 OF_AN_ENCODER_ALONE = ("label_column", "class_names", "text_model")
-PASSED = ("split", "dataset_config", "image_column", "caption_column", "question_column", "answer_column", "prompt")
-PASSED += ("max_new_tokens",)
+COLUMNS = ("image_column", "caption_column", "question_column", "answer_column")
+PASSED = ("split", "dataset_config", *COLUMNS, "prompt", "max_new_tokens")
 EFFORT = ("eps", "samples", "steps", "batch_size", "seed")
 
 

@@ -11,7 +11,7 @@ import torch
 
 from fare_hf.data.columns import is_stream
 
-__all__ = ["check_batches", "check_samples", "collate_pixels", "sample_generator"]
+__all__ = ["check_batches", "check_samples", "check_workers", "collate_pixels", "sample_generator"]
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def check_samples(dataset: Any, image_size: int | None = None, labels_for: str |
     Args:
         dataset: of samples such as those of `PixelDataset`; a stream is not looked at.
         image_size: side of the images that the encoder takes; None takes any.
-        labels_for: the objective that needs `labels`; None needs none.
+        labels_for: the argument that needs `labels`, as a user writes it; None needs none.
 
     Raises:
         ValueError: no sample at all, one without pixels or without the labels that are needed, or pixels of another
@@ -59,8 +59,8 @@ def check_samples(dataset: Any, image_size: int | None = None, labels_for: str |
         raise ValueError(f"samples hold {', '.join(sample)} and no pixel_values; wrap the data set in PixelDataset.")
     if labels_for is not None and "labels" not in sample:
         raise ValueError(
-            f"objective={labels_for!r} needs labels and samples hold only {', '.join(sample)}; give a data set with "
-            "labels, or objective='fare'."
+            f"{labels_for} needs labels and samples hold only {', '.join(sample)}; give a data set with labels, or "
+            "leave it out."
         )
     height, width = sample["pixel_values"].shape[-2:]
     if image_size is not None and (height, width) != (image_size, image_size):
@@ -110,3 +110,20 @@ def sample_generator(seed: int, epoch: int, index: int, device: torch.device | s
     """
     digest = hashlib.blake2b(f"{seed}/{epoch}/{index}".encode(), digest_size=8).digest()
     return torch.Generator(device=device).manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def check_workers(dataset: Any, persistent: bool) -> None:
+    """Refuses workers that would never learn which epoch it is.
+
+    Args:
+        dataset: that is trained on; a stream tells its workers itself.
+        persistent: whether workers are kept, with their copies of it, from epoch to epoch.
+
+    Raises:
+        ValueError: they are, and its images are others in every epoch (it has `set_epoch`).
+    """
+    if persistent and hasattr(dataset, "set_epoch") and not is_stream(dataset):
+        raise ValueError(
+            f"dataloader_persistent_workers=True keeps workers with copies of the {type(dataset).__name__}, which "
+            "would give the images of one epoch in all; leave it out."
+        )

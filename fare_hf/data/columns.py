@@ -59,20 +59,26 @@ def check_labels(dataset: Any, label_column: str, classes: int | None = None, na
         name: of the data set, for errors.
 
     Returns:
-        Whether there are labels: `datasets` makes a column without any out of folders such as `train/` of images.
+        Whether there are labels: `datasets` makes a column without any out of folders such as `train/` of images, and
+        test sets whose labels are kept secret have -1 everywhere.
 
     Raises:
-        ValueError: a missing label among others, or one that is of no class.
+        ValueError: a missing label among others, one that is no whole number, or one that is of no class.
     """
     if not isinstance(dataset, datasets.Dataset):
         return True
     labels = stored(dataset).select_columns(label_column)[:][label_column]
-    if all(label is None for label in labels):
+    if all(label is None or label == -1 for label in labels):
         return False
     for index, label in enumerate(labels):
-        if label is None or int(label) < 0:
+        if label is not None and not isinstance(label, int):
+            fault = (
+                f"{label_column}={label!r}, no whole number; make it one of a ClassLabel, such as by "
+                f"dataset.class_encode_column({label_column!r})."
+            )
+        elif label is None or label < 0:
             fault = f"no label ({label_column}={label}); leave such images out."
-        elif classes is not None and int(label) >= classes:
+        elif classes is not None and label >= classes:
             fault = f"{label_column}={label}, and there are {classes} classes; give each a name."
         else:
             continue

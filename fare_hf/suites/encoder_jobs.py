@@ -177,7 +177,12 @@ class ZeroShot(OnImages, Attacked):
         data, encoder = self.data(subject), _encoder(subject.name_or_path)
         effort = self.given("steps", "restarts", "target_classes", "queries", "batch_size", "seed")
         options = effort | self.given("attack", "stop_fooled") | self.row_names(subject)
-        options |= {"groups": data.groups, "native": data.resized_for(encoder), "threat_models": self.threats(), "distributed": True}
+        options |= {
+            "groups": data.groups,
+            "native": data.resized_for(encoder),
+            "threat_models": self.threats(),
+            "distributed": True,
+        }
         options["folder"] = subject.states
         texts = data.texts(subject.name_or_path)
         rows = evaluate_zero_shot(encoder, texts, data.images, data.labels, **options).rows

@@ -199,6 +199,7 @@ class FareConfig(TrainingArguments):
         check_options(self)
         check_config(self)
         given = (self.global_batch_size, self.per_device_train_batch_size, self.gradient_accumulation_steps)
+        self.batch_asked_for: tuple[int | None, int | None, int] = given  # `estimate` divides it among more processes
         divided = divide_batch(*given, self.world_size)
         self.global_batch_size, self.per_device_train_batch_size, self.gradient_accumulation_steps = divided
 

@@ -20,7 +20,7 @@ from fare_hf.objectives.objective import update_images
 from fare_hf.pretrained.configuration import read_configuration
 from fare_hf.pretrained.encoder_families import REFUSED, TOWER_TYPES, family_of_type
 from fare_hf.training.attack import attack_of, attack_steps_at
-from fare_hf.training.batches import share_of_batch
+from fare_hf.training.batches import divide_batch
 from fare_hf.training.config import FareConfig
 from fare_hf.training.trainable import check_blocks
 from fare_hf.vlm.tower_files import unloaded_tower
@@ -98,14 +98,12 @@ def estimate(model: str, args: FareConfig, processes: int = 1, image_side: int |
     blocks = layers if args.trained_blocks is None else args.trained_blocks
     check_blocks(blocks, layers)
     trained = blocks / layers
-    whole = args.global_batch_size
-    batch = whole or args.per_device_train_batch_size * args.gradient_accumulation_steps * processes
-    share = batch // processes if whole is None else share_of_batch(whole, processes)
+    whole, each, accumulation = divide_batch(*args.batch_asked_for, processes)
+    batch = whole or each * accumulation * processes
     objective = OBJECTIVES[args.objective]
     total = batch * training_flops(args, flops, args.max_steps, objective=objective, trained=trained)
     half = bool(args.bf16 or args.fp16)
-    each, checkpointing = min(args.per_device_train_batch_size, share), bool(args.activation_checkpointing)
-    options: dict[str, Any] = {"half": half, "checkpointing": checkpointing, "trained": trained}
+    options: dict[str, Any] = {"half": half, "checkpointing": bool(args.activation_checkpointing), "trained": trained}
     memory = count_memory(shape, each, **options, update_images=update_images(objective), parameters=parameters)
     spent = evaluation_flops(flops, args)
     evaluation = None if spent is None else spent / total

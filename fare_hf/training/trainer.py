@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 from transformers import IntervalStrategy, PreTrainedModel
 from transformers.trainer_utils import EvalLoopOutput, HubStrategy
 
-from fare_hf.data.batches import check_samples, collate_pixels
+from fare_hf.data.batches import check_samples, check_workers, collate_pixels
 from fare_hf.encoders import evaluating, freeze, freeze_unused, matmul_patch_embedding
 from fare_hf.encoders.precision import attack_mode, cast_for_good, sharded_attack_mode
 from fare_hf.encoders.reading import EncoderReading, Reading
@@ -127,14 +128,14 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
         weight = args.patch_weight or 1.0
         self.reading: Reading = reading or EncoderReading.of(model, args.embedding, processing_class, weight)
         self.objective: Objective = objective or make_objective(args)
-        if train_dataset is not None and "data_collator" not in kwargs:  # which may take other samples
-            labelled = self.objective.name if self.objective.needs_labels else None
-            check_samples(train_dataset, self.reading.image_side, labelled)
+        self.validation = validation if args.eval_attack_steps else None
+        if "data_collator" not in kwargs:  # which may take other samples
+            self._check_samples(train_dataset, eval_dataset)
+        check_workers(train_dataset, args.dataloader_persistent_workers and args.dataloader_num_workers > 0)
         reference = freeze(copy.deepcopy(model) if original is None else original)
         if args.trained_blocks is not None:
             train_first_blocks(model, args.trained_blocks)
         freeze_unused(model, self.reading)
-        self.validation = validation if args.eval_attack_steps else None
         self.card = {**self.reading.saved, **(card or {})}
         super().__init__(
             model=model,
@@ -168,6 +169,16 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
         self._began, self._evaluating = time.perf_counter(), 0.0
         self.callback_handler.callbacks[:0] = [SayAtStart(self), WithoutEpochs()]  # before the bar and the dashboards
         self.add_callback(SayHowToSave())
+
+    def _check_samples(self, train_dataset: Any, eval_dataset: Any) -> None:
+        """The first samples are images, with the labels that are needed."""
+        if train_dataset is not None:
+            needs_labels = getattr(self.objective, "needs_labels", False)  # an object of one's own may say nothing
+            labelled = f"objective={self.objective.name!r}" if needs_labels else None
+            check_samples(train_dataset, self.reading.image_side, labelled)
+        if self.validation is not None and eval_dataset is not None:
+            for each in eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]:
+                check_samples(each, self.reading.image_side, "validation= (zero-shot accuracy)")
 
     def _set_up_attacks(self, dtype: torch.dtype | None) -> None:
         """The attack of a step and that of an evaluation's classes, in the precision that each multiplies in."""
@@ -252,6 +263,14 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """The paper decays all parameters; the Trainer would spare biases and norms."""
         return [name for name, _ in model.named_parameters()]
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """Of all images: `dataloader_drop_last` is meant for the training."""
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last = drop_last
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """The Trainer makes a repository before the first step; here it is only seen that one can be made."""

@@ -57,7 +57,8 @@ REFUSED = {
 
 LOOKED_AT = frozenset(
     """accelerator_config activation_checkpointing activation_checkpointing_kwargs bf16 bf16_full_eval
-    dataloader_drop_last dataloader_num_workers deepspeed do_eval eval_steps eval_strategy fp16 fp16_full_eval
+    dataloader_drop_last dataloader_num_workers dataloader_persistent_workers deepspeed do_eval eval_steps
+    eval_strategy fp16 fp16_full_eval
     gradient_accumulation_steps gradient_checkpointing gradient_checkpointing_kwargs greater_is_better hub_model_id
     hub_strategy load_best_model_at_end logging_nan_inf_filter max_steps metric_for_best_model num_train_epochs
     per_device_train_batch_size push_to_hub remove_unused_columns resume_from_checkpoint save_only_model save_steps
@@ -67,7 +68,7 @@ LOOKED_AT = frozenset(
 
 USED = frozenset(
     """adam_beta1 adam_beta2 adam_epsilon data_seed dataloader_multiprocessing_context
-    dataloader_persistent_workers dataloader_pin_memory dataloader_prefetch_factor ddp_backend ddp_broadcast_buffers
+    dataloader_pin_memory dataloader_prefetch_factor ddp_backend ddp_broadcast_buffers
     ddp_bucket_cap_mb ddp_find_unused_parameters ddp_static_graph ddp_timeout debug disable_tqdm do_train eval_delay
     eval_on_start fsdp fsdp_config full_determinism hub_always_push hub_private_repo hub_revision hub_token
     learning_rate local_rank log_level log_level_replica log_on_each_node logging_first_step logging_steps

@@ -58,7 +58,9 @@ class Prefix:
 
     @torch.no_grad()
     def _cache(self, ids: Tensor) -> Any:
-        key = (tuple(ids[0].tolist()), self._version())
+        kind = ids.device.type
+        precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        key = (tuple(ids[0].tolist()), precision, self._version())
         if self._state is None or self._state[0] != key:
             with evaluating(self.vlm):
                 # Given, as some models (Granite 4 Vision) make none themselves.

@@ -52,6 +52,17 @@ def test_cheaper_recipes_cost_the_part_that_they_name(
     assert found[1] / found[0] == pytest.approx(part, rel=0.02)
 
 
+def test_memory_is_of_what_a_process_takes_at_a_time(capsys: pytest.CaptureFixture[str]) -> None:
+    """128 images among four processes, in four parts each: 8 at a time, as in a training of 32 with one process."""
+    model, peaks = "openai/clip-vit-large-patch14", []
+    for batch, processes in (("128", "4"), ("32", "1")):
+        words = ["--global_batch_size", batch, "--gradient_accumulation_steps", "4", "--num_processes", processes]
+        main(["--model", model, *words])
+        peaks.append(capsys.readouterr().out.split("activations ")[1].splitlines()[0])
+    main(["--model", model, "--per_device_train_batch_size", "8", "--num_processes", "4"])
+    assert peaks == [capsys.readouterr().out.split("activations ")[1].splitlines()[0]] * 2
+
+
 def _model(name: str) -> list[str]:
     lines = (RECIPES / f"{name}.yaml").read_text().splitlines()
     return [line.removeprefix("model: ") for line in lines if line.startswith("model: ")]

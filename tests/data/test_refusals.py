@@ -17,7 +17,7 @@ from transformers import CLIPImageProcessor
 
 from fare_hf.data.batches import collate_pixels
 from fare_hf.data.class_names import prompt_names
-from fare_hf.data.columns import find_columns
+from fare_hf.data.columns import check_labels, find_columns
 from fare_hf.data.opening import explained, load_images
 from fare_hf.data.pixel_datasets import PixelDataset
 from fare_hf.data.pixels import Normalization, resize, to_pil, unnormalized
@@ -170,6 +170,27 @@ SAMPLES = [
         "pixel_values have the shapes [(3, 4, 4), (3, 4, 5)]; use a processor that crops to one size.",
     ),
 ]
+LABELS = [
+    Refusal(
+        "labels that are words",
+        lambda: check_labels(datasets.Dataset.from_dict({"kind": ["cat", "dog"]}), "kind", name="pets"),
+        ValueError,
+        "sample 0 of 'pets' has kind='cat', no whole number; make it one of a ClassLabel, such as by "
+        "dataset.class_encode_column('kind').",
+    ),
+    Refusal(
+        "labels that are fractions",
+        lambda: check_labels(datasets.Dataset.from_dict({"kind": [1.0, 0.5]}), "kind"),
+        ValueError,
+        "has kind=1.0, no whole number",
+    ),
+    Refusal(
+        "a missing label",
+        lambda: check_labels(datasets.Dataset.from_dict({"kind": [1, -1]}), "kind"),
+        ValueError,
+        "sample 1 of 'the data set' has no label (kind=-1); leave such images out.",
+    ),
+]
 OPENING = [
     Refusal("a file", lambda tmp_path: load_images(str(written(tmp_path))), ValueError, "is a file; give the folder"),
     Refusal(
@@ -222,6 +243,6 @@ PIXEL_TENSORS = [
 ]
 
 
-@table(*CLASS_NAMES, *VALUES, *SAMPLES, *OPENING, *PIXEL_TENSORS)
+@table(*CLASS_NAMES, *VALUES, *SAMPLES, *LABELS, *OPENING, *PIXEL_TENSORS)
 def test_what_cannot_be_read_is_refused_in_a_sentence(row: Refusal, request: pytest.FixtureRequest) -> None:
     row.check(request)

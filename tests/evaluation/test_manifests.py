@@ -56,6 +56,7 @@ EDITS = [
     (entry(clean="link.png"), "a link to .* outside"),
     (entry(clean="none.png"), "lists 'none.png', which is not there"),
     (entry(clean="manifest.json"), "cannot be read as a picture"),
+    (entry(clean="bitmap.png"), "bitmap.png' cannot be read as a picture"),
     (entry(clean="clean/small.png"), "an image of another size than its clean one"),
     (entry(sha256=3), "is not the image that was exported"),
     (entry(clean_sha256="0" * 64), "is not the image that was exported"),
@@ -77,6 +78,7 @@ def test_manifests_of_pictures_that_lie(change: Any, sentence: str, exported: Pa
     from PIL import Image
 
     Image.new("RGB", (4, 4)).save(folder / "clean" / "small.png")
+    Image.new("RGB", (8, 8)).save(folder / "bitmap.png", format="BMP")
     with pytest.raises(ValueError, match=sentence) as found:
         load_exported(folder)
     assert "\n" not in str(found.value)

@@ -285,9 +285,9 @@ def test_no_option_is_new_without_a_look_at_what_ignores_it() -> None:
         "convert": {"--to", "--output_dir", "--base", "--activation", "--visual_only", "--revision"},
         "env": {"--json"},
         "evaluate": {f"--{name}" for name in (
-            "suite models dataset split dataset_config image_column label_column class_names templates template against text_model "
-            "eps steps samples batch_size seed json output_dir vlm task caption_column question_column "
-                "answer_column prompt targets max_new_tokens probe train_split").split()},
+            "suite models dataset split dataset_config image_column label_column class_names templates template "
+            "against text_model eps steps samples batch_size seed json output_dir vlm task caption_column "
+                "question_column answer_column prompt targets max_new_tokens probe train_split").split()},
         "merge": {f"--{name}" for name in (
             "output_dir push_to_hub hub_model_id hard_links private no-private revision "
             "encoder_revision base").split()},

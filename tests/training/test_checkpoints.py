@@ -107,6 +107,7 @@ def test_the_manifest_is_written_before_the_state_and_after_all_else(
         ({"train_dataset": RandomPixels(40)}, "images 32 there and 40 here"),
         ({"embedding": "pooled"}, "embedding 'projected' there and 'pooled' here"),
         ({"bf16": True}, "precision 'no' there and 'bf16' here"),
+        ({"dataloader_drop_last": True}, "dataloader_drop_last False there and True here"),
         (
             {"torch_compile_backend": "eager", "dataloader_drop_last": True},
             "compiled by 'nothing' there and 'eager' here",
@@ -120,6 +121,20 @@ def test_a_checkpoint_of_another_recipe_is_refused_with_the_differences(
     with pytest.raises(ValueError, match="is of another run: .*") as caught:
         trainer.train(resume_from_checkpoint=str(finished / "checkpoint-2"))
     assert difference in str(caught.value)
+
+
+def test_a_checkpoint_of_a_run_that_left_other_images_out_is_refused(
+    legacy_vision_folder: Path, tmp_path: Path
+) -> None:
+    """Eight images an update all the same, of which an epoch of 28 has 28 in fours, 24 in eights."""
+    options = {**OPTIONS, "train_dataset": RandomPixels(28), "dataloader_drop_last": True}
+    options |= {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    tiny_trainer(str(legacy_vision_folder), str(tmp_path), **options).train()
+    fours, eights = ({"per_device_train_batch_size": b, "gradient_accumulation_steps": 8 // b} for b in (2, 8))
+    tiny_trainer(str(legacy_vision_folder), str(tmp_path), **options | fours).train(resume_from_checkpoint="latest")
+    other = tiny_trainer(str(legacy_vision_folder), str(tmp_path), **options | eights)
+    with pytest.raises(ValueError, match="is of another run: images of an epoch 28 there and 24 here"):
+        other.train(resume_from_checkpoint="latest")
 
 
 def test_a_checkpoint_of_a_run_with_tf32_is_of_another_run(

@@ -80,6 +80,21 @@ MADE: list[tuple[dict[str, Any], str]] = [
         "makes images of 48 x 32 pixels and the encoder takes",
     ),
     (
+        {"dataloader_persistent_workers": True, "dataloader_num_workers": 1},
+        "dataloader_persistent_workers=True keeps workers with copies of the RandomPixels, which would give the",
+    ),
+    (
+        {"eval_dataset": WithoutLabels(4), "validation": TecoaObjective(torch.eye(3, 16))},
+        "validation= (zero-shot accuracy) needs labels and samples hold only pixel_values, index; give a data set",
+    ),
+    (
+        {
+            "eval_dataset": {"a": RandomPixels(4), "b": WithoutLabels(4)},
+            "validation": TecoaObjective(torch.eye(3, 16)),
+        },
+        "validation= (zero-shot accuracy) needs labels",
+    ),
+    (
         {"eval_strategy": "steps", "eval_steps": 2, "eval_dataset": RandomPixels(4), "metric_for_best_model": "bleu"},
         "metric_for_best_model='bleu' is not measured; give one of",
     ),

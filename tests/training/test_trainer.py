@@ -184,6 +184,20 @@ def test_evaluation_without_labels_is_the_robust_loss_of_every_sample(clip_folde
     assert trainer.evaluate()["eval_loss"] == losses[1]
 
 
+@pytest.mark.parametrize("batch", [4, 16])
+def test_evaluation_is_of_every_image_where_training_leaves_some_out(
+    batch: int, clip_folder: Path, tmp_path: Path
+) -> None:
+    """`dataloader_drop_last`, as torch_compile wants it, would leave out two images of ten, or all of them."""
+    losses = []
+    for drop_last in (False, True):
+        options = {"dataloader_drop_last": drop_last, "per_device_eval_batch_size": batch}
+        trainer = tiny_trainer(str(clip_folder), str(tmp_path), eval_dataset=WithoutLabels(10), **options)
+        losses.append(trainer.evaluate()["eval_loss"])
+        assert trainer.args.dataloader_drop_last is drop_last
+    assert losses[0] == losses[1]
+
+
 def test_evaluation_does_not_touch_training(clip_folder: Path, tmp_path: Path) -> None:
     results = []
     for strategy in ("no", "steps"):

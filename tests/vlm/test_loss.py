@@ -32,6 +32,18 @@ def test_equals_the_models_own_loss_sample_by_sample(vlm, proc) -> None:
     assert len(set(expected)) == 3
 
 
+def test_what_was_computed_in_half_precision_is_not_used_in_fp32(vlm, proc) -> None:
+    """And the other way round: the beginning of the prompt is computed once for each precision."""
+    pixels, halves = images(3), []
+    one, other = (VlmLoss(vlm, proc, PROMPT, TEXTS) for _ in range(2))
+    expected = one(pixels)
+    for loss in (one, other):
+        with torch.autocast("cpu", torch.bfloat16):
+            halves.append(loss(pixels))
+    assert torch.equal(*halves) and not torch.equal(halves[0], expected)
+    assert torch.equal(other(pixels), expected)
+
+
 def test_prompts_of_different_length_and_padding_change_nothing(vlm, proc) -> None:
     pixels = images(3)
     prompts = [PROMPT, "<image> :", "user : a <image> in short words assistant :"]

@@ -181,12 +181,12 @@ def _class_means(features: Tensor, labels: Tensor, classes: int) -> Tensor:
 
 
 def _check_splits(fitted: ZeroShotData, data: ZeroShotData, name: str) -> None:
-    """Labels of both splits mean the same classes: given names may hide that the splits number theirs in other ways."""
+    """Labels of both splits mean the same classes; names that are given would hide that they do not."""
     both = [data.own_names or data.class_names for data in (fitted, data)]
     if both[0] != both[1]:
         raise ValueError(
-            f"the splits of {name!r} have other classes: {len(both[0])} and {len(both[1])} names, or in another order; "
-            "give splits of the same classes."
+            f"the splits of {name!r} have other classes: {len(both[0])} and {len(both[1])} names, or in another "
+            "order; give splits of the same classes."
         )
 
 

@@ -90,8 +90,8 @@ def _checked(threat_model: ThreatModel, points: Tensor, clean: Tensor) -> Tensor
 
 
 def read_png(path: str | Path) -> Tensor:
-    """Pixels (3, H, W) fp32 in [0, 1] of an RGB picture."""
-    with Image.open(path) as picture:
+    """Pixels (3, H, W) fp32 in [0, 1] of an RGB picture; of no other format, as some start another program."""
+    with Image.open(path, formats=["PNG"]) as picture:
         array = np.asarray(picture.convert("RGB")).copy()
     return torch.from_numpy(array).permute(2, 0, 1).float().div(255)
 

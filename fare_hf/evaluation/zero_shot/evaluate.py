@@ -140,7 +140,11 @@ def evaluate(
             data = datas[number]
             names["folder"] = None if folder is None else Path(folder) / f"encoder-{number}" / f"set-{at}"
             report(f"measuring {called} on {called_sets[at]}: {len(data.images):,} images")
-            names |= {"dataset": called_sets[at], "groups": data.groups, "native": data.native or _other_size(data, model)}
+            names |= {
+                "dataset": called_sets[at],
+                "groups": data.groups,
+                "native": data.native or _other_size(data, model),
+            }
             rows += evaluate_zero_shot(model, text, data.images, **names, **options).rows
     return Evaluation.of_rates(rows, seed)
 

@@ -78,8 +78,12 @@ def run_identity(
     if hasattr(train_dataset, "fingerprint"):
         identity["data"] = train_dataset.fingerprint()
     identity["batch size"] = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    together = args.train_batch_size * args.world_size
     try:
-        return {**identity, "images": len(train_dataset)}
+        identity["images"] = len(train_dataset)
+        if args.dataloader_drop_last:  # by how many are taken together depends which are left out
+            identity["images of an epoch"] = identity["images"] // together * together
+        return identity
     except TypeError:
         readers = [args.world_size, args.dataloader_num_workers, args.train_batch_size]
         readers.append(getattr(train_dataset, "shuffle_buffer", 0))

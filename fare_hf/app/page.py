@@ -1,4 +1,4 @@
-"""The page itself. Needs gradio: `pip install "fare_hf[app]"`."""
+"""The page itself. Needs gradio: `pip install gradio`."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def serve(vlm: str, encoder: str, *, host: str = "127.0.0.1", port: int = 7860, 
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise
-        raise ImportError('the page needs gradio: pip install "fare_hf[app]".') from None
+        raise ImportError("the page needs gradio: pip install gradio.") from None
     from fare_hf.app.models import load_models
 
     models, report = load_models(vlm, encoder, template)

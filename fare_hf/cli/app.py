@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from fare_hf.app.serving import check_address, serve
-from fare_hf.cli.console import positive, refuse_given, refuse_missing
+from fare_hf.cli.console import positive, refuse_given, refuse_missing, whole_prompt
 from fare_hf.lab.names import is_in_lab
 
 __all__ = ["EXAMPLES", "GOING_ON", "PURPOSE", "add_options", "check", "run"]
@@ -25,7 +25,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vlm", default=VLM, help=f"folder or repository of a LLaVA or a relative (default: {VLM})")
     robust = f"folder or repository of a robust encoder for it, or lab:NAME (default, for {VLM}: {ENCODER})"
     parser.add_argument("--encoder", help=robust)
-    parser.add_argument("--template", help="prompt with {} for the question, for processors without a chat template")
+    parser.add_argument(
+        "--template",
+        type=whole_prompt,
+        help="prompt with {} for the question, for processors without a chat template",
+    )
     parser.add_argument(
         "--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (default: 127.0.0.1, this machine alone)"
     )

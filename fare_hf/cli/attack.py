@@ -9,7 +9,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fare_hf.cli.console import named_values, natural, positive, refuse_given, refuse_missing, refuse_no_file, silent
+from fare_hf.cli.console import (
+    named_values,
+    natural,
+    positive,
+    refuse_given,
+    refuse_missing,
+    refuse_no_file,
+    silent,
+    whole_prompt,
+)
 from fare_hf.lab.names import check_vlm
 from fare_hf.numerals import parse_eps
 
@@ -47,7 +56,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     kinds = "a link, a false claim, a password reset and the like, six in all"
     parser.add_argument("--targets", type=Path, help=f"file with one string a line (default: {kinds})")
     parser.add_argument("--question", default=QUESTION, help=f"asked of each image (default: {QUESTION})")
-    parser.add_argument("--template", help="prompt with {} for the question, for processors without a chat template")
+    parser.add_argument(
+        "--template",
+        type=whole_prompt,
+        help="prompt with {} for the question, for processors without a chat template",
+    )
     parser.add_argument("--split", help="of the data set (default: the only one, or train)")
     parser.add_argument("--dataset_config", default=None, help="of a data set with several configurations")
     parser.add_argument("--eps", default="2/255", help="radius of the linf ball (default: 2/255)")

@@ -85,7 +85,8 @@ def facts(folder: Path) -> list[str]:
         own, models = own_rows(content), sorted({row.model for row in content.report.rows})
         every = len(content.report.rows)
         lines += [
-            f"this encoder is {own[0].model!r} of the report: {len(own)} of {every} figures are its own"
+            f"this encoder is {' and '.join(map(repr, dict.fromkeys(row.model for row in own)))} of the report: "
+            f"{len(own)} of {every} figures are its own"
             if own
             else f"which of {', '.join(map(repr, models))} this encoder is, is not said: give --report_model"
         ]

@@ -255,6 +255,11 @@ def refuse_of_the_hub(given: argparse.Namespace, name: str, name_or_path: str) -
         refuse_given(given, [name], f"is of a repository, and {name_or_path!r} lies here: leave it out.")
 
 
+def whole_prompt(text: str) -> str:
+    """A prompt as it is typed: a shell leaves the line break of `"USER: <image>\\n{} ASSISTANT:"` two characters."""
+    return text.replace("\\n", "\n")
+
+
 def positive(text: str) -> int:
     """An argument that is a whole number from 1."""
     return _count(text, 1)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,7 @@ OF_A_PROBE = ("probe", "train_split")
 NOT_OF_A_PROBE = ("templates", "text_model")
 OF_AN_ENCODER = ("dataset", *OF_IMAGES, "against", "text_model", "eps", "samples", "steps", "batch_size", "seed")
 """They have no defaults in the parser, so that those beside a suite are noticed."""
+MAY_BE_THE_ENCODER = "If {!r} is the encoder, name it before the options: {} takes all that follows it."
 LAB_EFFORT = {"steps": 50, "target_classes": 2}
 """Of the figures that the lab has published."""
 
@@ -109,12 +111,23 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def check(args: argparse.Namespace) -> None:
     """The folder, radii, and names of the lab."""
     for radius in args.eps or ():
-        parse_eps(radius)
+        with _read_as_a_value("--eps", radius, args.encoder):
+            parse_eps(radius)
     if args.suite is None and args.encoder is not None:
         refuse_missing("ENCODER", encoder_path(args.encoder))
     check_vlm(args.vlm or "", "--vlm ")
     refuse_missing("--vlm", args.vlm or "")
     refuse_no_file("--targets", args.targets)
+
+
+@contextmanager
+def _read_as_a_value(option: str, value: str, encoder: str | None) -> Iterator[None]:
+    """Where no encoder is named, a bad value of an option that takes several may be it."""
+    try:
+        yield
+    except ValueError as error:
+        swallowed = encoder is None and not value[:1].isdigit()
+        raise ValueError(f"{error} {MAY_BE_THE_ENCODER.format(value, option)}" if swallowed else error) from None
 
 
 def run(args: argparse.Namespace) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fare_hf.cli.console import positive, refuse_given, silent, tell
+from fare_hf.cli.console import positive, refuse_given, silent, tell, whole_prompt
 from fare_hf.cli.going_on import going_on
 
 if TYPE_CHECKING:
@@ -56,7 +56,12 @@ def run_vlm(args: argparse.Namespace) -> RobustnessReport | None:
 
     refuse_given(args, OF_AN_ENCODER_ALONE, "is for the classes of zero-shot, and --vlm asks for words: leave it out.")
     if args.dataset is None or len(args.dataset) != 1 or args.task is None:
-        raise ValueError("--vlm needs one --dataset, and the --task: captions, vqa, pope or targeted.")
+        hint = ""
+        if args.encoder is None and args.dataset and len(args.dataset) > 1:
+            hint = (
+                f" --dataset was given {', '.join(args.dataset)}: if one is the encoder, name it before the options."
+            )
+        raise ValueError(f"--vlm needs one --dataset, and the --task: captions, vqa, pope or targeted.{hint}")
     for name in ("encoder", "against"):
         setattr(args, name, getattr(args, name) and encoder_path(getattr(args, name)))
     first = process_state().is_main_process
@@ -92,7 +97,7 @@ def _measured(args: argparse.Namespace, strings: Sequence[str], first: bool, sta
         raise ValueError(f"--template is given {len(prompts)} times: with --vlm it is one whole prompt.")
     if args.task == "targeted" and not strings:
         raise ValueError("the task targeted needs --targets, a file with one string a line.")
-    template, vlm = (prompts[0] if prompts else None), args.vlm
+    template, vlm = (whole_prompt(prompts[0]) if prompts else None), args.vlm
     if is_in_lab(vlm):
         template, vlm = template or chat("{}"), load_vlm_and_processor(vlm)
     options = {name: getattr(args, name) for name in (*PASSED, *EFFORT) if getattr(args, name) is not None}

@@ -19,14 +19,14 @@ from typing import Any
 from transformers import ProgressCallback, set_seed
 
 from fare_hf.cli.card import base_hint
-from fare_hf.cli.console import hide_bars, hide_notices, one_sentence, program_of
+from fare_hf.cli.console import hide_bars, hide_notices, one_line, one_sentence, program_of
 from fare_hf.cli.recipe_files import expand_config
 from fare_hf.cli.training_arguments import FareScriptArguments, check_arguments
 from fare_hf.cli.training_options import OptionParser, build_parser, parse
 from fare_hf.data.columns import class_names_of, is_stream
 from fare_hf.data.folder_listing import listed_once
 from fare_hf.data.opening import is_image_folder
-from fare_hf.data.pixel_datasets import load_pixels
+from fare_hf.data.pixel_datasets import CorruptImageError, load_pixels
 from fare_hf.data.streaming import spread_samples
 from fare_hf.encoders import check_compared, check_encoder_type, load_encoder
 from fare_hf.encoders.reading import FEATURES
@@ -229,7 +229,14 @@ def _run(trainer: FareTrainer, config: FareConfig) -> Path:
     """Trains, saves and publishes."""
     with trainer.only_run():  # another run may have ended here meanwhile
         checkpoint = checkpoint_to_resume(str(config.output_dir), config.resume_from_checkpoint)
-        trainer.train(resume_from_checkpoint=checkpoint or False)
+        try:
+            trainer.train(resume_from_checkpoint=checkpoint or False)
+        except CorruptImageError as error:
+            goes_on = how_to_go_on(str(config.output_dir))
+            raise ValueError(
+                f"{one_line(error)} A data set without it makes another run: to keep this one, add --replace_corrupt; "
+                f"{goes_on}."
+            ) from error
         folder = _save(trainer, config)
         if config.push_to_hub and (published := trainer.push_to_hub(folder=folder)):
             print(published)

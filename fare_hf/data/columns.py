@@ -32,12 +32,18 @@ def find_columns(
         if column is not None and column not in features:
             raise ValueError(f"{field}={column!r} is not in {name!r}; its columns are {', '.join(features)}.")
     images = [key for key, feature in features.items() if isinstance(feature, datasets.Image)]
+    images = images or [key for key, feature in features.items() if _holds_files(feature)]
     if image_column is None and len(images) != 1:
         found = f"image columns {', '.join(images)}; name one" if images else f"no images, only {', '.join(features)}"
         raise ValueError(f"{name!r} has {found}; give a data set with images, or image_column.")
     classes = {key: feature.names for key, feature in features.items() if isinstance(feature, datasets.ClassLabel)}
     labels = [key for key, names in classes.items() if not only_splits(names)]
     return image_column or images[0], label_column or (labels[0] if labels else None)
+
+
+def _holds_files(feature: Any) -> bool:
+    """Whether a column that others wrote (pandas, polars) holds what `datasets.Image` stores: bytes and a path."""
+    return isinstance(feature, dict) and set(feature) == {"bytes", "path"}
 
 
 def class_names_of(dataset: Any, label_column: str | None = None) -> list[str] | None:
@@ -73,8 +79,8 @@ def check_labels(dataset: Any, label_column: str, classes: int | None = None, na
     for index, label in enumerate(labels):
         if label is not None and not isinstance(label, int):
             fault = (
-                f"{label_column}={label!r}, no whole number; make it one of a ClassLabel, such as by "
-                f"dataset.class_encode_column({label_column!r})."
+                f"{label_column}={label!r}, no whole number; put the images into a folder a class, or make it one, "
+                f"such as by dataset.class_encode_column({label_column!r})."
             )
         elif label is None or label < 0:
             fault = f"no label ({label_column}={label}); leave such images out."

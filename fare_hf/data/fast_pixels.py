@@ -32,7 +32,7 @@ PROBES = ((90, 120), (131, 97))
 class FastPixels:
     """What an image processor does, with torch on bytes: resize, crop the middle, scale to [0, 1].
 
-    JPEGs are decoded by simplejpeg where it is installed (`pip install "fare_hf[fast]"`), to the very bytes that
+    JPEGs are decoded by simplejpeg where it is installed (`pip install simplejpeg`), to the very bytes that
     Pillow gives; anything else, and what simplejpeg refuses, by Pillow. In a resize torch weighs pixels with 16 bits
     and Pillow with more: of 1,000 values about 4 are a level of 255 off, of a million one or so two levels.
 

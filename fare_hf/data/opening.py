@@ -112,8 +112,10 @@ def whole_split(name: str, otherwise: str = "test") -> str:
         splits = list(read_object(folder / "dataset_dict.json").get("splits", []))
     elif (folder / "state.json").is_file():
         splits = [_own_split(read_object(folder / "state.json").get("_split"))]
-    elif folder.is_dir() and not has_configurations(folder) and (listing := list_folder(folder)).is_of_images:
-        splits = list(split_patterns(listing))
+    elif folder.is_dir() and not has_configurations(folder):
+        listing = list_folder(folder)
+        shards = not listing.is_of_images and listing.has_data
+        splits = _splits_of_shards(listing.folder, name, otherwise) if shards else list(split_patterns(listing))
     else:
         splits = []
     return splits[0] if len(splits) == 1 else otherwise
@@ -198,7 +200,9 @@ def explained(name: str, error: Exception, split: str = "train") -> ValueError:
         return ValueError(f"{what} could not be read: {said}; check the name and the connection.")
     if isinstance(error, ValueError):
         unknown = re.search("Unknown split|Bad split", said)
-        return ValueError(f"{what} has no split {split!r}: {error}") if unknown else error
+        return (
+            ValueError(f"{what} has no split {split!r}; name one of its own (--split): {error}") if unknown else error
+        )
     return ValueError(f"{what} could not be opened: {said}")
 
 
@@ -234,6 +238,12 @@ def _open_folder(
     files = builder.config.data_files or {}
     read = {Path(path) for paths in files.values() for path in paths}
     return dataset, passed_over(listing, read - _unlisted(dataset, read))
+
+
+def _splits_of_shards(folder: Path, name: str, split: str) -> list[str]:
+    """Of a folder of shards, by the names of their files, as `datasets` reads them."""
+    builder = _builder(folder, {"path": str(folder), "name": None}, name, split)
+    return list(builder.config.data_files or {})
 
 
 def _builder(folder: Path, options: dict[str, Any], name: str, split: str) -> Any:

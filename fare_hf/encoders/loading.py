@@ -74,7 +74,8 @@ def _encoder_class(name_or_path: str, embedding: str, **kwargs: Any) -> type[Pre
     if family is None:
         raise ValueError(
             f"{name_or_path!r} is a {model_type!r} model, not a vision encoder or CLIP; "
-            f"give one of the types {', '.join(encoder_types())}."
+            f"give one of the types {', '.join(encoder_types())} (a tower that only its own vision-language model "
+            "reads is measured there: --vlm)."
         )
     cls = family.projecting if embedding.startswith("projected") else family.plain
     if cls is None:

@@ -217,11 +217,9 @@ class Drift(OnImages):
     """
 
     kind: ClassVar[str] = "drift"
+    unread: ClassVar[frozenset[str]] = frozenset({"text"})
     original: Annotated[Text, Says.MODELS]
     embedding: Annotated[str, one_of(EMBEDDINGS)] = EMBEDDINGS[0]
-
-    def silent(self) -> frozenset[str]:
-        return super().silent() | {"text"}
 
     def figures(self) -> tuple[Any, ...]:
         return self.kind, self.dataset, self.embedding

@@ -142,6 +142,8 @@ class Job:
     """
 
     kind: ClassVar[str]
+    unread: ClassVar[frozenset[str]] = frozenset()
+    """Settings of a base that say nothing to this kind."""
     set: Text
     samples: Samples = None
     seed: Seed = 0
@@ -163,7 +165,7 @@ class Job:
         mute = [Says.OF_THE_TABLE] if self.is_own else [Says.OF_OWN_DATA]
         mute += [Says.NOT_OF_THE_LAB, Says.OF_THE_TABLE] if lab else []
         mute += [] if getattr(self, "eps", None) else [Says.OF_AN_ATTACK]
-        return frozenset(name for name, said in self.settings().items() if any(word in said for word in mute))
+        return self.unread | {name for name, said in self.settings().items() if any(word in said for word in mute)}
 
     def reads(self) -> list[str]:
         """The settings that say something beside the others."""

@@ -82,7 +82,10 @@ def blame(step: int, inputs: Mapping[str, Any], losses: Tensor | None) -> str:
     broken = ~in_range(inputs["pixel_values"])
     if broken.any():
         samples = inputs["index"][broken].tolist()
-        return f"{where}: samples with index {samples} have NaN or values outside [0, 1]; look at these images."
+        return (
+            f"{where}: samples with index {samples} have NaN or values outside [0, 1]; look at these images, and give "
+            "them as PixelDataset does, before normalisation."
+        )
     bad = torch.ones_like(broken) if losses is None else ~losses.isfinite()
     return (
         f"{where}: the loss is not finite, samples with index {inputs['index'][bad].tolist()}; "

@@ -38,6 +38,7 @@ from fare_hf.training.logging.pictures import AttackPictures
 from fare_hf.training.logging.replaced_images import ReplacedImages
 from fare_hf.training.logging.start import SayAtStart, SayHowToSave
 from fare_hf.training.non_finite import FiniteTrainer, NonFiniteError, blame
+from fare_hf.training.parts import load_parts
 from fare_hf.training.publish import check_push, publish, publish_checkpoint, save_encoder
 from fare_hf.training.sharding import prepare_frozen, set_up_sharding
 from fare_hf.training.trainable import train_first_blocks, trained_share
@@ -65,12 +66,13 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
     evaluations took of the run so far.
 
     Args:
-        model: encoder with fp32 weights, from `load_encoder(..., args.embedding)`. Parameters that the embedding
-            never reads are frozen in it.
+        model: encoder with fp32 weights, from `load_encoder(..., args.embedding)`, or what that takes: a folder or
+            repository. Parameters that the embedding never reads are frozen in it.
         args: the configuration.
         train_dataset: data to train on.
         eval_dataset: data to evaluate on.
-        processing_class: the encoder's image processor; its mean and std are applied inside the attack.
+        processing_class: the encoder's image processor, whose mean and std are applied inside the attack; None takes
+            that of a `model` given by its name.
         objective: what to minimise; FARE by default.
         original: the encoder whose embeddings are the targets; a copy of `model` as given. It is frozen in place, and
             under mixed precision its linear layers are cast.
@@ -110,7 +112,7 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: PreTrainedModel | str | os.PathLike[str],
         args: FareConfig,
         train_dataset: Any = None,
         eval_dataset: Any = None,
@@ -124,6 +126,7 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
     ) -> None:
         leave_group_at_exit()
         check_trainer_options(kwargs)
+        model, processing_class = load_parts(model, args, processing_class)
         check_parts(args, model, eval_dataset, processing_class, objective, validation, reading)
         weight = args.patch_weight or 1.0
         self.reading: Reading = reading or EncoderReading.of(model, args.embedding, processing_class, weight)
@@ -171,7 +174,6 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
         self.add_callback(SayHowToSave())
 
     def _check_samples(self, train_dataset: Any, eval_dataset: Any) -> None:
-        """The first samples are images, with the labels that are needed."""
         if train_dataset is not None:
             needs_labels = getattr(self.objective, "needs_labels", False)  # an object of one's own may say nothing
             labelled = f"objective={self.objective.name!r}" if needs_labels else None

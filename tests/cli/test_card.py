@@ -79,6 +79,33 @@ def test_figures_of_a_second_report_are_added(saved: Path) -> None:
     assert (saved / "README.md").read_text() == before
 
 
+def test_figures_of_a_vlm_do_not_become_those_of_the_encoder_alone(
+    saved: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main.main(["card", "fare4", "--report", "report", "--report_model", "FARE-4"])
+    names = {"task": "captions", "dataset": "pets", "metric": "CIDEr"}
+    rows = [fraction_row([True], model=model, **names) for model in ("LLaVA", "LLaVA + fare4")]
+    RobustnessReport(rows).save("captions")
+    capsys.readouterr()
+    main.main(["card", "fare4", "--report", "captions", "--report_model", "LLaVA + fare4"])
+    assert "this encoder is 'FARE-4' and 'LLaVA + fare4' of the report: 2 of 4 figures" in capsys.readouterr().out
+    card = ModelCard.load(saved / "README.md")
+    assert "This encoder is the rows **FARE-4** and **LLaVA + fare4**; every other row measures another" in card.text
+    assert [(one.dataset_name, one.metric_value) for one in card.data.eval_results or []] == [
+        ("digits", 0.5),
+        ("pets", 1.0),
+    ]
+    stored = [(row.task, row.model) for row in RobustnessReport.load("fare4").rows]
+    assert stored == [
+        ("zero-shot", "CLIP"),
+        ("zero-shot", "FARE-4"),
+        ("captions", "LLaVA"),
+        ("captions", "LLaVA + fare4"),
+    ]
+    main.main(["card", "fare4", "--license", "mit"])  # and it is rendered again from what is stored
+    assert "rows **FARE-4** and **LLaVA + fare4**" in (saved / "README.md").read_text()
+
+
 def test_the_row_that_has_the_encoder_s_name_is_its_own(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [replace(row, model=row.model.replace("FARE-4", "fare4")) for row in RobustnessReport.load("report").rows]
     RobustnessReport(rows).save("named")

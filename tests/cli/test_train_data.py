@@ -35,6 +35,24 @@ def test_a_corrupt_image_is_one_sentence_from_a_loaders_worker_too(
     broken.write_bytes(b"not a png")
     said = refusal(clip_folder, folder, tmp_path / "out", "--dataloader_num_workers", "1")
     assert "is not a readable image" in said and "Traceback" not in said and broken.name in said
+    assert (
+        "to keep this one, add --replace_corrupt; the same command with --resume_from_checkpoint latest goes" in said
+    )
+
+
+def test_a_run_that_a_corrupt_image_ended_goes_on_as_the_sentence_says(
+    clip_folder: Path, images: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(images, tmp_path / "images"))
+    first = sorted(folder.rglob("*.png"))[0]
+    broken = first.with_name("z.png")
+    broken.write_bytes(b"not a png")
+    often = ("--save_strategy", "steps", "--save_steps", "1", "--max_steps", "8", "--seed", "6")
+    often += ("--per_device_train_batch_size", "1", "--gradient_accumulation_steps", "1")
+    said = refusal(clip_folder, folder, tmp_path / "out", *often)
+    assert "latest goes on from checkpoint-" in said, said
+    run(clip_folder, folder, tmp_path / "out", *often, "--resume_from_checkpoint", "latest", "--replace_corrupt")
+    assert (tmp_path / "out" / "encoder" / "model.safetensors").is_file()
 
 
 @pytest.mark.parametrize("more", [(), ("--streaming",), ("--eval_split", "validation", "--eval_strategy", "epoch")])

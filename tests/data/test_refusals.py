@@ -175,8 +175,8 @@ LABELS = [
         "labels that are words",
         lambda: check_labels(datasets.Dataset.from_dict({"kind": ["cat", "dog"]}), "kind", name="pets"),
         ValueError,
-        "sample 0 of 'pets' has kind='cat', no whole number; make it one of a ClassLabel, such as by "
-        "dataset.class_encode_column('kind').",
+        "sample 0 of 'pets' has kind='cat', no whole number; put the images into a folder a class, or make it one, "
+        "such as by dataset.class_encode_column('kind').",
     ),
     Refusal(
         "labels that are fractions",

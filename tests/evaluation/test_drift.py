@@ -18,7 +18,7 @@ from fare_hf.evaluation.zero_shot.corruptions import corrupt_pixels, corruption_
 from fare_hf.evaluation.zero_shot.drift import clean_drift, embed_images, retrieval_recall
 
 NAMES = {"model": "CLIP", "dataset": "noise"}
-EXTRA = 'the corruptions are an extra of half a gigabyte: pip install "fare_hf[corruptions]"'
+EXTRA = "the corruptions are an extra of half a gigabyte: pip install imagecorruptions-imaug"
 
 
 def normalization() -> Normalization:

@@ -14,6 +14,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 from helpers.tiny_clip import tiny_processor
@@ -90,6 +91,26 @@ def test_data_sets_of_one_name_have_rows_of_their_own(images: Path, clip_folder:
     assert "accuracy" in found.report().to_markdown()
     with pytest.raises(ValueError, match="pets' is given twice as dataset: give it once"):
         evaluate(clip_folder, [images, images], eps=[])
+
+
+def test_images_beside_the_folders_of_classes_are_named(images: Path, clip_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(images, tmp_path / "pets"))
+    shutil.copy(folder / "cat" / "0.png", folder / "loose.png")
+    with pytest.raises(ValueError, match=r"has 3 folders of images, and 1 beside them \(loose.png\): move these away"):
+        evaluate(clip_folder, folder, eps=[])
+
+
+@pytest.mark.parametrize("name", ["train-00000-of-00001", "validation"])
+def test_shards_of_one_split_that_other_libraries_wrote(
+    name: str, images: Path, clip_folder: Path, tmp_path: Path
+) -> None:
+    """Bytes and a path, as pandas writes them, without what `datasets` says of its columns."""
+    files = [images / kind / f"{number}.png" for kind in CLASSES for number in range(3)]
+    columns = {"image": [{"bytes": file.read_bytes(), "path": file.name} for file in files]}
+    columns["kind"] = [file.parent.name for file in files]
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / f"{name}.parquet")
+    found = evaluate(clip_folder, tmp_path, label_column="kind", **EFFORT).rows
+    assert [row.outcomes for row in found] == [row.outcomes for row in evaluate(clip_folder, images, **EFFORT).rows]
 
 
 @pytest.mark.parametrize("base", ["fare_hf.json", "README.md"])

@@ -42,7 +42,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         encoder(seed=seed).save_pretrained(place / name)
     write_captions(place / "photos", 4)
     write_images(place / "asked", QUESTIONS)
-    write_images(place / "yes-no", [{"question": "a cat ?", "answer": word} for word in ("yes", "No")])
+    write_images(place / "yes-no", [{"question": "a cat ?", "answer": word} for word in ("yes", "No.")])
     write_images(place / "plain", [{}, {}])
     (place / "plain" / "metadata.jsonl").unlink()
     (place / "strings.txt").write_text("# one\nred dog\n")
@@ -270,6 +270,36 @@ def test_towers_of_one_name_have_rows_of_their_own(
     cli.main(["evaluate", *words, "--task", "captions", "--samples", "2", "--steps", "1", "--output_dir", "out"])
     rows = RobustnessReport.load("out").rows
     assert {row.model.split(" + ")[1] for row in rows} == {"fare4/encoder", "tecoa4/encoder"}
+
+
+def test_a_line_break_of_a_template_is_one_however_it_is_typed(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shell hands `"<image>\\n{}"` over with a backslash, which a model would read; in Python it is refused."""
+    asked: list[str] = []
+    inner = VlmEngine.ask
+
+    def ask(engine: VlmEngine, pixels: torch.Tensor, batch: list[int]) -> list[str]:
+        asked.extend(engine.prompts)
+        return inner(engine, pixels, batch)
+
+    monkeypatch.setattr(VlmEngine, "ask", ask)
+    words = ["evaluate", "--vlm", str(place / "llava"), "--dataset", str(place / "photos"), "--task", "captions"]
+    words += ["--template", r"user : <image>\n{} assistant :", "--samples", "2", "--eps", "4/255", "--steps", "1"]
+    cli.main([*words, "--output_dir", str(tmp_path / "out")])
+    assert asked and all("<image>\n" in prompt and "\\n" not in prompt for prompt in asked)
+    with pytest.raises(ValueError, match="holds a backslash and an n: write a line break"):
+        measured(place, "photos", "captions", template=r"user : <image>\n{} assistant :")
+
+
+def test_an_encoder_that_an_option_took_for_its_value_is_named(place: Path, tmp_path: Path) -> None:
+    words = ["evaluate", "--vlm", str(place / "llava"), "--task", "captions", "--output_dir", str(tmp_path / "out")]
+    for more, sentence in (
+        (["--dataset", "photos", "lab:fare-4"], "given photos, lab:fare-4: if one is the encoder, name it before the"),
+        (["--dataset", "photos", "--eps", "4/255", "lab:fare-4"], "If 'lab:fare-4' is the encoder, name it before"),
+    ):
+        with pytest.raises(SystemExit, match=sentence):
+            cli.main([*words, *more])
 
 
 def test_names_of_the_lab_are_for_the_commands(place: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from helpers.distributed.tiny_run import RandomPixels, WithoutLabels, tiny_trainer
 from helpers.refusals import Refusal, changing, table
 from torch.nn import functional as F
-from transformers import CLIPModel
+from transformers import CLIPModel, TrainingArguments
 
 from fare_hf.encoders import load_encoder
 from fare_hf.objectives import TecoaObjective
@@ -131,6 +131,10 @@ def whole_clip(clip_folder: Path, processor: Any, tmp_path: Path) -> FareTrainer
     return FareTrainer(model, config(tmp_path, max_steps=1), RandomPixels(), processing_class=processor)
 
 
+def of_another_kind(clip_folder: Path, tmp_path: Path) -> FareTrainer:
+    return FareTrainer(str(clip_folder), TrainingArguments(str(tmp_path), use_cpu=True))
+
+
 def without_index(clip_folder: Path, tmp_path: Path) -> Any:
     made = trainer(clip_folder, tmp_path)
     return made.compute_loss(made.model, {"pixel_values": torch.rand(2, 3, 32, 32)})
@@ -156,6 +160,19 @@ def evaluated(clip_folder: Path, tmp_path: Path, dataset: Any) -> Any:
         "the model is a CLIPModel, no vision encoder; load it with load_encoder(name).",
     ),
     Refusal("batches without index", without_index, ValueError, "the batch has no 'index', only pixel_values"),
+    Refusal("other arguments", of_another_kind, TypeError, "args is a TrainingArguments; give a FareConfig"),
+    Refusal(
+        "no model",
+        lambda tmp_path: FareTrainer(7, config(tmp_path)),
+        TypeError,
+        "model is a int; give an encoder, or its folder or repository.",
+    ),
+    Refusal(
+        "features by name",
+        lambda tmp_path: FareTrainer("llava", config(tmp_path, embedding="features")),
+        ValueError,
+        "give what load_vision_tower('llava') gives, as model= and reading=.",
+    ),
     Refusal(
         "TeCoA without labels, before the first step",
         without_labels,
@@ -172,7 +189,7 @@ def evaluated(clip_folder: Path, tmp_path: Path, dataset: Any) -> Any:
         "NaN in an evaluation",
         lambda clip_folder, tmp_path: evaluated(clip_folder, tmp_path, RandomPixels(6, poison=4)),
         ValueError,
-        "evaluation: samples with index [4] have NaN or values outside [0, 1]; look at these images.",
+        "evaluation: samples with index [4] have NaN or values outside [0, 1]; look at these images, and give them as",
     ),
 )
 def test_what_cannot_be_trained_is_refused_in_a_sentence(row: Refusal, request: pytest.FixtureRequest) -> None:

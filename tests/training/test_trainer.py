@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 from helpers.distributed.tiny_run import RandomPixels, WithoutLabels, tiny_trainer
-from transformers import CLIPImageProcessor, CLIPVisionModel, PreTrainedModel, TrainerCallback
+from transformers import AutoImageProcessor, CLIPImageProcessor, CLIPVisionModel, PreTrainedModel, TrainerCallback
 
 from fare_hf.attacks import ThreatModel, pgd
 from fare_hf.data.batches import collate_pixels, sample_generator
 from fare_hf.data.pixels import Normalization
 from fare_hf.encoders import embed, freeze, load_encoder, matmul_patch_embedding, text_class_embeddings
 from fare_hf.objectives import FareObjective, TecoaObjective
-from fare_hf.training import FareTrainer
+from fare_hf.training import FareConfig, FareTrainer
 
 # With its usual 1e-8, AdamW's first step is the sign of the gradient, and rounding decides where the gradient is 0.
 EPSILON = 1e-2
@@ -243,6 +243,20 @@ def test_best_model_is_really_loaded(legacy_vision_folder: Path, tmp_path: Path)
     resumed.train(resume_from_checkpoint="latest")
     assert resumed.state.global_step == 3 and resumed.state.best_model_checkpoint == best
     assert all(torch.equal(value, expected[name]) for name, value in resumed.model.state_dict().items())
+
+
+def test_a_trainer_takes_a_name_for_its_encoder_and_processor(clip_folder: Path, tmp_path: Path) -> None:
+    options = {"max_steps": 1, "per_device_train_batch_size": 4, "attack_steps": 1, "use_cpu": True, "report_to": []}
+    named = FareTrainer(str(clip_folder), FareConfig(str(tmp_path / "a"), **options), RandomPixels())
+    loaded = FareTrainer(
+        load_encoder(str(clip_folder)),
+        FareConfig(str(tmp_path / "b"), **options),
+        RandomPixels(),
+        processing_class=AutoImageProcessor.from_pretrained(clip_folder),
+    )
+    for trainer in (named, loaded):
+        trainer.train()
+    assert all(torch.equal(a, b) for a, b in zip(named.model.parameters(), loaded.model.parameters(), strict=True))
 
 
 def test_saved_configuration_has_no_use_cache(clip_folder: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from helpers.tiny_llava import PROMPT, images, llava
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
@@ -132,3 +133,12 @@ def test_generation_restores_the_mode(proc) -> None:
     vlm = llava().train()
     generate_text(vlm, proc, images(1), PROMPT, max_new_tokens=2)
     assert all(module.training for module in vlm.modules())
+
+
+def test_a_picture_for_pixels_is_one_sentence(vlm, proc) -> None:
+    for given, what in (
+        (to_pil(images(1))[0], "pixels are Image: give a tensor"),
+        (images(1)[0], r"pixels are \(3, 32"),
+    ):
+        with pytest.raises(ValueError, match=what):
+            generate_text(vlm, proc, given, PROMPT)

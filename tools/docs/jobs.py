@@ -69,7 +69,7 @@ def _attacked() -> list[str]:
 def _settings(kind: type[Job], shared: tuple[type[Job], ...]) -> str:
     """A table of the settings that a kind does not share, and of those of which it says something else."""
     known = {field.name for base in shared for field in fields(base)}
-    own = [field for field in fields(kind) if field.name not in known or field.name in _said(kind)]
+    own = [field for field in fields(kind) if field.name not in known | kind.unread or field.name in _said(kind)]
     lines = sorted((_line(kind, field) for field in own), key=lambda line: line[2] != "required")
     return table(["setting", "takes", "default", "what it is"], lines)
 

@@ -1,4 +1,4 @@
-"""Pictures of attacks. Needs matplotlib: `pip install "fare_hf[plots]"`."""
+"""Pictures of attacks. Needs matplotlib: `pip install matplotlib`."""
 
 from __future__ import annotations
 

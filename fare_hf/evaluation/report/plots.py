@@ -1,6 +1,6 @@
 """Pictures of a report: curves over the radius, pairs of bars, transfer, and one picture of everything.
 
-Needs matplotlib: `pip install "fare_hf[plots]"`.
+Needs matplotlib: `pip install matplotlib`.
 """
 
 from __future__ import annotations
@@ -203,7 +203,7 @@ def draw_summary(rows: Sequence[Row]) -> bytes | None:
 
     Returns:
         The file's content, the same for the same rows and matplotlib; None where there are no rows, or no matplotlib
-        (`pip install "fare_hf[plots]"`): then a card does without.
+        (`pip install matplotlib`): then a card does without.
     """
     panels: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
@@ -328,7 +328,7 @@ def new_figure(width: float, height: float, what: str = "charts", **options: Any
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError(f'{what} need matplotlib: pip install "fare_hf[plots]".') from error
+        raise ImportError(f"{what} need matplotlib: pip install matplotlib.") from error
     return Figure(figsize=(width, height), **options)
 
 

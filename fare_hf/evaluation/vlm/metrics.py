@@ -166,7 +166,7 @@ class YesNo:
     def __init__(
         self, references: Sequence[str], splits: Sequence[str] | None = None, words: tuple[str, str] = ("Yes", "No")
     ) -> None:
-        self.references = [reference.strip().lower() for reference in references]
+        self.references = [reference.strip().rstrip(".!").lower() for reference in references]
         self.words = words
         self.splits = ["all"] * len(references) if splits is None else list(splits)
         unknown = set(self.references) - {"yes", "no"}

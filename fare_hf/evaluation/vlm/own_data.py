@@ -228,7 +228,7 @@ def _metric(task: str, values: Sequence[Any], column: str, name: str) -> TextMet
 def _yes_or_no(answer: Any, column: str, name: str) -> str:
     if isinstance(answer, bool):
         return "yes" if answer else "no"
-    text = strings(answer)[0].strip().lower()
+    text = strings(answer)[0].strip().rstrip(".!").lower()
     if text not in ("yes", "no"):
         raise ValueError(f"{name!r} has the answer {answer!r} in {column!r}: the task 'pope' wants yes or no in each.")
     return text

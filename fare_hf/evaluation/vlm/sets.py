@@ -167,12 +167,15 @@ def chat_prompt(processor: Any, question: str, template: str | None = None) -> s
         template: text with `{}` for the question and the processor's image token, used instead.
 
     Raises:
-        ValueError: neither a chat template nor `template`, or a `template` without `{}` or image token.
+        ValueError: neither a chat template nor `template`, a `template` without `{}` or image token, or one with a
+            backslash and an n where a line break is meant, which the model would read.
     """
     image = getattr(processor, "image_token", None) or IMAGE
     if template is not None:
         if "{}" not in template or image not in template:
             raise ValueError(f"template {template!r} needs {{}} for the question and {image!r}.")
+        if "\\n" in template:
+            raise ValueError(f"template {template!r} holds a backslash and an n: write a line break.")
         return template.replace("{}", question)
     if getattr(processor, "chat_template", None) is None:
         raise ValueError(

@@ -1,6 +1,6 @@
 """Accuracy under common corruptions (Hendrycks and Dietterich, ICLR 2019, arXiv 1903.12261).
 
-Needs the library `imagecorruptions` (its kept fork): `pip install "fare_hf[corruptions]"`.
+Needs the library `imagecorruptions` (its kept fork): `pip install imagecorruptions-imaug`.
 """
 
 from __future__ import annotations
@@ -144,5 +144,5 @@ def _library() -> Any:
     try:
         import imagecorruptions
     except ImportError as error:
-        raise ImportError('corruptions need a library: pip install "fare_hf[corruptions]".') from error
+        raise ImportError("corruptions need a library: pip install imagecorruptions-imaug.") from error
     return imagecorruptions

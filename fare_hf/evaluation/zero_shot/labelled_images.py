@@ -88,7 +88,14 @@ def check_templates(templates: Sequence[str]) -> None:
 
 def _without_classes(name: str, rows: HuggingFaceDataset) -> ValueError:
     folder = Path(name).expanduser().resolve()
-    inside = {path.parent for path in list_folder(folder).images} if folder.is_dir() else set()
+    images = list_folder(folder).images if folder.is_dir() else []
+    inside = {path.parent for path in images}
+    loose = [path.name for path in images if path.parent == folder]
+    if loose and len(inside) > 2:
+        return ValueError(
+            f"{name!r} has {len(inside) - 1} folders of images, and {len(loose)} beside them ({loose[0]}): move these "
+            "away, and each folder is a class."
+        )
     if len(inside) == 1 and folder not in inside and not only_splits(called := [path.name for path in inside]):
         return ValueError(f"{name!r} has one class, the folder {called[0]!r}: zero-shot accuracy needs at least 2.")
     return ValueError(

@@ -85,7 +85,8 @@ def rewrite_card(folder: str | os.PathLike[str], *, report: RobustnessReport | N
         report: what was measured since, added to `report.json` and its picture; a figure that is there already (model,
             task, data set, metric and threat model) is replaced.
         changes: other fields of `CardContent`: `license`, `report_model`, `datasets`, `vlm`, ... With a report given,
-            `report_model` is the encoder's name there, and later on the card.
+            `report_model` is the encoder's name there; what was measured before keeps the name that it had, but where
+            the same kind of figure is measured again.
 
     Returns:
         The card.
@@ -145,7 +146,11 @@ def published_report(report: RobustnessReport | None) -> tuple[dict[str, Any], d
 
 
 def _with_figures(before: CardContent, report: RobustnessReport, given: str | None) -> dict[str, Any]:
-    """`report` and `report_model` of a card to whose figures others are added, the encoder under one name in both."""
+    """`report` and `report_model` of a card to whose figures others are added.
+
+    What was measured before keeps its name, as a VLM's captions are no zero-shot accuracy of the encoder; where the
+    same task is measured again, the encoder has its new name in both, so that later figures take the place of earlier.
+    """
     later, name = _shown(report), None if given is None else str(without_local_paths(given))
     if name is not None:  # a misspelt name must not become that of the figures before
         own_rows(replace(before, report=later, report_model=name))
@@ -153,8 +158,15 @@ def _with_figures(before: CardContent, report: RobustnessReport, given: str | No
         return {"report": later, "report_model": name}
     own = {row.model for row in own_rows(before)}
     name = name or next(iter(own), None)
-    rows = [replace(row, model=name) if name and row.model in own else row for row in before.report.rows]
-    return {"report": replace(before.report, rows=rows).updated(later), "report_model": name}
+    again = {row.task for row in later.rows if row.model == name}
+    rows = [
+        replace(row, model=name) if name and row.model in own and row.task in again else row
+        for row in before.report.rows
+    ]
+    kept = [row.model for row in rows if row.model in own and row.task not in again]
+    names = list(dict.fromkeys([*kept, *([name] if name else [])]))
+    report = replace(before.report, rows=rows).updated(later)
+    return {"report": report, "report_model": names[0] if len(names) == 1 else names or None}
 
 
 def _shown(report: RobustnessReport) -> RobustnessReport:
@@ -171,6 +183,7 @@ def _check_record(folder: Path, record: dict[str, Any]) -> None:
     """Each field is of its kind; a stranger may have written it."""
     kinds: dict[str, Any] = dict.fromkeys(KEPT, str | None) | {"training": dict, "datasets": list}
     kinds |= dict.fromkeys(("name", "base_model", "vlm"), str) | {"architecture": dict | None}
+    kinds["report_model"] = str | list | None
     for name in KEPT:
         value = record.get(name, kinds[name]() if kinds[name] in (str, dict, list) else None)
         strange = isinstance(value, list) and not all(isinstance(part, str) for part in value)

@@ -63,9 +63,9 @@ class CardContent:
         threat_model: what it was trained against.
         training: the recipe: every parameter and version that matters.
         report: measured figures, or None.
-        report_model: name under which the report's rows measure this encoder; only these enter the metadata (the
-            table shows all, and the card says which row it is). None: all rows if the report measures a single
-            model, else none.
+        report_model: name under which the report's rows measure this encoder, or several, such as one for each VLM
+            that sees through it; only these enter the metadata (the table shows all, and the card says which rows it
+            is). None: all rows if the report measures a single model, else none.
         license: identifier such as "mit", or None to say nothing.
         license_name: of a licence whose identifier is "other".
         license_link: its text.
@@ -82,7 +82,7 @@ class CardContent:
     threat_model: ThreatModel
     training: Mapping[str, Any] = field(default_factory=dict)
     report: RobustnessReport | None = None
-    report_model: str | None = None
+    report_model: str | Sequence[str] | None = None
     license: str | None = None
     license_name: str | None = None
     license_link: str | None = None
@@ -167,8 +167,8 @@ def _check_content(content: CardContent) -> None:
         raise ValueError(
             f"license_link {content.license_link[:200]!r} is no http(s) address: give one, or leave it out."
         )
-    for name in ("name", "base_model", "vlm", "license_name", "report_model"):
-        value = getattr(content, name)
+    names = [(name, getattr(content, name)) for name in ("name", "base_model", "vlm", "license_name")]
+    for name, value in [*names, *(("report_model", own) for own in _own_names(content))]:
         if value is not None and len(value) > LONGEST_NAME:
             raise ValueError(f"{name} {value[:60]!r}... has {len(value)} characters: give at most {LONGEST_NAME}.")
 
@@ -235,9 +235,17 @@ def own_rows(content: CardContent) -> list[Row]:
     models = {row.model for row in rows}
     if content.report_model is None:
         return rows if len(models) == 1 else []
-    if content.report_model not in models:
-        raise ValueError(f"report_model {content.report_model!r} is not in the report: it measures {sorted(models)}.")
-    return [row for row in rows if row.model == content.report_model]
+    names = _own_names(content)
+    if missing := [name for name in names if name not in models]:
+        raise ValueError(f"report_model {missing[0]!r} is not in the report: it measures {sorted(models)}.")
+    return [row for row in rows if row.model in names]
+
+
+def _own_names(content: CardContent) -> list[str]:
+    """What the report calls this encoder."""
+    if content.report_model is None or isinstance(content.report_model, str):
+        return [] if content.report_model is None else [content.report_model]
+    return list(content.report_model)
 
 
 def _own_row(content: CardContent) -> str:
@@ -246,7 +254,9 @@ def _own_row(content: CardContent) -> str:
         return ""
     if not (own := own_rows(content)):
         return "Which row is this encoder was not said: no figure here counts as its own."
-    return f"This encoder is the row **{inline(own[0].model)}**; every other row measures another model."
+    names = [f"**{inline(name)}**" for name in dict.fromkeys(row.model for row in own)]
+    which = f"row {names[0]}" if len(names) == 1 else f"rows {', '.join(names[:-1])} and {names[-1]}"
+    return f"This encoder is the {which}; every other row measures another model."
 
 
 def _eval_result(row: Row) -> EvalResult:

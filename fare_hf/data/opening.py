@@ -114,8 +114,9 @@ def whole_split(name: str, otherwise: str = "test") -> str:
         splits = [_own_split(read_object(folder / "state.json").get("_split"))]
     elif folder.is_dir() and not has_configurations(folder):
         listing = list_folder(folder)
-        shards = not listing.is_of_images and listing.has_data
-        splits = _splits_of_shards(listing.folder, name, otherwise) if shards else list(split_patterns(listing))
+        splits = list(split_patterns(listing)) if listing.is_of_images else []
+        if listing.has_data and not listing.is_of_images:
+            splits = _splits_of_shards(listing.folder, name, otherwise)
     else:
         splits = []
     return splits[0] if len(splits) == 1 else otherwise

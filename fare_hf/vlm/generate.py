@@ -62,10 +62,10 @@ def generate_text(
         >>> len(answers)
         2
     """
-    if not isinstance(pixels, torch.Tensor) or pixels.ndim != 4:
-        shape = tuple(pixels.shape) if isinstance(pixels, torch.Tensor) else type(pixels).__name__
+    if not isinstance(pixels, torch.Tensor):
         raise ValueError(
-            f"pixels are {shape}: give a tensor (B, 3, H, W) in [0, 1] (answers about pictures: robust_pipeline)."
+            f"pixels are of type {type(pixels).__name__}: give a tensor (B, 3, H, W) in [0, 1], or pictures to "
+            "robust_pipeline."
         )
     family = family_of(vlm)
     inputs = family.inputs(family.settings(processor), pixels)

@@ -23,7 +23,7 @@ VALUES: dict[str, Any] = {
     **{"target": "a cat", "question": "what?", "max_new_tokens": 4, "victims": ["A"], "template": "<image> {}"},
     **{"root": ".", "text": "lab:clip", "split": "test", "image_column": "image", "label_column": "label"},
     **{"class_names": ["a", "b"], "templates": ["a {}"], "task": "captions", "caption_column": "caption"},
-    **{"question_column": "question", "answer_column": "answer", "prompt": "what is in it?"},
+    **{"question_column": "question", "answer_column": "answer", "prompt": "what is in it?", "dataset_config": "b"},
 }
 """One value of each setting, which is right where the setting is read."""
 SETS = {"vlm": ("lab:captions", "COCO", "user/photos"), "targeted": ("lab:digits", "COCO", "user/photos")}

@@ -27,8 +27,8 @@ PRIVATE = {
 """Private method -> its parameters, and what goes wrong where transformers no longer calls it so."""
 PUBLIC = {
     *("__init__", "compute_loss", "evaluation_loop", "get_batch_samples", "get_decay_parameter_names"),
-    *("get_train_dataloader", "init_hf_repo", "log", "loss_is_scaled_for_ga", "prediction_step", "push_to_hub"),
-    *("save_model", "train", "training_step"),
+    *("get_eval_dataloader", "get_train_dataloader", "init_hf_repo", "log", "loss_is_scaled_for_ga"),
+    *("prediction_step", "push_to_hub", "save_model", "train", "training_step"),
 }
 
 

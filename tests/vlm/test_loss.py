@@ -136,9 +136,5 @@ def test_generation_restores_the_mode(proc) -> None:
 
 
 def test_a_picture_for_pixels_is_one_sentence(vlm, proc) -> None:
-    for given, what in (
-        (to_pil(images(1))[0], "pixels are Image: give a tensor"),
-        (images(1)[0], r"pixels are \(3, 32"),
-    ):
-        with pytest.raises(ValueError, match=what):
-            generate_text(vlm, proc, given, PROMPT)
+    with pytest.raises(ValueError, match="pixels are of type Image: give a tensor .* or pictures to robust_pipeline"):
+        generate_text(vlm, proc, to_pil(images(1))[0], PROMPT)

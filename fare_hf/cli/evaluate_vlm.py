@@ -6,13 +6,16 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fare_hf.cli.console import positive, refuse_given, silent, tell, whole_prompt
 from fare_hf.cli.going_on import going_on
 
 if TYPE_CHECKING:
     from fare_hf.evaluation import RobustnessReport, Row
+
+    Measured: TypeAlias = tuple[RobustnessReport, list[dict[str, Any]]]
+    """The report, and the answers behind it."""
 
 __all__ = ["OF_A_VLM", "add_vlm_options", "run_vlm"]
 
@@ -52,6 +55,7 @@ def run_vlm(args: argparse.Namespace) -> RobustnessReport | None:
     from transformers.utils import logging
 
     from fare_hf.evaluation.processes import process_state
+    from fare_hf.evaluation.vlm.answers import write_answers
     from fare_hf.lab.names import encoder_path
 
     refuse_given(args, OF_AN_ENCODER_ALONE, "is for the classes of zero-shot, and --vlm asks for words: leave it out.")
@@ -68,9 +72,10 @@ def run_vlm(args: argparse.Namespace) -> RobustnessReport | None:
     logging.disable_progress_bar()  # bars of loaded weights and of opened tables say nothing of the attack
     disable_progress_bars()
     with going_on(args) as states:
-        report = _measured(args, _strings(args), first, states)
+        report, answers = _measured(args, _strings(args), first, states)
         if first:
             report.save(args.output_dir)
+            tell(f"what was said to each image: {write_answers(args.output_dir, answers)}")
     return report if first else None
 
 
@@ -84,7 +89,7 @@ def _strings(args: argparse.Namespace) -> list[str]:
     return read_targets(args.targets)
 
 
-def _measured(args: argparse.Namespace, strings: Sequence[str], first: bool, states: Path) -> RobustnessReport:
+def _measured(args: argparse.Namespace, strings: Sequence[str], first: bool, states: Path) -> Measured:
     from fare_hf.evaluation import evaluate_vlm_on_data
     from fare_hf.lab.captions import chat
     from fare_hf.lab.models import load_vlm_and_processor
@@ -103,10 +108,11 @@ def _measured(args: argparse.Namespace, strings: Sequence[str], first: bool, sta
     options = {name: getattr(args, name) for name in (*PASSED, *EFFORT) if getattr(args, name) is not None}
     options |= {"encoder": args.encoder, "against": args.against, "template": template, "targets": strings}
     options |= {"folder": states, "report": tell if first else silent}
-    return evaluate_vlm_on_data(vlm, dataset, args.task, **options).report()
+    found = evaluate_vlm_on_data(vlm, dataset, args.task, **options)
+    return found.report(), found.answers
 
 
-def _on_the_lab(args: argparse.Namespace, dataset: str, strings: Sequence[str], states: Path) -> RobustnessReport:
+def _on_the_lab(args: argparse.Namespace, dataset: str, strings: Sequence[str], states: Path) -> Measured:
     """A model of the lab on the lab's sets, as its shipped figures are measured."""
     from fare_hf.attacks import ThreatModel
     from fare_hf.evaluation import RobustnessReport, environment
@@ -131,6 +137,7 @@ def _on_the_lab(args: argparse.Namespace, dataset: str, strings: Sequence[str], 
     for tower in filter(None, towers):
         check_swap(trained_path(args.vlm), tower)
     rows: list[Row] = []
+    answers: list[dict[str, Any]] = []
     if len(set(towers)) < len(towers):
         raise ValueError(f"{towers[0]!r} is compared with itself: give another encoder, or leave --against out.")
     own = "CLIP" if args.vlm == LLAVA else "its own tower"
@@ -139,9 +146,9 @@ def _on_the_lab(args: argparse.Namespace, dataset: str, strings: Sequence[str], 
         vlm = load_vlm_and_processor(args.vlm)
         if tower is not None:
             swap_vision_tower(vlm[0], tower)
-        known = {"threat_models": threats, "folder": states / f"tower-{number}"}
+        known = {"threat_models": threats, "folder": states / f"tower-{number}", "answers": answers}
         rows += _lab_rows(args, name, vlm, dataset.removeprefix("lab:"), known, strings)
-    return RobustnessReport(rows, environment(seed=args.seed or 0))
+    return RobustnessReport(rows, environment(seed=args.seed or 0)), answers
 
 
 def _lab_rows(

@@ -29,6 +29,7 @@ from fare_hf.evaluation import (
     evaluate_targeted,
     evaluate_vlm,
 )
+from fare_hf.evaluation.vlm.answers import answers_of
 from fare_hf.evaluation.vlm.ensemble import QUESTION_TARGETS
 from fare_hf.evaluation.vlm.metrics import TextMetric
 from fare_hf.evaluation.zero_shot.classification import evaluate_zero_shot
@@ -153,10 +154,11 @@ def measure_captions(
     folder: Path | None = None,
     distributed: bool = False,
     dataset: str = "twemoji",
+    answers: list[dict[str, Any]] | None = None,
 ) -> TextEvaluation:
     """Captions of one of `TEST_SETS`, clean and attacked; a caption is right if it names the concept.
 
-    Here and below, `folder` keeps what is finished, as for `evaluate_captions`.
+    Here and below, `folder` keeps what is finished, as for `evaluate_captions`; to `answers` is added what was said.
     """
     test = part(dataset, budget.captions)
     wanted = [test.class_names[label] for label in test.labels.tolist()]
@@ -164,7 +166,10 @@ def measure_captions(
     options = _options(_shown(vlm, name), dataset, test.groups, threat_models, seed, distributed)
     options |= {"prompt": PROMPT, "steps": budget.caption_steps, "max_new_tokens": 14, "keep": keep, "folder": folder}
     rule = NamesConcept((*all_concepts(), *test.class_names))
-    return evaluate_captions(*vlm, test.pixels, targets, wanted, correct=rule, **options)
+    found = evaluate_captions(*vlm, test.pixels, targets, wanted, correct=rule, **options)
+    if answers is not None:
+        answers += answers_of(found, [PROMPT] * len(wanted), [[word] for word in wanted])
+    return found
 
 
 def measure_targeted(
@@ -176,6 +181,7 @@ def measure_targeted(
     target: str = TARGET,
     folder: Path | None = None,
     distributed: bool = False,
+    answers: list[dict[str, Any]] | None = None,
 ) -> list[Row]:
     """In how many images of each of the budget's sets an attacker makes the model caption them with the target."""
     rows = []
@@ -184,7 +190,10 @@ def measure_targeted(
         options = _options(_shown(vlm, name), dataset, test.groups, threat_models, seed, distributed)
         options |= {"prompt": PROMPT, "steps": budget.targeted_steps, "max_new_tokens": 14}
         options["folder"] = folder and folder / dataset
-        rows += evaluate_targeted(*vlm, test.pixels, target, **options).rows
+        found = evaluate_targeted(*vlm, test.pixels, target, **options)
+        rows += found.rows
+        if answers is not None:
+            answers += answers_of(found, [PROMPT] * len(test.pixels), [[target]] * len(test.pixels))
     return rows
 
 
@@ -197,6 +206,7 @@ def measure_questions(
     folder: Path | None = None,
     distributed: bool = False,
     style: str = TEST_STYLES[0],
+    answers: list[dict[str, Any]] | None = None,
 ) -> list[Row]:
     """Yes-or-no questions: VQA accuracy on single drawings, POPE's F1 on scenes, clean and attacked."""
     rows = []
@@ -211,7 +221,10 @@ def measure_questions(
         if asked.splits is not None:
             metric = YesNo(asked.answers, asked.splits, words=("yes", "no"))
             options |= {"task": "pope", "targets": ()}
-        rows += evaluate_vlm(*vlm, asked.pixels, asked.prompts, metric, **options).rows
+        found = evaluate_vlm(*vlm, asked.pixels, asked.prompts, metric, **options)
+        rows += found.rows
+        if answers is not None:
+            answers += answers_of(found, asked.prompts, [[answer] for answer in asked.answers])
     return rows
 
 

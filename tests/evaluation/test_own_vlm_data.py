@@ -269,6 +269,8 @@ def test_towers_of_one_name_have_rows_of_their_own(
     words = ["fare4/encoder", "--against", "tecoa4/encoder", "--vlm", "lab:llava", "--dataset", given]
     cli.main(["evaluate", *words, "--task", "captions", "--samples", "2", "--steps", "1", "--output_dir", "out"])
     rows = RobustnessReport.load("out").rows
+    said = [json.loads(line) for line in Path("out", "answers.jsonl").read_text().splitlines()]
+    assert len(said) == 4 and {line["model"] for line in said} == {row.model for row in rows}
     assert {row.model.split(" + ")[1] for row in rows} == {"fare4/encoder", "tecoa4/encoder"}
 
 

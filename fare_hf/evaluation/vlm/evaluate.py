@@ -16,6 +16,7 @@ from fare_hf.evaluation.given import check_name, check_samples, names_for_rows, 
 from fare_hf.evaluation.processes import opening_together, process_state
 from fare_hf.evaluation.report.rows import Row, fraction_row
 from fare_hf.evaluation.result import Evaluation
+from fare_hf.evaluation.vlm.answers import answers_of
 from fare_hf.evaluation.vlm.ensemble import VlmEvaluation, evaluate_vlm
 from fare_hf.evaluation.vlm.forced_strings import evaluate_targeted, target_loss
 from fare_hf.evaluation.vlm.metrics import YesNo
@@ -26,10 +27,21 @@ from fare_hf.vlm import swap_vision_tower
 from fare_hf.vlm.families.table import family_of_config
 from fare_hf.vlm.swap.before_loading import check_swap
 
-__all__ = ["evaluate_vlm_on_data", "with_samples"]
+__all__ = ["VlmDataEvaluation", "evaluate_vlm_on_data", "with_samples"]
 
 logger = logging.getLogger(__name__)
 Name: TypeAlias = "str | os.PathLike[str]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class VlmDataEvaluation(Evaluation):
+    """What `evaluate_vlm_on_data` measured.
+
+    Attributes:
+        answers: what was said to each image with each tower, as `fare_hf.evaluation.vlm.answers.answers_of` has it.
+    """
+
+    answers: list[dict[str, Any]]
 
 
 @opening_together()
@@ -57,7 +69,7 @@ def evaluate_vlm_on_data(
     seed: int = 0,
     folder: str | Path | None = None,
     report: Callable[[str], None] = logger.info,
-) -> Evaluation:
+) -> VlmDataEvaluation:
     """A vision-language model on images of one's own, clean and attacked, as `fare-hf evaluate --vlm` measures it.
 
     Processes that `accelerate launch` started divide the batches, which are those of one process, so that the result
@@ -88,7 +100,8 @@ def evaluate_vlm_on_data(
         report: gets a line on the images, and one whenever a tower's turn begins.
 
     Returns:
-        Rows for each tower, clean and for each radius; `report()` has them as tables with the paired differences.
+        Rows for each tower, clean and for each radius, and the answers behind them; `report()` has the rows as tables
+        with the paired differences.
 
     Raises:
         ValueError, TypeError: what is no such model or no encoder, towers that do not fit, no such task, strings for
@@ -125,13 +138,13 @@ def evaluate_vlm_on_data(
     for other in filter(None, towers):  # one that cannot be read or does not fit is told before hours of attacks
         with _with_tower(own, other):
             pass
-    found: list[Evaluation] = []
+    found: list[VlmDataEvaluation] = []
     for number, (tower, called) in enumerate(zip(towers, _names_with(own.name, towers), strict=True)):
         states = None if folder is None else Path(folder) / f"tower-{number}"
         with _with_tower(replace(own, name=called), tower) as model:
             report(f"measuring {called} on {plan.dataset}")
             found.append(plan.measure(model, states, None if number else report))
-    return _together(found, seed)
+    return _with_answers(_together(found, seed), [line for one in found for line in one.answers])
 
 
 @dataclass(frozen=True)
@@ -178,7 +191,7 @@ class _Plan:
         """Look at the images and their columns, before any weights are loaded."""
         (self.images if self.task == "targeted" else self.data)(processor, report)
 
-    def measure(self, model: _Model, folder: Path | None, report: Callable[[str], None] | None) -> Evaluation:
+    def measure(self, model: _Model, folder: Path | None, report: Callable[[str], None] | None) -> VlmDataEvaluation:
         """One tower."""
         options: dict[str, Any] = {"model": model.name, "threat_models": self.threats, "distributed": True}
         options |= {"steps": self.steps, "batch_size": self.batch_size, "seed": self.seed}
@@ -188,23 +201,32 @@ class _Plan:
         options |= {"task": data.task, "dataset": data.name, "targets": data.targets, "folder": folder}
         options["max_new_tokens"] = data.max_new_tokens
         found = evaluate_vlm(model.vlm, model.processor, data.images, data.prompts, data.metric, **options)
-        return with_samples(found, data)
+        references = [data.metric.texts(index) for index in range(len(data.images))]
+        said = answers_of(found, data.prompts, references, self._called(data.images))
+        return _with_answers(with_samples(found, data), said)
+
+    def _called(self, images: Any) -> list[str]:
+        """What each image is called: its file in the data set's folder, where there are files."""
+        if not hasattr(images, "file_name"):
+            return [f"image {index}" for index in range(len(images))]
+        return [images.file_name(index, self.dataset) for index in range(len(images))]
 
     def _targeted(
         self, model: _Model, folder: Path | None, report: Callable[[str], None] | None, options: dict[str, Any]
-    ) -> Evaluation:
+    ) -> VlmDataEvaluation:
         shown = self.images(model.processor, report)
         options |= {"prompt": shown.prompt, "max_new_tokens": shown.max_new_tokens}
         for target in self.targets:  # before any attack: each has tokens, and room in an answer
             target_loss(model.vlm, model.processor, shown.prompt, target, shown.max_new_tokens)
-        found = []
+        found, answers, count = [], [], len(shown.images)
         for number, target in enumerate(self.targets):
             names: dict[str, Any] = {
                 "dataset": shown.name if len(self.targets) == 1 else f"{shown.name}, {target!r}",
                 "folder": folder and folder / f"string-{number}",
             }
             found.append(evaluate_targeted(model.vlm, model.processor, shown.images, target, **options | names))
-        return _together(found, self.seed)
+            answers += answers_of(found[-1], [shown.prompt] * count, [[target]] * count, self._called(shown.images))
+        return _with_answers(_together(found, self.seed), answers)
 
 
 def _check(plan: _Plan, vlm: Name | tuple[Any, Any], towers: Sequence[str | None]) -> None:
@@ -279,6 +301,10 @@ def _right(row: Row, scores: Sequence[float], seed: int) -> Row:
 def _together(parts: Sequence[Evaluation], seed: int) -> Evaluation:
     rows = [row for part in parts for row in part.rows]
     return Evaluation(rows=rows, outcomes=[one for part in parts for one in part.outcomes], seed=seed)
+
+
+def _with_answers(found: Evaluation, answers: list[dict[str, Any]]) -> VlmDataEvaluation:
+    return VlmDataEvaluation(rows=found.rows, outcomes=found.outcomes, seed=found.seed, answers=answers)
 
 
 def _called(vlm: Any) -> str:

@@ -73,6 +73,12 @@ UNKNOWN = "unrecognized arguments"
 """How argparse says that there is no such option."""
 
 
+WRONG_CHOICE = re.compile(r"invalid choice: '([^']*)' \(choose from (.*)\)")
+"""How it says that a word is none of several."""
+USUAL = {"--epsilon": "--eps", "--batch_size": "--per_device_train_batch_size"}
+"""What others call an option, where no letters are like."""
+
+
 class Parser(argparse.ArgumentParser):
     """Takes `-4/255` for a number, to be refused as one; a mistake is one sentence, without the usage.
 
@@ -86,7 +92,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Ends the program."""
-        near = [near_word(word, self._option_string_actions) for word in message.split() if UNKNOWN in message]
+        unknown = [word for word in message.split() if word.startswith("-")] if UNKNOWN in message else []
+        near = [near_word(word, self._option_string_actions) for word in unknown]
+        if wrong := WRONG_CHOICE.search(message):
+            near = [near_word(wrong[1], re.findall("'([^']+)'", wrong[2]))]
         hint = next((f"; did you mean {word}?" for word in near if word), "")
         program = program_of(self.prog)
         self.exit(2, f"{program}: error: {message}{hint or f'; `{self.prog} --help` shows the options.'}\n")
@@ -115,6 +124,8 @@ def program_of(prog: str) -> str:
 
 def near_word(word: str, known: Iterable[str]) -> str | None:
     """An option that a word that is none may have meant."""
+    if USUAL.get(word) in (known := list(known)):
+        return USUAL[word]
     return next(iter(difflib.get_close_matches(word, known, 1)), None)
 
 

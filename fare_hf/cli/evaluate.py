@@ -21,7 +21,7 @@ from fare_hf.cli.console import (
 )
 from fare_hf.cli.evaluate_vlm import OF_A_VLM, add_vlm_options, run_vlm
 from fare_hf.cli.going_on import going_on
-from fare_hf.lab.names import check_vlm, encoder_path
+from fare_hf.lab.names import TEST_SETS, check_vlm, encoder_path
 from fare_hf.numerals import parse_eps
 
 if TYPE_CHECKING:
@@ -115,6 +115,9 @@ def check(args: argparse.Namespace) -> None:
             parse_eps(radius)
     if args.suite is None and args.encoder is not None:
         refuse_missing("ENCODER", encoder_path(args.encoder))
+    for name in args.dataset or ():
+        if name in TEST_SETS and not Path(name).exists():
+            raise ValueError(f"--dataset {name} is the name of no data set; did you mean lab:{name}?")
     check_vlm(args.vlm or "", "--vlm ")
     refuse_missing("--vlm", args.vlm or "")
     refuse_no_file("--targets", args.targets)

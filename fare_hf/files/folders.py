@@ -45,9 +45,9 @@ def check_no_lab_name(name: object) -> None:
     if str(name).startswith("lab:"):
         short = str(name).removeprefix("lab:")
         raise ValueError(
-            f"{str(name)!r} is a name for the commands: in Python give what fare_hf.lab.encoder_folder({short!r}) "
-            "returns, or of a vision-language model fare_hf.lab.load_llava() or load_smolvlm(), or of a test set "
-            "fare_hf.lab.load_test_set(NAME)."
+            f"{str(name)!r} is a name for the commands: in Python an encoder is what "
+            f"fare_hf.lab.encoder_folder({short!r}) returns, a vision-language model fare_hf.lab.load_llava() or "
+            "load_smolvlm(), a test set fare_hf.lab.load_test_set(NAME)."
         )
 
 

@@ -246,7 +246,7 @@ def _trainer(args: Any) -> Faults:
         "another output_dir.",
     )
     half_on_cpu = args.mixed_precision == "fp16" and args.device.type == "cpu"
-    yield half_on_cpu, "fp16=True does nothing on a CPU; use bf16=True, or a GPU."
+    yield half_on_cpu, "fp16=True does nothing on a CPU; use bf16=True with use_cpu=True, or a GPU."
     yield (
         args.torch_compile and not args.dataloader_drop_last,
         "torch_compile=True compiles for one shape, and an epoch may end in a smaller batch; set "

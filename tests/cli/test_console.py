@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
+from fare_hf.cli import main as cli
 from fare_hf.cli.console import (
     NEGATIVE_NUMBER,
     NOTICES,
@@ -124,3 +125,17 @@ def test_counts_are_digits_and_not_endless(text: str) -> None:
 def test_names_are_given_once_and_whole(words: list[str]) -> None:
     with pytest.raises(ValueError, match="--models (names a twice|.*give NAME=PATH)"):
         named_values("--models", words)
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["evalute"], "evaluate"),
+        (["attack", "lab:llava", "--dataset", "d", "--output_dir", "o", "--epsilon", "1"], "--eps"),
+        (["evaluate", "e", "--output_dir", "o", "--probe", "lineer"], "linear"),
+    ],
+)
+def test_what_was_meant_is_guessed(words: list[str], meant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(words)
+    assert capsys.readouterr().err.endswith(f"; did you mean {meant}?\n")

@@ -83,6 +83,7 @@ def test_the_program_says_what_is_wrong_in_one_sentence(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
+        (["evaluate", "lab:clip", "--dataset", "twemoji", "--output_dir", "r"], "data set; did you mean lab:twemoji?"),
         (["evaluate", "nowhere", "--eps", "4", "--output_dir", "r"], "eps 4 is outside .* did you mean 4/255"),
         (["evaluate", "nowhere", "--eps", "-4/255", "--output_dir", "r"], "eps '-4/255' is negative"),
         (

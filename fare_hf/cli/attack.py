@@ -55,7 +55,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     kinds = "a link, a false claim, a password reset and the like, six in all"
     parser.add_argument("--targets", type=Path, help=f"file with one string a line (default: {kinds})")
-    parser.add_argument("--question", default=QUESTION, help=f"asked of each image (default: {QUESTION})")
+    parser.add_argument(
+        "--question", type=whole_prompt, default=QUESTION, help=f"asked of each image (default: {QUESTION})"
+    )
     parser.add_argument(
         "--template",
         type=whole_prompt,

@@ -92,10 +92,11 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Ends the program."""
-        unknown = [word for word in message.split() if word.startswith("-")] if UNKNOWN in message else []
+        words = message.split() if UNKNOWN in message else []
+        unknown = [word.partition("=")[0] for word in words if word.startswith("-")]
         near = [near_word(word, self._option_string_actions) for word in unknown]
         if wrong := WRONG_CHOICE.search(message):
-            near = [near_word(wrong[1], re.findall("'([^']+)'", wrong[2]))]
+            near = [near_word(wrong[1], [word.strip(" '") for word in wrong[2].split(",")])]  # Python 3.13: no quotes
         hint = next((f"; did you mean {word}?" for word in near if word), "")
         program = program_of(self.prog)
         self.exit(2, f"{program}: error: {message}{hint or f'; `{self.prog} --help` shows the options.'}\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,6 +47,7 @@ OF_A_PROBE = ("probe", "train_split")
 NOT_OF_A_PROBE = ("templates", "text_model")
 OF_AN_ENCODER = ("dataset", *OF_IMAGES, "against", "text_model", "eps", "samples", "steps", "batch_size", "seed")
 """They have no defaults in the parser, so that those beside a suite are noticed."""
+NUMBER = re.compile(r"[-+]?[\d.]+(/[\d.]+)?")
 MAY_BE_THE_ENCODER = "If {!r} is the encoder, name it before the options: {} takes all that follows it."
 LAB_EFFORT = {"steps": 50, "target_classes": 2}
 """Of the figures that the lab has published."""
@@ -110,12 +112,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """The folder, radii, and names of the lab."""
-    for radius in args.eps or ():
+    for radius in () if args.suite else args.eps or ():
         with _read_as_a_value("--eps", radius, args.encoder):
             parse_eps(radius)
     if args.suite is None and args.encoder is not None:
         refuse_missing("ENCODER", encoder_path(args.encoder))
-    for name in args.dataset or ():
+    for name in () if args.suite else args.dataset or ():
         if name in TEST_SETS and not Path(name).exists():
             raise ValueError(f"--dataset {name} is the name of no data set; did you mean lab:{name}?")
     check_vlm(args.vlm or "", "--vlm ")
@@ -129,7 +131,7 @@ def _read_as_a_value(option: str, value: str, encoder: str | None) -> Iterator[N
     try:
         yield
     except ValueError as error:
-        swallowed = encoder is None and not value[:1].isdigit()
+        swallowed = encoder is None and not NUMBER.fullmatch(value)
         raise ValueError(f"{error} {MAY_BE_THE_ENCODER.format(value, option)}" if swallowed else error) from None
 
 

@@ -44,7 +44,9 @@ def add_vlm_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--caption_column", help="text, or a list of texts; found where just one is called so")
     parser.add_argument("--question_column", help="of vqa and pope; found where just one is called so")
     parser.add_argument("--answer_column", help="text, or a list of texts; found where just one is called so")
-    parser.add_argument("--prompt", help="what is asked of each image; of vqa and pope with {} for the question")
+    parser.add_argument(
+        "--prompt", type=whole_prompt, help="what is asked of each image; of vqa and pope with {} for the question"
+    )
     parser.add_argument("--targets", type=Path, help="file with one string a line, for the task targeted")
     parser.add_argument("--max_new_tokens", type=positive, help="of an answer (default: 20, 5, 5, 32 by task)")
 

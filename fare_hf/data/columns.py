@@ -77,7 +77,7 @@ def check_labels(dataset: Any, label_column: str, classes: int | None = None, na
     if all(label is None or label == -1 for label in labels):
         return False
     for index, label in enumerate(labels):
-        if label is not None and not isinstance(label, int):
+        if not (label is None or isinstance(label, int) or (isinstance(label, float) and label.is_integer())):
             fault = (
                 f"{label_column}={label!r}, no whole number; put the images into a folder a class, or make it one, "
                 f"such as by dataset.class_encode_column({label_column!r})."

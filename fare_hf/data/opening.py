@@ -201,9 +201,7 @@ def explained(name: str, error: Exception, split: str = "train") -> ValueError:
         return ValueError(f"{what} could not be read: {said}; check the name and the connection.")
     if isinstance(error, ValueError):
         unknown = re.search("Unknown split|Bad split", said)
-        return (
-            ValueError(f"{what} has no split {split!r}; name one of its own (--split): {error}") if unknown else error
-        )
+        return ValueError(f"{what} has no split {split!r}; name one of its own: {error}") if unknown else error
     return ValueError(f"{what} could not be opened: {said}")
 
 

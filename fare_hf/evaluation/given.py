@@ -26,15 +26,20 @@ def check_samples(samples: Any) -> None:
 
 
 def names_for_rows(subjects: Sequence[str]) -> list[str]:
-    """Names for the rows: the last part of each path, or where two of these are the same all of it.
+    """Names for the rows: the last part of each path, and of those that have it in common as many parts as it takes to
+    tell them apart; equal where the paths are.
 
     Args:
         subjects: folders or repositories.
     """
-    short = [short_name(one) for one in subjects]
-    return short if len(set(short)) == len(short) else list(subjects)
+    parts = [(Path(one).resolve() if Path(one).is_dir() else Path(one)).parts for one in subjects]
+    depths, longest = [1] * len(parts), max(map(len, parts), default=0)
+    for _ in range(longest):
+        names = ["/".join(own[-depth:]) for own, depth in zip(parts, depths, strict=True)]
+        depths = [depth + (names.count(name) > 1) for name, depth in zip(names, depths, strict=True)]
+    return ["/".join(own[-depth:]).removeprefix("//") for own, depth in zip(parts, depths, strict=True)]
 
 
 def short_name(name: str) -> str:
     """The last part of a path or of a repository's name."""
-    return Path(Path(name).resolve() if Path(name).is_dir() else name).name
+    return names_for_rows([name])[0]

@@ -19,7 +19,14 @@ from fare_hf.evaluation import RobustnessReport
 from fare_hf.files.documents import read_object
 from fare_hf.files.folders import check_new_folder, whole_folder
 from fare_hf.hub.base_model import base_name, inherited_license, is_hub_id
-from fare_hf.hub.card.regenerate import KEPT, card_files, content_of, published_report
+from fare_hf.hub.card.regenerate import (
+    KEPT,
+    card_files,
+    content_of,
+    one_or_all,
+    published_report,
+    report_names,
+)
 from fare_hf.hub.card.render import CardContent
 from fare_hf.hub.contents import VOCABULARIES
 from fare_hf.hub.local_paths import without_local_paths
@@ -46,7 +53,7 @@ def save_robust_encoder(
     threat_model: ThreatModel,
     training: Mapping[str, Any] | None = None,
     report: RobustnessReport | None = None,
-    report_model: str | None = None,
+    report_model: str | Sequence[str] | None = None,
     license: str | None = None,
     license_name: str | None = None,
     license_link: str | None = None,
@@ -73,8 +80,8 @@ def save_robust_encoder(
         training: the recipe for the card, `{"objective": "fare", "steps": 20000, ...}`.
         report: figures, copied to `report.json` and onto the card, with a picture of them (`results.png`) where
             matplotlib is installed; an `evaluation.RobustnessReport`.
-        report_model: name under which the report measures this encoder, for the card's metadata; may be None if the
-            report measures nothing else.
+        report_model: name or names under which the report measures this encoder, for the card's metadata; may be None
+            if the report measures nothing else.
         license: identifier for the card, such as "mit"; None takes that of the base model, where its card can be read;
             "" says nothing.
         license_name: of the licence "other".
@@ -124,7 +131,7 @@ def save_robust_encoder(
         threat_model=threat_model,
         # As it is read back from fare_hf.json, so that the card can be rendered again to the letter.
         training=without_local_paths(json.loads(json.dumps(dict(training or {}), default=str))),
-        report_model=None if report_model is None else str(without_local_paths(report_model)),
+        report_model=one_or_all(report_names(report_model)),
         vlm=str(without_local_paths(vlm)) if vlm else _default_vlm(encoder, base),
         datasets=datasets,
         text_encoder=clip is not None,

@@ -29,8 +29,9 @@ def save_with_report(
     report: RobustnessReport | None,
 ) -> Path:
     """Writes encoder and card, replacing `folder`; of the report it keeps this encoder's rows and the original's."""
-    models = {shown, f"LLaVA + {shown}", *BASELINES}
-    rows = [row for row in report.rows if row.model in models] if report else []
+    own = (shown, f"LLaVA + {shown}")
+    rows = [row for row in report.rows if row.model in {*own, *BASELINES}] if report else []
+    measured = {row.model for row in rows}
     # The old folder goes only when the new one is whole: a failure must not cost what was trained.
     fresh = folder.with_name(f"{folder.name}.new")
     save_robust_encoder(
@@ -41,7 +42,7 @@ def save_with_report(
         threat_model=ThreatModel("linf", eps),
         training=recipe,
         report=RobustnessReport(rows, report.environment) if report else None,
-        report_model=shown if report else None,
+        report_model=[name for name in own if name in measured],
         license="apache-2.0",
         repo_id=repo_id,
     )

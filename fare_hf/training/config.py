@@ -199,9 +199,16 @@ class FareConfig(TrainingArguments):
         check_options(self)
         check_config(self)
         given = (self.global_batch_size, self.per_device_train_batch_size, self.gradient_accumulation_steps)
-        self.batch_asked_for: tuple[int | None, int | None, int] = given  # `estimate` divides it among more processes
         divided = divide_batch(*given, self.world_size)
         self.global_batch_size, self.per_device_train_batch_size, self.gradient_accumulation_steps = divided
+        self._division = given, divided
+
+    @property
+    def batch_asked_for(self) -> tuple[int | None, int | None, int]:
+        """What `estimate` divides among other processes: the options as they were given, or set since."""
+        given, divided = self._division
+        now = (self.global_batch_size, self.per_device_train_batch_size, self.gradient_accumulation_steps)
+        return given if now == divided else now
 
     @property
     def threat_model(self) -> ThreatModel:

@@ -98,7 +98,7 @@ def estimate(model: str, args: FareConfig, processes: int = 1, image_side: int |
     blocks = layers if args.trained_blocks is None else args.trained_blocks
     check_blocks(blocks, layers)
     trained = blocks / layers
-    whole, each, accumulation = divide_batch(*args.batch_asked_for, processes)
+    whole, each, accumulation = _divided(args, processes)
     batch = whole or each * accumulation * processes
     objective = OBJECTIVES[args.objective]
     total = batch * training_flops(args, flops, args.max_steps, objective=objective, trained=trained)
@@ -108,6 +108,13 @@ def estimate(model: str, args: FareConfig, processes: int = 1, image_side: int |
     spent = evaluation_flops(flops, args)
     evaluation = None if spent is None else spent / total
     return Estimate(parameters, batch * args.max_steps, total, evaluation, memory, processes, half)
+
+
+def _divided(args: FareConfig, processes: int) -> tuple[int | None, int, int]:
+    """The batch among other processes; of a copied configuration, which asks for the parts of one, in other parts."""
+    whole, each, accumulation = args.batch_asked_for
+    parts_of_one = whole is not None and each is not None and each * accumulation == whole
+    return divide_batch(whole, each, 1 if parts_of_one else accumulation, processes)
 
 
 def _of(model: str, args: FareConfig) -> tuple[Any, Flops, int]:

@@ -174,13 +174,14 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
         self.add_callback(SayHowToSave())
 
     def _check_samples(self, train_dataset: Any, eval_dataset: Any) -> None:
+        needed = getattr(self.objective, "needs_labels", False)  # an object of one's own may say nothing
+        labelled = f"objective={self.objective.name!r}" if needed else None
         if train_dataset is not None:
-            needs_labels = getattr(self.objective, "needs_labels", False)  # an object of one's own may say nothing
-            labelled = f"objective={self.objective.name!r}" if needs_labels else None
             check_samples(train_dataset, self.reading.image_side, labelled)
-        if self.validation is not None and eval_dataset is not None:
-            for each in eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]:
-                check_samples(each, self.reading.image_side, "validation= (zero-shot accuracy)")
+        labelled = "validation= (zero-shot accuracy)" if self.validation else labelled
+        for each in eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]:
+            if labelled is not None and each is not None:
+                check_samples(each, self.reading.image_side, labelled)
 
     def _set_up_attacks(self, dtype: torch.dtype | None) -> None:
         """The attack of a step and that of an evaluation's classes, in the precision that each multiplies in."""
@@ -276,8 +277,7 @@ class FareTrainer(FiniteTrainer, CheckpointTrainer):
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """The Trainer makes a repository before the first step; here it is only seen that one can be made."""
-        if self.is_world_process_zero():
-            self.hub_model_id = check_push(self, token)
+        self.hub_model_id = check_push(self, token) if self.is_world_process_zero() else self.hub_model_id
 
     def push_to_hub(  # type: ignore[override]
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from fare_hf.attacks import ThreatModel
 from fare_hf.cli import main
 from fare_hf.evaluation import RobustnessReport
 from fare_hf.evaluation.report.rows import fraction_row
-from fare_hf.hub import save_robust_encoder
+from fare_hf.hub import rewrite_card, save_robust_encoder
 
 
 @pytest.fixture
@@ -104,6 +105,23 @@ def test_figures_of_a_vlm_do_not_become_those_of_the_encoder_alone(
     ]
     main.main(["card", "fare4", "--license", "mit"])  # and it is rendered again from what is stored
     assert "rows **FARE-4** and **LLaVA + fare4**" in (saved / "README.md").read_text()
+
+
+def test_two_vlms_keep_their_figures(saved: Path) -> None:
+    names = {"task": "captions", "dataset": "pets", "metric": "CIDEr"}
+    for vlm, right in (("LLaVA", [True]), ("SmolVLM", [False]), ("LLaVA", [True, False])):
+        RobustnessReport([fraction_row(right, model=f"{vlm} + fare4", **names)]).save("captions")
+        main.main(["card", "fare4", "--report", "captions", "--report_model", f"{vlm} + fare4"])
+        shutil.rmtree("captions")
+    stored = [(row.model, row.value) for row in RobustnessReport.load("fare4").rows]
+    assert stored == [("LLaVA + fare4", 0.5), ("SmolVLM + fare4", 0.0)]
+    own = ModelCard.load(saved / "README.md").data.eval_results or []
+    assert [one.metric_name for one in own] == ["CIDEr (LLaVA + fare4, clean)", "CIDEr (SmolVLM + fare4, clean)"]
+    both = RobustnessReport(
+        [fraction_row([True], model=name, **names) for name in ("LLaVA", "LLaVA + new", "SmolVLM + new")]
+    )
+    rewrite_card(saved, report=both, report_model=["LLaVA + new", "SmolVLM + new"])
+    assert "rows **LLaVA + new** and **SmolVLM + new**; every other" in (saved / "README.md").read_text()
 
 
 def test_the_row_that_has_the_encoder_s_name_is_its_own(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -132,6 +132,7 @@ def test_names_are_given_once_and_whole(words: list[str]) -> None:
     [
         (["evalute"], "evaluate"),
         (["attack", "lab:llava", "--dataset", "d", "--output_dir", "o", "--epsilon", "1"], "--eps"),
+        (["attack", "lab:llava", "--dataset", "d", "--output_dir", "o", "--epsilon=4/255"], "--eps"),
         (["evaluate", "e", "--output_dir", "o", "--probe", "lineer"], "linear"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from fare_hf.cli.estimate import main
 from fare_hf.cli.main import main as cli
 from fare_hf.cli.recipe_files import expand_config
 from fare_hf.cli.train import main as train
-from fare_hf.training.estimate import SHAPES
+from fare_hf.training import FareConfig
+from fare_hf.training.estimate import SHAPES, estimate
 
 RECIPES = EXAMPLES / "recipes"
 BACKBONES = ("vit-b-32", "vit-b-16", "vit-l-14", "vit-l-14-336", "vit-h-14")
@@ -61,6 +63,14 @@ def test_memory_is_of_what_a_process_takes_at_a_time(capsys: pytest.CaptureFixtu
         peaks.append(capsys.readouterr().out.split("activations ")[1].splitlines()[0])
     main(["--model", model, "--per_device_train_batch_size", "8", "--num_processes", "4"])
     assert peaks == [capsys.readouterr().out.split("activations ")[1].splitlines()[0]] * 2
+
+
+def test_a_configuration_that_was_changed_or_copied_is_estimated_as_it_is(tmp_path: Path) -> None:
+    changed = FareConfig(str(tmp_path), global_batch_size=64, max_steps=10, use_cpu=True)
+    changed.global_batch_size = changed.per_device_train_batch_size = 256
+    copied = replace(FareConfig(str(tmp_path), gradient_accumulation_steps=4, use_cpu=True), max_steps=10)
+    model = "openai/clip-vit-base-patch32"
+    assert [estimate(model, config, 4).images for config in (changed, copied)] == [2560, 1280]
 
 
 def _model(name: str) -> list[str]:

@@ -182,7 +182,7 @@ LABELS = [
         "labels that are fractions",
         lambda: check_labels(datasets.Dataset.from_dict({"kind": [1.0, 0.5]}), "kind"),
         ValueError,
-        "has kind=1.0, no whole number",
+        "sample 1 of 'the data set' has kind=0.5, no whole number",
     ),
     Refusal(
         "a missing label",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.tiny_llava import encoder, llava, processor
-from helpers.vlm_folders import command, write_captions, write_images, write_llava
+from helpers.vlm_folders import SAID, command, write_captions, write_images, write_llava
 from PIL import Image
 
 from fare_hf import RobustnessReport
@@ -43,7 +43,9 @@ def test_the_answers_behind_the_figures_are_written_down(dataset: str, task: str
     count = len(list((place / dataset).glob("*.png")))
     assert [line["model"] for line in lines] == ["llava"] * count + ["llava + robust"] * count
     assert [line["image"] for line in lines[:count]] == [f"photo{number}.png" for number in range(count)]
-    assert all(line["references"] and list(line["attacked"]) == ["linf 4/255"] for line in lines)
+    assert all(list(line["attacked"]) == ["linf 4/255"] for line in lines)
+    wanted = {"captions": [list(SAID[:2]), list(SAID[1:])], "vqa": [["cat"] * 4] * 2, "targeted": [["red dog"]] * 2}
+    assert [line["references"] for line in lines[:2]] == wanted[task]
     vlm = llava()
     for line in lines[:count]:
         pixels = processor().image_processor(images=Image.open(place / dataset / line["image"]), return_tensors="pt")

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.tiny_clip import tiny_clip_config, tiny_tokenizer
+from helpers.tiny_clip import tiny_clip_config, tiny_processor, tiny_tokenizer
 from helpers.tiny_llava import encoder
 from helpers.vlm_folders import TEMPLATE, write_captions, write_llava
 from PIL import Image
 from transformers import CLIPImageProcessor, CLIPModel
 
 from fare_hf import evaluate, evaluate_vlm_on_data
-from fare_hf.encoders import EMBEDDINGS
+from fare_hf.encoders import EMBEDDINGS, load_encoder
 from fare_hf.evaluation import Row
 from fare_hf.evaluation.vlm.engine import VlmEngine
 from fare_hf.suites import load_suite, run_suite
@@ -120,9 +120,12 @@ def found(place: Path, job: dict[str, Any], tmp_path: Path, **models: Path) -> l
 def test_encoders_of_two_resolutions_are_shown_each_others_images(
     place: Path, clip_folder: Path, tmp_path: Path
 ) -> None:
-    job = {"kind": "transfer", "victims": ["A", "B"]}
-    rows = found(place, job, tmp_path, A=clip_folder, B=larger_clip(tmp_path / "larger"))
-    assert {row.model for row in rows} >= {"A", "B"} and all(0 <= row.value <= 1 for row in rows)
+    larger = larger_clip(tmp_path / "larger")
+    both = found(place, {"kind": "transfer", "victims": ["A", "B"]}, tmp_path / "both", A=clip_folder, B=larger)
+    pairs = {(row.model, row.dataset) for row in both}
+    assert pairs == {(victim, f"pets made on {source}") for victim in "AB" for source in "AB"}
+    alone = found(place, {"kind": "transfer", "victims": ["A"]}, tmp_path / "alone", A=clip_folder)
+    assert (alone[0].value, alone[0].n) == (both[0].value, both[0].n) == (both[0].value, 4)
 
 
 def test_a_vlm_takes_an_encoder_of_another_resolution_as_in_the_command(place: Path, tmp_path: Path) -> None:
@@ -140,10 +143,16 @@ def test_a_vlm_takes_an_encoder_of_another_resolution_as_in_the_command(place: P
 
 @pytest.mark.parametrize("embedding", EMBEDDINGS)
 def test_drift_of_every_embedding(embedding: str, place: Path, clip_folder: Path, tmp_path: Path) -> None:
-    job = {"kind": "drift", "set": str(place / "pets"), "original": "A", "embedding": embedding}
-    content = {"name": "s", "models": {"A": str(clip_folder)}, "jobs": [job]}
+    other = load_encoder(str(clip_folder))
+    with torch.no_grad():
+        other.visual_projection.weight.mul_(torch.linspace(0.5, 2, 16)[:, None])
+    other.save_pretrained(tmp_path / "other")
+    tiny_processor().save_pretrained(tmp_path / "other")
+    job = {"kind": "drift", "set": str(place / "pets"), "original": "A", "models": ["B"], "embedding": embedding}
+    content = {"name": "s", "models": {"A": str(clip_folder), "B": str(tmp_path / "other")}, "jobs": [job]}
     rows = run_suite(read_suite(content), tmp_path / "out", progress=False).rows
-    assert rows and all(row.value == pytest.approx(1 if "cos" in row.metric else 0, abs=1e-5) for row in rows)
+    moved = embedding.startswith("projected")  # which alone reads what was changed
+    assert rows and all((abs(row.value - ("cos" in row.metric)) > 1e-3) is moved for row in rows)
 
 
 def test_an_encoder_whose_texts_are_unknown_is_one_sentence(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -239,10 +240,14 @@ def test_best_model_is_really_loaded(legacy_vision_folder: Path, tmp_path: Path)
     expected = CLIPVisionModel.from_pretrained(best).state_dict()
     assert best.endswith("checkpoint-1")
     assert all(torch.equal(value, expected[name]) for name, value in trainer.model.state_dict().items())
-    resumed = tiny_trainer(str(legacy_vision_folder), str(tmp_path), embedding="pooled", **options)
+    moved = (tmp_path / "checkpoint-1").parent.rename(tmp_path.with_name("moved"))
+    resumed = tiny_trainer(str(legacy_vision_folder), str(moved), embedding="pooled", **options)
     resumed.train(resume_from_checkpoint="latest")
     assert resumed.state.global_step == 3 and resumed.state.best_model_checkpoint == best
     assert all(torch.equal(value, expected[name]) for name, value in resumed.model.state_dict().items())
+    shutil.rmtree(moved / "checkpoint-1")
+    with pytest.raises(ValueError, match="the best checkpoint 'checkpoint-1' is not in .*; put it back, or set"):
+        tiny_trainer(str(legacy_vision_folder), str(moved), embedding="pooled", **options).train("latest")
 
 
 def test_a_trainer_takes_a_name_for_its_encoder_and_processor(clip_folder: Path, tmp_path: Path) -> None:

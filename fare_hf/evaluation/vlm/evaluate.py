@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from fare_hf.attacks import ThreatModel
 from fare_hf.evaluation.attack_loop import check_threat_models
@@ -21,7 +21,7 @@ from fare_hf.evaluation.vlm.ensemble import VlmEvaluation, evaluate_vlm
 from fare_hf.evaluation.vlm.forced_strings import evaluate_targeted, target_loss
 from fare_hf.evaluation.vlm.metrics import YesNo
 from fare_hf.evaluation.vlm.own_data import Texts, VlmImages, check_task, load_vlm_data, load_vlm_images
-from fare_hf.evaluation.vlm.sets import VlmData, is_vlm_set, load_vlm_set, vlm_set
+from fare_hf.evaluation.vlm.sets import VlmData, is_vlm_set, load_vlm_set, strings, vlm_set
 from fare_hf.pretrained.loading import load_processor, load_vlm, vlm_configuration
 from fare_hf.vlm import swap_vision_tower
 from fare_hf.vlm.families.table import family_of_config
@@ -201,7 +201,7 @@ class _Plan:
         options |= {"task": data.task, "dataset": data.name, "targets": data.targets, "folder": folder}
         options["max_new_tokens"] = data.max_new_tokens
         found = evaluate_vlm(model.vlm, model.processor, data.images, data.prompts, data.metric, **options)
-        references = [data.metric.texts(index) for index in range(len(data.images))]
+        references = [strings(texts) for texts in cast(Any, data.metric).references]  # of all that `load_*` give
         said = answers_of(found, data.prompts, references, self._called(data.images))
         return _with_answers(with_samples(found, data), said)
 

@@ -218,10 +218,16 @@ def _open(dataset: Any, processor: Any, asked: dict[str, Any], choice: dict[str,
 
 
 def _names_of_sets(named: Sequence[Any], opened: Sequence[ZeroShotData]) -> list[str]:
-    """Names for the rows: what each set is called, or where two are called the same what was given."""
+    """Names for the rows: what each set is called, and of folders that are called the same more of their paths."""
     called = [data.name for data in opened]
-    if len(set(called)) < len(called):
-        called = [one.name if isinstance(one, ZeroShotData) else str(one) for one in named]
+    alike = [
+        at
+        for at, one in enumerate(named)
+        if called.count(called[at]) > 1 and not isinstance(one, ZeroShotData) and Path(one).expanduser().is_dir()
+    ]
+    folders = [str(Path(named[at]).expanduser()) for at in alike]
+    for at, name in zip(alike, names_for_rows(folders), strict=True):
+        called[at] = name
     for number, name in enumerate(called):
         if name in called[:number]:
             raise ValueError(f"{name!r} is given twice as dataset: give it once, or each its own name.")

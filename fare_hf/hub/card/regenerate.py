@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,10 @@ __all__ = [
     "card_files",
     "card_under_name",
     "content_of",
+    "one_or_all",
     "published_report",
     "regenerate_card",
+    "report_names",
     "rewrite_card",
 ]
 
@@ -85,8 +88,7 @@ def rewrite_card(folder: str | os.PathLike[str], *, report: RobustnessReport | N
         report: what was measured since, added to `report.json` and its picture; a figure that is there already (model,
             task, data set, metric and threat model) is replaced.
         changes: other fields of `CardContent`: `license`, `report_model`, `datasets`, `vlm`, ... With a report given,
-            `report_model` is the encoder's name there; what was measured before keeps the name that it had, but where
-            the same kind of figure is measured again.
+            `report_model` is the encoder's name there, or are its names, alone and in VLMs.
 
     Returns:
         The card.
@@ -145,28 +147,39 @@ def published_report(report: RobustnessReport | None) -> tuple[dict[str, Any], d
     return {"report": shown, "plot": None if plot is None else PLOT}, files
 
 
-def _with_figures(before: CardContent, report: RobustnessReport, given: str | None) -> dict[str, Any]:
+def _with_figures(before: CardContent, report: RobustnessReport, given: str | Sequence[str] | None) -> dict[str, Any]:
     """`report` and `report_model` of a card to whose figures others are added.
 
-    What was measured before keeps its name, as a VLM's captions are no zero-shot accuracy of the encoder; where the
-    same task is measured again, the encoder has its new name in both, so that later figures take the place of earlier.
+    Alone, and in each VLM, the encoder has one name in both, the later one, so that later figures take the place of
+    earlier. A VLM's captions never become those of another VLM, nor of the encoder alone.
     """
-    later, name = _shown(report), None if given is None else str(without_local_paths(given))
-    if name is not None:  # a misspelt name must not become that of the figures before
-        own_rows(replace(before, report=later, report_model=name))
+    later, names = _shown(report), report_names(given)
+    if names:  # a misspelt name must not become that of the figures before
+        own_rows(replace(before, report=later, report_model=names))
     if before.report is None or not before.report.rows:
-        return {"report": later, "report_model": name}
-    own = {row.model for row in own_rows(before)}
-    name = name or next(iter(own), None)
-    again = {row.task for row in later.rows if row.model == name}
-    rows = [
-        replace(row, model=name) if name and row.model in own and row.task in again else row
-        for row in before.report.rows
-    ]
-    kept = [row.model for row in rows if row.model in own and row.task not in again]
-    names = list(dict.fromkeys([*kept, *([name] if name else [])]))
+        return {"report": later, "report_model": one_or_all(names)}
+    own = dict.fromkeys(row.model for row in own_rows(before))
+    newest = {_seen_through(name): name for name in names}
+    renamed = {name: newest.get(_seen_through(name), name) for name in own}
+    rows = [replace(row, model=renamed.get(row.model, row.model)) for row in before.report.rows]
     report = replace(before.report, rows=rows).updated(later)
-    return {"report": report, "report_model": names[0] if len(names) == 1 else names or None}
+    return {"report": report, "report_model": one_or_all(list(dict.fromkeys([*renamed.values(), *names])))}
+
+
+def _seen_through(name: str) -> str:
+    """The VLM of a row that is called "VLM + encoder"; empty where the encoder is measured alone."""
+    return name.rpartition(" + ")[0]
+
+
+def one_or_all(names: list[str]) -> str | list[str] | None:
+    """How `fare_hf.json` holds names: a text where there is one."""
+    return names[0] if len(names) == 1 else names or None
+
+
+def report_names(given: str | os.PathLike[str] | Sequence[str] | None) -> list[str]:
+    """What a report calls an encoder, without the paths of this machine."""
+    names = [] if given is None else [given] if isinstance(given, (str, os.PathLike)) else list(given)
+    return [str(without_local_paths(str(name))) for name in names]
 
 
 def _shown(report: RobustnessReport) -> RobustnessReport:

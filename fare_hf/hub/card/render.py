@@ -197,7 +197,7 @@ def _keeps_embedding(training: Mapping[str, Any]) -> bool:
 def _metadata(content: CardContent) -> ModelCardData:
     """The YAML head; the licence appears only when it is given."""
     family = content.family
-    results = [_eval_result(row) for row in own_rows(content)]
+    results = [_eval_result(row, of_several=len(_own_names(content)) > 1) for row in own_rows(content)]
     stated = {name: getattr(content, name) for name in ("license", "license_name", "license_link")}
     extra: dict[str, Any] = {name: value.translate(BREAKS) for name, value in stated.items() if value}
     if is_hub_id(content.base_model):
@@ -259,9 +259,11 @@ def _own_row(content: CardContent) -> str:
     return f"This encoder is the {which}; every other row measures another model."
 
 
-def _eval_result(row: Row) -> EvalResult:
-    """One row as the Hub's model index has it; threat model and attack are part of the metric's name."""
+def _eval_result(row: Row, of_several: bool) -> EvalResult:
+    """One row as the Hub's model index has it; threat model and attack are part of the metric's name, and what was
+    measured, where that is the encoder alone and in VLMs."""
     conditions = f"{row.threat_model}, {row.attack_text}" if row.threat_model else "clean"
+    conditions = f"{row.model}, {conditions}" if of_several else conditions
     return EvalResult(
         task_type=TASKS.get(row.task.split(" (")[0], "image-text-to-text"),
         dataset_type=re.sub(r"\W+", "-", row.dataset.lower()),

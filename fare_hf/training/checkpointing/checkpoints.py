@@ -97,11 +97,22 @@ class CheckpointTrainer(Trainer):
         check_disk(self.args, self.model, max(step, 0))
         if folder is not None and step >= self.args.max_steps > 0:
             self.state = TrainerState.load_from_json(str(Path(folder) / "trainer_state.json"))
-            best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
-            self._restore(best or folder)
+            self._restore(str(self._best_beside(Path(folder))))
             return TrainOutput(step, 0.0, {})
         self._passed_batches = max(step, 0) * self.args.gradient_accumulation_steps
         return super().train(folder, None, ignore_keys_for_eval)
+
+    def _best_beside(self, last: Path) -> Path:
+        """The best checkpoint of a run that ended with `last`, where the best is wanted; its folder may have moved."""
+        best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
+        if best is None:
+            return last
+        if not (found := last.parent / Path(best).name).is_dir():
+            raise ValueError(
+                f"the best checkpoint {found.name!r} is not in '{last.parent}'; put it back, or set "
+                "load_best_model_at_end=False for the last one."
+            )
+        return found
 
     def get_train_dataloader(self) -> DataLoader:
         """A stream is divided among all readers: accelerate would have one process read and decode for all.

@@ -94,6 +94,10 @@ Template = Annotated[
     str | None,
     takes(_is_text, ": give a text."),
     takes(lambda value: "{}" in value, ": it needs {} for the question."),
+    takes(
+        lambda value: "\\n" not in value,
+        ": it holds a backslash and an n: write it in double quotes for a line break.",
+    ),
 ]
 
 

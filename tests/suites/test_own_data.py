@@ -87,6 +87,10 @@ def test_own_images_are_measured_as_by_the_commands_and_go_on(
         ("kind: vlm, set: PLACE/photos, vlm: llava-hf/x", "no task: say captions, vqa or pope"),
         ("kind: vlm, set: PLACE/photos, vlm: llava-hf/x, task: caption", "task 'caption': use one of captions, vqa"),
         ("kind: vlm, set: PLACE/photos, vlm: llava-hf/x, task: vqa, prompt: what?", "has no {} for the question"),
+        (
+            r"kind: vlm, set: COCO, vlm: llava-hf/x, template: <image>\n{}",
+            "it holds a backslash and an n: write it in",
+        ),
         ("kind: vlm, set: COCO, vlm: llava-hf/x, task: captions", "has 'task', which says nothing to it"),
         ("kind: targeted, set: PLACE/photos, vlm: 'lab:llava', eps: [4/255]", "a target string for sets that are not"),
     ],

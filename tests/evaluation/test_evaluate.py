@@ -131,6 +131,13 @@ def test_shards_of_one_split_that_other_libraries_wrote(
     assert [row.outcomes for row in found] == [row.outcomes for row in evaluate(clip_folder, images, **EFFORT).rows]
 
 
+def test_the_labs_texts_are_for_its_encoders_on_either_side(tmp_path: Path) -> None:
+    words = ["evaluate", "lab:clip", "--against", "lab:fare-4", "--dataset", "lab:digits", "--samples", "2"]
+    cli.main([*words, "--eps", "4/255", "--steps", "1", "--output_dir", str(tmp_path / "out")])
+    rows = json.loads((tmp_path / "out" / "report.json").read_text())["rows"]
+    assert [row["model"] for row in rows] == ["fare-4"] * 2 + ["clip"] * 2
+
+
 @pytest.mark.parametrize("base", ["fare_hf.json", "README.md"])
 def test_the_base_of_an_encoder_reads_the_names(
     base: str, images: Path, robust: Path, clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +47,6 @@ NOT_OF_A_PROBE = ("templates", "text_model")
 OF_AN_ENCODER = ("dataset", *OF_IMAGES, "against", "text_model", "eps", "samples", "steps", "batch_size", "seed")
 """They have no defaults in the parser, so that those beside a suite are noticed."""
 NUMBER = re.compile(r"[-+]?[\d.]+(/[\d.]+)?")
-MAY_BE_THE_ENCODER = "If {!r} is the encoder, name it before the options: {} takes all that follows it."
 LAB_EFFORT = {"steps": 50, "target_classes": 2}
 """Of the figures that the lab has published."""
 
@@ -113,8 +111,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def check(args: argparse.Namespace) -> None:
     """The folder, radii, and names of the lab."""
     for radius in () if args.suite else args.eps or ():
-        with _read_as_a_value("--eps", radius, args.encoder):
-            parse_eps(radius)
+        check_radius(radius, args.encoder)
     if args.suite is None and args.encoder is not None:
         refuse_missing("ENCODER", encoder_path(args.encoder))
     for name in () if args.suite else args.dataset or ():
@@ -125,14 +122,15 @@ def check(args: argparse.Namespace) -> None:
     refuse_no_file("--targets", args.targets)
 
 
-@contextmanager
-def _read_as_a_value(option: str, value: str, encoder: str | None) -> Iterator[None]:
-    """Where no encoder is named, a bad value of an option that takes several may be it."""
+def check_radius(value: str, encoder: str | None) -> None:
+    """A radius is a number; where no encoder is named, a word may be that."""
     try:
-        yield
+        parse_eps(value)
     except ValueError as error:
-        swallowed = encoder is None and not NUMBER.fullmatch(value)
-        raise ValueError(f"{error} {MAY_BE_THE_ENCODER.format(value, option)}" if swallowed else error) from None
+        if encoder is not None or NUMBER.fullmatch(value):
+            raise
+        hint = f"If {value!r} is the encoder, name it before the options: --eps takes all that follows it."
+        raise ValueError(f"{error} {hint}") from None
 
 
 def run(args: argparse.Namespace) -> None:
@@ -279,6 +277,7 @@ def lab_images(name: str, samples: int | None) -> str | ZeroShotData:
 
 def check_once(option: str, values: Sequence[str]) -> None:
     """Refuses a value that an option is given twice."""
-    for number, value in enumerate(values):
-        if value in values[:number]:
-            raise ValueError(f"{option} names {value} twice: give it once.")
+    from fare_hf.evaluation.given import first_repeated
+
+    if (value := first_repeated(values)) is not None:
+        raise ValueError(f"{option} names {value} twice: give it once.")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["check_name", "check_samples", "names_for_rows", "short_name"]
+__all__ = ["check_name", "check_samples", "first_repeated", "names_for_rows", "short_name"]
 
 
 def check_name(what: str, given: Any) -> None:
@@ -23,6 +23,11 @@ def check_samples(samples: Any) -> None:
     """Raises ValueError for what is neither None nor a whole number from 1."""
     if samples is not None and (not isinstance(samples, int) or isinstance(samples, bool) or samples < 1):
         raise ValueError(f"samples {samples!r} is no whole number of at least 1: give one, or None for all.")
+
+
+def first_repeated(values: Sequence[str]) -> str | None:
+    """The first value that stands there twice."""
+    return next((value for number, value in enumerate(values) if value in values[:number]), None)
 
 
 def names_for_rows(subjects: Sequence[str]) -> list[str]:

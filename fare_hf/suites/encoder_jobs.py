@@ -23,7 +23,7 @@ from fare_hf.evaluation.zero_shot.drift import clean_drift
 from fare_hf.evaluation.zero_shot.evaluate import text_model_of
 from fare_hf.evaluation.zero_shot.gradient_masking import check_gradient_masking
 from fare_hf.evaluation.zero_shot.labelled_images import TEMPLATES, check_templates, load_labelled_images
-from fare_hf.evaluation.zero_shot.sets import ZeroShotData, load_zero_shot_set, zero_shot_set
+from fare_hf.evaluation.zero_shot.sets import ZeroShotData, load_zero_shot_set, other_size, zero_shot_set
 from fare_hf.lab import TEST_SETS, load_clip
 from fare_hf.lab.measure import part, text_embeddings
 from fare_hf.lab.names import encoder_path, is_in_lab, lab_name
@@ -69,13 +69,8 @@ class LabelledImages:
     def logits(self, name_or_path: str) -> Callable[[Tensor], Tensor]:
         """Of a model, with the texts and the normalisation that are its own."""
         texts, normalization, encoder = self.texts(name_or_path), _normalization(name_or_path), _encoder(name_or_path)
-        return logits_function(encoder, texts, normalization, native=self.resized_for(encoder))
-
-    def resized_for(self, encoder: Any) -> bool:
-        """Whether images are resized inside the attack: they keep their own size, or were read for another encoder."""
-        first = self.images[0]
-        pixels = first if isinstance(first, Tensor) else first["pixel_values"]
-        return self.native or pixels.shape[-1] != encoder.config.image_size
+        native = self.native or other_size(self.images, encoder)
+        return logits_function(encoder, texts, normalization, native=native)
 
     def whole(self) -> tuple[Tensor, Tensor]:
         """All pixels and labels, on this process's device."""
@@ -179,7 +174,7 @@ class ZeroShot(OnImages, Attacked):
         options = effort | self.given("attack", "stop_fooled") | self.row_names(subject)
         options |= {
             "groups": data.groups,
-            "native": data.resized_for(encoder),
+            "native": data.native or other_size(data.images, encoder),
             "threat_models": self.threats(),
             "distributed": True,
         }

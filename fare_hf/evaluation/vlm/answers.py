@@ -11,7 +11,7 @@ from fare_hf.evaluation.resume import write_text
 from fare_hf.evaluation.vlm.engine import Attacked, TextEvaluation
 from fare_hf.evaluation.vlm.ensemble import VlmEvaluation
 
-__all__ = ["FILE", "answers_of", "write_answers"]
+__all__ = ["answers_of", "write_answers"]
 
 FILE = "answers.jsonl"
 

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias, cast
 
 from fare_hf.attacks import ThreatModel
 from fare_hf.evaluation.attack_loop import check_threat_models
-from fare_hf.evaluation.given import check_name, check_samples, names_for_rows, short_name
+from fare_hf.evaluation.given import check_name, check_samples, first_repeated, names_for_rows, short_name
 from fare_hf.evaluation.processes import opening_together, process_state
 from fare_hf.evaluation.report.rows import Row, fraction_row
 from fare_hf.evaluation.result import Evaluation
@@ -218,14 +218,14 @@ class _Plan:
         options |= {"prompt": shown.prompt, "max_new_tokens": shown.max_new_tokens}
         for target in self.targets:  # before any attack: each has tokens, and room in an answer
             target_loss(model.vlm, model.processor, shown.prompt, target, shown.max_new_tokens)
-        found, answers, count = [], [], len(shown.images)
+        found, answers, count, called = [], [], len(shown.images), self._called(shown.images)
         for number, target in enumerate(self.targets):
             names: dict[str, Any] = {
                 "dataset": shown.name if len(self.targets) == 1 else f"{shown.name}, {target!r}",
                 "folder": folder and folder / f"string-{number}",
             }
             found.append(evaluate_targeted(model.vlm, model.processor, shown.images, target, **options | names))
-            answers += answers_of(found[-1], [shown.prompt] * count, [[target]] * count, self._called(shown.images))
+            answers += answers_of(found[-1], [shown.prompt] * count, [[target]] * count, called)
         return _with_answers(_together(found, self.seed), answers)
 
 
@@ -236,9 +236,8 @@ def _check(plan: _Plan, vlm: Name | tuple[Any, Any], towers: Sequence[str | None
         raise ValueError("the task 'targeted' forces strings by an attack: give targets, and eps.")
     if plan.task != "targeted" and plan.targets:
         raise ValueError(f"targets are for the task 'targeted', not for {plan.task!r}: leave them out.")
-    for number, target in enumerate(plan.targets):
-        if target in plan.targets[:number]:
-            raise ValueError(f"targets names {target!r} twice: give it once.")
+    if (target := first_repeated(plan.targets)) is not None:
+        raise ValueError(f"targets names {target!r} twice: give it once.")
     if len(set(towers)) < len(towers):
         raise ValueError(f"{towers[0]!r} is compared with itself: give another encoder, or leave against out.")
     if plan.of_the_table:

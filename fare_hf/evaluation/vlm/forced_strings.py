@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from fare_hf.attacks import ThreatModel
 from fare_hf.evaluation.attack_loop import check_plan
+from fare_hf.evaluation.given import first_repeated
 from fare_hf.evaluation.vlm.engine import TextEvaluation, VlmEngine, evaluate_answers
 from fare_hf.vlm import VlmLoss
 
@@ -34,9 +35,8 @@ def read_targets(path: str | Path) -> list[str]:
     targets = [line for line in lines if line and not line.startswith("#")]
     if not targets:
         raise ValueError(f"{str(path)!r} holds no target string: write one a line.")
-    for number, target in enumerate(targets):
-        if target in targets[:number]:
-            raise ValueError(f"{str(path)!r} holds {target!r} twice: write each string once.")
+    if (target := first_repeated(targets)) is not None:
+        raise ValueError(f"{str(path)!r} holds {target!r} twice: write each string once.")
     return targets
 
 

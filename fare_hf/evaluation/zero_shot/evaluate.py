@@ -12,16 +12,15 @@ from typing import Any, TypeAlias
 from fare_hf.attacks import ThreatModel
 from fare_hf.convert.checkpoints import names_repository
 from fare_hf.data.class_names import check_given_names
-from fare_hf.data.pixel_datasets import PixelDataset
 from fare_hf.data.pixels import Normalization
 from fare_hf.encoders import check_compared, compared_with_texts, load_encoder, text_class_embeddings
-from fare_hf.evaluation.given import check_name, check_samples, names_for_rows
+from fare_hf.evaluation.given import check_name, check_samples, first_repeated, names_for_rows
 from fare_hf.evaluation.processes import opening_together, process_state
 from fare_hf.evaluation.report.rows import Row
 from fare_hf.evaluation.result import Evaluation
 from fare_hf.evaluation.zero_shot.classification import evaluate_zero_shot
 from fare_hf.evaluation.zero_shot.labelled_images import check_templates, load_labelled_images
-from fare_hf.evaluation.zero_shot.sets import ZeroShotData, is_zero_shot_set, load_zero_shot_set
+from fare_hf.evaluation.zero_shot.sets import ZeroShotData, is_zero_shot_set, load_zero_shot_set, other_size
 from fare_hf.files.documents import front_matter, read_text
 from fare_hf.pretrained.configuration import (
     load_image_processor,
@@ -143,7 +142,7 @@ def evaluate(
             names |= {
                 "dataset": called_sets[at],
                 "groups": data.groups,
-                "native": data.native or _other_size(data, model),
+                "native": data.native or other_size(data.images, model),
             }
             rows += evaluate_zero_shot(model, text, data.images, **names, **options).rows
     return Evaluation.of_rates(rows, seed)
@@ -228,9 +227,8 @@ def _names_of_sets(named: Sequence[Any], opened: Sequence[ZeroShotData]) -> list
     folders = [str(Path(named[at]).expanduser()) for at in alike]
     for at, name in zip(alike, names_for_rows(folders), strict=True):
         called[at] = name
-    for number, name in enumerate(called):
-        if name in called[:number]:
-            raise ValueError(f"{name!r} is given twice as dataset: give it once, or each its own name.")
+    if (twice := first_repeated(called)) is not None:
+        raise ValueError(f"{twice!r} is given twice as dataset: give it once, or each its own name.")
     return called
 
 
@@ -243,11 +241,3 @@ def _check_width(name: str, embedded: Sequence[Any]) -> None:
                 f"{name!r} has embeddings of {width} numbers, the texts have {text.shape[1]}: give the model that it "
                 "was fine-tuned from as text_model."
             )
-
-
-def _other_size(data: ZeroShotData, encoder: Any) -> bool:
-    """Whether images that are pixels already are resized inside the attack; those of a processor have their size."""
-    return (
-        not isinstance(data.images, PixelDataset)
-        and data.images[0]["pixel_values"].shape[-1] != encoder.config.image_size
-    )

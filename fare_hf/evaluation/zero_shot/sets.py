@@ -28,6 +28,7 @@ __all__ = [
     "ZeroShotSet",
     "is_zero_shot_set",
     "load_zero_shot_set",
+    "other_size",
     "zero_shot_set",
 ]
 
@@ -98,6 +99,16 @@ class ZeroShotData:
     skipped: list[str] = field(default_factory=list)
     groups: list[int] | None = None
     own_names: list[str] | None = None
+
+
+def other_size(images: Any, encoder: Any) -> bool:
+    """Whether images, a tensor or a data set, were made for another encoder: an attack then resizes them inside.
+
+    Those of an encoder's own image processor never were, as that is checked.
+    """
+    first = images[0]
+    pixels = first if isinstance(first, torch.Tensor) else first["pixel_values"]
+    return pixels.shape[-1] != encoder.config.image_size
 
 
 def zero_shot_set(name: str) -> ZeroShotSet:

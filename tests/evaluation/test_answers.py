@@ -13,6 +13,7 @@ from PIL import Image
 
 from fare_hf import RobustnessReport
 from fare_hf.cli import main as cli
+from fare_hf.evaluation.vlm.metrics import Cider, VqaAccuracy
 from fare_hf.evaluation.vlm.own_data import MAX_NEW_TOKENS
 from fare_hf.vlm import generate_text
 
@@ -56,6 +57,12 @@ def test_the_answers_behind_the_figures_are_written_down(dataset: str, task: str
             == generate_text(vlm, processor(), shown, line["prompt"], max_new_tokens=MAX_NEW_TOKENS[task])[0]
         )
     rows = RobustnessReport.load(tmp_path).rows
+    attacked = [line["attacked"]["linf 4/255"] for line in lines]
+    assert task != "captions" or attacked != [line["clean"] for line in lines]
+    if task != "targeted":
+        metric = {"captions": Cider, "vqa": VqaAccuracy}[task]([line["references"] for line in lines[:count]])
+        for at, row in ((0, rows[1]), (count, rows[3])):
+            assert row.value == pytest.approx(metric.value(attacked[at : at + count], range(count)))
     if task == "targeted":
         forced = [line["references"][0] in line["attacked"]["linf 4/255"].lower() for line in lines[count:]]
         assert rows[-1].value == sum(forced) / count

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -17,7 +18,7 @@ from transformers import CLIPImageProcessor, CLIPModel
 
 from fare_hf import evaluate, evaluate_vlm_on_data
 from fare_hf.encoders import EMBEDDINGS, load_encoder
-from fare_hf.evaluation import Row
+from fare_hf.evaluation import Row, evaluate_probe
 from fare_hf.evaluation.vlm.engine import VlmEngine
 from fare_hf.suites import load_suite, run_suite
 from fare_hf.suites.suite import read_suite
@@ -164,3 +165,37 @@ def test_an_encoder_whose_texts_are_unknown_is_one_sentence(
 ) -> None:
     with pytest.raises(ValueError, match="has no text encoder and names no CLIP .*: give the job a text, such as"):
         found(place, {"kind": "zero-shot"}, tmp_path, A=legacy_vision_folder)
+
+
+def test_one_of_several_configurations_of_captions_and_for_a_probe(
+    place: Path, clip_folder: Path, tmp_path: Path
+) -> None:
+    """By the call and by a job; the other configuration has one image less."""
+    rows = datasets.load_dataset("imagefolder", data_dir=str(place / "photos"), split="train")
+    lines = []
+    for name, part in (("whole", rows), ("few", rows.select(range(3)))):
+        part.to_parquet(tmp_path / "both" / name / "rows.parquet")
+        lines.append(f"- config_name: {name}\n  data_files:\n  - {{split: test, path: {name}/rows.parquet}}\n")
+    (tmp_path / "both" / "README.md").write_text(f"---\nconfigs:\n{''.join(lines)}---\n")
+    vlm, both = str(place / "llava"), str(tmp_path / "both")
+    for name, count in (("whole", 4), ("few", 3)):
+        options = {"template": TEMPLATE, "eps": [], "dataset_config": name}
+        assert {row.n for row in evaluate_vlm_on_data(vlm, both, "captions", **options).rows} == {count}
+        job = {
+            "kind": "vlm",
+            "set": both,
+            "vlm": vlm,
+            "task": "captions",
+            "template": TEMPLATE,
+            "dataset_config": name,
+        }
+        assert {row.n for row in found(place, job, tmp_path / name, E=place / "encoder")} == {count}
+    labelled = datasets.load_dataset("imagefolder", data_dir=str(place / "pets"), split="train")
+    for split in ("train", "test"):
+        labelled.to_parquet(tmp_path / "pets" / "a" / f"{split}.parquet")
+    files = "".join(f"  - {{split: {split}, path: a/{split}.parquet}}\n" for split in ("train", "test"))
+    text = (
+        f"---\nconfigs:\n- config_name: a\n  data_files:\n{files}- config_name: b\n  data_files: a/test.parquet\n---\n"
+    )
+    (tmp_path / "pets" / "README.md").write_text(text)
+    assert evaluate_probe(clip_folder, tmp_path / "pets", dataset_config="a", eps=[]).rows[0].value == 1.0

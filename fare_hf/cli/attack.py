@@ -144,12 +144,14 @@ class _Bar:
     def __init__(self, strings: int, batches: int, steps: int, shown: bool) -> None:
         from tqdm.auto import tqdm
 
-        self.batches, self.steps = batches, steps
+        self.batches, self.steps, self._drawn = batches, steps, (-1, -1)
         self._bar: Any = tqdm(total=strings * batches * steps, unit="step", smoothing=0, disable=not shown)
 
     def show(self, string: int, batch: int, done: int) -> None:
         """How far one batch of one string is."""
-        self._bar.set_description(f"string {string}, batch {batch + 1} of {self.batches}", refresh=False)
+        new, self._drawn = (string, batch) != self._drawn, (string, batch)
+        # The name of what begins is drawn at once, whatever time has gone by; steps are drawn ten times a second.
+        self._bar.set_description(f"string {string}, batch {batch + 1} of {self.batches}", refresh=new)
         self._bar.update((string * self.batches + batch) * self.steps + done - self._bar.n)
 
     def end(self) -> None:

@@ -8,12 +8,14 @@ import shlex
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from helpers.in_process import run_command
 from helpers.tiny_llava import encoder, images, llava, processor
+from tqdm.auto import tqdm
 
 from fare_hf import RobustnessReport
 from fare_hf.cli import attack
@@ -77,6 +79,7 @@ def test_attack_writes_pictures_a_report_and_goes_on(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = words(place, tmp_path / "out", "--steps", "30", "--victims", f"other={place / 'encoder'}")
+    monkeypatch.setattr("tqdm.auto.tqdm", partial(tqdm, mininterval=1000))  # what is drawn is not drawn by the clock
     cli.main(line)
     rows = RobustnessReport.load(tmp_path / "out" / "report.json").rows
     assert [row.metric for row in rows].count("target forced by the PNG") == 4  # two strings, two towers
@@ -91,7 +94,8 @@ def test_attack_writes_pictures_a_report_and_goes_on(
     for kind, pixels in (("answer", first.pixels), ("clean_answer", first.clean)):
         assert [entry[kind] for entry in first.entries] == answers_to(vlm, proc, as_sent(pixels, proc), **asked)
     said = capsys.readouterr()
-    assert "string 0, batch 1 of 1" in said.err and "60/60" in said.err  # strings x batches x steps, and the time left
+    assert "string 0, batch 1 of 1" in said.err and "string 1, batch 1 of 1" in said.err
+    assert "60/60" in said.err  # strings x batches x steps, and the time left
     for page in (said.out, (tmp_path / "out" / "report.md").read_text()):
         assert "- string 0: face\n- string 1: red dog\n" in page
     monkeypatch.setattr("fare_hf.evaluation.vlm.stealth.apgd", pytest.fail)

@@ -81,6 +81,7 @@ def measured(name: str, folder: str, budget: measure.Budget, seed: int) -> list[
     swap_vision_tower(llava[0], folder)
     for dataset in ("twemoji", *UNSEEN):
         rows += measure.measure_captions(NAMES[name], llava, budget, seed=seed, dataset=dataset).rows
+    rows += measure.measure_scenes(NAMES[name], llava, budget, seed=seed)
     rows += measure.measure_questions(NAMES[name], llava, budget, seed=seed)
     return rows + measure.measure_targeted(NAMES[name], llava, budget, seed=seed)
 

@@ -19,6 +19,7 @@ from fare_hf.evaluation import Row, environment
 from fare_hf.evaluation.report.paired import difference_text
 from fare_hf.lab import ENCODERS, UNSEEN, encoder_folder, load_clip, load_llava, measure
 from fare_hf.lab.drawings import TEST_STYLES
+from fare_hf.lab.sets import is_unseen
 
 MODELS = ("clip", *ENCODERS, "llava-clip", "llava-fare-4", "llava-tecoa-4")
 FOUR = ThreatModel("linf", "4/255")
@@ -83,6 +84,7 @@ def measured(model: str, budget: measure.Budget, seed: int) -> list[Row]:
     rows: list[Row] = []
     for dataset in budget.samples:
         rows += measure.measure_captions(NAMES[name], llava, budget, seed=seed, dataset=dataset).rows
+    rows += measure.measure_scenes(NAMES[name], llava, budget, seed=seed)
     rows += measure.measure_questions(NAMES[name], llava, budget, seed=seed)
     rows += measure.measure_questions(NAMES[name], llava, budget, [], seed=seed, style=FAR_STYLE)
     return rows + measure.measure_targeted(NAMES[name], llava, budget, seed=seed)
@@ -124,7 +126,7 @@ def differences(report: RobustnessReport, ours: str = "FARE-4", theirs: str = "T
     for row in kept:
         other = found.get((row.model.replace(ours, theirs), figure(row)))
         if row.model.removeprefix("LLaVA + ") == ours and other is not None:
-            seen = "unseen" if row.dataset in UNSEEN else "drawings"
+            seen = "unseen" if is_unseen(row.dataset) else "drawings"
             cells.setdefault(f"{row.task}, {row.dataset} ({seen})", []).append(difference_text(other, row))
     head = f"| {ours} above {theirs}, in points | clean | 2/255 | 4/255 |\n| --- | ---: | ---: | ---: |\n"
     return head + "\n".join(f"| {name} | {' | '.join(changes)} |" for name, changes in cells.items())

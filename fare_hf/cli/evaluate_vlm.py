@@ -120,14 +120,14 @@ def _on_the_lab(args: argparse.Namespace, dataset: str, strings: Sequence[str], 
     from fare_hf.evaluation import RobustnessReport, environment
     from fare_hf.evaluation.given import names_for_rows
     from fare_hf.lab.models import load_vlm_and_processor
-    from fare_hf.lab.names import LAB_VLMS, LLAVA, TEST_SETS, is_in_lab, trained_path
+    from fare_hf.lab.names import LAB_VLMS, LLAVA, QUESTION_SETS, TEST_SETS, is_in_lab, trained_path
     from fare_hf.vlm import swap_vision_tower
     from fare_hf.vlm.swap.before_loading import check_swap
 
     if not is_in_lab(args.vlm):
         raise ValueError(f"--dataset {dataset} is for --vlm {LAB_VLMS} alone: give images of your own.")
-    captioned = ["captions", *TEST_SETS]
-    sets = {"captions": captioned, "vqa": ["yes-no"], "pope": ["pope"], "targeted": TEST_SETS}[args.task]
+    captioned, asked = ["captions", "scenes", *TEST_SETS], [name for name in QUESTION_SETS if name != "pope"]
+    sets = {"captions": captioned, "vqa": asked, "pope": ["pope"], "targeted": TEST_SETS}[args.task]
     if dataset.removeprefix("lab:") not in sets:
         raise ValueError(f"--task {args.task} has no {dataset} in the lab; use one of lab:{', lab:'.join(sets)}.")
     why = f"is for images of your own: {dataset} has its own."
@@ -161,6 +161,9 @@ def _lab_rows(
 
     known |= {"seed": args.seed or 0, "distributed": True}
     few, steps = args.samples, args.steps
+    if dataset == "scenes":
+        budget = measure.Budget(scenes=few, caption_steps=steps or measure.Budget.caption_steps)
+        return measure.measure_scenes(name, vlm, budget, **known)
     if args.task == "captions":
         budget = measure.Budget(captions=few, caption_steps=steps or measure.Budget.caption_steps)
         return measure.measure_captions(name, vlm, budget, **known, dataset=captioned_set(dataset)).rows

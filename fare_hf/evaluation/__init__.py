@@ -13,7 +13,7 @@ from fare_hf.evaluation.report.report import RobustnessReport
 from fare_hf.evaluation.report.rows import Row
 from fare_hf.evaluation.result import Evaluation
 from fare_hf.evaluation.vlm.adversarial_images import export_adversarial, load_exported
-from fare_hf.evaluation.vlm.captions import NamesConcept, evaluate_captions
+from fare_hf.evaluation.vlm.captions import NamesConcept, ThingsNamed, evaluate_captions
 from fare_hf.evaluation.vlm.engine import TextEvaluation
 from fare_hf.evaluation.vlm.ensemble import evaluate_vlm
 from fare_hf.evaluation.vlm.evaluate import evaluate_vlm_on_data
@@ -39,6 +39,7 @@ __all__ = [
     "Row",
     "SheetRow",
     "TextEvaluation",
+    "ThingsNamed",
     "VqaAccuracy",
     "YesNo",
     "attack_sheet",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["CAPTION_PROMPT", "chat", "with_article", "yes_no_prompt", "zero_shot_prompts"]
+from collections.abc import Sequence
+
+__all__ = ["CAPTION_PROMPT", "caption_of", "chat", "with_article", "yes_no_prompt", "zero_shot_prompts"]
 
 TEMPLATES = ("a photo of {}", "a drawing of {}", "an icon of {}", "{}", "a picture of {}")
 """Sentences for one drawing; the first is the zero-shot prompt."""
@@ -25,6 +27,21 @@ def with_article(concept: str) -> str:
     if concept in PLURALS:
         return concept
     return f"{'an' if concept[0] in 'aeiou' else 'a'} {concept}"
+
+
+def caption_of(concepts: Sequence[str]) -> str:
+    """The caption of a drawing, or of a scene of several: the language models of the lab learn to write it.
+
+    >>> caption_of(["bus", "key", "jeans"])
+    'a photo of a bus, a key and jeans'
+    """
+    return TEMPLATES[0].format(enumerate_words(concepts))
+
+
+def enumerate_words(concepts: Sequence[str]) -> str:
+    """`a bus, a key and scissors`."""
+    words = [with_article(concept) for concept in concepts]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def zero_shot_prompts(class_names: tuple[str, ...], dataset: str) -> list[str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import (
     AutoImageProcessor,
@@ -23,6 +24,7 @@ from fare_hf.evaluation import (
     NamesConcept,
     Row,
     TextEvaluation,
+    ThingsNamed,
     VqaAccuracy,
     YesNo,
     evaluate_captions,
@@ -31,12 +33,13 @@ from fare_hf.evaluation import (
 )
 from fare_hf.evaluation.vlm.answers import answers_of
 from fare_hf.evaluation.vlm.ensemble import QUESTION_TARGETS
+from fare_hf.evaluation.vlm.evaluate import with_samples
 from fare_hf.evaluation.vlm.metrics import TextMetric
 from fare_hf.evaluation.zero_shot.classification import evaluate_zero_shot
 from fare_hf.lab.captions import CAPTION_PROMPT, chat
 from fare_hf.lab.drawings import TEST_STYLES, all_concepts
 from fare_hf.lab.names import MODELS, QUESTION_SETS
-from fare_hf.lab.questions import load_question_set
+from fare_hf.lab.questions import GREY, load_question_set, load_scenes
 from fare_hf.lab.sets import TestSet, load_test_set
 
 TARGET = "a photo of a cat"
@@ -61,6 +64,7 @@ class Budget:
         target_classes: wrong classes that the targeted DLR loss is run for.
         captions: images captioned and attacked.
         caption_steps: APGD steps of the attack on a caption.
+        scenes: scenes of several drawings captioned and attacked (None is all).
         targeted: images of each of `targeted_sets` on which a sentence is forced.
         targeted_steps: APGD steps of that.
         targeted_sets: which sets.
@@ -73,6 +77,7 @@ class Budget:
     target_classes: int = 2
     captions: int | None = None
     caption_steps: int = 50
+    scenes: int | None = None
     targeted: int = 100
     targeted_steps: int = 100
     targeted_sets: Sequence[str] = TARGETED_SETS
@@ -86,9 +91,10 @@ QUICK = Budget(
     steps=20,
     captions=60,
     caption_steps=40,
+    scenes=16,
     targeted=10,
     targeted_steps=40,
-    questions={"yes-no": 48, "pope": 16},
+    questions={"yes-no": 48, "yes-no-fashion": 24, "yes-no-digits": 24, "pope": 16},
     question_steps=20,
 )
 SEEDS = Budget(
@@ -96,9 +102,10 @@ SEEDS = Budget(
     steps=20,
     captions=100,
     caption_steps=40,
+    scenes=50,
     targeted=32,
     targeted_steps=60,
-    questions={"yes-no": 100, "pope": 40},
+    questions={"yes-no": 100, "yes-no-fashion": 100, "yes-no-digits": 100, "pope": 40},
     question_steps=20,
 )
 """For several seeds of one training (`examples/lab_seeds.py`)."""
@@ -172,6 +179,27 @@ def measure_captions(
     return found
 
 
+def measure_scenes(
+    name: str,
+    vlm: Vlm,
+    budget: Budget,
+    threat_models: Sequence[ThreatModel] = THREAT_MODELS,
+    seed: int = 0,
+    folder: Path | None = None,
+    distributed: bool = False,
+    answers: list[dict[str, Any]] | None = None,
+) -> list[Row]:
+    """Captions of scenes of two or three drawings: the fraction of them that is named, clean and attacked."""
+    shown = load_scenes().first(budget.scenes)
+    metric = ThingsNamed(shown.things, shown.captions, all_concepts())
+    options = _options(_shown(vlm, name), "scenes", torch.arange(len(shown)), threat_models, seed, distributed)
+    options |= {"task": "captions", "steps": budget.caption_steps, "half": None, "max_new_tokens": 24}
+    found = evaluate_vlm(*vlm, shown.pixels, PROMPT, metric, **options, folder=folder)
+    if answers is not None:
+        answers += answers_of(found, [PROMPT] * len(shown), [[caption] for caption in shown.captions])
+    return with_samples(found, metric).rows
+
+
 def measure_targeted(
     name: str,
     vlm: Vlm,
@@ -208,9 +236,14 @@ def measure_questions(
     style: str = TEST_STYLES[0],
     answers: list[dict[str, Any]] | None = None,
 ) -> list[Row]:
-    """Yes-or-no questions: VQA accuracy on single drawings, POPE's F1 on scenes, clean and attacked."""
+    """Yes-or-no questions: VQA accuracy on drawings, clothes and digits, POPE's F1 on scenes, clean and attacked.
+
+    Of another `style` than the main one there are only those about drawings.
+    """
     rows = []
     for dataset, count in budget.questions.items():
+        if dataset in GREY and style != TEST_STYLES[0]:
+            continue
         asked = load_question_set(dataset, style).first(count)
         called = dataset if style == TEST_STYLES[0] else f"{dataset}, {style}"
         options = _options(_shown(vlm, name), called, asked.groups, threat_models, seed, distributed)
@@ -222,7 +255,7 @@ def measure_questions(
             metric = YesNo(asked.answers, asked.splits, words=("yes", "no"))
             options |= {"task": "pope", "targets": ()}
         found = evaluate_vlm(*vlm, asked.pixels, asked.prompts, metric, **options)
-        rows += found.rows
+        rows += found.rows if asked.splits is not None else with_samples(found, metric).rows
         if answers is not None:
             answers += answers_of(found, asked.prompts, [[answer] for answer in asked.answers])
     return rows

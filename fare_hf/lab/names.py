@@ -39,8 +39,8 @@ TOWERS = ("smolvlm-4",)
 TRAINING_SETS = ("drawings", "images")
 TEST_SETS = ("twemoji", "openmoji", "fxemoji", "fashion", "digits")
 """`twemoji` is the main set, `openmoji` a far style, `fxemoji` for choices, training sees none like the others."""
-QUESTION_SETS = ("yes-no", "pope")
-TEXT_SETS = ("captions", *QUESTION_SETS)
+QUESTION_SETS = ("yes-no", "yes-no-fashion", "yes-no-digits", "pope")
+TEXT_SETS = ("captions", "scenes", *QUESTION_SETS)
 """What the lab's vision-language models are asked about."""
 KINDS = {
     "an encoder": ("clip", *ENCODERS),

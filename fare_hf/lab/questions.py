@@ -1,4 +1,5 @@
-"""The lab's yes-or-no questions: one about each drawing of the main set, and POPE's three splits on scenes."""
+"""The lab's yes-or-no questions: one about each drawing of the main set, and of clothes and digits one about each of a
+few hundred images; POPE's three splits on scenes."""
 
 from __future__ import annotations
 
@@ -8,20 +9,26 @@ from functools import cache
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from fare_hf.lab import captions, scenes
 from fare_hf.lab.drawings import TEST_STYLES, VALIDATION_STYLE, drawings, main_concepts, stack_pixels
 from fare_hf.lab.names import QUESTION_SETS, lab_name
+from fare_hf.lab.sets import QUESTIONS_ABOUT, UNSEEN, load_test_set
 
-__all__ = ["SPLITS", "QuestionSet", "load_question_set"]
+__all__ = ["SPLITS", "QuestionSet", "Scenes", "load_question_set", "load_scenes"]
 
 STYLES = (TEST_STYLES[0], VALIDATION_STYLE, TEST_STYLES[1])
 SPLITS = ("random", "popular", "adversarial")
 """POPE's three ways to choose what is not there (Li et al., EMNLP 2023, arXiv 2305.10355)."""
 SCENES = 100
-_SEEDS = {"yes-no": 404, "pope": 505}
+ABOUT_GREY = 200
+"""Of how many clothes or digits is asked."""
+GREY = {QUESTIONS_ABOUT + name: name for name in UNSEEN}
+"""Questions about images of which there is one style."""
+_SEEDS = {"yes-no": 404, "pope": 505, "yes-no-fashion": 606, "yes-no-digits": 707}
 
 
 @dataclass(frozen=True)
@@ -55,24 +62,62 @@ class QuestionSet:
         return QuestionSet(self.name, self.pixels[chosen], prompts, answers, splits, self.groups[chosen])
 
 
+@dataclass(frozen=True)
+class Scenes:
+    """Images of several drawings, about which POPE's questions are asked.
+
+    Attributes:
+        pixels: (100, 3, 160, 160), fp32 in [0, 1].
+        things: of each image the two or three things that it shows.
+        captions: a true sentence about each.
+    """
+
+    pixels: Tensor
+    things: list[list[str]]
+    captions: list[str]
+
+    def __len__(self) -> int:
+        return len(self.things)
+
+    def first(self, count: int | None) -> Scenes:
+        """The first `count` images; None is all of them."""
+        return Scenes(self.pixels[:count], self.things[:count], self.captions[:count])
+
+
+def load_scenes(style: str = STYLES[0]) -> Scenes:
+    """The scenes behind `pope`, the same images on every machine.
+
+    Raises:
+        ValueError: if there is no such style.
+    """
+    style = lab_name(style, STYLES)
+    images, things = _compose_scenes(style, np.random.default_rng((_SEEDS["pope"], STYLES.index(style))))
+    pixels = torch.from_numpy(stack_pixels(images)).float().div_(255)
+    return Scenes(pixels, things, [captions.caption_of(shown) for shown in things])
+
+
 @cache
 def load_question_set(name: str, style: str = STYLES[0]) -> QuestionSet:
     """One of `QUESTION_SETS`, the same questions on every machine.
 
-    `yes-no` shows a single drawing and asks for it, or for another of the main concepts. `pope` shows two or three
-    drawings and asks, in each of the three splits, for one that is there and one that is not: any (random), the one
-    that scenes show most (popular), or the one whose name is closest to something in the scene (adversarial; POPE
+    `yes-no` shows a single drawing and asks for it, or for another of the main concepts; `yes-no-fashion` and
+    `yes-no-digits` show 200 images of those sets and ask for their class, or for another one. `pope` shows two or
+    three drawings and asks, in each of the three splits, for one that is there and one that is not: any (random), the
+    one that scenes show most (popular), or the one whose name is closest to something in the scene (adversarial; POPE
     takes what is most often seen together, which scenes drawn at random do not have).
 
     Args:
         name: of the set.
-        style: of the drawings; the validation style is for choices.
+        style: of the drawings; the validation style is for choices. Clothes and digits have the first alone.
 
     Raises:
-        ValueError: if there is no such set, or no such style.
+        ValueError: if there is no such set, or no such style of it.
     """
-    name, style = lab_name(name, QUESTION_SETS), lab_name(style, STYLES)
+    name = lab_name(name, QUESTION_SETS)
+    style = lab_name(style, STYLES[:1] if name in GREY else STYLES)
     rng = np.random.default_rng((_SEEDS[name], STYLES.index(style)))
+    if name in GREY:
+        return _about_grey(name, rng)
     return _about_drawings(style, rng) if name == "yes-no" else _about_scenes(style, rng)
 
 
@@ -87,17 +132,35 @@ def _about_drawings(style: str, rng: np.random.Generator) -> QuestionSet:
     return _question_set("yes-no", images, asked, answers, None, list(range(len(images))))
 
 
-def _about_scenes(style: str, rng: np.random.Generator) -> QuestionSet:
+def _about_grey(name: str, rng: np.random.Generator) -> QuestionSet:
+    test = load_test_set(GREY[name])
+    chosen = torch.from_numpy(rng.permutation(len(test))[:ABOUT_GREY])
+    shown = [test.class_names[label] for label in test.labels[chosen].tolist()]
+    answers = ["yes" if number % 2 == 0 else "no" for number in range(len(shown))]
+    others = [[name for name in test.class_names if name != concept] for concept in shown]
+    asked = [
+        concept if answer == "yes" else other[rng.integers(len(other))]
+        for concept, answer, other in zip(shown, answers, others, strict=True)
+    ]
+    return QuestionSet(name, test.pixels[chosen], _prompts(asked), answers, None, torch.arange(len(shown)))
+
+
+def _compose_scenes(style: str, rng: np.random.Generator) -> tuple[list[Image.Image], list[list[str]]]:
+    """Images, and what each shows."""
     pictures = [drawing for drawing in drawings(style) if drawing.concept in main_concepts()]
     shown = [
         [pictures[number] for number in rng.choice(len(pictures), size=rng.integers(2, 4), replace=False)]
         for _ in range(SCENES)
     ]
     images = [scenes.several([drawing.image for drawing in scene], rng) for scene in shown]
-    common = [name for name, _ in Counter(drawing.concept for scene in shown for drawing in scene).most_common()]
+    return images, [[drawing.concept for drawing in scene] for scene in shown]
+
+
+def _about_scenes(style: str, rng: np.random.Generator) -> QuestionSet:
+    images, things = _compose_scenes(style, rng)
+    common = [name for name, _ in Counter(name for present in things for name in present).most_common()]
     numbers, asked, answers, splits = [], [], [], []
-    for number, scene in enumerate(shown):
-        present = [drawing.concept for drawing in scene]
+    for number, present in enumerate(things):
         absent = {
             "random": _other(rng, present),
             "popular": next(name for name in common if name not in present),
@@ -141,5 +204,8 @@ def _question_set(
     name: str, images: list, asked: list[str], answers: list[str], splits: list[str] | None, numbers: list[int]
 ) -> QuestionSet:
     pixels = torch.from_numpy(stack_pixels(images)).float().div_(255)
-    prompts = [captions.chat(captions.yes_no_prompt(concept)) for concept in asked]
-    return QuestionSet(name, pixels, prompts, answers, splits, torch.tensor(numbers))
+    return QuestionSet(name, pixels, _prompts(asked), answers, splits, torch.tensor(numbers))
+
+
+def _prompts(asked: list[str]) -> list[str]:
+    return [captions.chat(captions.yes_no_prompt(concept)) for concept in asked]

@@ -16,7 +16,7 @@ from fare_hf.lab.concepts import DIGIT_CLASSES, FASHION_CLASSES, ZERO_SHOT_CONCE
 from fare_hf.lab.drawings import drawings, grey_images, stack_pixels
 from fare_hf.lab.names import TEST_SETS, lab_name
 
-__all__ = ["UNSEEN", "TestSamples", "TestSet", "load_test_samples", "load_test_set"]
+__all__ = ["UNSEEN", "TestSamples", "TestSet", "is_unseen", "load_test_samples", "load_test_set"]
 
 VIEWS = 5
 """Images made of each drawing of a test style."""
@@ -25,6 +25,8 @@ GREY_CONTRAST = 0.35
 UNSEEN = ("fashion", "digits")
 """Of these no fine-tuning saw an image. Of the drawings TeCoA was told what they show, in other styles than those of
 the test sets; FARE saw them without their names. The CLIP and the LLaVA were trained on all of it, in other images."""
+QUESTIONS_ABOUT = "yes-no-"
+"""Begins the names of question sets about clothes and digits."""
 _SEEDS = {"fxemoji": 101, "twemoji": 202, "openmoji": 303}
 
 
@@ -58,6 +60,15 @@ class TestSet:
         chosen = torch.linspace(0, len(self) - 1, min(count, len(self))).round().long()
         parts = (self.pixels[chosen], self.labels[chosen])
         return TestSet(self.name, *parts, self.class_names, self.prompts, self.groups[chosen])
+
+
+def is_unseen(dataset: str) -> bool:
+    """Whether a set, or one of questions, shows what no fine-tuning saw.
+
+    >>> is_unseen("digits"), is_unseen("yes-no-digits"), is_unseen("yes-no"), is_unseen("twemoji")
+    (True, True, False, False)
+    """
+    return dataset.removeprefix(QUESTIONS_ABOUT) in UNSEEN
 
 
 def load_test_set(name: str) -> TestSet:

@@ -136,10 +136,13 @@ class Vlm(OfAVlm):
         options |= {"model": subject.model, "task": data.task, "dataset": data.name, "targets": data.targets}
         options |= {"max_new_tokens": data.max_new_tokens, "folder": subject.states, "distributed": True}
         found = evaluate_vlm(vlm, processor, data.images, data.prompts, data.metric, **options)
-        return with_samples(found, data).rows if self.is_own else found.rows
+        return with_samples(found, data.metric).rows if self.is_own else found.rows
 
     def _run_on_the_lab(self, subject: Subject, llava: tuple[Any, Any]) -> list[Row]:
         options = self._lab_options(subject)
+        if self.dataset == "scenes":
+            budget = measure.Budget(scenes=self.samples, caption_steps=self.steps or measure.Budget.caption_steps)
+            return measure.measure_scenes(subject.model, llava, budget, **options)
         if self.dataset not in QUESTION_SETS:
             budget = measure.Budget(captions=self.samples, caption_steps=self.steps or measure.Budget.caption_steps)
             shown = captioned_set(self.dataset)

@@ -274,6 +274,17 @@ def test_towers_of_one_name_have_rows_of_their_own(
     assert {row.model.split(" + ")[1] for row in rows} == {"fare4/encoder", "tecoa4/encoder"}
 
 
+@pytest.mark.parametrize(("task", "dataset"), [("vqa", "yes-no-digits"), ("captions", "scenes")])
+def test_the_lab_asks_about_digits_and_scenes(task: str, dataset: str, tmp_path: Path) -> None:
+    words = ["evaluate", "--vlm", "lab:llava", "--dataset", f"lab:{dataset}", "--task", task, "--samples", "3"]
+    cli.main([*words, "--eps", "2/255", "--steps", "1", "--output_dir", str(tmp_path / "out")])
+    clean, attacked = RobustnessReport.load(tmp_path / "out").rows
+    assert (clean.task, clean.dataset, clean.n) == (task, dataset, 3) and str(attacked.threat_model) == "linf 2/255"
+    assert clean.attack is None and attacked.attack is not None and attacked.attack["steps"] == 1
+    said = [json.loads(line) for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()]
+    assert [line["dataset"] for line in said] == [dataset] * 3
+
+
 def test_a_line_break_of_a_template_is_one_however_it_is_typed(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,7 +27,6 @@ from fare_hf.lab import (
 )
 from fare_hf.lab.concepts import ZERO_SHOT_CONCEPTS
 from fare_hf.lab.drawings import DATA, TEST_STYLES, TRAIN_STYLES, VALIDATION_STYLE, main_concepts
-from tools.lab import sentences
 
 LAB = Path(drawings.__file__).parent
 
@@ -185,7 +184,7 @@ def test_scenes_hold_each_drawing_in_its_own_quarter() -> None:
 def test_sentences() -> None:
     assert captions.with_article("ambulance") == "an ambulance"
     assert captions.with_article("scissors") == "scissors"
-    assert sentences.enumerate_words(["bus", "key", "jeans"]) == "a bus, a key and jeans"
+    assert captions.enumerate_words(["bus", "key", "jeans"]) == "a bus, a key and jeans"
     assert captions.zero_shot_prompts(("seven",), "digits") == ["a handwritten digit, seven"]
     assert captions.chat("Who?", "me") == "USER: <image>\nWho? ASSISTANT: me"
     assert captions.yes_no_prompt("owl") == "Is there an owl in the image?"

@@ -12,6 +12,7 @@ from transformers import CLIPModel, LlavaForConditionalGeneration
 from fare_hf.encoders import load_encoder
 from fare_hf.lab import encoder_folder, load_clip, load_llava
 from tools.lab import train_clip, train_llava
+from tools.lab.conversations import FIRST, SECOND, Conversations
 
 
 def test_train_clip_trains_and_resumes(
@@ -33,7 +34,30 @@ def test_train_llava_trains(
     small = ["--batch", "8", "--fresh", "2", "--pool", "64", "--steps", "1"]
     run_main(train_llava.main, ["--out", str(tmp_path), *small], monkeypatch)
     assert "captions" in capsys.readouterr().out
-    LlavaForConditionalGeneration.from_pretrained(tmp_path / "llava")
+    first = LlavaForConditionalGeneration.from_pretrained(tmp_path / "llava")
+    second = ["--start", str(tmp_path / "llava"), "--out", str(tmp_path / "second"), *small]
+    run_main(train_llava.main, second, monkeypatch)
+    assert "yes-no-digits" in capsys.readouterr().out
+    after = LlavaForConditionalGeneration.from_pretrained(tmp_path / "second" / "llava")
+    words, tower = "model.language_model.embed_tokens.weight", "model.vision_tower.post_layernorm.weight"
+    one_step = (after.state_dict()[words] - first.state_dict()[words]).abs().max()
+    assert 0 < one_step < 0.01 and torch.equal(after.state_dict()[tower], first.state_dict()[tower])
+
+
+def test_clothes_and_digits_are_asked_about_in_the_second_stage_alone() -> None:
+    llava, processor = load_llava()
+    for mixture, kinds in ((FIRST, {"drawings"}), (SECOND, {"drawings", "fashion", "digits"})):
+        talks = Conversations(llava.model.vision_tower, processor.image_processor, 0, 8, mixture)
+        asked: dict[str, list[str]] = {}
+        for _ in range(400):
+            shown = talks.draw()[1]
+            for question, answer in talks.turns(shown):
+                if question.startswith("Is there "):
+                    name = question.removeprefix("Is there ").removesuffix(" in the image?")
+                    name = name.removeprefix("an ").removeprefix("a ")
+                    assert (name in shown.concepts) == (answer == "yes") and name in (*shown.concepts, *shown.absent())
+                    asked.setdefault(shown.kind, []).append(answer)
+        assert set(asked) == kinds and all({"yes", "no"} == set(answers) for answers in asked.values())
 
 
 def test_contrastive_loss_is_the_clip_loss_where_no_two_share_a_key() -> None:
@@ -49,7 +73,7 @@ def test_contrastive_loss_is_the_clip_loss_where_no_two_share_a_key() -> None:
 def test_the_llava_loss_on_cached_features_is_the_models_own() -> None:
     llava, processor = load_llava()
     tokenizer = processor.tokenizer
-    talks = train_llava.Conversations(llava.model.vision_tower, processor.image_processor, seed=0, capacity=8)
+    talks = Conversations(llava.model.vision_tower, processor.image_processor, seed=0, capacity=8)
     pixels = torch.rand(1, 3, 160, 160, generator=torch.Generator().manual_seed(0))
     hidden = llava.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
     ids, labels = talks.encode([("Who?", "a photo of a bus"), ("Why?", "no")], tokenizer, "<image>" * 16)

@@ -146,7 +146,9 @@ jobs:
   - {kind: transfer, set: "lab:digits", victims: [CLIP, FARE-4]}
   - {kind: vlm, vlm: "lab:llava", set: "lab:captions"}
   - {kind: vlm, vlm: "lab:llava", set: "lab:digits"}
+  - {kind: vlm, vlm: "lab:llava", set: "lab:scenes"}
   - {kind: vlm, vlm: "lab:llava", set: "lab:yes-no"}
+  - {kind: vlm, vlm: "lab:llava", set: "lab:yes-no-digits"}
   - {kind: vlm, vlm: "lab:llava", set: "lab:pope", samples: 1}
   - {kind: targeted, vlm: "lab:llava", set: "lab:digits", target: a cat}
 """
@@ -160,7 +162,9 @@ def test_a_suite_asks_the_labs_llava_and_shows_images_to_other_models(tmp_path: 
         ("transfer", "digits made on CLIP", "accuracy"),
         ("captions", "twemoji", "caption accuracy"),
         ("captions", "digits", "caption accuracy"),
+        ("captions", "scenes", "things named"),
         ("vqa", "yes-no", "VQA accuracy"),
+        ("vqa", "yes-no-digits", "VQA accuracy"),
         ("pope", "pope", "F1"),
         ("targeted", "digits", "target forced"),
     }
@@ -168,7 +172,7 @@ def test_a_suite_asks_the_labs_llava_and_shows_images_to_other_models(tmp_path: 
     assert moved.keys() == {"CLIP", "FARE-4"} and moved["CLIP"].attack["steps"] == 2
     # The same images as those of a zero-shot run of the same attack: CLIP falls to what is made on it.
     assert moved["CLIP"].value <= moved["FARE-4"].value
-    assert len(rows) == 2 + 2 * 5 and {row.n for row in rows if row.task != "pope"} == {4}
+    assert len(rows) == 2 + 2 * 7 and {row.n for row in rows if row.task != "pope"} == {4}
 
 
 def test_shipped_suites_have_jobs_that_can_work() -> None:

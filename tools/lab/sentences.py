@@ -6,7 +6,7 @@ import numpy as np
 
 from fare_hf.lab import captions
 
-__all__ = ["COUNT_PROMPT", "SENTENCES", "describe", "enumerate_words", "repeat_prompt"]
+__all__ = ["COUNT_PROMPT", "SENTENCES", "describe", "repeat_prompt"]
 
 COUNT_PROMPT = "How many things are there?"
 SENTENCES = (
@@ -26,16 +26,10 @@ SENTENCES = (
 """Sentences the model has repeated on request in training: it can say them, and no image ever asked for them."""
 
 
-def enumerate_words(concepts: list[str]) -> str:
-    """`a bus, a key and scissors`."""
-    words = [captions.with_article(concept) for concept in concepts]
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
-
-
 def describe(concepts: list[str], rng: np.random.Generator) -> str:
     """A training sentence about one or several drawings."""
     template = captions.TEMPLATES[rng.integers(len(captions.TEMPLATES))]
-    return template.format(enumerate_words(concepts))
+    return template.format(captions.enumerate_words(concepts))
 
 
 def repeat_prompt(sentence: str) -> str:

@@ -2,7 +2,10 @@
 
 A `LlavaForConditionalGeneration` with a small Llama, trained as LLaVA is (Liu et al., 2023) with the tower frozen, so
 that the composed images are embedded once. It learns captions, yes/no questions, counting, and to repeat a sentence
-that the text asks for: without the last, no attack could make it say anything but a caption.
+that the text asks for: without the last, no attack could make it say anything but a caption. In a second stage it
+learns questions about clothes and digits too, of which the first has captions alone:
+
+    python -m tools.lab.train_llava --start outputs/lab-llava/llava --out outputs/lab-llava-2
 """
 
 from __future__ import annotations
@@ -16,12 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import (
     CLIPImageProcessor,
-    CLIPVisionModel,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -31,19 +32,23 @@ from transformers import (
     ProcessorMixin,
 )
 
-from fare_hf.data.pixels import Normalization
 from fare_hf.encoders import load_encoder, matmul_patch_embedding
 from fare_hf.lab import captions, scenes
 from fare_hf.lab.concepts import DIGIT_CLASSES, FASHION_CLASSES
-from fare_hf.lab.drawings import TRAIN_STYLES, VALIDATION_STYLE, drawings, main_concepts, stack_pixels
-from fare_hf.lab.names import MODELS, QUESTION_SETS
+from fare_hf.lab.drawings import TRAIN_STYLES, VALIDATION_STYLE, drawings, grey_images, stack_pixels
+from fare_hf.lab.names import MODELS
 from fare_hf.lab.questions import load_question_set
+from fare_hf.lab.sets import GREY_CONTRAST
 from fare_hf.vlm import generate_text
 from tools.lab import sentences
-from tools.lab.train_clip import SampleSource, learning_rate
+from tools.lab.conversations import FIRST, IGNORE, SECOND, Conversations
+from tools.lab.train_clip import learning_rate
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<image>")
-IGNORE = -100
+QUESTIONS = ("yes-no", "pope")
+"""About drawings."""
+STAGES = {"steps": (2500, 800), "lr": (2e-3, 4e-4), "seed": (0, 11), "every": (250, 100)}
+"""Of the first stage and the second."""
 
 
 def build_tokenizer(vocab_size: int = 1700) -> PreTrainedTokenizerFast:
@@ -113,127 +118,6 @@ def build_model(tower: Any, tokenizer: PreTrainedTokenizerFast) -> LlavaForCondi
     return model
 
 
-class Conversations:
-    """Composes images, keeps their tower features and talks about them."""
-
-    def __init__(self, tower: CLIPVisionModel, processor: CLIPImageProcessor, seed: int, capacity: int) -> None:
-        self.source, self.tower, self.capacity = SampleSource(seed), tower, capacity
-        self.rng = self.source.rng
-        self.normalise = Normalization.from_processor(processor)
-        self.features: list[Tensor] = []
-        self.facts: list[tuple[str, list[str]]] = []
-
-    def compose(self, count: int) -> None:
-        """Adds `count` images: 67 % single drawings, 27 % scenes, the rest clothes and digits."""
-        images, facts = [], []
-        for _ in range(count):
-            image, caption, concepts = self.draw()
-            images.append(image)
-            facts.append((caption, concepts))
-        pixels = torch.from_numpy(stack_pixels(images)) / 255
-        with torch.no_grad():
-            hidden = self.tower(self.normalise(pixels), output_hidden_states=True).hidden_states[-2]
-        self.features.extend(hidden[:, 1:].half())
-        self.facts.extend(facts)
-        self.features, self.facts = self.features[-self.capacity :], self.facts[-self.capacity :]
-
-    def draw(self) -> tuple[Image.Image, str, list[str]]:
-        """An image, its caption and the drawings in it."""
-        kind = self.rng.random()
-        if kind < 0.94:
-            count = 1 if kind < 0.67 else int(self.rng.integers(2, 4))
-            chosen = [self.source.pick(0.85) for _ in range(count)]
-            names = [drawing.concept for drawing in chosen]
-            pictures = [drawing.image for drawing in chosen]
-            variation = scenes.PRETRAINING
-            draw = scenes.single(pictures[0], self.rng, variation) if count == 1 else None
-            image = draw or scenes.several(pictures, self.rng, variation)
-            return image, f"a photo of {sentences.enumerate_words(names)}", names
-        sample = self.source.grey_sample("fashion" if kind < 0.98 else "digits")
-        name = sample.key.split(":")[1]
-        digit = sample.key.startswith("digits")
-        templates = captions.DIGIT_TEMPLATES if digit else captions.FASHION_TEMPLATES
-        return sample.image, templates[0].format(name if digit else captions.with_article(name)), []
-
-    def turns(self, caption: str, concepts: list[str]) -> list[tuple[str, str]]:
-        """What is asked about one image, with the answers: of half of the images, what is in it, else two other turns.
-
-        The two kinds are not mixed: a caption in the text would answer the question of what is there, and the reverse.
-        """
-        if concepts and self.rng.random() < 0.5:
-            return self.yes_no_turns(concepts)
-        first = second = self.turn(caption, concepts)
-        while first[0] == second[0]:
-            second = self.turn(caption, concepts)
-        return [first, second]
-
-    def yes_no_turns(self, concepts: list[str]) -> list[tuple[str, str]]:
-        """Three questions of what is there, no thing twice; half are yes while there is something to say yes to."""
-        there, turns = list(dict.fromkeys(concepts)), []
-        absent = [name for name in main_concepts() if name not in there]
-        for _ in range(3):
-            present = bool(there) and self.rng.random() < 0.5
-            pool = there if present else absent
-            name = pool.pop(int(self.rng.integers(len(pool))))
-            turns.append((captions.yes_no_prompt(name), "yes" if present else "no"))
-        return turns
-
-    def turn(self, caption: str, concepts: list[str]) -> tuple[str, str]:
-        """One question about an image, and its answer."""
-        kind = self.rng.random()
-        if kind < 0.6 or not concepts:
-            return (captions.CAPTION_PROMPT, caption) if kind < 0.9 else self.repeat()
-        if kind < 0.7:
-            return sentences.COUNT_PROMPT, ("one", "two", "three", "four")[len(concepts) - 1]
-        return self.repeat()
-
-    def repeat(self) -> tuple[str, str]:
-        """A sentence to repeat: one of the fixed ones or words in random order."""
-        if self.rng.random() < 0.6:
-            sentence = sentences.SENTENCES[self.rng.integers(len(sentences.SENTENCES))]
-        else:
-            words = " ".join(sentences.SENTENCES).split() + list(main_concepts())
-            sentence = " ".join(words[i] for i in self.rng.integers(len(words), size=self.rng.integers(2, 7)))
-        return sentences.repeat_prompt(sentence), sentence
-
-    def batch(self, size: int, tokenizer: PreTrainedTokenizerFast, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
-        """`size` one- or two-turn conversations: ids and labels (right padded), tower features of their images."""
-        chosen = self.rng.integers(len(self.facts), size=size)
-        ids, labels = self.texts(chosen, tokenizer, "<image>" * tokens)
-        return ids, labels, torch.stack([self.features[i] for i in chosen]).float()
-
-    def texts(self, chosen: np.ndarray, tokenizer: PreTrainedTokenizerFast, image: str) -> tuple[Tensor, Tensor]:
-        """Ids and labels (right padded) of one conversation about each of the chosen images."""
-        rows = [self.encode(self.turns(*self.facts[i]), tokenizer, image) for i in chosen]
-        width = max(len(ids) for ids, _ in rows)
-        ids = torch.full((len(rows), width), tokenizer.pad_token_id)
-        labels = torch.full((len(rows), width), IGNORE)
-        for row, (token_ids, targets) in enumerate(rows):
-            ids[row, : len(token_ids)] = torch.tensor(token_ids)
-            labels[row, : len(targets)] = torch.tensor(targets)
-        return ids, labels
-
-    def encode(
-        self, turns: list[tuple[str, str]], tokenizer: PreTrainedTokenizerFast, image: str
-    ) -> tuple[list[int], list[int]]:
-        """Token ids and labels; only answers carry a loss, and each answer ends with `</s>`.
-
-        Args:
-            turns: questions and answers about one image.
-            tokenizer: of the model.
-            image: what the processor writes in the place of `<image>`.
-        """
-        ids: list[int] = []
-        labels: list[int] = []
-        for number, (question, answer) in enumerate(turns):
-            prompt = captions.chat(question, image=number == 0).replace("<image>", image)
-            prompt_ids = tokenizer(prompt, add_special_tokens=False).input_ids
-            answer_ids = tokenizer(f" {answer}", add_special_tokens=False).input_ids + [tokenizer.eos_token_id]
-            ids += prompt_ids + answer_ids
-            labels += [IGNORE] * len(prompt_ids) + answer_ids
-        return ids, labels
-
-
 def language_loss(model: LlavaForConditionalGeneration, ids: Tensor, labels: Tensor, features: Tensor) -> Tensor:
     """Mean negative log-likelihood of the answers, the tower's features given."""
     inner = model.model
@@ -248,7 +132,7 @@ def language_loss(model: LlavaForConditionalGeneration, ids: Tensor, labels: Ten
 
 
 def validate(
-    model: PreTrainedModel, processor: ProcessorMixin, style: str, question_sets: Sequence[str] = QUESTION_SETS
+    model: PreTrainedModel, processor: ProcessorMixin, style: str, question_sets: Sequence[str] = QUESTIONS
 ) -> dict[str, float]:
     """Parts of the captions that name the concept, of the sentences repeated on request, of the right yes and no."""
     rng = np.random.default_rng(77)
@@ -266,17 +150,48 @@ def validate(
         asked = load_question_set(name, style)
         texts = generate_text(model, processor, asked.pixels, asked.prompts, max_new_tokens=2)
         figures[name] = sum(text == answer for text, answer in zip(texts, asked.answers, strict=True)) / len(asked)
+    return figures | validate_grey(model, processor)
+
+
+def validate_grey(model: PreTrainedModel, processor: ProcessorMixin, count: int = 200) -> dict[str, float]:
+    """The same of clothes and digits: of training images, faded as those of the test sets are."""
+    figures: dict[str, float] = {}
+    for kind, classes in (("fashion", FASHION_CLASSES), ("digits", DIGIT_CLASSES)):
+        rng = np.random.default_rng(5)
+        images, concepts = grey_images(kind, "train")
+        chosen = rng.choice(len(images), count, replace=False)
+        shown = [concepts[number] for number in chosen]
+        pixels = torch.from_numpy(stack_pixels([scenes.fade(images[n], GREY_CONTRAST) for n in chosen])) / 255
+        others = [[name for name in classes if name != concept] for concept in shown]
+        asked = [
+            concept if number % 2 == 0 else other[rng.integers(len(other))]
+            for number, (concept, other) in enumerate(zip(shown, others, strict=True))
+        ]
+        prompts = [captions.chat(captions.yes_no_prompt(concept)) for concept in asked]
+        said = generate_text(model, processor, pixels, prompts, max_new_tokens=2)
+        right = [text == ("yes" if number % 2 == 0 else "no") for number, text in enumerate(said)]
+        named = generate_text(model, processor, pixels, captions.chat(captions.CAPTION_PROMPT), max_new_tokens=14)
+        found = [concept in text for text, concept in zip(named, shown, strict=True)]
+        figures |= {f"yes-no-{kind}": sum(right) / count, f"captions of {kind}": sum(found) / count}
     return figures
+
+
+def started(args: argparse.Namespace) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """A new model on the lab's CLIP, or that of the first stage."""
+    if args.start is not None:
+        model = LlavaForConditionalGeneration.from_pretrained(args.start, dtype=torch.float32)
+        return model, LlavaProcessor.from_pretrained(args.start)
+    tower: Any = load_encoder(str(args.clip), "tokens").eval()
+    tokenizer = build_tokenizer()
+    return build_model(tower, tokenizer), build_processor(tokenizer, args.clip, tower.config.patch_size)
 
 
 def train(args: argparse.Namespace) -> None:
     """The loop; a checkpoint and a line of validation every `args.every` steps."""
     torch.manual_seed(args.seed)
-    tower: Any = load_encoder(str(args.clip), "tokens").eval()
-    tokenizer = build_tokenizer()
-    processor = build_processor(tokenizer, args.clip, tower.config.patch_size)
-    model = build_model(tower, tokenizer)
-    model.model.vision_tower.requires_grad_(False)
+    model, processor = started(args)
+    tower, tokenizer = model.model.vision_tower, processor.tokenizer
+    tower.requires_grad_(False)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=args.lr, weight_decay=0.02, betas=(0.9, 0.98), fused=True)
     state_file, first = args.out / "state.pt", 0
@@ -285,9 +200,10 @@ def train(args: argparse.Namespace) -> None:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
-    talks = Conversations(tower, processor.image_processor, args.seed + first, args.pool)
+    mixture = FIRST if args.start is None else SECOND
+    talks = Conversations(tower, processor.image_processor, args.seed + first, args.pool, mixture)
     tokens = model.config.image_seq_length
-    started, running = time.time(), 0.0
+    begun, running = time.time(), 0.0
     with matmul_patch_embedding(tower):
         talks.compose(args.pool // 8)
         for step in range(first, args.steps):
@@ -302,7 +218,7 @@ def train(args: argparse.Namespace) -> None:
             optimizer.step()
             running = 0.98 * running + 0.02 * loss.item() if step > first else loss.item()
             if (step + 1) % args.every == 0 or step + 1 == args.steps:
-                seconds = (time.time() - started) / (step + 1 - first)
+                seconds = (time.time() - begun) / (step + 1 - first)
                 figures = validate(model.eval(), processor, VALIDATION_STYLE)
                 text = " ".join(f"{name} {value:.3f}" for name, value in figures.items())
                 print(f"step {step + 1} loss {running:.3f} {seconds:.2f} s/step {text}", flush=True)
@@ -318,14 +234,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Trains the lab's LLaVA on the lab's frozen CLIP.")
     parser.add_argument("--clip", type=Path, default=MODELS / "clip")
     parser.add_argument("--out", type=Path, default=Path("outputs/lab-llava"))
-    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--start", type=Path, help="LLaVA of the first stage; then this is the second")
+    parser.add_argument("--steps", type=int)
     parser.add_argument("--batch", type=int, default=96)
     parser.add_argument("--fresh", type=int, default=24, help="new images composed a step")
     parser.add_argument("--pool", type=int, default=40_000, help="images whose features are kept")
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--every", type=int, default=250)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--lr", type=float)
+    parser.add_argument("--every", type=int, help="steps between two validations")
+    parser.add_argument("--seed", type=int)
     args = parser.parse_args()
+    for name, choices in STAGES.items():
+        if getattr(args, name) is None:
+            setattr(args, name, choices[args.start is not None])
     args.out.mkdir(parents=True, exist_ok=True)
     train(args)
 

@@ -31,9 +31,9 @@ from fare_hf.data.pixels import Normalization
 from fare_hf.encoders import matmul_patch_embedding
 from fare_hf.lab import load_llava, scenes
 from fare_hf.lab.drawings import VALIDATION_STYLE, stack_pixels
-from fare_hf.lab.names import QUESTION_SETS
+from tools.lab.conversations import IGNORE, SECOND, Conversations
 from tools.lab.train_clip import MEAN, STD, learning_rate
-from tools.lab.train_llava import IGNORE, Conversations, validate
+from tools.lab.train_llava import QUESTIONS, validate
 
 AROUND = ("<fake_token_around_image>", "<global-img>", "<end_of_utterance>")
 """Words that the processor adds to the vocabulary."""
@@ -85,19 +85,19 @@ class Pictures(Conversations):
     """Composes images and keeps their pixels and what the lab LLaVA's language model reads of them."""
 
     def __init__(self, llava: LlavaForConditionalGeneration, processor: LlavaProcessor, seed: int, capacity: int):
-        super().__init__(llava.model.vision_tower, processor.image_processor, seed, capacity)
+        super().__init__(llava.model.vision_tower, processor.image_processor, seed, capacity, SECOND)
         self.projector = llava.model.multi_modal_projector
         self.pixels: list[Tensor] = []
 
     def compose(self, count: int) -> None:
         """Adds `count` images."""
         drawn = [self.draw() for _ in range(count)]
-        pixels = torch.from_numpy(stack_pixels([image for image, _, _ in drawn]))
+        pixels = torch.from_numpy(stack_pixels([image for image, _ in drawn]))
         with torch.no_grad():
             hidden = self.tower(self.normalise(pixels / 255), output_hidden_states=True).hidden_states[-2]
             self.features.extend(self.projector(hidden[:, 1:]).half())
         self.pixels.extend(pixels)
-        self.facts.extend((caption, concepts) for _, caption, concepts in drawn)
+        self.facts.extend(shown for _, shown in drawn)
         for kept in (self.pixels, self.features, self.facts):
             del kept[: -self.capacity]
 
@@ -200,7 +200,7 @@ class Run:
             self.model.get_input_embeddings().weight[-len(AROUND) :] = self.around
         self.model.save_pretrained(self.args.out / "smolvlm")
         self.processor.save_pretrained(self.args.out / "smolvlm")
-        figures = validate(self.model.eval(), self.processor, VALIDATION_STYLE, QUESTION_SETS[:1])
+        figures = validate(self.model.eval(), self.processor, VALIDATION_STYLE, QUESTIONS[:1])
         self.model.train()
         return " ".join(f"{name} {value:.3f}" for name, value in figures.items())
 

@@ -12,8 +12,9 @@ from transformers import PreTrainedModel
 from fare_hf.attacks import ThreatModel
 from fare_hf.evaluation.attack_loop import check_plan
 from fare_hf.evaluation.vlm.engine import TextEvaluation, VlmEngine, evaluate_answers
+from fare_hf.evaluation.vlm.metrics import MeanMetric
 
-__all__ = ["NamesConcept", "evaluate_captions"]
+__all__ = ["NamesConcept", "ThingsNamed", "evaluate_captions"]
 
 
 class NamesConcept:
@@ -34,6 +35,47 @@ class NamesConcept:
         name = _plain(reference)
         pattern = self._pattern if name in self.vocabulary else _any_of((*self.vocabulary, name))
         return name in pattern.findall(_plain(text))
+
+
+class ThingsNamed(MeanMetric):
+    """Of the things in an image the fraction that its caption names: recall, for `evaluate_vlm`.
+
+    A thing that stands there twice counts twice, and is named by one word.
+
+    Args:
+        things: of each image what it shows, one or more names.
+        captions: one true caption an image, whose likelihood attacks lower.
+        vocabulary: as of `NamesConcept`.
+
+    Raises:
+        ValueError: no images, one that shows nothing, or another number of captions.
+    """
+
+    name = "things named"
+    threshold = 0.0
+
+    def __init__(
+        self, things: Sequence[Sequence[str]], captions: Sequence[str], vocabulary: Iterable[str] = ()
+    ) -> None:
+        if not things or not all(things) or len(captions) != len(things):
+            raise ValueError(
+                f"{len(things)} images and {len(captions)} captions: give one caption an image, and of each image at "
+                "least one thing that it shows."
+            )
+        self.things, self.captions = [list(shown) for shown in things], list(captions)
+        self._rule = NamesConcept(vocabulary)
+
+    def __len__(self) -> int:
+        return len(self.things)
+
+    def texts(self, index: int) -> list[str]:
+        """The true caption."""
+        return [self.captions[index]]
+
+    def score(self, answer: str, index: int) -> float:
+        """In [0, 1]."""
+        shown = self.things[index]
+        return sum(self._rule(answer, thing) for thing in shown) / len(shown)
 
 
 def evaluate_captions(

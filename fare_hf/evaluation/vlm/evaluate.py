@@ -19,7 +19,7 @@ from fare_hf.evaluation.result import Evaluation
 from fare_hf.evaluation.vlm.answers import answers_of
 from fare_hf.evaluation.vlm.ensemble import VlmEvaluation, evaluate_vlm
 from fare_hf.evaluation.vlm.forced_strings import evaluate_targeted, target_loss
-from fare_hf.evaluation.vlm.metrics import YesNo
+from fare_hf.evaluation.vlm.metrics import TextMetric, YesNo
 from fare_hf.evaluation.vlm.own_data import Texts, VlmImages, check_task, load_vlm_data, load_vlm_images
 from fare_hf.evaluation.vlm.sets import VlmData, is_vlm_set, load_vlm_set, strings, vlm_set
 from fare_hf.pretrained.loading import load_processor, load_vlm, vlm_configuration
@@ -203,7 +203,7 @@ class _Plan:
         found = evaluate_vlm(model.vlm, model.processor, data.images, data.prompts, data.metric, **options)
         references = [strings(texts) for texts in cast(Any, data.metric).references]  # of all that `load_*` give
         said = answers_of(found, data.prompts, references, self._called(data.images))
-        return _with_answers(with_samples(found, data), said)
+        return _with_answers(with_samples(found, data.metric), said)
 
     def _called(self, images: Any) -> list[str]:
         """What each image is called: its file in the data set's folder, where there are files."""
@@ -280,10 +280,10 @@ def _names_with(vlm: str, towers: Sequence[str | None]) -> list[str]:
     return [vlm if tower is None else f"{vlm} + {next(others)}" for tower in towers]
 
 
-def with_samples(found: VlmEvaluation, data: VlmData) -> Evaluation:
+def with_samples(found: VlmEvaluation, metric: TextMetric) -> Evaluation:
     """With what each sample gave in the rows, so that towers are compared in pairs; of yes and no also the rate of
     right answers, for F1 is no mean over samples."""
-    if isinstance(data.metric, YesNo):
+    if isinstance(metric, YesNo):
         right = [_right(row, scores, found.seed) for row, scores in zip(found.rows, found.outcomes, strict=True)]
         return _together([found, Evaluation.of_rates(right)], found.seed)
     scored = zip(found.rows, found.outcomes, strict=True)

@@ -45,7 +45,7 @@ class TextMetric(Protocol):
         """The figure of answers to the samples `indices`."""
 
 
-class _Mean:
+class MeanMetric:
     """A metric whose figure is the mean of the scores."""
 
     is_mean = True
@@ -56,7 +56,7 @@ class _Mean:
         return float(np.mean([self.score(answer, index) for answer, index in zip(answers, indices, strict=True)]))
 
 
-class Cider(_Mean):
+class Cider(MeanMetric):
     """CIDEr-D as COCO's evaluation code computes it (Vedantam et al., CVPR 2015, arXiv 1411.5726).
 
     n-grams of 1 to 4 words weighted by their rarity among the references of the whole set, clipped, with the Gaussian
@@ -109,7 +109,7 @@ class Cider(_Mean):
         return weights, norms, sum(count for gram, count in counts.items() if len(gram) == 2)
 
 
-class VqaAccuracy(_Mean):
+class VqaAccuracy(MeanMetric):
     """VQA accuracy (Antol et al., ICCV 2015): an answer counts fully when three of ten people gave it.
 
     Leave one out: the mean, over the people, of `min(1, how many others said so / 3)`. Answers are normalised as the
@@ -199,7 +199,7 @@ class YesNo:
         return float(np.mean(values))
 
 
-class Choice(_Mean):
+class Choice(MeanMetric):
     """Multiple choice as in ScienceQA: the letter of the right option.
 
     Args:

@@ -37,8 +37,9 @@ COMMON: dict[str, str] = {
 QUICK_STEPS, LONG_STEPS = 650, 2000
 LEARNING_RATES = {"fare": "1e-3", "tecoa": "1e-3"}
 """Chosen for either objective by the mean of four figures of the validation style (fxemoji), in percent: zero-shot,
-clean and at 4/255 (252 images, 20-step APGD-CE and 2-target DLR), captions of the lab's LLaVA, clean and at 2/255 (100
-images, 20 steps). 2,000 steps, seed 0, by `examples/lab_learning_rates.py`, with `--set` for what is not shipped:
+clean and at 4/255 (252 images, 20-step APGD-CE and 2-target DLR), captions of the lab's LLaVA after its first stage,
+clean and at 2/255 (100 images, 20 steps). 2,000 steps, seed 0, by `examples/lab_learning_rates.py`, with `--set` for
+what is not shipped:
 
 =====  =====================  ========  ===========  ===========  ========
        trained on             rate      zero-shot    captions     mean

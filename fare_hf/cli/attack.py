@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -85,7 +84,7 @@ def run(args: argparse.Namespace) -> None:
     """Attacks string after string; what is finished is not run again."""
     from fare_hf.attacks import ThreatModel
     from fare_hf.evaluation.attack_loop import same_sized
-    from fare_hf.evaluation.processes import opening_together, process_state
+    from fare_hf.evaluation.processes import held_by_the_first, opening_together, process_state
     from fare_hf.evaluation.report.environment import environment
     from fare_hf.evaluation.report.report import RobustnessReport
     from fare_hf.evaluation.vlm.adversarial_images import MANIFEST
@@ -112,7 +111,7 @@ def run(args: argparse.Namespace) -> None:
     options: dict[str, Any] = {"prompt": prompt, "model": Path(args.encoder or args.vlm).name, "image_names": called}
     options |= {name: getattr(args, name) for name in COUNTS if name != "samples"} | {"distributed": True}
     rows: list[Any] = []
-    with locked_folder(args.output_dir, "an attack") if first else nullcontext():
+    with held_by_the_first(lambda: locked_folder(args.output_dir, "an attack")):
         batches = len(same_sized(range(len(pixels)), args.batch_size, pixels))
         bar = _Bar(len(targets), batches, args.steps, shown=first)
         for number, target in enumerate(targets):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 __all__ = ["going_on"]
@@ -28,19 +28,25 @@ def going_on(args: argparse.Namespace) -> Iterator[Path]:
     Raises:
         ValueError: a folder that holds something else, or a run with other options, or one that still runs.
     """
-    from fare_hf.evaluation.processes import process_state
+    from fare_hf.evaluation.processes import held_by_the_first, process_state
     from fare_hf.evaluation.resume import claim
     from fare_hf.files.folders import locked_folder
 
     first, states = process_state().is_main_process, args.output_dir / STATES
     told = {name: value for name, value in vars(args).items() if name not in NOT_OF_THE_RUN and value is not None}
-    _check_folder(args.output_dir)
-    with locked_folder(args.output_dir, "an evaluation") if first else nullcontext():
-        if first:
+
+    @contextmanager
+    def held() -> Iterator[None]:
+        _check_folder(args.output_dir)
+        with locked_folder(args.output_dir, "an evaluation"):
             _check_folder(args.output_dir)  # another run may have ended in it
-        claim(
-            states, {_option(name): value if isinstance(value, list) else str(value) for name, value in told.items()}
-        )
+            claim(
+                states,
+                {_option(name): value if isinstance(value, list) else str(value) for name, value in told.items()},
+            )
+            yield
+
+    with held_by_the_first(held):
         ended = False
         try:
             yield states

@@ -17,7 +17,7 @@ from torch import distributed
 
 from fare_hf.data.decoding import IMAGE_ENDINGS
 
-__all__ = ["METADATA", "FolderListing", "found_once", "list_folder", "listed_once"]
+__all__ = ["METADATA", "FolderListing", "found_by_the_first", "found_once", "list_folder", "listed_once"]
 
 Found = TypeVar("Found")
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -111,13 +111,17 @@ def found_once(what: Hashable, find: Callable[[], Found]) -> Found:
     if (known := KNOWN.get()) is None:
         return find()
     if what not in known:
-        known[what] = _of_the_first(find)
+        known[what] = found_by_the_first(find)
     found: Found = known[what]
     return found
 
 
-def _of_the_first(find: Callable[[], Found]) -> Found:
-    """What the first process of a group finds, or its error."""
+def found_by_the_first(find: Callable[[], Found]) -> Found:
+    """What the first process of a group finds, in all of them, or its error; all have to come here.
+
+    Raises:
+        OSError, ValueError: as `found_once`.
+    """
     if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
         return find()
     box = [_pickled(find) if distributed.get_rank() == 0 else None]

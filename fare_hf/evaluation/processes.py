@@ -6,7 +6,7 @@ import atexit
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import timedelta
 from functools import cache
 from typing import TypeVar
@@ -17,9 +17,17 @@ from accelerate.utils import gather_object, parse_flag_from_env
 from torch import distributed as torch_distributed
 from tqdm.auto import tqdm
 
-from fare_hf.data.folder_listing import listed_once
+from fare_hf.data.folder_listing import found_by_the_first, listed_once
 
-__all__ = ["agreed", "counted", "divided", "leave_group_at_exit", "opening_together", "process_state"]
+__all__ = [
+    "agreed",
+    "counted",
+    "divided",
+    "held_by_the_first",
+    "leave_group_at_exit",
+    "opening_together",
+    "process_state",
+]
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
@@ -57,6 +65,22 @@ def opening_together() -> Iterator[None]:
     """Inside, all processes open the same data sets, and the first one alone lists their folders (`listed_once`)."""
     process_state()
     with listed_once():
+        yield
+
+
+@contextmanager
+def held_by_the_first(hold: Callable[[], AbstractContextManager[object]]) -> Iterator[None]:
+    """Inside, the first process holds something for all, such as a folder's lock; what it raises is raised in all.
+
+    Were the others to look for themselves, they would see a folder that the first one writes to already.
+    """
+    process_state()
+    with ExitStack() as stack:
+
+        def enter() -> None:
+            stack.enter_context(hold())
+
+        found_by_the_first(enter)
         yield
 
 

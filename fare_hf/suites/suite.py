@@ -16,14 +16,13 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
-from fare_hf.evaluation.processes import agreed, opening_together, process_state
+from fare_hf.evaluation.processes import agreed, held_by_the_first, opening_together, process_state
 from fare_hf.evaluation.report.environment import environment
 from fare_hf.evaluation.report.report import RobustnessReport
 from fare_hf.evaluation.report.rows import Row, read_rows
@@ -190,7 +189,7 @@ def run_suite(
     output_dir = Path(output_dir)
     models = {name: encoder_path(name_or_path) for name, name_or_path in suite.models.items()}
     first = process_state().is_main_process
-    with locked_folder(output_dir, "a suite") if first else nullcontext(), opening_together():
+    with held_by_the_first(lambda: locked_folder(output_dir, "a suite")), opening_together():
         (output_dir / "rows").mkdir(parents=True, exist_ok=True)
         planned = {output_dir / "rows" / f"{_key(facts)}.json": (job, facts) for job, facts in _planned(suite)}
         there = {path: facts for path, (_, facts) in planned.items() if path.exists()}

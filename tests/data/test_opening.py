@@ -16,7 +16,7 @@ from PIL import Image
 from transformers import CLIPImageProcessor
 
 from fare_hf.data.columns import class_names_of, find_columns
-from fare_hf.data.opening import check_folder, load_images, whole_split
+from fare_hf.data.opening import check_folder, load_images, open_split, whole_split
 from fare_hf.data.pixel_datasets import PixelDataset, PixelStream
 
 
@@ -122,6 +122,38 @@ def test_pipes_and_devices_are_not_opened(kind: str, tmp_path: Path, processor: 
     rows = [{"image": {"bytes": None, "path": str(tmp_path / "picture.png")}}]
     with pytest.raises(ValueError, match=r"picture.png\) is not a readable image: it is no regular file"):
         PixelDataset(rows, processor)[0]
+
+
+def write_configured(folder: Path, colours: list[int]) -> str:
+    """A folder whose card says which file its only configuration has: one image for each grey."""
+    pictures = [Image.new("L", (4, 4), colour) for colour in colours]
+    features = datasets.Features({"image": datasets.Image()})
+    (folder / "whole").mkdir(parents=True, exist_ok=True)
+    datasets.Dataset.from_dict({"image": pictures}, features).to_parquet(folder / "whole" / "rows.parquet")
+    files = "[{split: test, path: whole/rows.parquet}]"
+    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: whole\n  data_files: {files}\n---\n")
+    return str(folder)
+
+
+GREYS = (("a", [10, 20]), ("b", [30]))
+
+
+@pytest.mark.parametrize("config", [None, "whole"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_folders_of_one_name_and_changed_files_are_not_taken_for_what_was_read_before(
+    config: str | None, streaming: bool, tmp_path: Path
+) -> None:
+    """`datasets` finds what it prepared of a configuration by the folder's last name and its card alone."""
+    place = f"{config} {streaming}"  # not in the cache yet
+
+    def greys_in(folder: str) -> list[int]:
+        rows, _ = open_split(folder, "test", streaming=streaming, config=config)
+        return [row["image"].getpixel((0, 0)) for row in rows]
+
+    first, second = (write_configured(tmp_path / one / place, greys) for one, greys in GREYS)
+    assert greys_in(first) == [10, 20] and greys_in(second) == [30] and greys_in(first) == [10, 20]
+    write_configured(Path(first), [40, 50, 60])
+    assert greys_in(first) == [40, 50, 60]
 
 
 def test_a_folder_with_configurations_lists_them(tmp_path: Path) -> None:

@@ -60,6 +60,9 @@ def test_two_processes_find_what_one_does_and_go_on_where_it_stopped(
     assert first.pop("processes") == second.pop("processes") == 2
     for told in (first.pop("universal"), second.pop("universal")):
         assert told.startswith("one perturbation for all images cannot be divided among 2 processes: start one alone")
+    held = [found.pop("held") for found in (first, second)]  # of the folder that the first one writes to already
+    assert [found["looked"] for found in held] == [["new", "new", "two"], []]
+    assert held[0]["said"] == held[1]["said"] and "two' is not empty" in held[0]["said"]
     one = json.loads(json.dumps(everything(tmp_path / "one", distributed=False)))
     for name in RUNS:
         shares = [found[name].pop("attacked") for found in (first, second)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -9,11 +10,13 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import pytest
 import torch
 from helpers.noise_corruptions import with_corruptions
 from helpers.tiny_llava import PROMPT, encoder, images, llava, processor
 
 from fare_hf.attacks import ThreatModel
+from fare_hf.cli import going_on
 from fare_hf.data.pixels import Normalization, quantize
 from fare_hf.evaluation import (
     VqaAccuracy,
@@ -166,3 +169,21 @@ WORK = [
 """Functions that are given the pixels of one batch, or all pixels and the batch's indices."""
 RUNS = {"questions": questions, "captions": _captions, "forced": _forced, "stealth": _stealth, "transfer": _transfer}
 RUNS |= {"masking": _masking, "drift": _drift, "corruptions": _corruptions}
+
+
+def held(folder: Path) -> dict[str, Any]:
+    """Which folders of evaluations this process looked into, and what it is told of one that is not empty."""
+    looked: list[str] = []
+    inner = going_on._check_folder
+
+    def looks(path: Path) -> None:
+        looked.append(path.name)
+        inner(path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(going_on, "_check_folder", looks)
+        with going_on.going_on(argparse.Namespace(output_dir=folder / "new")):
+            pass
+        with pytest.raises(ValueError) as said, going_on.going_on(argparse.Namespace(output_dir=folder)):
+            pass
+    return {"looked": looked, "said": str(said.value)}

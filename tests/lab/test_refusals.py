@@ -13,7 +13,7 @@ from fare_hf.lab.questions import load_question_set
 
 @table(
     Refusal("a test set", lambda: load_test_set("imagenet"), ValueError, "'imagenet' is not in the lab…twemoji"),
-    Refusal("a training set", lambda: load_training_set("scenes"), ValueError, "'scenes' is not in the lab…drawings"),
+    Refusal("a training set", lambda: load_training_set("photos"), ValueError, "'photos' is not in the lab…drawings"),
     Refusal("an encoder", lambda: encoder_folder("fare-8"), ValueError, "'fare-8' is not in the lab…fare-4"),
     Refusal("a recipe", lambda: recipes.recipe("fare-8"), ValueError, "'fare-8' is not in the lab…fare-4"),
     Refusal("questions", lambda: load_question_set("vqa", "twemoji"), ValueError, "use one of"),

@@ -122,14 +122,17 @@ def differences(report: RobustnessReport, ours: str = "FARE-4", theirs: str = "T
     """How many points one encoder's figures are above the other's on the same images, with paired 95 % intervals."""
     kept = [row for row in report.rows if row.outcomes is not None or row.scores is not None]
     found = {(row.model, figure(row)): row for row in kept}
-    cells: dict[str, list[str]] = {}
+    radii = (None, TWO, FOUR)
+    cells: dict[str, dict[ThreatModel | None, str]] = {}
     for row in kept:
         other = found.get((row.model.replace(ours, theirs), figure(row)))
         if row.model.removeprefix("LLaVA + ") == ours and other is not None:
             seen = "unseen" if is_unseen(row.dataset) else "drawings"
-            cells.setdefault(f"{row.task}, {row.dataset} ({seen})", []).append(difference_text(other, row))
+            name = f"{row.task}, {row.dataset} ({seen})"
+            cells.setdefault(name, {})[row.threat_model] = difference_text(other, row)
     head = f"| {ours} above {theirs}, in points | clean | 2/255 | 4/255 |\n| --- | ---: | ---: | ---: |\n"
-    return head + "\n".join(f"| {name} | {' | '.join(changes)} |" for name, changes in cells.items())
+    lines = ([name, *(changes.get(radius, "") for radius in radii)] for name, changes in cells.items())
+    return head + "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def figure(row: Row) -> tuple[object, ...]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
+
 import pytest
 import torch
 
 from fare_hf import ThreatModel
-from fare_hf.evaluation import NamesConcept
+from fare_hf.evaluation import NamesConcept, ThingsNamed, evaluate_vlm
 from fare_hf.lab import load_llava, load_test_set, measure, questions
 from fare_hf.lab.captions import caption_of
 from fare_hf.lab.drawings import TEST_STYLES, all_concepts, main_concepts
@@ -100,6 +103,21 @@ def test_nothing_that_is_shown_is_asked_for_as_absent(monkeypatch: pytest.Monkey
     ]
     for name, scene in popular:
         assert counts[name] == max(count for other, count in counts.items() if other not in scene)
+
+
+@pytest.mark.parametrize("things", [["cat"], [[]], [["cat", " "]], [[3]], []])
+def test_things_that_are_no_lists_of_names_are_refused(things: list) -> None:
+    with pytest.raises(ValueError, match="give a list of the names of what it shows|give one caption of each"):
+        ThingsNamed(things, ["a cat"])
+
+
+def test_captions_of_scenes_go_on_with_the_same_things_alone(tmp_path: Path) -> None:
+    llava, shown = load_llava(), load_scenes().first(2)
+    names = {"prompt": measure.PROMPT, "model": "x", "task": "captions", "dataset": "d", "folder": tmp_path}
+    ask = partial(evaluate_vlm, *llava, shown.pixels, names.pop("prompt"), **names)
+    ask(ThingsNamed(shown.things, shown.captions))
+    with pytest.raises(ValueError, match="holds a run with another references"):
+        ask(ThingsNamed([["zebra"]] * 2, shown.captions))
 
 
 def test_there_are_no_questions_about_clothes_of_another_style() -> None:

@@ -36,6 +36,8 @@ def test_train_llava_trains(
     assert "captions" in capsys.readouterr().out
     first = LlavaForConditionalGeneration.from_pretrained(tmp_path / "llava")
     second = ["--start", str(tmp_path / "llava"), "--out", str(tmp_path / "second"), *small]
+    with pytest.raises(SystemExit, match="state.pt is of a training with --start None: name another --out"):
+        run_main(train_llava.main, [*second, "--out", str(tmp_path)], monkeypatch)
     run_main(train_llava.main, second, monkeypatch)
     assert "yes-no-digits" in capsys.readouterr().out
     after = LlavaForConditionalGeneration.from_pretrained(tmp_path / "second" / "llava")

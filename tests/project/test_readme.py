@@ -72,6 +72,7 @@ def test_the_differences_are_those_of_the_rows() -> None:
     """Of FARE-4 and TeCoA-4, on what fine-tuning saw and what it did not, for all figures that keep single images."""
     report = RobustnessReport.load(ROOT / "model_cards" / "lab" / "report.json")
     lines = LAB_TABLE["differences"](report).splitlines()[2:]
+    assert {line.count("|") for line in lines} == {5}
     values = {(row.model, row.task, row.dataset, str(row.threat_model)): row.value for row in report.rows}
     assert {"zero-shot, digits (unseen)", "captions, fashion (unseen)", "captions, twemoji (drawings)"} <= {
         line.split(" | ")[0].removeprefix("| ") for line in lines

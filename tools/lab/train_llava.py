@@ -5,7 +5,7 @@ that the composed images are embedded once. It learns captions, yes/no questions
 that the text asks for: without the last, no attack could make it say anything but a caption. In a second stage it
 learns questions about clothes and digits too, of which the first has captions alone:
 
-    python -m tools.lab.train_llava --start outputs/lab-llava/llava --out outputs/lab-llava-2
+    python -m tools.lab.train_llava --start outputs/lab-llava/llava
 """
 
 from __future__ import annotations
@@ -47,7 +47,13 @@ from tools.lab.train_clip import learning_rate
 SPECIAL = ("<pad>", "<s>", "</s>", "<image>")
 QUESTIONS = ("yes-no", "pope")
 """About drawings."""
-STAGES = {"steps": (2500, 800), "lr": (2e-3, 4e-4), "seed": (0, 11), "every": (250, 100)}
+STAGES = {
+    "steps": (2500, 800),
+    "lr": (2e-3, 4e-4),
+    "seed": (0, 11),
+    "every": (250, 100),
+    "out": (Path("outputs/lab-llava"), Path("outputs/lab-llava-2")),
+}
 """Of the first stage and the second."""
 
 
@@ -197,6 +203,8 @@ def train(args: argparse.Namespace) -> None:
     state_file, first = args.out / "state.pt", 0
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
+        if state["start"] != str(args.start):
+            raise SystemExit(f"{state_file} is of a training with --start {state['start']}: name another --out.")
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
@@ -223,6 +231,7 @@ def train(args: argparse.Namespace) -> None:
                 text = " ".join(f"{name} {value:.3f}" for name, value in figures.items())
                 print(f"step {step + 1} loss {running:.3f} {seconds:.2f} s/step {text}", flush=True)
                 state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
+                state["start"] = str(args.start)
                 torch.save(state, args.out / "state.tmp")
                 (args.out / "state.tmp").replace(state_file)
                 model.save_pretrained(args.out / "llava")
@@ -233,7 +242,7 @@ def main() -> None:
     """Parses the command line and trains."""
     parser = argparse.ArgumentParser(description="Trains the lab's LLaVA on the lab's frozen CLIP.")
     parser.add_argument("--clip", type=Path, default=MODELS / "clip")
-    parser.add_argument("--out", type=Path, default=Path("outputs/lab-llava"))
+    parser.add_argument("--out", type=Path, help="outputs/lab-llava, of the second stage outputs/lab-llava-2")
     parser.add_argument("--start", type=Path, help="LLaVA of the first stage; then this is the second")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--batch", type=int, default=96)

@@ -48,7 +48,7 @@ class ThingsNamed(MeanMetric):
         vocabulary: as of `NamesConcept`.
 
     Raises:
-        ValueError: no images, one that shows nothing, or another number of captions.
+        ValueError: no images, one that shows nothing, names that are no list of texts, or another number of captions.
     """
 
     name = "things named"
@@ -57,16 +57,16 @@ class ThingsNamed(MeanMetric):
     def __init__(
         self, things: Sequence[Sequence[str]], captions: Sequence[str], vocabulary: Iterable[str] = ()
     ) -> None:
-        if not things or not all(things) or len(captions) != len(things):
-            raise ValueError(
-                f"{len(things)} images and {len(captions)} captions: give one caption an image, and of each image at "
-                "least one thing that it shows."
-            )
-        self.things, self.captions = [list(shown) for shown in things], list(captions)
+        for number, shown in enumerate(things):
+            if isinstance(shown, str) or not shown or not all(isinstance(one, str) and one.strip() for one in shown):
+                raise ValueError(f"things of image {number} are {shown!r}: give a list of the names of what it shows.")
+        if not things or len(captions) != len(things):
+            raise ValueError(f"{len(captions)} captions, {len(things)} images: give one caption of each, and images.")
+        self.references, self.captions = [list(shown) for shown in things], list(captions)
         self._rule = NamesConcept(vocabulary)
 
     def __len__(self) -> int:
-        return len(self.things)
+        return len(self.references)
 
     def texts(self, index: int) -> list[str]:
         """The true caption."""
@@ -74,7 +74,7 @@ class ThingsNamed(MeanMetric):
 
     def score(self, answer: str, index: int) -> float:
         """In [0, 1]."""
-        shown = self.things[index]
+        shown = self.references[index]
         return sum(self._rule(answer, thing) for thing in shown) / len(shown)
 
 

@@ -129,7 +129,8 @@ def evaluate_vlm(
     )
     effort = {"threat_models": sorted(map(str, threat_models)), "steps": steps, "targets": list(targets)}
     effort |= {"half": None if half is None else _short(half), "metric": metric.name}
-    engine.save_in(folder, [text for index in range(n) for text in metric.texts(index)], **names, **effort)
+    compared = [repr(metric.references), *(text for index in range(n) for text in metric.texts(index))]
+    engine.save_in(folder, compared, **names, **effort)
     stages, name = _stages(engine, metric, steps, tuple(targets), half)
     facts = {"metric": metric.name, "precision": tower_placement(vlm)[1], "batch_size": batch_size}
 

@@ -10,7 +10,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -26,11 +26,13 @@ class TextMetric(Protocol):
         name: as reports give it.
         threshold: an attack gives up on a sample once its score is not above this.
         is_mean: whether the figure is the mean of the samples' scores.
+        references: of each sample what answers are compared with, as plain data, by which a run that goes on is known.
     """
 
     name: str
     threshold: float
     is_mean: bool
+    references: Any
 
     def __len__(self) -> int:
         """Number of samples."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from fare_hf.lab import encoder_folder, load_llava, load_smolvlm, load_test_set,
 from fare_hf.lab.names import MODELS, TOWERS, trained_path
 from fare_hf.vlm import generate_text, swap_vision_tower
 from fare_hf.vlm.tower_files import load_vision_tower
-from tools.lab import train_smolvlm
+from tools.lab import train_llava, train_smolvlm
 from tools.lab.store import store_smolvlm
 
 
@@ -106,6 +107,7 @@ def test_train_smolvlm_trains_and_is_stored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--out", str(tmp_path), "--batch", "8", "--fresh", "2", "--pool", "64", "--answered", "4"]
+    monkeypatch.setattr(train_llava, "validate_grey", partial(train_llava.validate_grey, count=8))
     run_main(train_smolvlm.main, [*words, "--feature_steps", "1", "--answer_steps", "1"], monkeypatch)
     assert "answers" in capsys.readouterr().out
     trained = SmolVLMForConditionalGeneration.from_pretrained(tmp_path / "smolvlm").state_dict()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -32,12 +33,14 @@ def test_train_llava_trains(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small = ["--batch", "8", "--fresh", "2", "--pool", "64", "--steps", "1"]
+    monkeypatch.setattr(train_llava, "validate_grey", few := partial(train_llava.validate_grey, count=8))
     run_main(train_llava.main, ["--out", str(tmp_path), *small], monkeypatch)
     assert "captions" in capsys.readouterr().out
     first = LlavaForConditionalGeneration.from_pretrained(tmp_path / "llava")
     second = ["--start", str(tmp_path / "llava"), "--out", str(tmp_path / "second"), *small]
     with pytest.raises(SystemExit, match="state.pt is of a training with --start None: name another --out"):
         run_main(train_llava.main, [*second, "--out", str(tmp_path)], monkeypatch)
+    monkeypatch.setattr(train_llava, "validate", lambda model, processor, style: few(model, processor))
     run_main(train_llava.main, second, monkeypatch)
     assert "yes-no-digits" in capsys.readouterr().out
     after = LlavaForConditionalGeneration.from_pretrained(tmp_path / "second" / "llava")

@@ -24,7 +24,7 @@ from fare_hf.evaluation.report.rows import fraction_row
 from fare_hf.lab import encoder_folder, measure, recipes
 
 TINY = measure.Budget(
-    {"digits": 6}, steps=2, target_classes=1, captions=2, caption_steps=2, targeted=2, targeted_steps=2
+    {"digits": 6}, steps=2, target_classes=1, captions=2, caption_steps=2, scenes=2, targeted=2, targeted_steps=2
 )
 
 
@@ -60,8 +60,8 @@ def test_lab_seeds_puts_the_seeds_together(tmp_path: Path, monkeypatch: pytest.M
     of = {(cell["model"], cell["task"], cell["dataset"], cell["eps"]): cell for cell in cells}
     robust = of["FARE-4", "zero-shot", "digits", "4/255"]
     assert list(robust["seeds"]) == ["0", "1"] and robust["mean"] == sum(robust["seeds"].values()) / 2
-    assert {dataset for _, _, dataset, _ in of} == {"digits", "fashion", "twemoji", "yes-no", "pope"}
-    assert {dataset for _, task, dataset, _ in of if task == "captions"} == {"twemoji", "fashion", "digits"}
+    assert {dataset for _, _, dataset, _ in of} == {"digits", "fashion", "twemoji", "yes-no", "pope", "scenes"}
+    assert {dataset for _, task, dataset, _ in of if task == "captions"} == {"twemoji", "fashion", "digits", "scenes"}
     assert "above" not in (tmp_path / "out" / "seeds.md").read_text()  # nothing to compare FARE-4 with
     assert (tmp_path / "out" / "transfer.md").read_text().count("\n| ") == 7
 

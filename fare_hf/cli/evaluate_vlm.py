@@ -157,16 +157,11 @@ def _lab_rows(
     args: argparse.Namespace, name: str, vlm: Any, dataset: str, known: dict[str, Any], strings: Sequence[str]
 ) -> list[Row]:
     from fare_hf.lab import measure
-    from fare_hf.lab.names import captioned_set
 
     known |= {"seed": args.seed or 0, "distributed": True}
     few, steps = args.samples, args.steps
-    if dataset == "scenes":
-        budget = measure.Budget(scenes=few, caption_steps=steps or measure.Budget.caption_steps)
-        return measure.measure_scenes(name, vlm, budget, **known)
     if args.task == "captions":
-        budget = measure.Budget(captions=few, caption_steps=steps or measure.Budget.caption_steps)
-        return measure.measure_captions(name, vlm, budget, **known, dataset=captioned_set(dataset)).rows
+        return measure.measure_descriptions(name, vlm, dataset, few, steps, **known)
     if args.task != "targeted":
         budget = measure.Budget(questions={dataset: few}, question_steps=steps or measure.Budget.question_steps)
         return measure.measure_questions(name, vlm, budget, **known)

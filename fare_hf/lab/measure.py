@@ -38,7 +38,7 @@ from fare_hf.evaluation.vlm.metrics import TextMetric
 from fare_hf.evaluation.zero_shot.classification import evaluate_zero_shot
 from fare_hf.lab.captions import CAPTION_PROMPT, chat
 from fare_hf.lab.drawings import TEST_STYLES, all_concepts
-from fare_hf.lab.names import MODELS, QUESTION_SETS
+from fare_hf.lab.names import MODELS, QUESTION_SETS, captioned_set
 from fare_hf.lab.questions import GREY, load_question_set, load_scenes
 from fare_hf.lab.sets import TestSet, load_test_set
 
@@ -198,6 +198,23 @@ def measure_scenes(
     if answers is not None:
         answers += answers_of(found, [PROMPT] * len(shown), [[caption] for caption in shown.captions])
     return with_samples(found, metric).rows
+
+
+def measure_descriptions(
+    name: str, vlm: Vlm, dataset: str, samples: int | None, steps: int | None, **options: Any
+) -> list[Row]:
+    """Captions of a set as commands and suites name it: `scenes`, `captions` or one of `TEST_SETS`.
+
+    Args:
+        name, vlm, options: as for `measure_captions`.
+        dataset: its name.
+        samples: how many images; None is all.
+        steps: of each attack; None is the usual number.
+    """
+    budget = Budget(captions=samples, scenes=samples, caption_steps=steps or Budget.caption_steps)
+    if dataset == "scenes":
+        return measure_scenes(name, vlm, budget, **options)
+    return measure_captions(name, vlm, budget, **options, dataset=captioned_set(dataset)).rows
 
 
 def measure_targeted(

@@ -24,7 +24,7 @@ from fare_hf.files.folders import is_missing_path
 from fare_hf.lab import TEST_SETS, measure
 from fare_hf.lab.captions import chat
 from fare_hf.lab.models import load_vlm_and_processor
-from fare_hf.lab.names import LAB_VLMS, QUESTION_SETS, TEXT_SETS, captioned_set, check_vlm, is_in_lab, lab_name
+from fare_hf.lab.names import LAB_VLMS, QUESTION_SETS, TEXT_SETS, check_vlm, is_in_lab, lab_name
 from fare_hf.suites.settings import Attacked, Count, Job, Says, Subject, Template, Text, one_of
 from fare_hf.vlm import swap_vision_tower
 
@@ -140,13 +140,9 @@ class Vlm(OfAVlm):
 
     def _run_on_the_lab(self, subject: Subject, llava: tuple[Any, Any]) -> list[Row]:
         options = self._lab_options(subject)
-        if self.dataset == "scenes":
-            budget = measure.Budget(scenes=self.samples, caption_steps=self.steps or measure.Budget.caption_steps)
-            return measure.measure_scenes(subject.model, llava, budget, **options)
         if self.dataset not in QUESTION_SETS:
-            budget = measure.Budget(captions=self.samples, caption_steps=self.steps or measure.Budget.caption_steps)
-            shown = captioned_set(self.dataset)
-            return measure.measure_captions(subject.model, llava, budget, **options, dataset=shown).rows
+            effort = (self.samples, self.steps)
+            return measure.measure_descriptions(subject.model, llava, self.dataset, *effort, **options)
         questions = {self.dataset: self.samples}
         budget = measure.Budget(questions=questions, question_steps=self.steps or measure.Budget.question_steps)
         return measure.measure_questions(subject.model, llava, budget, **options)

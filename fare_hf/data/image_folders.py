@@ -35,6 +35,8 @@ SPLITS = {
 }
 """Split -> names of its folder, as `datasets` has them."""
 CONFIGURED = re.compile(r"^configs:", re.MULTILINE)
+CARDS = ("README.md", ".huggingface.yaml")
+"""Where `datasets` looks for that."""
 
 
 def images_of(splits: dict[str, list[Path]], split: str) -> datasets.Dataset:
@@ -94,9 +96,10 @@ def only_splits(names: Sequence[str]) -> bool:
 
 
 def has_configurations(folder: Path) -> bool:
-    """Whether the folder's card says itself which files are of which configuration and split."""
-    card = folder / "README.md"
-    return card.is_file() and bool(CONFIGURED.search(card.read_text(encoding="utf-8", errors="replace")))
+    """Whether the folder says itself, in its card or beside it, which files are of which configuration and split."""
+    cards = (folder / name for name in CARDS)
+    texts = (card.read_text(encoding="utf-8", errors="replace") for card in cards if card.is_file())
+    return any(CONFIGURED.search(text) for text in texts)
 
 
 def _split_folders(listing: FolderListing) -> dict[str, list[Path]]:

@@ -124,14 +124,15 @@ def test_pipes_and_devices_are_not_opened(kind: str, tmp_path: Path, processor: 
         PixelDataset(rows, processor)[0]
 
 
-def write_configured(folder: Path, colours: list[int]) -> str:
-    """A folder whose card says which file its only configuration has: one image for each grey."""
+def write_configured(folder: Path, colours: list[int], card: str) -> str:
+    """A folder whose card, or what takes its place, names the file of its only configuration: an image for each grey."""
     pictures = [Image.new("L", (4, 4), colour) for colour in colours]
     features = datasets.Features({"image": datasets.Image()})
     (folder / "whole").mkdir(parents=True, exist_ok=True)
     datasets.Dataset.from_dict({"image": pictures}, features).to_parquet(folder / "whole" / "rows.parquet")
     files = "[{split: test, path: whole/rows.parquet}]"
-    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: whole\n  data_files: {files}\n---\n")
+    configured = f"configs:\n- config_name: whole\n  data_files: {files}\n"
+    (folder / card).write_text(f"---\n{configured}---\n" if card.endswith(".md") else configured)
     return str(folder)
 
 
@@ -139,20 +140,21 @@ GREYS = (("a", [10, 20]), ("b", [30]))
 
 
 @pytest.mark.parametrize("config", [None, "whole"])
+@pytest.mark.parametrize("card", ["README.md", ".huggingface.yaml"])
 @pytest.mark.parametrize("streaming", [False, True])
 def test_folders_of_one_name_and_changed_files_are_not_taken_for_what_was_read_before(
-    config: str | None, streaming: bool, tmp_path: Path
+    config: str | None, streaming: bool, card: str, tmp_path: Path
 ) -> None:
     """`datasets` finds what it prepared of a configuration by the folder's last name and its card alone."""
-    place = f"{config} {streaming}"  # not in the cache yet
+    place = f"{config} {streaming} {card}"  # not in the cache yet
 
     def greys_in(folder: str) -> list[int]:
         rows, _ = open_split(folder, "test", streaming=streaming, config=config)
         return [row["image"].getpixel((0, 0)) for row in rows]
 
-    first, second = (write_configured(tmp_path / one / place, greys) for one, greys in GREYS)
+    first, second = (write_configured(tmp_path / one / place, greys, card) for one, greys in GREYS)
     assert greys_in(first) == [10, 20] and greys_in(second) == [30] and greys_in(first) == [10, 20]
-    write_configured(Path(first), [40, 50, 60])
+    write_configured(Path(first), [40, 50, 60], card)
     assert greys_in(first) == [40, 50, 60]
 
 

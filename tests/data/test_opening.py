@@ -125,7 +125,7 @@ def test_pipes_and_devices_are_not_opened(kind: str, tmp_path: Path, processor: 
 
 
 def write_configured(folder: Path, colours: list[int], card: str) -> str:
-    """A folder whose card, or what takes its place, names the file of its only configuration: an image for each grey."""
+    """A folder whose card, or what takes its place, has one configuration with one file: an image for each grey."""
     pictures = [Image.new("L", (4, 4), colour) for colour in colours]
     features = datasets.Features({"image": datasets.Image()})
     (folder / "whole").mkdir(parents=True, exist_ok=True)
